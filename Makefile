@@ -1,0 +1,44 @@
+# make book, make test: from a fresh clone, they do all that is needed.
+
+PYTHON ?= python3
+PY      = .venv/bin/python
+PYTEST  = $(PY) -m pytest -q -rs -n auto --maxprocesses 4 --dist loadfile
+SPHINX  = -W -n --keep-going
+
+.PHONY: help book test tangle notebooks serve check clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+book: tangle ## set up, tangle, execute what changed, build the site
+	.venv/bin/jupyter-book build . $(SPHINX)
+	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+
+test: book ## every test: tools, library, notebooks, pages
+	$(PYTEST) -m "" --nbval tests site/notebooks
+	$(PYTEST) --nbval --library stage site/notebooks
+
+tangle: .venv/ready ## write the library and its tests from the chapters
+	$(PY) -m companion tangle
+
+notebooks: tangle ## record the chapters' outputs in site/notebooks
+	$(PY) -m companion notebook
+
+serve: tangle ## read the book while editing it
+	$(PY) -m companion serve
+
+check: .venv/ready ## quick checks: freshness, lint, types, style
+	$(PY) -m companion tangle --check
+	$(PY) -m companion lint
+	$(PY) -m mypy
+	$(PY) -m ruff check companion tests
+	$(PY) -m pytest -q
+
+clean: ## remove what was built; the environment stays
+	rm -rf _build
+
+.venv/ready: requirements.txt pyproject.toml site/environment.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: Python 3.11 or newer \
+	is needed, and there is no $(PYTHON): install it, or name one \
+	you have (make book PYTHON=python3.12)"; exit 1; }
+	@$(PYTHON) site/environment.py
