@@ -89,7 +89,7 @@ def install(*what):
         for line in pip.stdout:
             file.write(line)
             if line.startswith(("Collecting", "Installing")):
-                print("  " + line.strip()[:70], flush=True)
+                print("  " + line.split(" (")[0].strip()[:72], flush=True)
     if pip.wait():
         explain(log)
 
