@@ -1,0 +1,86 @@
+"""Tools that a machine may lack: a reader is told, CI fails."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TOOLS = {
+    "chromium": (
+        lambda: next(filter(None, map(shutil.which, BROWSERS)), None),
+        "install Chromium (Debian, Ubuntu: apt install chromium)",
+    ),
+    "torch": (
+        lambda: importlib.util.find_spec("torch"),
+        "install PyTorch (.venv/bin/pip install torch==2.13.0)",
+    ),
+    "network": (
+        lambda: "OFFLINE" not in os.environ,
+        "connect to a network, and unset OFFLINE",
+    ),
+    "gpu": (
+        lambda: shutil.which("nvidia-smi"),
+        "run on a machine with an NVIDIA GPU",
+    ),
+}
+NOWHERE_IN_CI = ("gpu",)
+
+
+def need_tool(tool):
+    """Where `tool` is; where it is not, skip and say how to get it."""
+    find, remedy = TOOLS[tool]
+    found = find()
+    if not found:
+        pytest.skip(f"needs {tool}: {remedy}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def need():
+    """`need("chromium")` gives the tool or skips the test."""
+    return need_tool
+
+
+@pytest.fixture(scope="session")
+def root():
+    """The folder of the book."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def site(root):
+    """The built site, which `make book` leaves in _build/html."""
+    folder = root / "_build" / "html"
+    if not (folder / "index.html").exists():
+        pytest.fail(f"no site in {folder}: run `make book` first")
+    return folder
+
+
+def pytest_runtest_setup(item):
+    for marker in item.iter_markers("needs"):
+        need_tool(*marker.args)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return refuse_skip((yield))
+
+
+def refuse_skip(report):
+    """In CI nothing skips but what no CI machine can have."""
+    if "CI" in os.environ and report.outcome == "skipped":
+        reason = str(report.longrepr[-1])
+        allowed = any(f"needs {tool}:" in reason for tool in NOWHERE_IN_CI)
+        if not allowed and not hasattr(report, "wasxfail"):
+            report.outcome = "failed"
+            report.longrepr = f"{reason} (in CI a skip is a failure)"
+    return report
