@@ -40,5 +40,5 @@ clean: ## remove what was built; the environment stays
 .venv/ready: requirements.txt pyproject.toml site/environment.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: Python 3.11 or newer \
 	is needed, and there is no $(PYTHON): install it, or name one \
-	you have (make book PYTHON=python3.12)"; exit 1; }
+	you have (make book PYTHON=python3.12)" >&2; exit 1; }
 	@$(PYTHON) site/environment.py

@@ -5,6 +5,7 @@ Any Python 3 can read this file, so that an old one can be told apart.
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ PIP = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
 def main():
     check_python()
     check_compiler()
-    print("making", VENV, "with Python", sys.version.split()[0], flush=True)
+    print(f"making {VENV} with Python {sys.version.split()[0]}", flush=True)
     make_venv()
     install("-r", "requirements.txt", "--retries=2")
     install("-e", ".", "--no-deps", "--no-build-isolation")
@@ -30,47 +31,49 @@ def main():
 def check_python():
     if sys.version_info < OLDEST:
         fail(
-            "Python 3.11 or newer is needed, and %s is %s: install a newer "
-            "one, or name one you have (make book PYTHON=python3.12)"
-            % (sys.executable, sys.version.split()[0])
+            f"Python 3.11 or newer is needed, and {sys.executable} is "
+            f"{sys.version.split()[0]}: install a newer one, or name one you "
+            "have (make book PYTHON=python3.12)"
         )
     try:
         import ensurepip  # noqa: F401
     except ImportError:
         fail(
-            "Python's venv module is needed, and %s came without it: "
-            "install it (Debian, Ubuntu: apt install python3-venv)"
-            % sys.executable
+            f"Python's venv module is needed, and {sys.executable} came "
+            "without it: install it (Debian, Ubuntu: apt install python3-venv)"
         )
 
 
 def check_compiler():
-    names = [os.environ["CC"]] if "CC" in os.environ else ["cc", "gcc", "clang"]
-    found = [shutil.which(name) for name in names]
-    if not any(map(compiles, filter(None, found))):
+    named = os.environ.get("CC")
+    names = [named] if named else ["cc", "gcc", "clang"]
+    if not any(map(compiles, names)):
         fail(
-            "a C compiler is needed, and %s did not compile a C program: "
-            "install one (Debian, Ubuntu: apt install gcc libc6-dev; macOS: "
-            "xcode-select --install), or name yours (make book CC=clang)"
-            % ", ".join(names)
+            f"a C compiler is needed, and {', '.join(names)} did not compile "
+            "a C program: install one (Debian, Ubuntu: apt install gcc "
+            "libc6-dev; macOS: xcode-select --install), or name yours "
+            "(make book CC=clang)"
         )
 
 
-def compiles(compiler):
+def compiles(name):
+    compiler = shlex.split(name)
+    if not shutil.which(compiler[0]):
+        return False
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "one.c")
         with open(source, "w") as file:
             file.write("#include <math.h>\nint main(void) { return 0; }\n")
-        command = [compiler, source, "-o", os.path.join(folder, "one")]
-        return not subprocess.run(command, stderr=subprocess.DEVNULL).returncode
+        command = [*compiler, source, "-o", os.path.join(folder, "one")]
+        run = subprocess.run(command, stderr=subprocess.DEVNULL)
+        return run.returncode == 0
 
 
 def make_venv():
     old = os.path.join(VENV, "bin", "python")
-    this = "import sys; sys.exit(sys.version_info[:2] != %r)" % (
-        sys.version_info[:2],
-    )
-    usable = shutil.which(old) and not subprocess.call([old, "-c", this])
+    this = tuple(sys.version_info[:2])
+    same = f"import sys; sys.exit(sys.version_info[:2] != {this})"
+    usable = shutil.which(old) and not subprocess.call([old, "-c", same])
     clear = [] if usable else ["--clear"]
     subprocess.check_call([sys.executable, "-m", "venv", *clear, VENV])
 
@@ -101,10 +104,10 @@ def explain(log):
         fail(
             "a network is needed to install the packages, and the package "
             "index did not answer: connect, then run the command again "
-            "(pip's words: %s)" % log
+            f"(pip's words: {log})"
         )
     errors = re.findall("^ERROR: (.*)", text, re.M) or ["see " + log]
-    fail("pip installs requirements.txt, and it stopped: %s" % errors[-1])
+    fail(f"pip installs requirements.txt, and it stopped: {errors[-1]}")
 
 
 def fail(message):

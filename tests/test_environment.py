@@ -1,0 +1,104 @@
+"""What a newcomer's machine may lack is said in one line."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NEEDED = ("Makefile", "pyproject.toml", "requirements.txt",
+          "site/environment.py")  # fmt: skip
+OLD_PYTHON = """#!/bin/sh
+exec {python} -c '
+import runpy, sys
+sys.version, sys.version_info = "3.9.2", (3, 9, 2)
+runpy.run_path(sys.argv[1], run_name="__main__")' "$@"
+"""
+
+
+@pytest.fixture
+def machine(tmp_path, root):
+    """`machine(*tools)` runs `make` where PATH holds no other tools."""
+    for name in NEEDED:
+        target = tmp_path / "book" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / name, target)
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    python = Path(sys._base_executable)
+    places = {"python3": python, "make": shutil.which("make")}
+
+    def run(*tools, **variables):
+        for tool in ("make", "sh", *tools):
+            (bin / tool).symlink_to(places.get(tool) or shutil.which(tool))
+        return subprocess.run(
+            ["make", ".venv/ready"],
+            cwd=tmp_path / "book",
+            env={"PATH": str(bin), "HOME": str(tmp_path), **variables},
+            capture_output=True,
+            text=True,
+        )
+
+    run.bin, run.python = bin, python
+    return run
+
+
+def only_error(run):
+    """The one line the user reads, besides make's own."""
+    assert run.returncode
+    lines = [x for x in run.stderr.splitlines() if not x.startswith("make")]
+    assert len(lines) == 1, run.stderr
+    return lines[0]
+
+
+def test_no_python(machine):
+    assert only_error(machine("cc")) == (
+        "error: Python 3.11 or newer is needed, and there is no python3: "
+        "install it, or name one you have (make book PYTHON=python3.12)"
+    )
+
+
+def test_old_python(machine):
+    script = machine.bin / "python3"
+    script.write_text(OLD_PYTHON.format(python=machine.python))
+    script.chmod(0o755)
+    line = only_error(machine("cc"))
+    assert line.startswith("error: Python 3.11 or newer is needed, and ")
+    assert " is 3.9.2: install a newer one" in line
+
+
+def test_old_pythons_can_read_the_script(root):
+    text = (root / "site" / "environment.py").read_text()
+    ast.parse(text, feature_version=(3, 6))
+
+
+def test_no_compiler(machine):
+    assert only_error(machine("python3")) == (
+        "error: a C compiler is needed, and cc, gcc, clang did not compile "
+        "a C program: install one (Debian, Ubuntu: apt install gcc "
+        "libc6-dev; macOS: xcode-select --install), or name yours "
+        "(make book CC=clang)"
+    )
+
+
+def test_a_compiler_that_does_not_work(machine):
+    run = machine("python3", "cc", "false", CC="false")
+    assert "and false did not compile a C program" in only_error(run)
+
+
+@pytest.mark.slow
+def test_no_network(machine):
+    nowhere = {
+        "CC": shutil.which("cc"),
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_NO_CACHE_DIR": "1",
+    }
+    assert only_error(machine("python3", "cc", "as", "ld", **nowhere)) == (
+        "error: a network is needed to install the packages, and the "
+        "package index did not answer: connect, then run the command again "
+        "(pip's words: .venv/pip.log)"
+    )
