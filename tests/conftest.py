@@ -3,12 +3,15 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+ASK = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
 TOOLS = {
     "chromium": (
         lambda: next(filter(None, map(shutil.which, BROWSERS)), None),
@@ -19,8 +22,8 @@ TOOLS = {
         "install PyTorch (.venv/bin/pip install torch==2.13.0)",
     ),
     "network": (
-        lambda: "OFFLINE" not in os.environ,
-        "connect to a network, and unset OFFLINE",
+        lambda: not subprocess.run(ASK, capture_output=True).returncode,
+        "connect to a network",
     ),
     "gpu": (
         lambda: shutil.which("nvidia-smi"),
@@ -84,3 +87,40 @@ def refuse_skip(report):
             report.outcome = "failed"
             report.longrepr = f"{reason} (in CI a skip is a failure)"
     return report
+
+
+@pytest.fixture(scope="session")
+def clone(root, tmp_path_factory):
+    """The working tree as a repository of its own, with one commit."""
+    folder = tmp_path_factory.mktemp("clone") / root.name
+    listed = ["git", "ls-files", "-z", "-co", "--exclude-standard"]
+    for name in subprocess.check_output(listed, cwd=root).split(b"\0"):
+        source, target = root / name.decode(), folder / name.decode()
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, target)
+    who = ["-c", "user.name=Reader", "-c", "user.email=reader@example.org"]
+    for words in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "--all"],
+        [*who, "commit", "--quiet", "--message=The working tree"],
+    ):
+        subprocess.run(["git", *words], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bare(root, tmp_path_factory):
+    """`bare("numpy")` makes an environment of that, and gives its Python."""
+
+    def make(*packages):
+        folder = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        python = folder / "bin" / "python"
+        pip = [python, "-m", "pip", "install", "--quiet", "-c"]
+        pins = root / "requirements.txt"
+        if packages:
+            subprocess.run([*pip, pins, *packages], check=True)
+        return python
+
+    return make

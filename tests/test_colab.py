@@ -1,0 +1,53 @@
+"""The notebooks run where there is no more than Colab has.
+
+Their first cell installs the library from its repository on the web; here
+git is told to take the working tree instead, and nothing else is changed.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+COLAB = ("ipykernel", "nbclient", "numpy", "matplotlib")
+NOTEBOOKS = Path(__file__).parents[1] / "site" / "notebooks"
+NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def colab(root, clone, bare, need):
+    """What runs a notebook, and the variables it runs with."""
+    need("network")
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    binaries = bare(*COLAB).parent
+    inherited = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    variables = {
+        **inherited,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.{clone.as_uri()}.insteadOf",
+        "GIT_CONFIG_VALUE_0": config["repository"]["url"],
+    }
+    return binaries / "jupyter-execute", variables
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook_runs(name, colab, tmp_path):
+    execute, variables = colab
+    shutil.copy(NOTEBOOKS / f"{name}.ipynb", tmp_path)
+    run = subprocess.run(
+        [execute, "--timeout=600", f"{name}.ipynb"],
+        cwd=tmp_path, env=variables, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def test_every_chapter_with_code_has_a_notebook(root):
+    pages = (root / "chapters").rglob("*.md")
+    with_code = [x.stem for x in pages if "```{code-cell}" in x.read_text()]
+    assert NAMES == sorted(with_code)

@@ -1,0 +1,116 @@
+"""The repository says each thing once, or says it everywhere alike."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+GENERATED = ("companion/tensor.py", "companion/literate/tangle.py",
+             "companion/kernels/sgemm.c", "tests/chapters/test_arrays.py",
+             "site/notebooks/arrays.ipynb")  # fmt: skip
+WRITTEN = ("chapters/tensors/arrays.md", "tests/conftest.py", "Makefile")
+
+
+@pytest.fixture(scope="session")
+def project(root):
+    return tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+
+@pytest.fixture(scope="session")
+def config(root):
+    return yaml.safe_load((root / "_config.yml").read_text())
+
+
+@pytest.fixture(scope="session")
+def pins(root):
+    """Every requirement as (name, version, marker)."""
+    text = (root / "requirements.txt").read_text()
+    lines = [x for x in text.splitlines() if x and not x.startswith("#")]
+    form = r"([\w.-]+)==([\w.]+)(?:; (.+))?"
+    return [re.fullmatch(form, line).groups() for line in lines]
+
+
+def same(name):
+    return re.sub("[-_.]+", "-", name.lower())
+
+
+def test_every_requirement_is_pinned_once(pins):
+    names = [same(name) for name, _, _ in pins]
+    assert len(names) == len(set(names))
+
+
+def test_everything_the_package_asks_for_is_pinned(project, pins):
+    pinned = {same(name) for name, _, _ in pins}
+    extras = project["optional-dependencies"].values()
+    asked = sum(extras, project["dependencies"])
+    names = {same(re.match(r"[\w.-]+", line)[0]) for line in asked}
+    assert names <= pinned
+
+
+def test_cuda_is_only_for_machines_that_can_have_it(pins):
+    markers = {same(name): marker for name, _, marker in pins}
+    assert markers["cupy-cuda12x"] == (
+        'platform_system == "Linux" and platform_machine == "x86_64"'
+    )
+
+
+def test_one_version(root, project):
+    import companion
+
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())
+    assert companion.__version__ == project["version"] == cited["version"]
+
+
+def test_one_address(root, config):
+    cited = yaml.safe_load((root / "CITATION.cff").read_text())
+    url = config["repository"]["url"]
+    assert cited["repository-code"] == url
+    hosted = r"https://github\.com/[\w-]+/[\w-]+"
+    for page in ("README.md", "CONTRIBUTING.md", "pyproject.toml"):
+        found = set(re.findall(hosted, (root / page).read_text()))
+        assert found <= {url}, page
+
+
+def test_generated_files_are_marked(root):
+    marked = attribute(root, "linguist-generated", *GENERATED, *WRITTEN)
+    assert marked == ["true"] * len(GENERATED) + ["unspecified"] * len(WRITTEN)
+
+
+def attribute(root, name, *paths):
+    out = subprocess.check_output(
+        ["git", "check-attr", name, *paths], cwd=root, text=True
+    )
+    return [line.rsplit(": ", 1)[1] for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("folder", ["companion", "tests/chapters"])
+def test_generated_files_say_so(root, folder):
+    files = sorted((root / folder).rglob("*"))
+    sources = [x for x in files if x.suffix in {".py", ".c", ".cu"}]
+    assert sources
+    for file in sources:
+        first = file.read_text(encoding="utf-8").split("\n", 1)[0]
+        assert "make tangle" in first, file
+
+
+def test_make_lists_the_verbs(root):
+    out = subprocess.check_output(["make"], cwd=root, text=True)
+    listed = re.findall(r"^  make (\w+) +\S", out, re.M)
+    makefile = (root / "Makefile").read_text()
+    phony = re.search(r"^\.PHONY: (.*)", makefile, re.M)[1].split()
+    assert listed == phony
+
+
+def test_workflows_run_the_same_commands(root):
+    steps = {
+        path.stem: [
+            step.get("run")
+            for job in yaml.safe_load(path.read_text())["jobs"].values()
+            for step in job["steps"]
+        ]
+        for path in (root / ".github" / "workflows").glob("*.yml")
+    }
+    assert "bash .ci/run" in steps["ci"]
+    assert "make book" in steps["pages"]
