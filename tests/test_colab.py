@@ -50,4 +50,4 @@ def test_notebook_runs(name, colab, tmp_path):
 def test_every_chapter_with_code_has_a_notebook(root):
     pages = (root / "chapters").rglob("*.md")
     with_code = [x.stem for x in pages if "```{code-cell}" in x.read_text()]
-    assert NAMES == sorted(with_code)
+    assert sorted(with_code) == NAMES
