@@ -24,7 +24,7 @@ tangle: .venv/ready ## write the library and its tests from the chapters
 notebooks: tangle ## record the chapters' outputs in site/notebooks
 	$(PY) -m companion notebook
 
-serve: tangle ## read the book while editing it
+serve: .venv/ready ## read the book while editing it
 	$(PY) -m companion serve
 
 check: .venv/ready ## quick checks: freshness, lint, types, style

@@ -1,0 +1,179 @@
+"""Every gate can fail: a fault is planted, and its one line expected."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_links import dead_links, unlabelled_images
+
+ARRAYS = "chapters/tensors/arrays.md"
+SKIPPING = """
+import pytest
+
+@pytest.mark.needs("moon")
+def test_moon():
+    raise AssertionError("never runs")
+
+def test_import():
+    pytest.importorskip("a_module_that_nobody_has")
+"""
+
+
+@pytest.fixture
+def book(clone, tmp_path):
+    """A copy of the repository to plant faults in."""
+    return Path(shutil.copytree(clone, tmp_path / "book"))
+
+
+def run(book, *words, **options):
+    """Run a module in the book's folder: (status, what it printed)."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=book, text=True, check=False, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+def first_cell(text):
+    """The line at which a chapter's first code cell begins, from 0."""
+    lines = text.split("\n")
+    return next(n for n, x in enumerate(lines) if "{code-cell}" in x)
+
+
+def plant(path, *lines, at=None):
+    """Insert lines into a chapter, before its first code cell."""
+    text = path.read_text().split("\n")
+    at = first_cell(path.read_text()) if at is None else at
+    text[at:at] = lines
+    path.write_text("\n".join(text))
+    return at + 1
+
+
+def cell(*code, tags=""):
+    """The lines of a code cell."""
+    return "```{code-cell} python", f":tags: [{tags}]", "", *code, "```", ""
+
+
+def test_a_chapter_that_uses_a_later_name(book):
+    line = plant(book / ARRAYS, *cell("from companion.tensor import Tensor"))
+    status, told = run(book, "companion", "execute", "arrays")
+    assert status == 1
+    assert told.startswith(f"{ARRAYS}:{line + 3}: ModuleNotFoundError: ")
+
+
+def test_a_library_that_uses_a_name_of_nowhere(book):
+    code = ["def early():", "    return Tensorial"]
+    line = plant(book / ARRAYS, *cell(*code, tags="tangle"))
+    status, told = run(book, "companion", "tangle")
+    assert status == 1
+    assert told.startswith(f"{ARRAYS}:{line + 4}: ")
+    assert "Tensorial" in told
+
+
+def test_a_library_that_was_edited_by_hand(book):
+    module = book / "companion" / "view.py"
+    module.write_text(module.read_text() + "\nEDITED = True\n")
+    line = len(module.read_text().splitlines())
+    for words in (["--check"], []):
+        status, told = run(book, "companion", "tangle", *words)
+        assert status == 1
+        assert f"companion/view.py:{line}" in told
+    assert module.read_text().endswith("EDITED = True\n")
+
+
+def test_a_chapter_that_was_not_tangled(book):
+    plant(book / ARRAYS, *cell("LATE = True", tags="tangle"))
+    status, told = run(book, "companion", "tangle", "--check")
+    assert status == 1
+    assert "companion/view.py" in told
+
+
+def test_a_record_that_is_stale(book):
+    plant(book / ARRAYS, *cell("print('new')"))
+    status, told = run(book, "companion", "notebook", "--check")
+    assert status == 1
+    assert "site/notebooks/arrays.ipynb" in told
+
+
+@pytest.mark.slow
+def test_an_output_that_changed(book):
+    path = book / "site" / "notebooks" / "arrays.ipynb"
+    notebook = json.loads(path.read_text())
+    spoil(notebook)
+    path.write_text(json.dumps(notebook))
+    nbval = ["pytest", "-q", "-x", "--nbval", "--library=stage", str(path)]
+    status, told = run(book, *nbval)
+    assert status == 1
+    assert "Cell outputs differ" in told
+    assert "what nobody prints" in told
+
+
+def spoil(notebook):
+    """Change the first text that a notebook prints."""
+    for code in notebook["cells"]:
+        for output in code.get("outputs", []):
+            if output.get("name") == "stdout":
+                output["text"] = ["what nobody prints\n"]
+                return
+    raise AssertionError("the notebook prints nothing")
+
+
+def test_an_image_without_words(book):
+    line = plant(book / ARRAYS, "![](strides.svg)", "")
+    status, told = run(book, "companion", "lint")
+    assert status == 1
+    assert re.search(rf"^{ARRAYS}:{line}: .*alt", told, re.M)
+
+
+@pytest.mark.slow
+def test_a_reference_that_leads_nowhere(book, root):
+    line = plant(book / ARRAYS, "See [this](#no-such-place).", "")
+    shutil.copytree(root / "_build" / "executed", book / "_build" / "executed")
+    build = ["build", ".", "-W", "-n", "--keep-going"]
+    status, told = run(book, "jupyter_book.cli.main", *build)
+    assert status != 0
+    assert re.search(rf"{ARRAYS}:{line}: .*no-such-place", told)
+
+
+@pytest.mark.slow
+def test_faults_in_the_built_site(site, tmp_path):
+    copy = Path(shutil.copytree(site, tmp_path / "html")).resolve()
+    page = copy / "chapters" / "tensors" / "arrays.html"
+    fault = '<main id="planted"><a href="gone.html">x</a><img src="x.svg">'
+    page.write_text(page.read_text().replace("<main", fault + "<main", 1))
+    (dead, broken), (unlabelled,) = dead_links(copy), unlabelled_images(copy)
+    assert dead.startswith("chapters/tensors/arrays.html:")
+    assert dead.endswith(": gone.html")
+    assert broken.endswith(": x.svg") and unlabelled.endswith(": x.svg")
+
+
+@pytest.mark.parametrize(
+    ("variables", "outcome"),
+    [({"CI": "true"}, "1 failed, 1 error"), ({}, "2 skipped")],
+)
+def test_a_tool_that_is_missing(root, tmp_path, variables, outcome):
+    text = (root / "tests" / "conftest.py").read_text()
+    moon = 'TOOLS = {\n    "moon": (lambda: None, "look up"),'
+    (tmp_path / "conftest.py").write_text(text.replace("TOOLS = {", moon))
+    (tmp_path / "test_skips.py").write_text(SKIPPING)
+    (tmp_path / "pytest.ini").write_text(
+        "[pytest]\nmarkers = needs(tool): x\n"
+    )
+    _, told = run(tmp_path, "pytest", "-rsf", env=variables)
+    assert outcome in told
+    assert "needs moon: look up" in told
+
+
+@pytest.mark.parametrize("tool", ["mypy", "ruff"])
+def test_types_and_style(book, tool):
+    faulty = "import os\n\n\ndef f(x: int) -> str:\n    return x\n"
+    (book / "companion" / "faulty.py").write_text(faulty)
+    words = {"mypy": ["mypy"], "ruff": ["ruff", "check", "companion"]}[tool]
+    status, told = run(book, *words)
+    assert status == 1
+    assert "faulty.py" in told
