@@ -1,0 +1,122 @@
+"""Sphinx extension: the landing page's picture, drawn from the book itself.
+
+Every strand runs from the line of a chapter that defines something to the
+line of the library (or of its tests) where tangle puts it.
+"""
+
+from html import escape
+from pathlib import Path
+
+from companion.literate.source import read_book
+from companion.literate.tangle import tangle
+
+WIDTH, HEIGHT, GAP = 720, 560, 9
+LEFT, RIGHT = 210, 500
+
+
+class Column:
+    """Texts stacked from top to bottom, each as tall as it is long."""
+
+    def __init__(self, x, texts):
+        self.x, self.texts = x, texts
+        room = HEIGHT - GAP * max(len(texts) - 1, 0)
+        self.scale = room / max(sum(map(lines, texts.values())), 1)
+        self.tops, y = {}, 0.0
+        for name, text in texts.items():
+            self.tops[name] = y
+            y += lines(text) * self.scale + GAP
+
+    def point(self, name, line):
+        """The height of one line of one text."""
+        return self.tops[name] + (line - 0.5) * self.scale
+
+    def draw(self, anchor, label):
+        """The bars and their names."""
+        side = -12 if anchor == "end" else 12
+        for name, text in self.texts.items():
+            y, height = self.tops[name], lines(text) * self.scale
+            yield (f'<rect x="{self.x - 2}" y="{y:.1f}" width="4" '
+                   f'height="{max(height, 1.5):.1f}"/>')  # fmt: skip
+            if height > 11:
+                yield (f'<text x="{self.x + side}" y="{y + height / 2:.1f}" '
+                       f'text-anchor="{anchor}">{escape(label(name))}</text>')  # fmt: skip
+
+
+def lines(text):
+    """How many lines a text has."""
+    return text.count("\n")
+
+
+def strand(definition, chapters, files):
+    """The curve from a definition's paragraph to its place."""
+    start = chapters.point(definition.path, definition.chapter_line)
+    stop = files.point(definition.file, definition.line)
+    middle = (LEFT + RIGHT) / 2
+    kind = "test" if definition.file.startswith("tests/") else "code"
+    path = (f"M{LEFT + 3},{start:.1f}C{middle},{start:.1f} "
+            f"{middle},{stop:.1f} {RIGHT - 3},{stop:.1f}")  # fmt: skip
+    place = f"{definition.path}:{definition.chapter_line}"
+    return (f'<path class="{kind}" d="{path}"><title>'
+            f"{escape(definition.name)}: {place} to "
+            f"{definition.file}:{definition.line}</title></path>")  # fmt: skip
+
+
+def picture(book, library):
+    """The whole book and the whole library, and what ties them."""
+    drawn = [d for d in library.definitions if d.line]
+    order = [c for c in book.chapters if any(d.path == c.path for d in drawn)]
+    files = {d.file for d in drawn}
+    chapters = Column(LEFT, {c.path: c.text for c in order})
+    modules = {f: t for f, t in library.files.items() if f in files}
+    made = Column(RIGHT, modules)
+    titles = {c.path: Path(c.path).stem for c in order}
+    parts = [
+        f'<svg viewBox="0 -6 {WIDTH} {HEIGHT + 12}" aria-hidden="true">',
+        *(strand(d, chapters, made) for d in drawn),
+        *chapters.draw("end", titles.get),
+        *made.draw("start", lambda f: f.removeprefix("companion/")),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def numbers(book, library):
+    """What the landing page counts."""
+    code = [t for f, t in library.files.items() if f.startswith("companion/")]
+    cells = [cell for chapter in book.chapters for cell in chapter.cells]
+    drawn = [d for d in library.definitions if d.line]
+    return {
+        "chapters": len([c for c in book.chapters if c.cells]),
+        "cells": len(cells),
+        "definitions": len(drawn),
+        "tests": sum(d.name.startswith("test_") for d in drawn),
+        "lines": sum(map(lines, code)),
+    }
+
+
+def add_picture(app, pagename, templatename, context, doctree):
+    """Give the landing page what it shows."""
+    if templatename != "landing.html":
+        return
+    book = read_book(app.srcdir)
+    library = tangle(book)
+    context["picture"] = picture(book, library)
+    context["numbers"] = numbers(book, library)
+
+
+def restyled(app, env, added, changed, removed):
+    """A changed stylesheet or script is a reason to write the site again."""
+    built = Path(app.outdir, "index.html")
+    static = Path(app.srcdir, "site", "static").rglob("*")
+    if not built.exists():
+        return []
+    when = built.stat().st_mtime
+    newer = any(file.stat().st_mtime > when for file in static)
+    return [app.config.root_doc] if newer else []
+
+
+def setup(app):
+    """Register with Sphinx."""
+    app.connect("html-page-context", add_picture)
+    app.connect("env-get-outdated", restyled)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
