@@ -174,8 +174,10 @@ MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
     if lines and lines[0].startswith("---"):
-        end = next((n for n, x in enumerate(lines[1:], 1)
-                    if x.startswith("---")), len(lines))  # fmt: skip
+        end = next(
+            (n for n, x in enumerate(lines[1:], 1) if x.startswith("---")),
+            len(lines),
+        )
         return "\n".join(lines[1:end]), end + 1
     taken = 0
     while taken < len(lines) and lines[taken].startswith(":"):
@@ -207,11 +209,16 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
     cell = Cell(
-        chapter=chapter.name, path=path, index=index, line=line,
-        source=source, tags=as_list(options.get("tags")),
+        chapter=chapter.name,
+        path=path,
+        index=index,
+        line=line,
+        source=source,
+        tags=as_list(options.get("tags")),
         language=magic[1] if magic else "python",
-        replaces=as_list(options.get("replaces")), options=options,
-    )  # fmt: skip
+        replaces=as_list(options.get("replaces")),
+        options=options,
+    )
     check_tags(cell)
     named = options.get("file") or (magic and magic[2]) or chapter.module
     return replace(cell, file=target_file(cell, named))
@@ -235,14 +242,17 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     if "tangle" not in cell.tags:
         return None
     if not named:
-        raise cell.error(1, "no file to tangle to: give the cell `:file:` or"
-                            " the front matter `companion: {module: …}`")
+        raise cell.error(
+            1,
+            "no file to tangle to: give the cell `:file:` or"
+            " the front matter `companion: {module: …}`",
+        )
     file = PurePosixPath(named)
     if file.suffix not in SUFFIXES:
         known = " ".join(SUFFIXES)
-        raise cell.error(1, f"unknown file suffix in {named!r}: one of {known}")
+        raise cell.error(1, f"unknown suffix in {named!r}: not in {known}")
     if file.is_absolute() or ".." in file.parts:
-        raise cell.error(1, f"{named!r} leaves companion/: name a file below it")
+        raise cell.error(1, f"{named!r} is not a file below companion/")
     return str(file)
 
 
@@ -280,8 +290,9 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     lines = text.split("\n")
     start = 0
     if lines[0].rstrip() == "---":
-        start = next((n for n, x in enumerate(lines[1:], 1)
-                      if x.rstrip() == "---"), 0)  # fmt: skip
+        start = next(
+            (n for n, x in enumerate(lines[1:], 1) if x.rstrip() == "---"), 0
+        )
         if not start:
             raise unclosed(path, 0, "---")
     front = load_yaml("\n".join(lines[1:start]), path, 2)
@@ -318,10 +329,16 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     chapter = Chapter(name, path, name, notebook.get("metadata", {}), text)
     found = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     cells = (
-        make_cell(chapter, f"{path}[{n}]", n - 1, 1,
-                  "".join(cell["source"]).rstrip(), cell["metadata"])
+        make_cell(
+            chapter,
+            f"{path}[{n}]",
+            n - 1,
+            1,
+            "".join(cell["source"]).rstrip(),
+            cell["metadata"],
+        )
         for n, cell in enumerate(found, 1)
-    )  # fmt: skip
+    )
     return replace(chapter, cells=tuple(cells))
 
 
@@ -330,8 +347,11 @@ def check_exercises(chapter: Chapter) -> None:
     asked: Cell | None = None
     for cell in (*chapter.cells, None):
         if asked and (cell is None or "exercise" in cell.tags):
-            raise asked.error(1, "this exercise has no solution: add a cell"
-                                 " tagged [solution, hide-cell] after it")
+            raise asked.error(
+                1,
+                "this exercise has no solution: add a cell"
+                " tagged [solution, hide-cell] after it",
+            )
         if cell and {"exercise", "solution"} & set(cell.tags):
             asked = cell if "exercise" in cell.tags else None
 
@@ -367,8 +387,11 @@ def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
     if not (root / "_toc.yml").exists():
-        raise SourceError("_toc.yml", 1, f"not found in {root}: run this in"
-                          " the folder of the book")  # fmt: skip
+        raise SourceError(
+            "_toc.yml",
+            1,
+            f"not found in {root}: run this in the folder of the book",
+        )
     text = read_text(root / "_toc.yml", "_toc.yml")
     toc = load_yaml(text, "_toc.yml", 1)
     files = [str(PurePosixPath(f).with_suffix(".md")) for f in toc_files(toc)]
