@@ -12,7 +12,8 @@ help: ## list the verbs
 
 book: tangle ## set up, tangle, execute what changed, build the site
 	.venv/bin/jupyter-book build . $(SPHINX)
-	@echo "The book: file://$(CURDIR)/_build/html/index.html"
+	@echo "To read it with its interactive figures, or to edit it: make serve"
+	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
 
 test: book ## every test: tools, library, notebooks, pages
 	$(PYTEST) -m "" --nbval tests site/notebooks
