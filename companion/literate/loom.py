@@ -1,0 +1,140 @@
+"""What a build of the site knows of the book and its library."""
+
+import hashlib
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.util.osutil import relative_uri
+
+from companion.literate.source import read_book
+from companion.literate.tangle import tangle
+
+RECORD = "site/notebooks"
+
+
+class Loom:
+    """The book of the build under way, and the library it tangles to."""
+
+    def load(self, root):
+        """Read the book that stands in `root`, and tangle it."""
+        self.book = read_book(root)
+        self.library = tangle(self.book)
+        self.chapters = {
+            page_of(chapter.path): chapter
+            for chapter in self.book.chapters
+            if chapter.cells
+        }
+        found = self.library.definitions
+        self.by_cell = grouped(found, lambda d: (d.path, d.cell_index))
+        self.by_name = grouped(found, lambda d: (d.file, d.name))
+        self.by_file = grouped(found, lambda d: d.file)
+
+    def made_by(self, cell):
+        """What one cell defines."""
+        return self.by_cell.get((cell.path, cell.index), [])
+
+    def versions(self, made):
+        """All that the book ever defines by a definition's name."""
+        return self.by_name[made.file, made.name]
+
+    def standing(self, file):
+        """A file's definitions as the book leaves them, in its order."""
+        found = [made for made in self.by_file.get(file, []) if made.line]
+        return sorted(found, key=lambda made: made.line)
+
+    def files(self):
+        """The files of the library, its tests left out."""
+        return [f for f in self.library.files if f.startswith("companion/")]
+
+    def file_of(self, cell):
+        """Where a cell's text went: an `@extend` follows its class."""
+        made = self.made_by(cell)
+        return made[0].file if made else cell.target
+
+    def first_cells(self, file):
+        """Of each chapter that writes in a file, the first such cell."""
+        cells = [c for page in self.chapters.values() for c in page.cells]
+        found = [cell for cell in cells if self.file_of(cell) == file]
+        return {cell.path: cell for cell in reversed(found)}.values()
+
+    def state(self, page):
+        """A hash of all that the rest of the book gives to a page."""
+        if page not in self.chapters:
+            return digest(self.book.numbers, self.library.files)
+        order = self.book.tangle_order
+        earlier = [
+            (cell.path, cell.index, cell.target, cell.source)
+            for chapter in order[: order.index(self.chapters[page])]
+            for cell in chapter.cells
+            if cell.target
+        ]
+        replacing = [
+            (made.name, made.path, made.cell_index)
+            for made in self.library.definitions
+            if made.action == "replace"
+        ]
+        return digest(self.book.numbers, earlier, replacing)
+
+    def record(self, page):
+        """The committed notebook of a page."""
+        return Path(self.book.root, RECORD, f"{Path(page).name}.ipynb")
+
+
+LOOM = Loom()
+
+
+def grouped(things, key):
+    """Lists of the things that share a key, by that key."""
+    found = defaultdict(list)
+    for thing in things:
+        found[key(thing)].append(thing)
+    return found
+
+
+def page_of(path):
+    """The page that shows a chapter, or a file of the library."""
+    stem = re.sub(r"\.(md|py)$", "", path)
+    return stem if path.endswith(".md") else f"source/{stem}"
+
+
+def digest(*parts):
+    """A hash of what a page is made from."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def uri(page, target, anchor=""):
+    """The address of a page, or a place in it, as seen from `page`."""
+    address = relative_uri(f"{page}.html", f"{target}.html")
+    return f"{address}#{anchor}" if anchor else address
+
+
+def link(page, target, anchor, *words):
+    """A link from one page to a place in another, as a node."""
+    address = uri(page, target, anchor)
+    return nodes.reference("", "", *words, refuri=address, internal=True)
+
+
+def cell_id(index):
+    """The anchor of a chapter's cell."""
+    return f"cell-{index}"
+
+
+def cell_link(page, path, index):
+    """A link to a cell; `number` writes its section's number into it."""
+    target = page_of(path)
+    reference = link(page, target, cell_id(index))
+    reference["cell"] = target, index
+    return reference
+
+
+def code(text):
+    """Text set as code."""
+    return nodes.literal("", text)
+
+
+def paragraph(*words, style=""):
+    """A paragraph of strings and nodes."""
+    children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
+    return nodes.paragraph("", "", *children, classes=[style] * bool(style))

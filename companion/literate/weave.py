@@ -1,0 +1,351 @@
+"""Weave: a Sphinx extension that shows each cell's place in the library."""
+
+import difflib
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from docutils import nodes
+from pygments.lexers import CLexer, CudaLexer, get_lexer_for_filename
+from pygments.token import Comment
+from sphinx.errors import SphinxError
+
+from companion.literate.execute import execute
+from companion.literate.loom import (
+    LOOM,
+    RECORD,
+    cell_id,
+    code,
+    link,
+    page_of,
+    paragraph,
+    uri,
+)
+from companion.literate.pages import (
+    ORIGIN,
+    Identifiers,
+    Modules,
+    at,
+    source_pages,
+)
+from companion.literate.source import SourceError
+from companion.literate.tangle import tangle
+
+
+def begin(app, config):
+    """Load the book; tell MyST-NB which of the pages are chapters."""
+    try:
+        LOOM.load(app.srcdir)
+    except SourceError as error:
+        raise SphinxError(str(error)) from error
+    config.nb_custom_formats = config.nb_custom_formats | {
+        f"/{chapter.path}": [f"{__name__}.read", {"page": page}, False]
+        for page, chapter in LOOM.chapters.items()
+    }
+
+
+SOLUTION = {
+    "code_prompt_show": "Show the solution",
+    "code_prompt_hide": "Hide the solution",
+}
+
+
+def read(text, page):
+    """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
+    try:
+        notebook = execute(LOOM.book, LOOM.chapters[page].name)
+    except SourceError as error:
+        raise SphinxError(str(error)) from error
+    notebook.metadata.language_info = {"pygments_lexer": "ipython3"}
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for index, cell in enumerate(cells):
+        cell.metadata.index = index
+        if "solution" in cell.metadata.get("tags", []):
+            cell.metadata.mystnb = SOLUTION
+    return notebook
+
+
+def dress(app, doctree):
+    """Give the cells of a chapter their names, languages and captions."""
+    page = app.env.docname
+    chapter = LOOM.chapters.get(page)
+    if chapter is None:
+        return
+    sections = {}
+    for node in elements(doctree, "cell_code"):
+        cell = chapter.cells[node["cell_metadata"]["index"]]
+        node["ids"].append(cell_id(cell.index))
+        sections[cell.index] = section_of(node)
+        for source in elements(node, "cell_code_source"):
+            set_language(source, cell)
+            source[:0] = caption(page, cell)
+    app.env.metadata[page]["woven"] = LOOM.state(page), sections
+    doctree.next_node(nodes.section).extend(gained(page, chapter))
+
+
+def elements(tree, kind):
+    """The containers of one kind that MyST-NB put into a tree."""
+    found = tree.findall(nodes.container)
+    return [node for node in found if node.get("nb_element") == kind]
+
+
+def section_of(node):
+    """The anchor of the section around a node, as Sphinx numbers it."""
+    while not isinstance(node, nodes.section):
+        node = node.parent
+    top = isinstance(node.parent, nodes.document)
+    return "" if top else "#" + node["ids"][0]
+
+
+class CCell(CLexer):
+    """C that may begin with the cell magic `%%c`."""
+
+    name, aliases = "C cell", ["c-cell"]
+
+    def get_tokens_unprocessed(self, text, stack=("root",)):
+        magic = text[: text.find("\n") + 1] if text[:2] == "%%" else ""
+        yield 0, Comment.Special, magic
+        rest = super().get_tokens_unprocessed(text[len(magic) :], stack)
+        for start, token, value in rest:
+            yield start + len(magic), token, value
+
+
+class CudaCell(CCell, CudaLexer):
+    """CUDA that may begin with the cell magic `%%cuda`."""
+
+    name, aliases = "CUDA cell", ["cuda-cell"]
+
+
+def set_language(source, cell):
+    """Have the cells in C and CUDA highlighted as such."""
+    if cell.language != "python":
+        for block in source.findall(nodes.literal_block):
+            block["language"] = f"{cell.language}-cell"
+
+
+def caption(page, cell):
+    """The line above a cell: its file, and its place in the file."""
+    file = LOOM.file_of(cell)
+    if file is None:
+        return []
+    words = [link(page, page_of(file), "", code(file))]
+    made = LOOM.made_by(cell)
+    if "test" in cell.tags:
+        words.insert(0, "test · ")
+    elif made:
+        words += [" · ", *place(page, made[0])]
+    return [paragraph(*words, style="tt-place")]
+
+
+def place(page, made):
+    """Where in its file a definition went: strings and nodes."""
+    versions = LOOM.versions(made)
+    turn = versions.index(made)
+    owner = made.name.rpartition(".")[0]
+    after = made.after.removeprefix(f"{owner}.")
+    if made.action == "replace":
+        yield from ("replaces ", code(made.name), ", ")
+        yield at(page, versions[turn - 1])
+    else:
+        yield from ("class ", code(owner), ", ") if owner else ()
+        yield from ("after ", code(after)) if after else ("at the top",)
+    for later in versions[turn + 1 :]:
+        yield from (" · replaced in ", at(page, later))
+
+
+def number(app, doctree, page):
+    """Write into each link to a cell the number of the cell's section."""
+    for reference in doctree.findall(nodes.reference):
+        if "cell" in reference:
+            reference += nodes.Text(section_number(app, *reference["cell"]))
+
+
+def section_number(app, page, index):
+    """The number of the section that holds a cell, or the page's title."""
+    _, sections = app.env.metadata[page]["woven"]
+    section = sections.get(index, "")
+    numbers = app.env.toc_secnumbers.get(page, {}).get(section)
+    if numbers is None:
+        return app.env.titles[page].astext()
+    return "§" + ".".join(map(str, numbers))
+
+
+def link_names(app, doctree):
+    """Let names like `Tensor.apply` in prose lead to their definition."""
+    page = app.env.docname
+    known = {
+        made.name: made
+        for made in reversed(LOOM.library.definitions)
+        if "." in made.name
+    }
+    for literal in list(doctree.findall(nodes.literal)):
+        made = known.get(literal.astext())
+        if made and isinstance(literal.parent, nodes.paragraph):
+            anchor = cell_id(made.cell_index)
+            target = link(page, page_of(made.path), anchor, literal.deepcopy())
+            literal.replace_self(target)
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a chapter did to one file: its lines before and after."""
+
+    file: str
+    before: list[str]
+    after: list[str]
+
+    @property
+    def diff(self):
+        """The lines lost and gained, with two lines around each."""
+        diff = difflib.unified_diff(self.before, self.after, n=2, lineterm="")
+        return list(diff)[2:]
+
+    def count(self, sign):
+        """How many lines were gained (`+`) or lost (`-`)."""
+        return sum(line.startswith(sign) for line in self.diff)
+
+
+def changes(chapter):
+    """What a chapter does to the files of the library, and its tests."""
+    order = LOOM.book.tangle_order
+    at = order.index(chapter)
+    before, after = (
+        tangle(replace(LOOM.book, chapters=order[:end])).files
+        for end in (at, at + 1)
+    )
+    found = [
+        Change(file, bare(before.get(file, "")), bare(text))
+        for file, text in after.items()
+    ]
+    return [change for change in found if change.before != change.after]
+
+
+def bare(text):
+    """The lines of a generated file, less its header and its origins."""
+    return [line for line in text.splitlines()[1:] if not ORIGIN.match(line)]
+
+
+def gained(page, chapter):
+    """The section that closes a chapter: what it gave the library."""
+    found = changes(chapter)
+    if not found:
+        return []
+    section = nodes.section(ids=["gained"], names=["gained"])
+    section += nodes.title("", "What the library gained")
+    for change in found:
+        section += fold(page, change)
+    return [section]
+
+
+FOLD = """\
+<details class="tt-gained"><summary><code>{file}</code> {count}</summary>
+<p class="tt-place"><a href="{uri}">{file}, as the book leaves it</a></p>
+"""
+
+
+def fold(page, change):
+    """A file's change, folded: whole where new, else its difference."""
+    new = not change.before
+    count = f"+{change.count('+')} −{change.count('-')}"
+    opening = FOLD.format(
+        file=change.file,
+        uri=uri(page, page_of(change.file)),
+        count=f"new, {len(change.after)} lines" if new else count,
+    )
+    block = nodes.literal_block()
+    block += nodes.Text("\n".join(change.after if new else change.diff))
+    language = get_lexer_for_filename(change.file).aliases[0]
+    block["language"] = language if new else "diff"
+    closing = nodes.raw("", "</details>", format="html")
+    return [nodes.raw("", opening, format="html"), block, closing]
+
+
+COLAB = "https://colab.research.google.com/github"
+PRINT = {
+    "type": "javascript",
+    "text": "Print",
+    "icon": "fas fa-file-pdf",
+    "javascript": "window.print()",
+    "tooltip": "Print, or save as PDF",
+}
+
+
+def button(text, icon, url, tooltip):
+    """A link as the theme's templates want it."""
+    return {
+        "type": "link",
+        "text": text,
+        "icon": f"fas fa-{icon}",
+        "url": url,
+        "tooltip": tooltip,
+    }
+
+
+def group(text, icon, buttons):
+    """Buttons that unfold."""
+    return {
+        "type": "group",
+        "icon": f"fas fa-{icon}",
+        "tooltip": text,
+        "buttons": buttons,
+    }
+
+
+def buttons(app, page, template, context, doctree):
+    """Put the book's own buttons in a page's head, for the theme's."""
+    if doctree is None:
+        return
+    pathto, theme = context["pathto"], app.config.html_theme_options
+    url, branch = theme["repository_url"], theme["repository_branch"]
+    text = pathto(f"_sources/{context['sourcename']}", 1)
+    downloads = [button(".md", "file", text, "The page's source"), PRINT]
+    edit = f"{url}/edit/{branch}/{page}.md"
+    shown = [
+        group("Download this page", "download", downloads),
+        button("", "pencil-alt", edit, "Edit this page"),
+    ]
+    record = LOOM.record(page)
+    if record.exists():
+        address = pathto(f"notebooks/{record.name}", 1)
+        downloads.insert(0, button(".ipynb", "code", address, "The notebook"))
+        github = url.replace("https://github.com", COLAB)
+        address = f"{github}/blob/{branch}/{RECORD}/{record.name}"
+        shown.insert(0, button("Colab", "play", address, "Run it on Colab"))
+    context["header_buttons"][:] = shown
+
+
+def copy_notebooks(app, exception):
+    """Lay the notebooks beside the pages, for the download button."""
+    folder = Path(app.outdir, "notebooks")
+    for page in LOOM.chapters:
+        if exception is None and LOOM.record(page).exists():
+            folder.mkdir(exist_ok=True)
+            shutil.copy2(LOOM.record(page), folder)
+
+
+def outdated(app, env, added, changed, removed):
+    """The pages to read again, because the book around them changed."""
+    return [
+        page
+        for page, kept in env.metadata.items()
+        if "woven" in kept and page in env.found_docs
+        if kept["woven"][0] != LOOM.state(page)
+    ]
+
+
+def setup(app):
+    """What Sphinx calls first: where weave takes part in a build."""
+    app.add_css_file("weave.css")
+    app.add_lexer("c-cell", CCell)
+    app.add_lexer("cuda-cell", CudaCell)
+    app.add_directive("identifiers", Identifiers)
+    app.add_directive("library", Modules)
+    app.connect("config-inited", begin, priority=900)
+    app.connect("env-get-outdated", outdated)
+    app.connect("doctree-read", dress, priority=400)
+    app.connect("doctree-read", link_names)
+    app.connect("doctree-resolved", number)
+    app.connect("html-collect-pages", source_pages)
+    app.connect("html-page-context", buttons, priority=502)
+    app.connect("build-finished", copy_notebooks)
+    return {"parallel_read_safe": False, "parallel_write_safe": True}
