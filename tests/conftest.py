@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -31,6 +32,9 @@ TOOLS = {
     ),
 }
 NOWHERE_IN_CI = ("gpu",)
+
+settings.register_profile("book", deadline=None, print_blob=True)
+settings.load_profile("book")
 
 
 def need_tool(tool):
