@@ -164,8 +164,7 @@ class Uses(ast.NodeVisitor):
     def visit_Constant(self, node):
         if self.annotation and isinstance(node.value, str):
             quoted = ast.parse(f"({node.value})", mode="eval").body
-            for part in ast.walk(quoted):
-                part.lineno = node.lineno
+            ast.increment_lineno(quoted, node.lineno - 1)
             self.within([quoted], now=False)
 
 

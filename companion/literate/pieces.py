@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import dataclass, field
+from typing import Any
 
 from companion.literate.source import Cell
 
@@ -17,7 +18,7 @@ class Piece:
     """
 
     cell: Cell
-    node: ast.stmt | None  # None in C
+    node: Any  # the statement; None in C
     first: int
     line: int
     text: list[str | None]
@@ -105,8 +106,9 @@ def open_class(piece: Piece, lines, owner) -> None:
 
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
-    parts = [*node.bases, *node.keywords]
-    at = max([node.lineno, *(part.end_lineno for part in parts)])
+    values = [*node.bases, *(word.value for word in node.keywords)]
+    ends = [value.end_lineno or 0 for value in values]
+    at = max([node.lineno, *ends])
     while not lines[at - 1].split("#")[0].rstrip().endswith(":"):
         if at == node.body[0].lineno:
             break
@@ -184,14 +186,13 @@ class Layout:
     def __init__(self, mark: str = "# {path}:{line}"):
         self.mark = mark
         self.lines: list[str] = []
-        self.origins: list[tuple[Piece, int] | None] = []
+        self.origins: dict[int, tuple[Piece, int]] = {}
         self.next: tuple[str, int] | None = None
         self.spans: dict[int, tuple[int, int]] = {}
 
-    def emit(self, text: str, origin=None) -> None:
+    def emit(self, text: str) -> None:
         """One more line; the place in the chapter moves on by one."""
         self.lines.append(text)
-        self.origins.append(origin)
         if self.next:
             self.next = (self.next[0], self.next[1] + 1)
 
@@ -221,7 +222,8 @@ class Layout:
                 indent = text[: len(text) - len(text.lstrip())]
                 self.sign(piece.place(n), indent)
                 begin += n == 0
-            self.emit(text, (piece, piece.first + n))
+            self.emit(text)
+            self.origins[len(self.lines)] = (piece, piece.first + n)
         self.add(piece.body, depth + 1)
         self.spans[id(piece)] = (begin, len(self.lines))
 

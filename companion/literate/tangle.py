@@ -207,7 +207,7 @@ class Tangler:
 
     def take_python(self, cell: Cell, beside: bool) -> None:
         """Place a cell's statements."""
-        module = self.module(cell.target, beside)
+        module = self.module(cell.target or "", beside)
         found = pieces(cell)
         plain = [p for p in found if not imports_of(p.node)]
         moved = plain and all(decorated(p.node, "extend") for p in plain)
@@ -233,7 +233,7 @@ class Tangler:
 
     def take_c(self, cell: Cell, beside: bool) -> None:
         """Place a cell of C: whole, or where what it replaces stood."""
-        module = self.module(cell.target, beside)
+        module = self.module(cell.target or "", beside)
         new = c_pieces(cell)
         found = [self.old(module, n, p) for p in new for n in p.names]
         old = [entry for entry in found if entry]
@@ -454,7 +454,7 @@ class Tangler:
         own = bound(tree.body) | set(module.imports)
         for use in found:
             if use.name not in own:
-                piece, line = layout.origins[use.line - 1]
+                piece, line = layout.origins[use.line]
                 self.resolve(module, use._replace(line=line), piece)
         head = top(module)
         self.note(module, layout, found, len(head))
@@ -568,8 +568,8 @@ def needs(piece, made, found) -> list[str]:
 
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
-    test = getattr(piece.node, "test", None)
-    return isinstance(piece.node, ast.If) and "__name__" in ast.unparse(test)
+    node = piece.node
+    return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
 def top(module: Module) -> list[str]:
