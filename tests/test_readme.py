@@ -73,9 +73,12 @@ def test_every_file_that_is_named_exists(root, page):
 
 
 def code(page):
-    """What a page sets as code, inline or in blocks."""
+    """What a page sets as code, in blocks or inside a line."""
     text = page.read_text(encoding="utf-8")
-    return "\n".join(re.findall(r"```.*?```|`[^`]+`", text, re.S))
+    fenced = r"^(`{3,})\w*\n(.*?)^\1$"
+    blocks = [body for _, body in re.findall(fenced, text, re.M | re.S)]
+    prose = re.sub(fenced, "", text, flags=re.M | re.S)
+    return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose)])
 
 
 def test_the_example_runs(root, readme):
