@@ -268,7 +268,7 @@ def failure(chapter, cells, cell):
     }
     trace = plain("\n".join(output.traceback))
     trace = CELL_FRAME.sub(lambda frame: at(chapter, lines, frame), trace)
-    trace = FILE_FRAME.sub(beside, trace)
+    trace = FILE_FRAME.sub(r"File \1", trace)
     places = re.findall(re.escape(chapter.path) + r":(\d+)", trace)
     line = int(places[-1]) if places else first_line(chapter, cells, cell)
     message = f"{output.ename}: {output.evalue}"
@@ -276,8 +276,7 @@ def failure(chapter, cells, cell):
 
 
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
-FILE_FRAME = re.compile(r"File (\S*?(companion/\S+\.py)):(\d+)")
-ORIGIN = re.compile(r"\s*# (chapters/\S+\.md):(\d+)\s*$")
+FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 
 
 def plain(text):
@@ -289,23 +288,6 @@ def at(chapter, lines, frame):
     """A cell's frame, by the chapter's line instead of the cell's."""
     cell, line = frame.groups()
     return f"{chapter.path}:{lines[cell] + int(line) - 1}"
-
-
-def beside(frame):
-    """A library's frame, with the chapter's line beside the module's."""
-    path, name, line = frame.groups()
-    place = origin(Path(path).read_text(), int(line))
-    return f"File {name}:{line}" + (f" ({place})" if place else "")
-
-
-def origin(text, line):
-    """The chapter's place of a generated file's line, or None."""
-    above = text.splitlines()[:line]
-    for distance, candidate in enumerate(reversed(above)):
-        if found := ORIGIN.match(candidate):
-            start = int(found[2])
-            return f"{found[1]}:{start + max(distance - 1, 0)}"
-    return None
 
 
 def finish(chapter, notebook, device):

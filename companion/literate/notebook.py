@@ -1,16 +1,11 @@
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import argparse
-import posixpath
 import re
 import sys
-from dataclasses import dataclass
-from functools import partial
 
 import nbformat
-import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
-from pybtex.database import parse_file
 
 from companion.literate.execute import (
     RECORD,
@@ -19,14 +14,9 @@ from companion.literate.execute import (
     read_notebook,
     tagged,
 )
+from companion.literate.markdown import Page, addresses, page_of
 from companion.literate.runtime import PREFIX
-from companion.literate.source import (
-    FENCE,
-    SourceError,
-    closing,
-    read_book,
-    split_options,
-)
+from companion.literate.source import SourceError, read_book
 from companion.literate.stage import replace
 
 INSTALL = """\
@@ -35,304 +25,6 @@ from importlib.util import find_spec
 
 if not all(map(find_spec, ["companion", "ml_dtypes", "hypothesis"])):
     %pip install --quiet "companion @ git+{url}@{branch}" hypothesis"""
-
-
-# ------------------------------------------------------------ addresses
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where the book's pages, labels and sources stand on the web."""
-
-    site: str
-    repository: str
-    branch: str
-    titles: dict[str, str]  # page -> title
-    labels: dict[str, tuple[str, str]]  # label -> (page, text)
-    sources: dict[str, str]  # key of the bibliography -> Author year
-
-    def page(self, page, anchor=""):
-        address = f"{self.site}/{page}.html"
-        return f"{address}#{anchor}" if anchor else address
-
-    def file(self, path):
-        return f"{self.repository}/raw/{self.branch}/{path}"
-
-    def holding(self, directive):
-        """The page that holds the glossary or the bibliography."""
-        return self.labels.get("{" + directive + "}", ("intro", ""))[0]
-
-
-def addresses(book):
-    """Read `_config.yml`, every chapter's labels, and the sources."""
-    text = (book.root / "_config.yml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
-    repository = config["repository"]["url"].removesuffix("/")
-    owner, name = repository.split("/")[-2:]
-    labels = {}
-    for chapter in book.chapters:
-        labels.update(find_labels(page_of(chapter), chapter.text))
-    return Addresses(
-        site=f"https://{owner}.github.io/{name}",
-        repository=repository,
-        branch=config["repository"].get("branch", "main"),
-        titles={page_of(c): c.title for c in book.chapters},
-        labels=labels,
-        sources=cited_as(book, config.get("bibtex_bibfiles", [])),
-    )
-
-
-def page_of(chapter):
-    return chapter.path.removesuffix(".md")
-
-
-TARGET = re.compile(r"\(([^()\s]+)\)=\s*$", re.M)
-LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
-NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
-LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
-
-
-def find_labels(page, text):
-    """What a reference may name on this page, with its text."""
-    found = {name: (page, name) for name in NAMED.findall(text)}
-    for name, heading in LABELLED.findall(text):
-        found[name] = (page, heading or name)
-    found.update({name: (page, "") for name in LISTING.findall(text)})
-    return found
-
-
-def cited_as(book, files):
-    """`{key: "Knuth 1984"}` for every entry of the bibliography."""
-    found = {}
-    for file in files:
-        entries = parse_file(str(book.root / file)).entries
-        for key, entry in entries.items():
-            people = entry.persons.get("author", [])
-            names = [" ".join(person.last_names) for person in people]
-            who = names[0] if names else entry.fields.get("title", key)
-            more = " et al." if len(names) > 2 else ""
-            both = f" and {names[1]}" if len(names) == 2 else more
-            found[key] = f"{who}{both} {entry.fields.get('year', '')}".strip()
-    return found
-
-
-# ------------------------------------------------ MyST to plain Markdown
-
-
-@dataclass(frozen=True)
-class Page:
-    """One page being rewritten, and what its text may refer to."""
-
-    name: str
-    web: Addresses
-    glued: dict[str, str]
-
-    def rewrite(self, text):
-        """MyST as plain Markdown, block by block."""
-        lines, out, prose, at = text.split("\n"), [], [], 0
-        while at < len(lines):
-            fence = FENCE.match(lines[at])
-            if not fence:
-                prose.append(lines[at])
-                at += 1
-                continue
-            end = closing(self.name, lines, at, fence[1])
-            out += [self.inline(prose), self.block(lines[at : end + 1])]
-            prose, at = [], end + 1
-        out.append(self.inline(prose))
-        return re.sub(r"\n{3,}", "\n\n", "\n\n".join(out)).strip()
-
-    def block(self, lines):
-        """A fenced block: plain code stays, a directive is rewritten."""
-        head = re.match(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)", lines[0])
-        if not head:
-            return "\n".join(lines)
-        name, argument = head.groups()
-        text, taken = split_options(lines[1:-1])
-        options = yaml.safe_load(text) or {}
-        body = "\n".join(lines[1 + taken : -1]).strip("\n")
-        rewrite = DIRECTIVES.get(name, partial(quote, title=name.title()))
-        return rewrite(self, argument, options, body)
-
-    def inline(self, lines):
-        """A run of paragraphs with its roles and links rewritten."""
-        kept = [line for line in lines if not UNSEEN.match(line)]
-        return INLINE.sub(self.span, "\n".join(kept))
-
-    def span(self, match):
-        """One role, link, code span or formula."""
-        if match["role"]:
-            rewrite = ROLES.get(match["role"], code)
-            return rewrite(self, *text_and_target(match["content"]))
-        if match["target"]:
-            text = INLINE.sub(self.span, match["text"])
-            return self.link(match["bang"], text, match["target"])
-        return match[0]
-
-    def link(self, bang, text, target):
-        """A Markdown link or image, made absolute."""
-        if re.match(r"[a-z]+:", target):
-            return f"{bang}[{text}]({target})"
-        label = target.removeprefix("#")
-        if label in self.web.labels:
-            return reference(self, text, label)
-        path, _, anchor = target.partition("#")
-        path = self.resolve(path) if path else self.name + ".md"
-        page = path.removesuffix(".md")
-        if page in self.web.titles:
-            text = text or self.web.titles[page]
-            return f"{bang}[{text}]({self.web.page(page, anchor)})"
-        return f"{bang}[{text}]({self.web.file(path)})"
-
-    def resolve(self, path):
-        """A path relative to this page, or absolute, from the root."""
-        here = posixpath.dirname(self.name)
-        return posixpath.normpath(posixpath.join("/", here, path))[1:]
-
-
-UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
-INLINE = re.compile(
-    r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
-    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
-    r"|\$\$.+?\$\$|\$[^$\n]+\$"
-    r"|(?P<bang>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)",
-    re.S,
-)
-
-
-def text_and_target(content):
-    """`text <target>` as a pair; without a text, an empty one."""
-    content = " ".join(content.split())
-    found = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content)
-    return found.groups() if found else ("", content)
-
-
-# Roles: page, text, target -> Markdown.
-
-
-def reference(page, text, label):
-    where, title = page.web.labels.get(label, (page.name, label))
-    text = re.sub(r"\s*(%s|\{number\})", "", text) or title
-    anchor = label.lower().replace("_", "-")
-    return f"[{text}]({page.web.page(where, anchor)})"
-
-
-def document(page, text, target):
-    where = page.resolve(target)
-    text = text or page.web.titles.get(where, target)
-    return f"[{text}]({page.web.page(where)})"
-
-
-def term(page, text, target):
-    anchor = "term-" + re.sub(r"[^a-zA-Z0-9._]+", "-", target)
-    where = page.web.page(page.web.holding("glossary"), anchor)
-    return f"[{text or target}]({where})"
-
-
-def cite(page, text, target):
-    where = page.web.page(page.web.holding("bibliography"))
-    keys = [key.strip() for key in target.split(",")]
-    return ", ".join(
-        f"[{page.web.sources.get(key, key)}]({where})" for key in keys
-    )
-
-
-def glued(page, text, target):
-    return page.glued.get(target, f"`{target}`")
-
-
-def code(page, text, target):
-    return f"`{text or target}`"
-
-
-def wrapped(before, after):
-    return lambda page, text, target: before + (text or target) + after
-
-
-def nothing(page, *ignored):
-    return ""
-
-
-ROLES = {
-    **dict.fromkeys(["ref", "numref", "eq", "any"], reference),
-    **dict.fromkeys(["cite", "cite:p", "cite:t"], cite),
-    **dict.fromkeys(["glue", "glue:text", "glue:md"], glued),
-    "abbr": lambda page, text, target: re.sub(r" *\(.*\)", "", target),
-    "doc": document,
-    "index": nothing,
-    "kbd": wrapped("<kbd>", "</kbd>"),
-    "math": wrapped("$", "$"),
-    "sub": wrapped("<sub>", "</sub>"),
-    "sup": wrapped("<sup>", "</sup>"),
-    "term": term,
-}
-
-
-# Directives: page, argument, options, body -> Markdown.
-
-
-def quote(page, argument, options, body, title=""):
-    """A box of the page as a quotation with a bold title."""
-    heading = page.inline([argument]) or title
-    text = f"**{heading}**\n\n" if heading else ""
-    return quoted(text + page.rewrite(body))
-
-
-def quoted(text):
-    return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
-
-
-def figure(page, argument, options, body):
-    alt = options.get("alt", "")
-    image = page.link("!", alt, argument)
-    return f"{image}\n\n{quoted(page.rewrite(body))}" if body else image
-
-
-def formula(page, argument, options, body):
-    return f"$$\n{(argument + body).strip()}\n$$"
-
-
-def listing(page, argument, options, body):
-    return f"```{argument}\n{body}\n```"
-
-
-def content(page, argument, options, body):
-    heading = f"**{page.inline([argument])}**\n\n" if argument else ""
-    return heading + page.rewrite(body)
-
-
-def list_table(page, argument, options, body):
-    """Rows written as nested lists, as a Markdown table."""
-    rows = [
-        [cell.strip() for cell in re.split(r"^ {2}- ?", row, flags=re.M)[1:]]
-        for row in re.split(r"^\* ", body.replace("\n* -", "\n*   -"), flags=re.M)
-    ]
-    rows = [[" ".join(c.split()) for c in row] for row in rows if row]
-    rule = ["---"] * len(rows[0])
-    lines = [f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]]]
-    return page.inline([f"**{argument}**\n\n" * bool(argument), *lines])
-
-
-def elsewhere(page, argument, options, body):
-    """What only a web page can show."""
-    where = page.web.page(page.name)
-    return f"*[This part is interactive: see it on the page]({where}).*"
-
-
-DIRECTIVES = {
-    **dict.fromkeys(["figure", "image"], figure),
-    **dict.fromkeys(["code", "code-block", "sourcecode"], listing),
-    **dict.fromkeys(["raw", "iframe"], elsewhere),
-    **dict.fromkeys(["bibliography", "tableofcontents", "index"], nothing),
-    **dict.fromkeys(["div", "container", "grid", "tab-set"], content),
-    **dict.fromkeys(["grid-item", "tab-item", "card", "table"], content),
-    **dict.fromkeys(["admonition", "margin", "sidebar", "epigraph"], quote),
-    "list-table": list_table,
-    "math": formula,
-}
-
-
-# ----------------------------------------------------------- the record
 
 
 def assemble(book, name, values, web=None):
@@ -357,7 +49,8 @@ def about(source):
         "display_name": "Python 3",
         "language": "python",
     }
-    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    language = {"name": "python"}
+    metadata: dict = {"kernelspec": kernel, "language_info": language}
     if "companion" in source.metadata:
         metadata["companion"] = source.metadata["companion"]
     if any(tagged(cell, "gpu") for cell in code_cells(source)):

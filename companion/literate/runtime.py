@@ -5,6 +5,7 @@ import inspect
 import sys
 from types import CellType
 
+
 class Empty:
     """Holds what Python itself writes into every class, no more."""
 

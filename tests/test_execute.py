@@ -1,0 +1,198 @@
+"""Every output comes from one execution, on the chapter's own stage."""
+
+import nbformat
+import pytest
+from small_book import cell, page, small_book
+
+from companion.literate import execute as module
+from companion.literate.execute import code_cells, execute, main
+from companion.literate.source import SourceError
+
+ONE = cell("def one():\n    return 1", "tangle")
+
+
+def outputs(notebook):
+    return [
+        output.get("text") or output.get("data") or output.evalue
+        for cell in code_cells(notebook)
+        for output in cell.outputs
+    ]
+
+
+def fails(book, name="first"):
+    with pytest.raises(SourceError) as error:
+        execute(book, name)
+    return str(error.value)
+
+
+def test_outputs_cache_and_prose(tmp_path, monkeypatch):
+    first = page(
+        "first",
+        ONE,
+        cell("one()"),
+        cell("import random\nprint(random.random())"),
+        cell("1 / 0", "raises-exception"),
+    )
+    done = execute(small_book(tmp_path, first=first), "first")
+    one, number, error = outputs(done)
+    assert one == {"text/plain": "1"}
+    assert error == "division by zero"
+    assert done.metadata["execution"]["seconds"] > 0
+
+    edited = first.replace("# First", "# First\n\nOther prose.")
+    again = execute(small_book(tmp_path, first=edited), "first")
+    assert outputs(again)[1] == number
+    assert "Other prose." in again.cells[0].source
+
+    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran again"))
+    execute(small_book(tmp_path, first=edited), "first")
+
+
+def test_a_changed_cell_or_library_runs_again(tmp_path):
+    second = page("second", cell("from companion.layers import one\none()"))
+    book = small_book(tmp_path, first=page("first", ONE), second=second)
+    assert outputs(execute(book, "second")) == [{"text/plain": "1"}]
+    other = ONE.replace("return 1", "return 11")
+    book = small_book(tmp_path, first=page("first", other), second=second)
+    assert outputs(execute(book, "second")) == [{"text/plain": "11"}]
+
+
+def test_a_damaged_cache_is_rebuilt(tmp_path):
+    book = small_book(tmp_path, first=page("first", cell("6 * 7")))
+    execute(book, "first")
+    cache = tmp_path / "_build/executed/first-stage.ipynb"
+    cache.write_text('{"cells": [')
+    assert outputs(execute(book, "first")) == [{"text/plain": "42"}]
+
+
+def test_a_chapter_sees_nothing_later(tmp_path):
+    early = page("early", cell("import companion.data"))
+    late = page("late", cell("def name():\n    return 0", "tangle"))
+    book = small_book(tmp_path, early=early, late=late)
+    message = fails(book, "early")
+    assert message.startswith(
+        "chapters/early.md:9: ModuleNotFoundError: "
+        "No module named 'companion.data'"
+    )
+    final = execute(book, "early", library="final")
+    assert final.cells[-1].execution_count == 1
+
+
+def test_a_failure_names_the_line_of_the_chapter(tmp_path):
+    first = page(
+        "first",
+        cell("def half(n):\n    assert n % 2 == 0, 'odd'\n    return n // 2"),
+        cell("x = 3\nhalf(x)"),
+    )
+    message = fails(small_book(tmp_path, first=first))
+    assert message.startswith("chapters/first.md:10: AssertionError: odd\n")
+    assert "chapters/first.md:17" in message
+    assert "Cell In[" not in message and "\x1b" not in message
+
+
+def test_a_syntax_error_names_its_line(tmp_path):
+    first = page("first", cell("x = 1\n%matplotlib inline\nx = = 2"))
+    message = fails(small_book(tmp_path, first=first))
+    assert message.startswith("chapters/first.md:11: SyntaxError: ")
+
+
+def test_a_failure_in_the_library_names_both_places(tmp_path):
+    first = page(
+        "first", cell('def check():\n    raise ValueError("no")', "tangle")
+    )
+    second = page(
+        "second", cell("from companion.layers import check\ncheck()")
+    )
+    message = fails(small_book(tmp_path, first=first, second=second), "second")
+    assert message.startswith("chapters/second.md:10: ValueError: no\n")
+    assert "\nFile companion/layers.py:" in message
+    assert str(tmp_path) not in message
+
+
+def test_what_should_raise_and_does_not(tmp_path):
+    first = page("first", cell("1 + 1", "raises-exception"))
+    assert fails(small_book(tmp_path, first=first)) == (
+        "chapters/first.md:10: the cell is tagged raises-exception and "
+        "raised nothing: remove the tag, or let it fail"
+    )
+
+
+def test_a_cell_that_never_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CELL_TIMEOUT", 1)
+    first = page("first", cell("1"), cell("while True:\n    pass"))
+    assert fails(small_book(tmp_path, first=first)) == (
+        "chapters/first.md:14: TimeoutError: ran longer than 1 s"
+    )
+
+
+def test_a_kernel_that_dies(tmp_path):
+    first = page("first", cell("import os\nos._exit(3)"))
+    assert fails(small_book(tmp_path, first=first)) == (
+        "chapters/first.md:9: DeadKernelError: the kernel died in this cell"
+    )
+
+
+def test_figures_are_transparent_svg_with_real_text(tmp_path):
+    first = page(
+        "first",
+        cell(
+            "import matplotlib.pyplot as plt\n"
+            "plt.plot([1, 2])\n"
+            "plt.title('a title')\n"
+            "plt.show()"
+        ),
+    )
+    (data,) = outputs(execute(small_book(tmp_path, first=first), "first"))
+    svg = data["image/svg+xml"]
+    assert ">a title</text>" in svg
+    assert "#ffffff" not in svg and f"#{module.INK}" in svg
+    assert data["text/plain"] == "<Figure size 640x480 with 1 Axes>"
+
+
+def gpu_book(folder):
+    return small_book(
+        folder, first=page("first", cell("print(2 ** 9)", "gpu"))
+    )
+
+
+def test_gpu_cells_run_where_there_is_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gpu_name", lambda: "Some GPU")
+    done = execute(gpu_book(tmp_path), "first")
+    assert outputs(done) == ["512\n"]
+    recorded = done.cells[-1].metadata["recorded"]
+    assert recorded["device"] == "Some GPU"
+    assert recorded["source"] == module.digest("print(2 ** 9)")[:12]
+
+
+def test_gpu_cells_show_the_record_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gpu_name", lambda: "Some GPU")
+    book = gpu_book(tmp_path)
+    record = tmp_path / "site/notebooks/first.ipynb"
+    record.parent.mkdir(parents=True)
+    nbformat.write(execute(book, "first"), record)
+
+    monkeypatch.setattr(module, "gpu_name", lambda: None)
+    note, text = outputs(execute(book, "first"))
+    source = module.digest("print(2 ** 9)")[:12]
+    assert note["text/plain"].startswith("Recorded on Some GPU, 20")
+    assert note["text/plain"].endswith(f"; source {source}")
+    assert text == "512\n"
+
+    edited = page("first", cell("print(2 ** 10)", "gpu"))
+    book = small_book(tmp_path, first=edited)
+    note, text = outputs(execute(book, "first"))
+    assert note["text/plain"].endswith("an earlier version of this cell")
+
+
+def test_gpu_cells_never_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "gpu_name", lambda: None)
+    (note,) = outputs(execute(gpu_book(tmp_path), "first"))
+    assert note["text/plain"].startswith("Not run here")
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    small_book(tmp_path, first=page("first", cell("1")))
+    monkeypatch.chdir(tmp_path)
+    assert main(["first"]) == 0
+    assert "first: ran in" in capsys.readouterr().err
+    assert main(["other"]) == 1

@@ -1,0 +1,149 @@
+"""The measures of a chapter, and every limit broken once."""
+
+import pytest
+from small_book import cell, page, small_book
+
+from companion.literate.execute import execute
+from companion.literate.lint import (
+    functions,
+    longest_run,
+    main,
+    measure,
+    problems,
+    table,
+    words,
+)
+from companion.literate.tangle import tangle
+
+DEFINE = cell("def one():\n    return 1", "tangle")
+
+
+def lint(folder, *blocks):
+    """What `lint` finds wrong with a chapter made of these blocks."""
+    book = small_book(folder, first=page("first", *blocks))
+    return [str(problem) for problem in problems(book, tangle(book))]
+
+
+def measured(folder, *blocks):
+    book = small_book(folder, first=page("first", *blocks))
+    return measure(book, book.chapter("first"), tangle(book))
+
+
+def test_measures(tmp_path):
+    found = measured(
+        tmp_path,
+        "One two three {term}`four <x>` `code` $x$ [five](b.md).",
+        "```{margin}\nAn aside.\n```",
+        cell("1\n2"),
+        "Six seven.",
+        "```{figure} a.svg\n:alt: An A\nIts caption.\n```",
+        DEFINE,
+        DEFINE.replace("one", "two"),
+    )
+    assert found.words == 1 + 5 + 2 + 2 + 2  # the title's word first
+    assert found.cells == [2, 2, 2]
+    assert (found.library, found.pending) == (4, 2)
+    assert (found.figures, found.asides) == (1, 1)
+    assert found.gap == 8
+    assert found.seconds is None
+
+
+def test_seconds_come_from_the_cache(tmp_path):
+    book = small_book(tmp_path, first=page("first", cell("1")))
+    execute(book, "first")
+    found = measure(book, book.chapter("first"), tangle(book))
+    assert found.seconds is not None and found.seconds > 0
+
+
+def test_words_are_those_that_are_read():
+    assert words("A {ref}`text <label>` with `x = 1` and $a b$.") == 4
+    assert words("don't count 12 well-known") == 3
+
+
+def test_longest_run():
+    assert longest_run([True, True, False, True]) == 2
+    assert longest_run([]) == 0
+
+
+def test_a_clean_chapter(tmp_path):
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters/a.svg").write_text("<svg/>")
+    assert lint(
+        tmp_path,
+        "Words, [a link](first.md), [a label](#x), [far](https://a.b/c.d).",
+        "![An A](a.svg)",
+        DEFINE,
+    ) == []  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "block, message",
+    [
+        (cell("\n".join(["x = 1"] * 31)),
+         "chapters/first.md:9: a cell of 31 lines: at most 30"),
+        (cell("x = 1\ny = '" + "y" * 80 + "'"),
+         "chapters/first.md:10: 86 columns: at most 79"),
+        ("This is\nSimply true.",
+         "chapters/first.md:9: 'Simply' tells the reader nothing: "
+         "leave it out"),
+        ("```{note}\nIt is just so.\n```",
+         "chapters/first.md:9: 'just' tells the reader nothing: "
+         "leave it out"),
+        ("![](first.md)",
+         "chapters/first.md:8: no alternative text for first.md"),
+        ("```{figure} first.md\nCaption\n```",
+         "chapters/first.md:8: no alternative text for first.md"),
+        ("Text\n[a link](none.md#x)",
+         "chapters/first.md:9: none.md#x does not exist"),
+        ("```{image} /none.svg\n:alt: None\n```",
+         "chapters/first.md:8: /none.svg does not exist"),
+    ],
+)  # fmt: skip
+def test_limits(tmp_path, block, message):
+    assert lint(tmp_path, block) == [message]
+
+
+def test_a_picture_drawn_by_a_cell_needs_a_text(tmp_path):
+    source = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
+    book = small_book(tmp_path, first=page("first", cell(source)))
+    execute(book, "first")
+    (problem,) = problems(book, tangle(book))
+    assert str(problem) == (
+        "chapters/first.md:9: the picture has no alternative text: "
+        "give the cell `mystnb: {image: {alt: …}}`"
+    )
+    named = cell(source, mystnb="{image: {alt: A point}}")
+    book = small_book(tmp_path, first=page("first", named))
+    execute(book, "first")
+    assert list(problems(book, tangle(book))) == []
+
+
+def test_a_long_function(tmp_path):
+    body = "\n".join(["    x = 1"] * 20)
+    long = cell(f"class A:\n    x = 1\n\n\ndef f():\n{body}", "tangle")
+    book = small_book(tmp_path, first=page("first", long))
+    library = tangle(book)
+    library.files = {
+        path: text.replace("def f():", "def f():" + "\n    x = 1" * 20)
+        for path, text in library.files.items()
+    }
+    found = [name for *_, name, length in functions(library) if length > 30]
+    assert found == ["f"]
+    assert "f has 41 lines: at most 30" in str(list(problems(book, library)))
+
+
+def test_the_table_lines_up():
+    lines = table([["arrays", *range(12)]]).split("\n")
+    assert lines[0].startswith("chapter ")
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    small_book(tmp_path, first=page("first", DEFINE))
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    assert "first" in out and "functions: " in out
+    small_book(tmp_path, first=page("first", "Obviously."))
+    assert main([]) == 1
+    assert capsys.readouterr().err.startswith("chapters/first.md:8: ")

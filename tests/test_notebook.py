@@ -1,0 +1,234 @@
+"""The record: what is kept, what is dropped, when it is stale."""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from small_book import cell, page, small_book
+
+from companion.literate.execute import code_cells, digest
+from companion.literate.markdown import Page, addresses
+from companion.literate.notebook import (
+    has_notebook,
+    main,
+    record,
+    stale,
+    strays,
+)
+from companion.literate.source import SourceError, read_book
+
+SITE = "https://someone.github.io/some-book"
+REPOSITORY = "https://github.com/someone/some-book"
+
+FIRST = page(
+    "first",
+    "The ratio is {glue}`ratio`, the time {glue}`time`.",
+    cell("from companion.literate.runtime import glue, test"),
+    cell("def one():\n    return 1", "tangle"),
+    cell("one()"),
+    cell("one()"),
+    cell('glue("ratio", 2.5)'),
+    cell('import time\nprint(time.time())\nglue("time", 3)', "timing"),
+    cell("@test\ndef test_one():\n    assert one() == 1", "test"),
+    cell("{}['key']", "raises-exception"),
+    cell("import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"),
+)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """A small book and the record of its first chapter."""
+    book = small_book(tmp_path_factory.mktemp("book"), first=FIRST)
+    os.chdir(book.root)
+    assert main(["first"]) == 0
+    return book, book.root / "site/notebooks/first.ipynb"
+
+
+@pytest.fixture(autouse=True)
+def same_folder():
+    """Leave the working folder as it was."""
+    here = os.getcwd()
+    yield
+    os.chdir(here)
+
+
+def read(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def test_outputs_are_text_and_timing_is_left_out(recorded):
+    cells = code_cells(read(recorded[1]))
+    install, use, define, one, again, glue, timing, test, error, plot = cells
+    assert one.outputs[0].data == {"text/plain": "1"}
+    assert test.outputs[0].text == "ok  test_one\n"
+    assert error.outputs[0].traceback == ["KeyError: 'key'"]
+    assert timing.outputs == [] and timing.execution_count is None
+    counts = [c.execution_count for c in cells if c is not timing]
+    assert counts == [1, 2, 3, 4, 5, 6, 8, 9, 10]
+    assert set(plot.outputs[0].data) == {"text/plain"}
+
+
+def test_ids_are_unique_and_follow_the_content(recorded):
+    cells = read(recorded[1]).cells
+    one = digest("codeone()")[:8]
+    ids = [cell.id for cell in cells]
+    assert ids[0] == "install" and len(set(ids)) == len(ids)
+    assert {one, f"{one}-2"} <= set(ids)
+
+
+def test_tangle_can_read_it_back(recorded):
+    book, path = recorded
+    notebook = read(path)
+    assert notebook.metadata.companion == {"module": "layers.py"}
+    tags = [c.metadata.get("tags") for c in code_cells(notebook)]
+    assert ["tangle"] in tags and ["test"] in tags
+
+
+def test_prose_quotes_what_stays_the_same(recorded):
+    prose = read(recorded[1]).cells[1].source
+    assert "The ratio is 2.5, the time `time`." in prose
+
+
+def test_recording_twice_changes_nothing(recorded, capsys):
+    book, path = recorded
+    before = path.read_bytes()
+    os.chdir(book.root)
+    assert main(["first"]) == 0
+    assert path.read_bytes() == before
+    assert "(unchanged)" in capsys.readouterr().out
+    assert main(["--check"]) == 1  # the tools' chapter is not recorded
+    assert "tools.ipynb is missing" in capsys.readouterr().err
+
+
+def nbval(path, pythonpath):
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "--nbval", "-c", os.devnull,
+         "-p", "no:cacheprovider", "--rootdir", path.parent, path],
+        cwd=path.parent, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(pythonpath)},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nbval_passes_and_fails_on_a_changed_output(recorded, tmp_path):
+    book, path = recorded
+    stage = book.root / "_build/stage/first"
+    ran = nbval(path, stage)
+    assert ran.returncode == 0, ran.stdout
+    changed = tmp_path / "first.ipynb"
+    changed.write_text(path.read_text().replace("test_one\\n", "test_two\\n"))
+    ran = nbval(changed, stage)
+    assert ran.returncode == 1 and "Cell 7" in ran.stdout
+
+
+def test_planted_staleness(recorded):
+    book, path = recorded
+    assert stale(book, "first") is None
+    for old, new, reason in [
+        ("return 1", "return 2", "has other cells than the chapter"),
+        ("The ratio", "A ratio", "has other cells than the chapter"),
+    ]:
+        text = FIRST.replace(old, new)
+        changed = book.root / "chapters/first.md"
+        changed.write_text(text)
+        assert stale(read_book(book.root), "first") == reason
+        changed.write_text(FIRST)
+    edited = path.read_text().replace("return 1", "return 3")
+    saved = path.read_text()
+    path.write_text(edited)
+    assert stale(book, "first") == "differs from the chapter in cell 4"
+    path.write_text(saved)
+
+
+@pytest.mark.parametrize(
+    "source, what",
+    [
+        ("print(object())", "a memory address"),
+        ("import companion; print(companion.__path__)", "a path of this"),
+    ],
+)
+def test_outputs_that_cannot_stay_the_same(tmp_path, source, what):
+    book = small_book(tmp_path, first=page("first", cell(source)))
+    with pytest.raises(SourceError) as error:
+        record(book, "first")
+    assert str(error.value).startswith(
+        f"chapters/first.md:9: the output shows {what}"
+    )
+
+
+def test_a_notebook_without_its_chapter(tmp_path, monkeypatch, capsys):
+    small_book(tmp_path)
+    stray = tmp_path / "site/notebooks/gone.ipynb"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert main(["--check"]) == 1
+    assert "gone.ipynb has no chapter" in capsys.readouterr().err
+
+
+# MyST to Markdown
+
+
+@pytest.fixture(scope="module")
+def rewrite(tmp_path_factory):
+    """Rewrite the text of chapters/first.md."""
+    second = "(later)=\n# The second\n\n```{glossary}\nstride\n  Steps.\n```\n"
+    third = "# Sources\n\n```{bibliography}\n```\n"
+    folder = tmp_path_factory.mktemp("book")
+    book = small_book(folder, first=FIRST, second=second, third=third)
+    return Page("chapters/first", addresses(book), {"ratio": "2.5"}).rewrite
+
+
+@pytest.mark.parametrize(
+    "myst, markdown",
+    [
+        ("{ref}`later`", f"[The second]({SITE}/chapters/second.html#later)"),
+        ("{ref}`a\ntext <later>`",
+         f"[a text]({SITE}/chapters/second.html#later)"),
+        ("{doc}`second`", f"[The second]({SITE}/chapters/second.html)"),
+        ("[](second.md)", f"[The second]({SITE}/chapters/second.html)"),
+        ("[x](second.md#y)", f"[x]({SITE}/chapters/second.html#y)"),
+        ("[x](#later)", f"[x]({SITE}/chapters/second.html#later)"),
+        ("[x](https://example.org)", "[x](https://example.org)"),
+        ("![alt](../a.svg)", f"![alt]({REPOSITORY}/raw/main/a.svg)"),
+        ("{term}`strides <stride>`",
+         f"[strides]({SITE}/chapters/second.html#term-stride)"),
+        ("{cite}`knuth1992`", f"[Knuth 1992]({SITE}/chapters/third.html)"),
+        ("{math}`x^2` and $y$", "$x^2$ and $y$"),
+        ("{glue}`ratio`", "2.5"),
+        ("{abbr}`BLAS (linear algebra)`", "BLAS"),
+        ("`{ref}` is a role", "`{ref}` is a role"),
+        ("(label)=\n## Title", "## Title"),
+        ("% a comment\nText", "Text"),
+        ("```{note}\nText\n```", "> **Note**\n>\n> Text"),
+        (":::{admonition} *Title*\n:class: tip\nText\n:::",
+         "> ***Title***\n>\n> Text"),
+        ("```{margin}\nText\n```", "> Text"),
+        ("````{tip}\n```{math}\nx\n```\n````",
+         "> **Tip**\n>\n> $$\n> x\n> $$"),
+        ("```{figure} /a.svg\n:alt: An A\nCaption\n```",
+         f"![An A]({REPOSITORY}/raw/main/a.svg)\n\n> Caption"),
+        ("```{code-block} c\nint x;\n```", "```c\nint x;\n```"),
+        ("```sh\nls {ref}`x`\n```", "```sh\nls {ref}`x`\n```"),
+        ("```{list-table} T\n* - a\n  - b\n* - c\n  - d\n```",
+         "**T**\n\n| a | b |\n| --- | --- |\n| c | d |"),
+        ("```{raw} html\n<b>\n```",
+         "*[This part is interactive: see it on the page]"
+         f"({SITE}/chapters/first.html).*"),
+    ],
+)  # fmt: skip
+def test_myst_becomes_markdown(rewrite, myst, markdown):
+    assert rewrite(myst) == markdown
+
+
+def test_this_books_record_is_fresh(root):
+    book = read_book(root)
+    web = addresses(book)
+    names = [c.name for c in book.chapters if has_notebook(c)]
+    reasons = {name: stale(book, name, web) for name in names}
+    old = {name: why for name, why in reasons.items() if why}
+    assert not old and not strays(book), "run `make notebooks`"
