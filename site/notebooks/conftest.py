@@ -4,8 +4,9 @@ import functools
 import os
 
 import pytest
-from nbval.plugin import IPyNbFile
+from nbval.plugin import IPyNbCell, IPyNbFile
 
+from companion.literate.execute import gpu_name, tagged
 from companion.literate.source import read_book
 from companion.literate.stage import stage
 
@@ -28,9 +29,20 @@ def library(root, choice, chapter):
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item):
-    notebook = item.getparent(IPyNbFile).path
+    file = item.getparent(IPyNbFile)
+    file.skip_compare = {*file.skip_compare, "image/svg+xml"}
+    notebook = file.path
     choice = item.config.option.library
     with pytest.MonkeyPatch.context() as patch:
         folder = library(item.config.rootpath, choice, notebook.stem)
         patch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
         return (yield)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where there is no GPU, leave out the cells that need one."""
+    on_gpu = [i for i in items if isinstance(i, IPyNbCell)
+              and tagged(i.cell, "gpu")]  # fmt: skip
+    if on_gpu and not gpu_name():
+        items[:] = [item for item in items if item not in on_gpu]
+        config.hook.pytest_deselected(items=on_gpu)
