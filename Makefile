@@ -32,7 +32,7 @@ check: .venv/ready ## quick checks: freshness, lint, types, style
 	$(PY) -m companion tangle --check
 	$(PY) -m companion lint
 	$(PY) -m mypy
-	$(PY) -m ruff check companion tests
+	$(PY) -m ruff check
 	$(PY) -m pytest -q
 
 clean: ## remove what was built; the environment stays

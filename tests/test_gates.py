@@ -11,6 +11,7 @@ import pytest
 from test_links import dead_links, unlabelled_images
 
 ARRAYS = "chapters/tensors/arrays.md"
+BUILD = "from jupyter_book.cli.main import main; main()"
 SKIPPING = """
 import pytest
 
@@ -30,9 +31,9 @@ def book(clone, tmp_path):
 
 
 def run(book, *words, **options):
-    """Run a module in the book's folder: (status, what it printed)."""
+    """Run Python in the book's folder: (status, what it printed)."""
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, *words],
         cwd=book, text=True, check=False, **options,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
@@ -61,7 +62,7 @@ def cell(*code, tags=""):
 
 def test_a_chapter_that_uses_a_later_name(book):
     line = plant(book / ARRAYS, *cell("from companion.tensor import Tensor"))
-    status, told = run(book, "companion", "execute", "arrays")
+    status, told = run(book, "-m", "companion", "execute", "arrays")
     assert status == 1
     assert told.startswith(f"{ARRAYS}:{line + 3}: ModuleNotFoundError: ")
 
@@ -69,7 +70,7 @@ def test_a_chapter_that_uses_a_later_name(book):
 def test_a_library_that_uses_a_name_of_nowhere(book):
     code = ["def early():", "    return Tensorial"]
     line = plant(book / ARRAYS, *cell(*code, tags="tangle"))
-    status, told = run(book, "companion", "tangle")
+    status, told = run(book, "-m", "companion", "tangle")
     assert status == 1
     assert told.startswith(f"{ARRAYS}:{line + 4}: ")
     assert "Tensorial" in told
@@ -80,7 +81,7 @@ def test_a_library_that_was_edited_by_hand(book):
     module.write_text(module.read_text() + "\nEDITED = True\n")
     line = len(module.read_text().splitlines())
     for words in (["--check"], []):
-        status, told = run(book, "companion", "tangle", *words)
+        status, told = run(book, "-m", "companion", "tangle", *words)
         assert status == 1
         assert f"companion/view.py:{line}" in told
     assert module.read_text().endswith("EDITED = True\n")
@@ -88,14 +89,14 @@ def test_a_library_that_was_edited_by_hand(book):
 
 def test_a_chapter_that_was_not_tangled(book):
     plant(book / ARRAYS, *cell("LATE = True", tags="tangle"))
-    status, told = run(book, "companion", "tangle", "--check")
+    status, told = run(book, "-m", "companion", "tangle", "--check")
     assert status == 1
     assert "companion/view.py" in told
 
 
 def test_a_record_that_is_stale(book):
     plant(book / ARRAYS, *cell("print('new')"))
-    status, told = run(book, "companion", "notebook", "--check")
+    status, told = run(book, "-m", "companion", "notebook", "--check")
     assert status == 1
     assert "site/notebooks/arrays.ipynb" in told
 
@@ -106,7 +107,15 @@ def test_an_output_that_changed(book):
     notebook = json.loads(path.read_text())
     spoil(notebook)
     path.write_text(json.dumps(notebook))
-    nbval = ["pytest", "-q", "-x", "--nbval", "--library=stage", str(path)]
+    nbval = [
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "--nbval",
+        "--library=stage",
+        str(path),
+    ]
     status, told = run(book, *nbval)
     assert status == 1
     assert "Cell outputs differ" in told
@@ -125,7 +134,7 @@ def spoil(notebook):
 
 def test_an_image_without_words(book):
     line = plant(book / ARRAYS, "![](strides.svg)", "")
-    status, told = run(book, "companion", "lint")
+    status, told = run(book, "-m", "companion", "lint")
     assert status == 1
     assert re.search(rf"^{ARRAYS}:{line}: .*alt", told, re.M)
 
@@ -134,8 +143,8 @@ def test_an_image_without_words(book):
 def test_a_reference_that_leads_nowhere(book, root):
     line = plant(book / ARRAYS, "See [this](#no-such-place).", "")
     shutil.copytree(root / "_build" / "executed", book / "_build" / "executed")
-    build = ["build", ".", "-W", "-n", "--keep-going"]
-    status, told = run(book, "jupyter_book.cli.main", *build)
+    words = ["build", ".", "-W", "-n", "--keep-going"]
+    status, told = run(book, "-c", BUILD, *words)
     assert status != 0
     assert re.search(rf"{ARRAYS}:{line}: .*no-such-place", told)
 
@@ -164,16 +173,15 @@ def test_a_tool_that_is_missing(root, tmp_path, variables, outcome):
     (tmp_path / "pytest.ini").write_text(
         "[pytest]\nmarkers = needs(tool): x\n"
     )
-    _, told = run(tmp_path, "pytest", "-rsf", env=variables)
+    _, told = run(tmp_path, "-m", "pytest", "-rsf", env=variables)
     assert outcome in told
     assert "needs moon: look up" in told
 
 
-@pytest.mark.parametrize("tool", ["mypy", "ruff"])
+@pytest.mark.parametrize("tool", [["mypy"], ["ruff", "check"]])
 def test_types_and_style(book, tool):
     faulty = "import os\n\n\ndef f(x: int) -> str:\n    return x\n"
     (book / "companion" / "faulty.py").write_text(faulty)
-    words = {"mypy": ["mypy"], "ruff": ["ruff", "check", "companion"]}[tool]
-    status, told = run(book, *words)
+    status, told = run(book, "-m", *tool)
     assert status == 1
     assert "faulty.py" in told

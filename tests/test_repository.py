@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -114,3 +115,11 @@ def test_workflows_run_the_same_commands(root):
     }
     assert "bash .ci/run" in steps["ci"]
     assert "make book" in steps["pages"]
+
+
+@pytest.mark.parametrize("tool", [["mypy"], ["ruff", "check"]])
+def test_types_and_style(root, tool):
+    run = subprocess.run(
+        [sys.executable, "-m", *tool], cwd=root, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout
