@@ -1,0 +1,268 @@
+"""The built site in a real browser: what readers see, press and print."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.lib.stride_tricks import as_strided
+
+pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
+
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+ARRAYS = "chapters/tensors/arrays.html"
+BLAS = "chapters/tensors/blas.html"
+LIMIT, LIMIT_WITH_MATH = 1.0e6, 2.2e6
+
+
+def weight(page):
+    """Bytes that the page and all it loads take, unpacked."""
+    return page.evaluate("""() => performance.getEntries()
+        .filter(({ entryType: t }) => t === "resource" || t === "navigation")
+        .reduce((sum, entry) => sum + entry.decodedBodySize, 0)""")
+
+
+def wider_than_window(page):
+    """Elements that make the page scroll sideways."""
+    return page.evaluate("""() => {
+        const { scrollWidth } = document.documentElement;
+        if (scrollWidth <= innerWidth) return [];
+        return [...document.querySelectorAll("body *")]
+            .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
+            .map((e) => `${e.tagName}.${e.className} is too wide`)
+            .slice(0, 5);
+    }""")
+
+
+def findings(page):
+    """What axe calls serious or critical."""
+    page.evaluate(AXE.read_text())
+    found = page.evaluate("axe.run().then((result) => result.violations)")
+    return [
+        f"{f['id']}: {node['target']}"
+        for f in found
+        if f["impact"] in ("serious", "critical")
+        for node in f["nodes"]
+    ]
+
+
+def pages_of(site):
+    """Every page of the site."""
+    files = site.rglob("*.html")
+    found = [f.relative_to(site).as_posix() for f in files]
+    return sorted(
+        f for f in found if not f.startswith(("_static", "_sources"))
+    )
+
+
+def test_every_page_on_a_phone(site, visit):
+    faults = []
+    page = visit("index.html", width=360)
+    for path in pages_of(site):
+        page.goto(page.url.split("/", 3)[0] + "//" + page.url.split("/")[2]
+                  + "/" + path, wait_until="networkidle")  # fmt: skip
+        math = page.locator("script[src*=mathjax]").count()
+        if weight(page) > (LIMIT_WITH_MATH if math else LIMIT):
+            faults.append(f"{path}: {weight(page) / 1e6:.2f} MB")
+        faults += [f"{path}: {f}" for f in wider_than_window(page)]
+    assert faults + page.faults == []
+
+
+def test_landing_leads_into_the_book(visit):
+    page = visit("index.html")
+    assert page.locator("h1").inner_text() == "Tensors, Tangled"
+    assert page.locator("figure svg path.code").count() > 50
+    assert (
+        page.locator("text=Open in Colab")
+        .get_attribute("href")
+        .endswith("/blob/main/site/notebooks/arrays.ipynb")
+    )
+    page.click("text=Start reading")
+    assert page.locator("h1").inner_text().startswith("1 Arrays")
+
+
+def test_chapter_names_the_place_of_its_code(visit):
+    page = visit(ARRAYS)
+    caption = page.locator(".tt-caption a").first
+    assert caption.inner_text().startswith("companion/")
+    caption.click()
+    page.wait_for_load_state("networkidle")
+    assert "from __future__" in page.locator(".highlight").first.inner_text()
+    assert page.faults == []
+
+
+def test_chapter_offers_its_notebook(visit):
+    page = visit(ARRAYS)
+    links = page.locator("a").evaluate_all("all => all.map((a) => a.href)")
+    for wanted in (
+        r"colab\.research\.google\.com/.*/site/notebooks/arrays\.ipynb$",
+        r"arrays\.ipynb$",
+        r"arrays\.md$",
+        r"/edit/main/chapters/tensors/arrays\.md$",
+    ):
+        assert any(re.search(wanted, link) for link in links), wanted
+
+
+def test_mathematics_is_set_by_the_site_itself(visit):
+    page = visit("chapters/front/notation.html")
+    page.wait_for_selector("mjx-container")
+    assert page.locator("mjx-container").count() > 20
+    assert page.faults == []
+
+
+def test_search_finds_a_term(visit):
+    page = visit("intro.html")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("stride")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    found = page.locator("#search-results li > a").all_inner_texts()
+    assert any("Arrays" in title for title in found)
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("path", ["index.html", ARRAYS])
+def test_dark_mode_is_kept(visit, path):
+    page = visit(path)
+    theme = "document.documentElement.dataset.theme"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(paper)
+    for _ in range(3):
+        if page.evaluate(theme) != "dark":
+            page.click("#theme, .theme-switch-button >> visible=true")
+    assert page.evaluate(theme) == "dark"
+    assert page.evaluate(paper) != light
+    page.goto(page.url.replace(path, "intro.html"))
+    assert page.evaluate(theme) == "dark"
+
+
+def test_dark_is_the_systems_choice_at_first(visit):
+    page = visit(ARRAYS, scheme="dark")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_strides_explorer_by_keyboard(visit):
+    page = visit(ARRAYS)
+    explorer = page.locator(".tt-strides").first
+    fields = {
+        i.get_attribute("name"): i for i in explorer.locator("input").all()
+    }
+    fields["shape"].fill("3, 4")
+    fields["strides"].fill("4, 1")
+    fields["offset"].fill("0")
+    fields["offset"].press("Tab")
+    explorer.locator("[role=gridcell][tabindex='0']").focus()
+    for key in (
+        "ArrowDown",
+        "ArrowDown",
+        "ArrowRight",
+        "ArrowLeft",
+        "ArrowRight",
+    ):
+        page.keyboard.press(key)
+    formula = explorer.locator(".tt-formula").inner_text()
+    assert formula == "offset + i·s0 + j·s1 = 0 + 2·4 + 1·1 = 9"
+    assert explorer.locator(".tt-strip .tt-now").inner_text() == "9"
+    explorer.locator("select").focus()
+    page.keyboard.type("flip")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert fields["strides"].input_value() == "4, -1"
+    assert fields["offset"].input_value() == "3"
+    assert "No cell moved" in explorer.locator(".tt-status").inner_text()
+
+
+def test_strides_explorer_says_what_is_wrong(visit):
+    page = visit(ARRAYS)
+    explorer = page.locator(".tt-strides").first
+    explorer.locator("input[name=offset]").fill("99")
+    explorer.locator("input[name=offset]").press("Tab")
+    assert "would lie in cell" in explorer.locator(".tt-status").inner_text()
+
+
+def test_strides_explorer_agrees_with_numpy(visit):
+    page = visit(ARRAYS)
+    memory = np.arange(24, dtype=np.int8)
+    for start, name, text, want in (
+        ((2, 3, 4), "permute", "2, 0, 1", lambda a: a.transpose(2, 0, 1)),
+        ((2, 3, 4), "reshape", "6, 4", lambda a: a.reshape(6, 4)),
+        ((6, 4), "reshape", "2, 3, 2, 2", lambda a: a.reshape(2, 3, 2, 2)),
+        ((4, 6), "slice", "::-2, 1:5:3", lambda a: a[::-2, 1:5:3]),
+        ((4, 6), "slice", "-1, 10::-4", lambda a: a[-1, 10::-4]),
+        ((4, 6), "flip", "0", lambda a: a[::-1]),
+        ((24, 1), "expand", "24, 2", lambda a: np.broadcast_to(a, (24, 2))),
+    ):
+        array = memory.reshape(start)
+        made = page.evaluate(
+            """([view, name, text]) => import("/_static/widgets/view.js")
+               .then(({ OPERATIONS }) => OPERATIONS[name].apply(
+                   view, text, (t) => t.split(",").map(Number)))""",
+            [
+                {"shape": start, "strides": array.strides, "offset": 0},
+                name,
+                text,
+            ],
+        )
+        got = as_strided(
+            memory[made["offset"] :], made["shape"], made["strides"]
+        )
+        np.testing.assert_array_equal(got, want(array), f"{name} {text}")
+
+
+def test_strides_explorer_without_scripts(visit):
+    page = visit(ARRAYS, java_script_enabled=False)
+    fallback = page.locator(".tt-strides").first
+    assert fallback.locator("table, svg, p, img").count() > 0
+    assert fallback.is_visible()
+
+
+def test_roofline_by_keyboard(visit):
+    page = visit(BLAS)
+    roofline = page.locator(".tt-roofline").first
+    before = roofline.locator(".tt-status").inner_text()
+    assert "Bound by arithmetic" in before
+    slider = roofline.get_by_label(re.compile("^M ="))
+    slider.focus()
+    page.keyboard.press("Home")
+    after = roofline.locator(".tt-status").inner_text()
+    assert "Bound by memory" in after
+    assert slider.get_attribute("aria-valuetext") == "1"
+    roofline.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert roofline.locator("table").is_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(visit, scheme):
+    paths = ["index.html", "intro.html", "search.html", ARRAYS, BLAS,
+             "chapters/front/using.html", "chapters/front/notation.html",
+             "chapters/front/glossary.html"]  # fmt: skip
+    found = {path: findings(visit(path, scheme=scheme)) for path in paths}
+    assert {path: faults for path, faults in found.items() if faults} == {}
+
+
+def test_print_shows_the_text_and_nothing_else(visit):
+    page = visit(ARRAYS)
+    page.emulate_media(media="print")
+    for hidden in (".bd-sidebar-primary", ".bd-header-article",
+                   ".prev-next-footer", ".tt-widget-controls"):  # fmt: skip
+        assert not page.locator(hidden).first.is_visible(), hidden
+    assert page.locator("article h1").is_visible()
+    assert page.locator("article pre").first.is_visible()
+    assert wider_than_window(page) == []
+
+
+def test_the_gates_can_fail(visit):
+    page = visit("intro.html", width=360)
+    page.evaluate("""() => {
+        const image = document.createElement("img");
+        image.src = "https://example.org/pixel.png";
+        image.style.width = "900px";
+        document.querySelector("article").append(image);
+        setTimeout(() => { throw new Error("planted"); });
+    }""")
+    page.wait_for_timeout(100)
+    assert any("example.org" in fault for fault in page.faults)
+    assert any("planted" in fault for fault in page.faults)
+    assert wider_than_window(page) != []
+    assert any("image-alt" in finding for finding in findings(page))
