@@ -7,78 +7,42 @@ import subprocess
 from companion.literate.pieces import Piece
 from companion.literate.source import Cell, SourceError
 
-NOT_CODE = re.compile(
-    r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'", re.S
+NOT_CODE = (
+    r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
+    r"|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
 )
-DIRECTIVE = re.compile(r"^[ \t]*#(?:[^\n]*\\\n)*[^\n]*", re.M)
-ATTRIBUTE = re.compile(r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)")
-BODY = re.compile(r"\{.*\}", re.S)
+ATTRIBUTE = r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)"
+BODY = "\N{REPLACEMENT CHARACTER}"  # stands for what braces held
 
 
-def blank(match: re.Match) -> str:
-    """As much white space as the match took."""
-    return re.sub(r"[^\n]", " ", match[0])
+def c_piece(cell: Cell) -> Piece:
+    """A cell of C is one piece; its magic is the notebook's."""
+    lines = cell.source.split("\n")[1:]
+    return Piece(cell, None, 2, lines, symbols("\n".join(lines)))
 
 
-def c_pieces(cell: Cell) -> list[Piece]:
-    """The declarations and the runs of directives of a C cell."""
-    code = NOT_CODE.sub(blank, cell.source)
-    plain = DIRECTIVE.sub(blank, code).split("\n")
-    code_lines = code.split("\n")
-    lines = cell.source.split("\n")
-    found: list[Piece] = []
-    start = 1  # below the magic
-    for end in range(2, len(lines) + 1):
-        unit = "\n".join(plain[start:end])
-        directive = code_lines[end - 1].strip() and not unit.strip()
-        if complete(unit) or directive or end == len(lines):
-            found += c_piece(cell, lines, start, end, unit)
-            start = end
-    return found
+def symbols(code: str) -> list[str]:
+    """The functions, types and variables that C text defines."""
+    code = re.sub(NOT_CODE, " ", code, flags=re.S | re.M)
+    code = re.sub(ATTRIBUTE, " ", code)
+    for _ in range(code.count("{")):  # the innermost bodies first
+        code = re.sub(r"\{[^{}]*\}", BODY, code)
+    found = re.findall(rf"(\w+)\s*\([^;={BODY}]*\)\s*{BODY}", code)
+    rest = re.sub(rf"\)\s*{BODY}", ");", code).split(";")
+    found += [name for text in rest for name in symbol(text.strip())]
+    return list(dict.fromkeys(found))
 
 
-def c_piece(cell, lines, start, end, unit) -> list[Piece]:
-    """The piece of lines[start:end], if they hold anything."""
-    while start < end and not lines[start].strip():
-        start += 1
-    if start == end:
+def symbol(declaration: str) -> list[str]:
+    """The type or the variable that a declaration makes, if any."""
+    if declaration.startswith("extern") or declaration.endswith(")"):
         return []
-    text: list[str | None] = [*lines[start:end]]
-    line = start + 1
-    return [Piece(cell, None, line, line, text, symbols(unit))]
-
-
-def complete(unit: str) -> bool:
-    """Whether a declaration ends where this text ends."""
-    text = unit.strip()
-    if text.count("(") != text.count(")"):
-        return False
-    if not text or text.count("{") != text.count("}"):
-        return False
-    return text.endswith(";") or (text.endswith("}") and is_function(text))
-
-
-def is_function(unit: str) -> bool:
-    """Whether a declaration with a body is a function's."""
-    head = ATTRIBUTE.sub(" ", unit).split("{")[0]
-    return head.rstrip().endswith(")") and "=" not in head
-
-
-def symbols(unit: str) -> list[str]:
-    """What a declaration defines; nothing for a prototype."""
-    text = ATTRIBUTE.sub(" ", unit).strip()
-    head = text.split("{")[0]
-    if "{" in text and is_function(text):
-        return re.findall(r"(\w+)\s*\(", head)[:1]
-    tag = re.match(r"(?:struct|union|enum)\s+\w+(?=\s*\{)", text)
+    tag = re.match(rf"((?:struct|union|enum)\s+\w+)\s*{BODY}", declaration)
     if tag:
-        return [tag[0]]
-    flat = BODY.sub(" ", text.split("=")[0]).rstrip("; \n")
-    pointer = re.search(r"\(\s*\*\s*(\w+)\s*\)\s*\(", flat)
-    if flat.startswith("extern") or (flat.endswith(")") and not pointer):
-        return []
-    last = pointer or re.search(r"(\w+)\s*(?:\[[^\]]*\]\s*)*$", flat)
-    return [last[1]] if last else []
+        return [tag[1]]
+    head = re.sub(rf"=.*|\[.*|{BODY}", " ", declaration, flags=re.S)
+    words = re.findall(r"\w+", head)
+    return words[-1:] if len(words) > 1 else []
 
 
 def check_c(text: str) -> None:
@@ -88,8 +52,7 @@ def check_c(text: str) -> None:
         return
     command = [compiler, "-fsyntax-only", "-w", "-x", "c", "-"]
     result = subprocess.run(
-        command, input=text, text=True, capture_output=True
-    )
+        command, input=text, text=True, capture_output=True)
     pattern = r"(?m)^([^:\n]+):(\d+):(?:\d+:)? (?:fatal )?error: (.*)$"
     error = re.search(pattern, result.stderr)
     if error:

@@ -1,40 +1,31 @@
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
+import textwrap
 from dataclasses import dataclass, field
 from typing import Any
 
-from companion.literate.source import Cell
+from companion.literate.source import Cell, SourceError
 
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(eq=False)
 class Piece:
-    """A statement with the comments above it; lines count from 1.
-
-    `text` begins at the cell's line `first`, the statement at `line`; a
-    line that was cut out later is None.
-    """
+    """A statement and the comments above it; `first` counts from 1."""
 
     cell: Cell
     node: Any  # the statement; None in C
     first: int
-    line: int
-    text: list[str | None]
+    text: list[str]
     names: list[str]
-    entries: list[str] = field(default_factory=list)
     body: list["Piece"] = field(default_factory=list)
 
     @property
     def last(self) -> int:
-        """The cell's last line that belongs to the piece."""
+        """The last of the cell's lines that belong to it."""
         end = self.first + len(self.text) - 1
         return max([end, *(piece.last for piece in self.body)])
-
-    def place(self, shift: int = 0) -> tuple[str, int]:
-        """Where its line `shift` stands in the chapter."""
-        return self.cell.path, self.cell.line + self.first - 1 + shift
 
     @property
     def block(self) -> bool:
@@ -43,9 +34,19 @@ class Piece:
 
     @property
     def docstring(self) -> bool:
+        """Whether it is a string that stands alone."""
         value = getattr(self.node, "value", None)
         text = isinstance(getattr(value, "value", None), str)
         return isinstance(self.node, ast.Expr) and text
+
+    def place(self, shift: int = 0) -> tuple[str, int]:
+        """Where its line number `shift` stands in the chapter."""
+        return self.cell.path, self.cell.line + self.first - 1 + shift
+
+    def error(self, message: str) -> SourceError:
+        """An error at the line where the statement begins."""
+        line = getattr(self.node, "lineno", self.first)
+        return self.cell.error(line, message)
 
 
 def parse(cell: Cell) -> list[ast.stmt]:
@@ -59,31 +60,27 @@ def parse(cell: Cell) -> list[ast.stmt]:
 
 def pieces(cell: Cell) -> list[Piece]:
     """The statements of a cell, each with its text."""
-    nodes = parse(cell)
     lines = cell.source.split("\n")
-    return cut(cell, lines, nodes, 0, len(lines), "")
+    return cut(cell, lines, parse(cell), 0, len(lines), "")
 
 
 def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     """Cut lines[start:stop] into the pieces that `nodes` span."""
     found: list[Piece] = []
     for node in nodes:
-        names = names_of(node, owner)
         if found and node.lineno <= found[-1].last:  # a = 1; b = 2
-            found[-1].names += names
+            found[-1].names += names_of(node, owner)
             continue
         while not lines[start].strip():
             start += 1
-        text: list[str | None] = [*lines[start : node.end_lineno]]
-        piece = Piece(cell, node, start + 1, node.lineno, text, names)
-        piece.entries = entries_of(node)
+        text = lines[start : node.end_lineno]
+        piece = Piece(cell, node, start + 1, text, names_of(node, owner))
         if isinstance(node, ast.ClassDef):
             open_class(piece, lines, owner)
         found.append(piece)
         start = node.end_lineno
-    rest = lines[start:stop]
-    if found and any(rest):
-        deepest(found[-1]).text += rest
+    if found and any(lines[start:stop]):
+        deepest(found[-1]).text += lines[start:stop]
     return found
 
 
@@ -92,23 +89,21 @@ def deepest(piece: Piece) -> Piece:
     return deepest(piece.body[-1]) if piece.body else piece
 
 
-def open_class(piece: Piece, lines, owner) -> None:
+def open_class(piece: Piece, lines: list[str], owner: str) -> None:
     """Separate the head of a class from its members."""
     node = piece.node
     head = header_end(node, lines)
     if head < node.body[0].lineno:
-        own = f"{owner}{node.name}."
         piece.text = lines[piece.first - 1 : head]
-        piece.body = cut(
-            piece.cell, lines, node.body, head, node.end_lineno, own
-        )
+        inside = f"{owner}{node.name}."
+        piece.body = cut(piece.cell, lines, node.body, head,
+                         node.end_lineno, inside)
 
 
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
     values = [*node.bases, *(word.value for word in node.keywords)]
-    ends = [value.end_lineno or 0 for value in values]
-    at = max([node.lineno, *ends])
+    at = max([node.lineno, *(value.end_lineno or 0 for value in values)])
     while not lines[at - 1].split("#")[0].rstrip().endswith(":"):
         if at == node.body[0].lineno:
             break
@@ -120,35 +115,14 @@ def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     """What a statement defines, members and table entries included."""
     if isinstance(node, BLOCKS):
         return [owner + name for name in function_names(node)]
-    targets = getattr(node, "targets", [getattr(node, "target", None)])
-    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return []
-    flat = [leaf for target in targets for leaf in leaves(target)]
-    return [owner + ast.unparse(leaf) for leaf in flat]
+    if isinstance(node, ast.Assign):
+        targets = [leaf for t in node.targets for leaf in leaves(t)]
+    else:
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else []
+    return [owner + ast.unparse(target) for target in targets]
 
 
-def entries_of(node: ast.stmt) -> list[str]:
-    """The entries of a table that is written as a whole."""
-    table = getattr(node, "value", None)
-    if not isinstance(table, ast.Dict) or len(names_of(node)) != 1:
-        return []
-    name = names_of(node)[0]
-    return [f"{name}[{ast.unparse(key)}]" for key in table.keys if key]
-
-
-def entry_lines(piece: Piece, entry: str) -> range:
-    """The lines of one entry of a table; empty if it shares them."""
-    table = piece.node.value
-    pairs = zip(table.keys, table.values, strict=True)
-    spans = [(k.lineno, v.end_lineno) for k, v in pairs if k]
-    first, last = spans[piece.entries.index(entry)]
-    shared = [s for s in spans if s[0] <= last and first <= s[1]]
-    if len(shared) > 1 or table.lineno == first or table.end_lineno == last:
-        return range(0)
-    return range(first, last + 1)
-
-
-def leaves(target):
+def leaves(target: ast.expr) -> list[ast.expr]:
     """The single targets of an assignment."""
     if isinstance(target, (ast.Tuple, ast.List)):
         return [leaf for part in target.elts for leaf in leaves(part)]
@@ -166,9 +140,18 @@ def function_names(node) -> list[str]:
     return [] if node.name == "_" else [node.name]
 
 
-def decorated(node: ast.stmt, name: str) -> bool:
+def table_entries(piece: Piece) -> list[str]:
+    """The entries of a table that is written as a whole."""
+    table = getattr(piece.node, "value", None)
+    if not isinstance(table, ast.Dict) or len(piece.names) != 1:
+        return []
+    keys = [ast.unparse(key) for key in table.keys if key]
+    return [f"{piece.names[0]}[{key}]" for key in keys]
+
+
+def decorated(piece: Piece, name: str) -> bool:
     """Whether a definition's first decorator is `@name`."""
-    marks = getattr(node, "decorator_list", [])
+    marks = getattr(piece.node, "decorator_list", [])
     return bool(marks) and ast.unparse(marks[0]) == name
 
 
@@ -187,21 +170,21 @@ class Layout:
         self.mark = mark
         self.lines: list[str] = []
         self.origins: dict[int, tuple[Piece, int]] = {}
-        self.next: tuple[str, int] | None = None
         self.spans: dict[int, tuple[int, int]] = {}
+        self.next: tuple[str, int] | None = None
 
-    def emit(self, text: str) -> None:
+    @property
+    def text(self) -> str:
+        """All the lines so far."""
+        return "\n".join(self.lines)
+
+    def emit(self, line: str) -> None:
         """One more line; the place in the chapter moves on by one."""
-        self.lines.append(text)
+        self.lines.append(line)
         if self.next:
             self.next = (self.next[0], self.next[1] + 1)
 
-    def sign(self, place: tuple[str, int], indent: str = "") -> None:
-        """The comment that says where the next line came from."""
-        self.emit(indent + self.mark.format(path=place[0], line=place[1]))
-        self.next = place
-
-    def add(self, body: list[Piece], depth: int = 0) -> None:
+    def add(self, body: list[Piece], depth: int = 0) -> "Layout":
         """All the pieces of a module or of a class."""
         previous = None
         for piece in body:
@@ -209,19 +192,17 @@ class Layout:
                 self.emit("")
             self.add_piece(piece, depth)
             previous = piece
+        return self
 
     def add_piece(self, piece: Piece, depth: int) -> None:
         """A piece; its origin above it where the text does not run on."""
-        if piece.block and not depth:
-            self.sign(piece.place())
-        begin = len(self.lines)
+        if self.next != piece.place() or (piece.block and not depth):
+            path, line = piece.place()
+            mark = self.mark.format(path=path, line=line)
+            self.emit("    " * depth + mark)
+            self.next = (path, line)
+        begin = len(self.lines) + 1
         for n, text in enumerate(piece.text):
-            if text is None:
-                continue
-            if self.next != piece.place(n):
-                indent = text[: len(text) - len(text.lstrip())]
-                self.sign(piece.place(n), indent)
-                begin += n == 0
             self.emit(text)
             self.origins[len(self.lines)] = (piece, piece.first + n)
         self.add(piece.body, depth + 1)
@@ -238,3 +219,9 @@ def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     own = piece.first - previous.last - 1
     same = previous.cell is piece.cell and 0 <= own <= widest
     return max(own if same else 1, int(previous.docstring))
+
+
+def text_of(piece: Piece) -> str:
+    """The text of one piece as a program of its own."""
+    inside = int(piece.text[0].startswith(" "))
+    return textwrap.dedent(Layout().add([piece], inside).text)

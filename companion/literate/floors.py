@@ -1,0 +1,83 @@
+"""The floors of the house: who may import whom."""
+
+from companion.literate.source import SourceError
+
+FLOORS = (
+    "dtype ops view buffer",
+    "kernels native blas device timing",
+    "autograd tensor",
+    "activations layers losses optim training data milestones",
+    "gpu",
+    "convolution tokenizer embedding sequence attention transformer",
+    "compiler",
+    "profile cache quantize compress accelerate distributed benchmark",
+)
+BESIDE = "literate __init__ __main__"
+
+
+def room(file: str) -> str:
+    """`view` for companion/view.py, `kernels` for what is in there."""
+    return file.split("/")[1].removesuffix(".py")
+
+
+def beside(file: str) -> bool:
+    """Whether a file is one of the tools beside the house."""
+    return room(file) in BESIDE.split()
+
+
+def floor(file: str) -> int | None:
+    """The floor a file stands on; None for what the table lacks."""
+    for number, rooms in enumerate(FLOORS):
+        if room(file) in rooms.split():
+            return number
+    return None
+
+
+def check_floors(modules, links) -> None:
+    """Every module stands on a floor and imports only downwards."""
+    for module in modules:
+        if floor(module.file) is None and not beside(module.file):
+            message = "stands on no floor: name it in FLOORS"
+            path, line = module.body[0].place()
+            raise SourceError(path, line, f"{module.file} {message}")
+    for file, other, place in links:
+        if not may_import(file, other):
+            message = (
+                f"{file} stands {height(file)} and cannot import {other}, "
+                f"{height(other)}: move one of the two")
+            raise SourceError(place.path, place.line, message)
+
+
+def may_import(file: str, other: str) -> bool:
+    """Whether an import leads downwards, or stays among the tools."""
+    if beside(other):
+        return True
+    return not beside(file) and (floor(file) or 0) >= (floor(other) or 0)
+
+
+def height(file: str) -> str:
+    """Where a file stands, in words."""
+    return "beside the house" if beside(file) else f"on floor {floor(file)}"
+
+
+def check_cycles(links) -> None:
+    """No module imports itself by way of others."""
+    graph: dict[str, dict[str, SourceError]] = {}
+    for file, other, place in links:
+        graph.setdefault(file, {}).setdefault(other, place)
+    done: set[str] = set()
+    for file in graph:
+        walk(file, (), graph, done)
+
+
+def walk(file, path, graph, done) -> None:
+    """Follow the imports of a file that `path` led to."""
+    if file in path:
+        cycle = [*path[path.index(file) :], file]
+        place = graph[cycle[-2]][file]
+        message = f"import cycle {' → '.join(cycle)}: move what both need"
+        raise SourceError(place.path, place.line, f"{message} down")
+    if file not in done:
+        for other in graph.get(file, ()):
+            walk(other, (*path, file), graph, done)
+    done.add(file)
