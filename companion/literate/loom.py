@@ -55,9 +55,20 @@ class Loom:
 
     def first_cells(self, file):
         """Of each chapter that writes in a file, the first such cell."""
-        cells = [c for page in self.chapters.values() for c in page.cells]
-        found = [cell for cell in cells if self.file_of(cell) == file]
-        return {cell.path: cell for cell in reversed(found)}.values()
+        found: dict = {}
+        for chapter in self.book.tangle_order:
+            for cell in chapter.cells:
+                if self.file_of(cell) == file:
+                    found.setdefault(cell.path, cell)
+        return found.values()
+
+    def users(self, name):
+        """Of each chapter whose library code uses a name, the first."""
+        found: dict = {}
+        for made in self.library.definitions:
+            if name in made.uses and made.file.startswith("companion/"):
+                found.setdefault(made.path, made)
+        return found.values()
 
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""

@@ -75,7 +75,9 @@ def chapter_html(app, page, cell):
 def row(n, colored, name):
     """One line of a source page: number, anchor, text."""
     anchor = f'<a id="{html.escape(name)}"></a>' if name else ""
-    return f'<a class="no" id="L{n}" href="#L{n}">{n}</a>{anchor}{colored}\n'
+    return (
+        f'<a class="tt-line" id="L{n}" href="#L{n}">{n}</a>{anchor}{colored}\n'
+    )
 
 
 def back(page, line, colored):
@@ -125,21 +127,16 @@ def items(paragraphs):
     return found
 
 
-VERBS = {"define": "defined in", "extend": "in", "replace": "replaced in"}
+VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     words = [link(page, page_of(made.file), made.name, code(made.name))]
     for version in LOOM.versions(made):
-        words += [f" {VERBS[version.action]} ", at(page, version)]
-    users = {
-        other.chapter: other
-        for other in reversed(LOOM.library.definitions)
-        if made.name in other.uses and other.line
-    }
-    for n, user in enumerate(reversed(users.values())):
-        words += [", " if n else " used in ", at(page, user)]
+        words += [f" · {VERBS[version.action]} ", at(page, version)]
+    for n, user in enumerate(LOOM.users(made.name)):
+        words += [", " if n else " · used ", at(page, user)]
     return paragraph(*words)
 
 
@@ -167,10 +164,14 @@ def floor(file):
 
 
 def module(page, file):
-    """An entry of the list of modules: its size, and who writes it."""
+    """An entry of the list of modules: size, chapters, what it defines."""
     count = LOOM.library.files[file].count("\n")
-    words = [link(page, page_of(file), "", code(file)), f" {count} lines"]
+    words = [link(page, page_of(file), "", code(file)), f" · {count} lines"]
     for n, cell in enumerate(LOOM.first_cells(file)):
-        words += [", " if n else " from "]
-        words += [cell_link(page, cell.path, cell.index)]
+        where = cell_link(page, cell.path, cell.index)
+        words += [", " if n else " · from ", where]
+    names = [d.name for d in LOOM.standing(file) if "." not in d.name]
+    for n, name in enumerate(names):
+        place = link(page, page_of(file), name, code(name))
+        words += [", " if n else " · ", place]
     return paragraph(*words)

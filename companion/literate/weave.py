@@ -133,24 +133,26 @@ def caption(page, cell):
     if "test" in cell.tags:
         words.insert(0, "test · ")
     elif made:
-        words += [" · ", *place(page, made[0])]
+        for phrase in place(page, made[0]):
+            words += [" · ", *phrase]
     return [paragraph(*words, style="tt-place")]
 
 
 def place(page, made):
-    """Where in its file a definition went: strings and nodes."""
+    """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
     turn = versions.index(made)
     owner = made.name.rpartition(".")[0]
     after = made.after.removeprefix(f"{owner}.")
     if made.action == "replace":
-        yield from ("replaces ", code(made.name), ", ")
-        yield at(page, versions[turn - 1])
-    else:
-        yield from ("class ", code(owner), ", ") if owner else ()
-        yield from ("after ", code(after)) if after else ("at the top",)
+        old = at(page, versions[turn - 1])
+        yield ["replaces ", code(made.name), ", ", old]
+    elif owner and after:
+        yield ["class ", code(owner), ", after ", code(after)]
+    elif after:
+        yield ["after ", code(after)]
     for later in versions[turn + 1 :]:
-        yield from (" · replaced in ", at(page, later))
+        yield ["replaced in ", at(page, later)]
 
 
 def number(app, doctree, page):
@@ -232,9 +234,25 @@ def gained(page, chapter):
         return []
     section = nodes.section(ids=["gained"], names=["gained"])
     section += nodes.title("", "What the library gained")
+    section += paragraph(total(found))
     for change in found:
         section += fold(page, change)
     return [section]
+
+
+def total(found):
+    """The chapter's gains in a sentence."""
+    library = [c for c in found if c.file.startswith("companion/")]
+    tests = [change for change in found if change not in library]
+    files = "1 file" if len(library) == 1 else f"{len(library)} files"
+    parts = [f"{growth(library)} lines in {files}"] * bool(library)
+    parts += [f"{growth(tests)} lines of tests"] * bool(tests)
+    return " and ".join(parts) + "."
+
+
+def growth(found):
+    """How many lines longer the files became."""
+    return sum(len(change.after) - len(change.before) for change in found)
 
 
 FOLD = """\

@@ -1,0 +1,379 @@
+"""The site of a tiny book: captions, links both ways, indexes, gains."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).parent.parent
+FRONT = """\
+---
+jupytext: {text_representation: {extension: .md, format_name: myst}}
+kernelspec: {name: python3, display_name: Python 3}
+companion: {module: MODULE}
+---
+"""
+CONFIG = f"""\
+title: Tiny
+author: A
+execute: {{execute_notebooks: "off"}}
+repository: {{url: https://github.com/someone/tiny, branch: trunk}}
+exclude_patterns: [".*", _build, companion, tests, site, "*.py"]
+sphinx:
+  extra_extensions: [sphinx_multitoc_numbering, companion.literate.weave]
+  recursive_update: true
+  config:
+    html_static_path: ["{ROOT / "site/static"}"]
+"""
+TOC = """\
+format: jb-book
+root: intro
+parts:
+  - caption: One
+    numbered: true
+    chapters: [{file: chapters/pairs}, {file: chapters/sums}]
+  - caption: Back
+    chapters: [{file: chapters/library}, {file: chapters/identifiers}]
+"""
+PAIRS = """\
+# Pairs
+
+A pair holds two numbers.
+
+```{code-cell} python
+from IPython.core.magic import register_cell_magic
+from myst_nb import glue
+
+from companion.literate import extend, test
+
+
+@register_cell_magic("c")
+def compile_c(line, cell):
+    print("compiled", line)
+```
+
+```{code-cell} python
+:tags: [tangle]
+class Pair:
+    def __init__(self, left, right):
+        self.left, self.right = left, right
+```
+
+`Pair.__init__` keeps both.
+
+## Members
+
+```{code-cell} python
+:tags: [tangle]
+@extend
+class Pair:
+    def __repr__(self):
+        return f"Pair({self.left}, {self.right})"
+```
+
+```{code-cell} python
+:tags: [tangle]
+def total(pair):
+    return pair.left + pair.right
+```
+
+```{code-cell} python
+:tags: [test]
+@test
+def test_total():
+    assert total(Pair(1, 2)) == 3
+```
+
+```{code-cell} python
+glue("sum", total(Pair(20, 22)), display=False)
+```
+
+They make {glue}`sum`.
+
+```{code-cell} python
+:tags: [tangle]
+%%c kernels/add.c -O2
+double add(double a, double b) { return a + b; }
+```
+
+```{code-cell} python
+:tags: [exercise]
+def swap(pair): ...
+```
+
+```{code-cell} python
+:tags: [solution, hide-cell]
+def swap(pair):
+    return Pair(pair.right, pair.left)
+```
+
+```{code-cell} python
+:tags: [gpu]
+import cupy
+```
+"""
+SUMS = """\
+# Sums
+
+```{code-cell} python
+from companion.view import Pair, total
+```
+
+```{code-cell} python
+:tags: [tangle]
+:file: view.py
+:replaces: total
+def total(pair):
+    return pair.right + pair.left
+```
+
+```{code-cell} python
+:tags: [tangle]
+def twice(pair):
+    return 2 * total(pair)
+```
+
+```{code-cell} python
+twice(Pair(1, 2))
+```
+"""
+BOOK = {
+    "_config.yml": CONFIG,
+    "_toc.yml": TOC,
+    "intro.md": "# Tiny\n\nA page without code.\n",
+    "chapters/pairs.md": FRONT.replace("MODULE", "view.py") + PAIRS,
+    "chapters/sums.md": FRONT.replace("MODULE", "buffer.py") + SUMS,
+    "chapters/library.md": "# Library\n\n```{library}\n```\n",
+    "chapters/identifiers.md": "# Identifiers\n\n```{identifiers}\n```\n",
+    "site/notebooks/pairs.ipynb": """\
+{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+""",
+}
+
+
+def build(folder):
+    """Build the book of a folder; warnings are errors."""
+    tool = Path(sys.executable).with_name("jupyter-book")
+    return subprocess.run(
+        [tool, "build", ".", "-W", "-n", "--keep-going"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    """The folder of the built book."""
+    folder = tmp_path_factory.mktemp("book")
+    for path, text in BOOK.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    first = build(folder)
+    assert first.returncode == 0, first.stderr
+    assert "pairs: ran in" in first.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(book):
+    """The folder of the pages."""
+    return book / "_build/html"
+
+
+def page(html, name):
+    return BeautifulSoup((html / f"{name}.html").read_text(), "html.parser")
+
+
+def words(node):
+    return " ".join(node.get_text().split())
+
+
+def captions(html, name):
+    return [words(node) for node in page(html, name).select(".tt-place")]
+
+
+def test_captions_name_the_file_and_the_place(html):
+    assert captions(html, "chapters/pairs")[:5] == [
+        "companion/view.py",
+        "companion/view.py · class Pair, after __init__",
+        "companion/view.py · replaced in §2",
+        "test · tests/chapters/test_pairs.py",
+        "companion/kernels/add.c",
+    ]
+    assert captions(html, "chapters/sums")[:2] == [
+        "companion/view.py · replaces total, §1.1",
+        "companion/buffer.py",
+    ]
+
+
+def test_every_link_inside_the_site_leads_somewhere(html):
+    anchors = {}
+    for file in html.rglob("*.html"):
+        if "_static" not in file.parts:
+            soup = BeautifulSoup(file.read_text(), "html.parser")
+            anchors[file] = soup, {tag["id"] for tag in soup.select("[id]")}
+    checked = 0
+    for file, (soup, _) in anchors.items():
+        for link in soup.select("article a[href]"):
+            address, anchor = urldefrag(unquote(link["href"]))
+            if "://" in address:
+                continue
+            target = (file.parent / address).resolve() if address else file
+            assert target.exists(), f"{file}: {link}"
+            if anchor:
+                assert anchor in anchors[target][1], f"{file}: {link}"
+            checked += 1
+    assert checked > 50
+
+
+def test_a_source_page_leads_back_to_each_definition(html):
+    source = page(html, "source/companion/view")
+    back = [link["href"] for link in source.select("a.origin")]
+    assert back == [
+        "../../chapters/pairs.html#cell-1",
+        "../../chapters/pairs.html#cell-2",
+        "../../chapters/sums.html#cell-1",
+    ]
+    total = source.find(id="total")
+    assert total.next_sibling.get_text() == "def"
+    assert source.find(id="Pair.__repr__")
+    assert source.find(id="L1").get_text() == "1"
+
+
+def test_a_c_file_leads_back_too(html):
+    source = page(html, "source/companion/kernels/add.c")
+    (link,) = source.select("a.origin")
+    assert link["href"] == "../../../chapters/pairs.html#cell-6"
+
+
+def test_c_is_highlighted_as_c(html):
+    cell = page(html, "chapters/pairs").find(id="cell-6")
+    assert cell.select_one(".cs").get_text() == "%%c kernels/add.c -O2"
+    assert [kind.get_text() for kind in cell.select(".kt")] == ["double"] * 3
+    assert cell.select_one(".nf").get_text() == "add"
+
+
+def test_outputs_are_those_of_the_execution(html):
+    assert "ok  test_total" in page(html, "chapters/pairs").get_text()
+    assert words(page(html, "chapters/sums").find(id="cell-3"))[-1] == "6"
+
+
+def test_glue_reaches_the_prose(html):
+    assert "They make 42." in words(page(html, "chapters/pairs"))
+
+
+def test_a_name_in_prose_leads_to_its_cell(html):
+    link = page(html, "chapters/pairs").select_one("p > a[href='#cell-1']")
+    assert link.get_text() == "Pair.__init__"
+
+
+def test_solutions_are_folded(html):
+    cell = page(html, "chapters/pairs").select_one(".tag_solution")
+    assert "Show the solution" in words(cell.details.summary)
+    assert "def swap" in words(cell.details)
+
+
+def test_a_gpu_cell_says_where_its_output_is_from(html):
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine runs the cell")
+    cell = page(html, "chapters/pairs").select_one(".tag_gpu")
+    assert "needs an NVIDIA GPU" in words(cell)
+
+
+def test_the_index_lists_definitions_replacements_and_uses(html):
+    index = page(html, "chapters/identifiers")
+    entries = [words(entry) for entry in index.select(".tt-index li")]
+    assert entries == [
+        "add · defined §1.1",
+        "Pair · defined §1",
+        "Pair.__init__ · defined §1",
+        "Pair.__repr__ · added §1.1",
+        "total · defined §1.1 · replaced §2 · used §2",
+        "twice · defined §2",
+    ]
+
+
+def test_the_library_is_listed_floor_by_floor(html):
+    library = page(html, "chapters/library")
+    floors = [words(rubric) for rubric in library.select("p.rubric")]
+    assert floors == ["Floor 0", "Floor 1"]
+    view = words(library.select_one(".tt-index li"))
+    assert re.fullmatch(
+        r"companion/view.py · \d+ lines · from §1, §2 · Pair, total", view
+    )
+
+
+def test_a_chapter_ends_with_what_the_library_gained(html):
+    section = page(html, "chapters/sums").find(id="gained")
+    folds = section.select("details.tt-gained")
+    assert [words(fold.summary) for fold in folds] == [
+        "companion/view.py +1 −1",
+        "companion/buffer.py new, 5 lines",
+    ]
+    assert "-    return pair.left + pair.right" in folds[0].get_text()
+    assert "+    return pair.right + pair.left" in folds[0].get_text()
+    assert "chapters/" not in folds[0].select_one("pre").get_text()
+
+
+def test_buttons_lead_to_colab_the_notebook_and_the_source(html):
+    head = page(html, "chapters/pairs").select_one(".article-header-buttons")
+    links = [link["href"] for link in head.select("a")]
+    github = "github.com/someone/tiny"
+    assert links == [
+        "https://colab.research.google.com/github/someone/tiny/blob/trunk"
+        "/site/notebooks/pairs.ipynb",
+        "../notebooks/pairs.ipynb",
+        "../_sources/chapters/pairs.md",
+        f"https://{github}/edit/trunk/chapters/pairs.md",
+    ]
+    assert (html / "notebooks/pairs.ipynb").exists()
+    assert (html / "_sources/chapters/pairs.md").exists()
+
+
+def test_a_page_without_code_passes_through(html):
+    assert "A page without code." in words(page(html, "intro"))
+    assert not page(html, "intro").find(id="gained")
+
+
+def test_an_unchanged_book_is_not_read_again(book):
+    again = build(book)
+    assert again.returncode == 0, again.stderr
+    assert "0 added, 0 changed, 0 removed" in again.stdout
+    assert "ran in" not in again.stderr
+
+
+def test_a_changed_cell_reaches_the_chapters_after_it(book, tmp_path):
+    copy = shutil.copytree(book, tmp_path / "book")
+    pairs = copy / "chapters/pairs.md"
+    pairs.write_text(
+        pairs.read_text().replace("pair.left +", "1 * pair.left +")
+    )
+    again = build(copy)
+    assert again.returncode == 0, again.stderr
+    assert "pairs: ran in" in again.stderr
+    assert "sums: ran in" in again.stderr
+    assert (
+        "-    return 1 * pair.left"
+        in page(copy / "_build/html", "chapters/sums")
+        .find(id="gained")
+        .get_text()
+    )
+
+
+def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
+    copy = shutil.copytree(book, tmp_path / "book")
+    sums = copy / "chapters/sums.md"
+    text = sums.read_text().replace("twice(Pair(1, 2))", "twice(Pair(1))")
+    sums.write_text(text)
+    line = text.splitlines().index("twice(Pair(1))") + 1
+    failed = build(copy)
+    assert failed.returncode != 0
+    assert f"chapters/sums.md:{line}: TypeError" in failed.stderr
