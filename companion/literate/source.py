@@ -228,7 +228,7 @@ def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     for tag in cell.tags:
         if tag not in TAGS:
-            near = difflib.get_close_matches(tag, TAGS, 1)
+            near = difflib.get_close_matches(tag, TAGS, 1, 0.75)
             hint = f"did you mean {near[0]}?" if near else ", ".join(TAGS)
             raise cell.error(1, f"unknown tag {tag!r}: {hint}")
     if {"tangle", "test"} <= set(cell.tags):

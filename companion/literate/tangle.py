@@ -216,7 +216,7 @@ class Tangler:
         body.insert(min(spots, default=len(body)), piece)
         for entry in old:
             self.drop(entry, piece)
-        places = ["{}:{}".format(*e.piece.place()) for e in old]
+        places = {"{}:{}".format(*e.piece.place()): e for e in old}
         action = "replace" if old else action
         self.register(module, body, piece, action, ", ".join(places))
 
