@@ -10,8 +10,8 @@ from pathlib import Path
 from companion.literate.source import read_book
 from companion.literate.tangle import tangle
 
-WIDTH, HEIGHT, GAP = 720, 560, 9
-LEFT, RIGHT = 210, 500
+WIDTH, HEIGHT, GAP = 640, 560, 9
+LEFT, RIGHT = 118, 490
 
 
 class Column:
@@ -30,16 +30,19 @@ class Column:
         """The height of one line of one text."""
         return self.tops[name] + (line - 0.5) * self.scale
 
-    def draw(self, anchor, label):
-        """The bars and their names."""
-        side = -12 if anchor == "end" else 12
+    def draw(self, anchor):
+        """The bars, and the names of those that have room for one."""
+        side = -10 if anchor == "end" else 10
         for name, text in self.texts.items():
             y, height = self.tops[name], lines(text) * self.scale
             yield (f'<rect x="{self.x - 2}" y="{y:.1f}" width="4" '
                    f'height="{max(height, 1.5):.1f}"/>')  # fmt: skip
-            if height > 11:
-                yield (f'<text x="{self.x + side}" y="{y + height / 2:.1f}" '
-                       f'text-anchor="{anchor}">{escape(label(name))}</text>')  # fmt: skip
+            if height > 11 and not name.startswith("tests/"):
+                size = "large" if height > 24 else "small"
+                label = escape(Path(name).name.removesuffix(".md"))
+                yield (f'<text class="{size}" x="{self.x + side}" '
+                       f'y="{y + height / 2:.1f}" text-anchor="{anchor}">'
+                       f"{label}</text>")  # fmt: skip
 
 
 def lines(text):
@@ -64,17 +67,15 @@ def strand(definition, chapters, files):
 def picture(book, library):
     """The whole book and the whole library, and what ties them."""
     drawn = [d for d in library.definitions if d.line]
-    order = [c for c in book.chapters if any(d.path == c.path for d in drawn)]
-    files = {d.file for d in drawn}
-    chapters = Column(LEFT, {c.path: c.text for c in order})
-    modules = {f: t for f, t in library.files.items() if f in files}
-    made = Column(RIGHT, modules)
-    titles = {c.path: Path(c.path).stem for c in order}
+    starts = {d.path for d in drawn}
+    texts = {c.path: c.text for c in book.chapters if c.path in starts}
+    files = {d.file: library.files[d.file] for d in drawn}
+    chapters, made = Column(LEFT, texts), Column(RIGHT, files)
     parts = [
         f'<svg viewBox="0 -6 {WIDTH} {HEIGHT + 12}" aria-hidden="true">',
         *(strand(d, chapters, made) for d in drawn),
-        *chapters.draw("end", titles.get),
-        *made.draw("start", lambda f: f.removeprefix("companion/")),
+        *chapters.draw("end"),
+        *made.draw("start"),
         "</svg>",
     ]
     return "\n".join(parts)
@@ -104,19 +105,7 @@ def add_picture(app, pagename, templatename, context, doctree):
     context["numbers"] = numbers(book, library)
 
 
-def restyled(app, env, added, changed, removed):
-    """A changed stylesheet or script is a reason to write the site again."""
-    built = Path(app.outdir, "index.html")
-    static = Path(app.srcdir, "site", "static").rglob("*")
-    if not built.exists():
-        return []
-    when = built.stat().st_mtime
-    newer = any(file.stat().st_mtime > when for file in static)
-    return [app.config.root_doc] if newer else []
-
-
 def setup(app):
     """Register with Sphinx."""
     app.connect("html-page-context", add_picture)
-    app.connect("env-get-outdated", restyled)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -55,12 +55,11 @@ def pages_of(site):
     )
 
 
-def test_every_page_on_a_phone(site, visit):
+def test_every_page_on_a_phone(site, address, visit):
     faults = []
     page = visit("index.html", width=360)
     for path in pages_of(site):
-        page.goto(page.url.split("/", 3)[0] + "//" + page.url.split("/")[2]
-                  + "/" + path, wait_until="networkidle")  # fmt: skip
+        page.goto(address + path, wait_until="networkidle")
         math = page.locator("script[src*=mathjax]").count()
         if weight(page) > (LIMIT_WITH_MATH if math else LIMIT):
             faults.append(f"{path}: {weight(page) / 1e6:.2f} MB")
@@ -83,7 +82,7 @@ def test_landing_leads_into_the_book(visit):
 
 def test_chapter_names_the_place_of_its_code(visit):
     page = visit(ARRAYS)
-    caption = page.locator(".tt-caption a").first
+    caption = page.locator(".tt-place a").first
     assert caption.inner_text().startswith("companion/")
     caption.click()
     page.wait_for_load_state("networkidle")
