@@ -14,8 +14,9 @@ COMMANDS = {
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
-        print(usage(), file=sys.stderr)
-        return 2 if argv else 0
+        wrong = f"no command {argv[0]!r}\n" if argv else ""
+        print(wrong + usage(), file=sys.stderr)
+        return 1
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 

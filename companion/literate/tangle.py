@@ -472,7 +472,7 @@ def main(argv: list[str]) -> int:
     except SourceError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        name = error.filename or options.out
+        name = error.filename or options.out or "."
         print(f"{name}: {error.strerror}: nothing was changed; mend that "
               "and run it again", file=sys.stderr)
     return 1

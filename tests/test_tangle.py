@@ -1,0 +1,608 @@
+"""Tangle: growth, replacement, imports, and every error in one line."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from small_book import cell
+
+from companion.literate import tangle as command, write as writing
+from companion.literate.names import bound, uses
+from companion.literate.origin import annotate, origin
+from companion.literate.source import SourceError, read_book
+from companion.literate.tangle import tangle
+from companion.literate.write import check, write
+
+ROOT = Path(__file__).parents[1]
+FRONT = "---\ncompanion: {{module: {}}}\n---\n# Title\n\n"  # 5 lines
+
+
+def save_book(root, **pages):
+    """Write a book; a page is its module and its cells."""
+    (root / "chapters").mkdir(exist_ok=True)
+    for name, (module, *cells) in pages.items():
+        text = FRONT.format(module) + "".join(cells)
+        (root / f"chapters/{name}.md").write_text(text)
+    files = "".join(f"- file: chapters/{name}\n" for name in pages)
+    toc = f"format: jb-book\nroot: intro\nchapters:\n{files}"
+    (root / "_toc.yml").write_text(toc)
+    (root / "intro.md").write_text("# Intro\n")
+    return read_book(root)
+
+
+def grown(root, *cells, module="view.py", **pages):
+    """The text of the file that cells of one page become."""
+    book = save_book(root, a=(module, *cells), **pages)
+    text = tangle(book).files[f"companion/{module}"]
+    return text.split("\n", 1)[1]
+
+
+def code(source, **options):
+    """A tangled cell."""
+    return cell(source, "tangle", **options)
+
+
+def bare(text):
+    """A text without its origins, blank lines merged."""
+    text = re.sub(r"(?m)^ *# \S+:\d+\n", "", text)
+    return re.sub(r"\n+", "\n", text).strip()
+
+
+def plain(text):
+    """A file without its header and its origins."""
+    text = re.sub(r'(?m)^#line \d+ "\S+"', "", text)
+    text = re.sub(r"(?m)^ *# \S+\[\d+\]:\d+\n", "", text)
+    return bare(text.split("\n", 1)[1])
+
+
+def complaint(root, *cells, **pages):
+    """The error that a book of these cells meets."""
+    with pytest.raises(SourceError) as error:
+        tangle(save_book(root, a=("view.py", *cells), **pages))
+    return str(error.value)
+
+
+VIEW = code('class View:\n    """A window."""\n\n    size = 1')
+GROW = code("@extend\nclass View:\n    def first(self):\n        return 1")
+
+
+def test_a_class_grows_where_it_stands(tmp_path):
+    assert grown(tmp_path, VIEW, code("LAST = 1"), GROW) == '''\
+# chapters/a.md:8
+class View:
+    """A window."""
+
+    size = 1
+
+    # chapters/a.md:23
+    def first(self):
+        return 1
+
+
+# chapters/a.md:16
+LAST = 1
+'''
+
+
+def test_a_class_grows_from_another_chapter(tmp_path):
+    book = save_book(
+        tmp_path, a=("view.py", VIEW), b=("buffer.py", GROW, code("B = View")))
+    files = tangle(book).files
+    assert "def first" in files["companion/view.py"]
+    assert "from companion.view import View" in files["companion/buffer.py"]
+    assert "first" not in files["companion/buffer.py"]
+
+
+def test_a_member_takes_the_place_of_the_old(tmp_path):
+    old = code("class View:\n    def a(self): ...\n\n    def b(self): ...")
+    new = "@extend\nclass View:\n    def a(self):\n        return 2"
+    text = grown(tmp_path, old, code(new, replaces="View.a"))
+    assert bare(text) == (
+        "class View:\n    def a(self):\n        return 2\n"
+        "    def b(self): ...")
+
+
+def test_functions_classes_and_entries_are_replaced(tmp_path):
+    first = code("T = {}\nA = 1\nT[A] = 0\n\n\ndef f(): ...\n\n\nclass C:\n"
+                 "    x = 1")
+    second = code("class C:\n    y = 2\n\n\ndef f(): return 2\nT[A] = 3\n",
+                  replaces="C, f, T[A]")
+    assert bare(grown(tmp_path, first, second)) == (
+        "T = {}\nA = 1\nT[A] = 3\ndef f(): return 2\n"
+        "class C:\n    y = 2")
+
+
+def test_what_runs_at_import_finds_what_it_needs(tmp_path):
+    late = code("def make(n):\n    return helper\n\n\nhelper = 2")
+    grow = code("@extend\nclass View:\n    one = make(1)")
+    lines = bare(grown(tmp_path, VIEW, late, grow)).split("\n")
+    starts = [line for line in lines if not line.startswith(" ")]
+    assert starts == ["def make(n):", "helper = 2", "class View:"]
+
+
+def test_the_program_block_stays_last(tmp_path):
+    run = code('if __name__ == "__main__":\n    print(C)')
+    text = grown(tmp_path, code("C = {}"), run, code("C[1] = 2"))
+    assert text.index("C[1]") < text.index("if __name__")
+
+
+def test_accessors_and_overloads_may_repeat_a_name(tmp_path):
+    source = ("class View:\n    @property\n    def a(self): ...\n\n"
+              "    @a.setter\n    def a(self, x): ...")
+    assert grown(tmp_path, code(source)).count("def a") == 2
+
+
+def test_tests_lose_their_decorator(tmp_path):
+    book = save_book(tmp_path, a=(
+        "view.py", VIEW, cell("@test\ndef test_v():\n    View()", "test")))
+    text = tangle(book).files["tests/chapters/test_a.py"]
+    assert text.split("\n", 1)[1] == """\
+from companion.view import View
+
+
+# chapters/a.md:18
+def test_v():
+    View()
+"""
+
+
+def test_imports_are_gathered_merged_and_sorted(tmp_path):
+    shown = cell("from __future__ import annotations\nimport numpy as np")
+    first = code("import sys\nfrom math import pi\n\nX = np.e, sys")
+    second = code("import os\nfrom math import e, PI\n\nY = os, e, pi")
+    assert grown(tmp_path, shown, first, second) == """\
+from __future__ import annotations
+
+import os
+import sys
+from math import PI, e, pi
+
+import numpy as np
+
+# chapters/a.md:16
+X = np.e, sys
+
+# chapters/a.md:24
+Y = os, e, pi
+"""
+
+
+def test_a_name_of_an_earlier_chapter_is_imported(tmp_path):
+    one = ("view.py", VIEW)
+    two = ("buffer.py", cell("from companion import View"), code("B = View"))
+    files = tangle(save_book(tmp_path, a=one, b=two)).files
+    assert "from companion.view import View" in files["companion/buffer.py"]
+
+
+def test_a_builtin_is_not_imported(tmp_path):
+    one = ("view.py", code("def sum(x): ..."))
+    two = ("buffer.py", code("B = sum([1])"))
+    files = tangle(save_book(tmp_path, a=one, b=two)).files
+    assert "import" not in files["companion/buffer.py"]
+
+
+SCOPES = """
+import os
+def f(a, b=D1, *args: A1, k: Q[int] = D2, **kw) -> R1:
+    x = [i + y for i in range(a) for y in os.listdir(i) if G1]
+    def g(): return x, G2, h
+    h = lambda z=D3: z + w + G3
+    try: pass
+    except E1 as e: str(e)
+    match a:
+        case C1(p=q, r=[*rest]): return q, rest
+        case {"k": v, **more}: return v, more
+        case K.V as m: return m
+    with W1 as (t, u): t, u
+    if (n := a): n
+    global GG
+    GG = 1
+@D4
+class C(B1, metaclass=M1):
+    attr: AA = V1
+    def m(self): return attr2, attr
+    other = [size for size in L1]
+    rm = m
+TABLE[K1] = V2
+y = [zz(i) for i in L2]
+"""
+
+
+def test_free_names_are_those_of_no_scope():
+    found = uses(SCOPES)
+    free = {u.name for u in found} - {"os", "range", "str", "int"}
+    late = {"E1", "G1", "G2", "G3", "C1", "K", "W1", "D3", "GG", "attr",
+            "attr2", "w"}
+    now = {"A1", "AA", "B1", "D1", "D2", "D4", "K1", "L1", "L2", "M1", "Q",
+           "R1", "TABLE", "V1", "V2", "zz"}
+    assert free == late | now
+    assert now <= {u.name for u in found if u.now}
+    assert {u.line for u in found if u.name == "w"} == {6}
+    assert bound(SCOPES) == {"os", "f", "C", "y"}
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    {
+        (code("x = (1"),): "8: Python cannot read this: '(' was never closed",
+        (VIEW, VIEW): "16: View is already defined at chapters/a.md:8:"
+        " rename one of them or say `:replaces: View`",
+        (VIEW, GROW, GROW): "26: View.first is already defined at"
+        " chapters/a.md:18: rename one of them or say"
+        " `:replaces: View.first`",
+        (code("T = {1: 2}"), code("T[1] = 3")): "13: T[1] is already defined"
+        " at chapters/a.md:8: rename one of them or say `:replaces: T[1]`",
+        (code("T = {1: 2}"), code("T[1] = 3", replaces="T[1]")): "14: T[1]"
+        " is one with T at chapters/a.md:8: replace that whole statement",
+        (code("def f(): ...", replaces="g"),): "9: replaces g: no earlier"
+        " cell defines it, or this one does not",
+        (GROW,): "9: @extend found no class View: define it in an earlier"
+        " tangled cell",
+        (VIEW, code("@extend\nclass View(A):\n    x = 1")): "17: @extend"
+        " class View has bases or a docstring: write them where it is"
+        " defined",
+        (code("def f():\n    return other"),): "9: other is defined nowhere:"
+        " define or import it",
+        (code("total = 1"), code("y = totl")): "13: totl is defined nowhere:"
+        " define or import it (did you mean total?)",
+        (cell("n = 3"), code("y = n")): "12: n comes from the untagged cell"
+        " at line 7: tag it",
+        (code("import os as x"), code("import re as x")): "13: x is imported"
+        " from os and from re: rename one",
+    }.items(),
+)
+def test_bad_cell(tmp_path, cells, told):
+    assert complaint(tmp_path, *cells) == f"chapters/a.md:{told}"
+
+
+C_ONE = code("%%c kernels/a.c\n#include <math.h>\nint f(int n) { return n; }")
+C_TWO = code("%%c kernels/a.c -O3\nint f(int n) { return 2 * n; }")
+C_NEW = code("%%c kernels/a.c\nint f(int n) { return 3; }", replaces="f")
+
+
+def test_c_cells_accumulate_with_their_lines(tmp_path):
+    more = code("%%c kernels/a.c\nint g(void) { return f(1); }")
+    text = grown(tmp_path, C_ONE, more, module="kernels/a.c")
+    assert text == """\
+#line 9 "chapters/a.md"
+#include <math.h>
+int f(int n) { return n; }
+
+#line 16 "chapters/a.md"
+int g(void) { return f(1); }
+"""
+
+
+def test_two_cells_that_claim_one_c_symbol(tmp_path):
+    assert complaint(tmp_path, C_ONE, C_TWO) == (
+        "chapters/a.md:16: f is already defined at chapters/a.md:9: rename"
+        " one of them or say `:replaces: f`")
+
+
+def test_a_c_cell_takes_the_place_of_the_old(tmp_path):
+    text = grown(tmp_path, C_ONE, C_NEW, module="kernels/a.c")
+    assert "return 3" in text and "return n" not in text
+
+
+def run(root, *words, code="", **options):
+    """`python -m companion tangle`, in the folder of a book."""
+    program = [sys.executable, "-c", code] if code else [
+        sys.executable, "-m", "companion", "tangle"]
+    path = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([*program, *words], cwd=root, text=True, env=path,
+                          capture_output=True, **options)
+
+
+def told(root, *words):
+    """What the command says when it fails."""
+    result = run(root, *words)
+    assert result.returncode == 1
+    return result.stderr.strip() or result.stdout.strip()
+
+
+def test_c_that_does_not_compile(tmp_path, need):
+    bad = code("%%c kernels/a.c\nint f(void)\n{\n    return x;\n}")
+    save_book(tmp_path, a=("view.py", VIEW, bad))
+    assert told(tmp_path, "--out", "lib") == (
+        "chapters/a.md:20: the C compiler cannot read this: ‘x’ undeclared"
+        " (first use in this function)")
+    assert not (tmp_path / "lib").exists()
+
+
+TENSOR = ("tensor.py", code("class Tensor:\n    x = 1"))
+
+
+def test_an_import_that_climbs_a_floor(tmp_path):
+    cells = cell("import os"), code("def f():\n    return Tensor")
+    assert complaint(tmp_path, *cells, b=TENSOR) == (
+        "chapters/a.md:13: companion/view.py stands on floor 0 and cannot"
+        " import companion/tensor.py, on floor 2: move one of the two")
+
+
+def test_a_module_that_stands_on_no_floor(tmp_path):
+    assert complaint(tmp_path, code("x = 1", file="attic.py")) == (
+        "chapters/a.md:9: companion/attic.py stands on no floor:"
+        " name it in FLOORS")
+
+
+def test_a_tool_that_imports_the_framework(tmp_path):
+    tool = code("from companion.tensor import Tensor\n\nx = Tensor",
+                file="literate/x.py")
+    assert complaint(tmp_path, tool, b=TENSOR) == (
+        "chapters/a.md:9: companion/literate/x.py stands beside the house"
+        " and cannot import companion/tensor.py, on floor 2: move one of the"
+        " two")
+
+
+def test_an_import_cycle(tmp_path):
+    other = ("buffer.py", code("class Buffer:\n    view = View"))
+    grow = code("@extend\nclass View:\n    def b(self):\n"
+                "        return Buffer")
+    assert complaint(tmp_path, VIEW, grow, b=other) == (
+        "chapters/b.md:9: import cycle companion/view.py → companion/buffer"
+        ".py → companion/view.py: move what both need down")
+
+
+def test_a_name_that_two_modules_define(tmp_path):
+    one = ("dtype.py", code("x = 1"))
+    two = ("ops.py", code("x = 2"))
+    told = complaint(tmp_path, code("y = x"), b=one, c=two)
+    assert told == (
+        "chapters/a.md:8: x is defined in companion/dtype.py and"
+        " companion/ops.py: import the one meant on the page")
+    shown = cell("from companion.ops import x")
+    text = grown(tmp_path, shown, code("y = x"), b=one, c=two)
+    assert text.startswith("from companion.ops import x\n")
+
+
+def test_upto_stops_before_a_chapter(tmp_path):
+    pages = {"a": ("view.py", VIEW), "b": ("buffer.py", code("B = View"))}
+    book = save_book(tmp_path, **pages)
+    assert list(tangle(book, upto="b").files) == ["companion/view.py"]
+
+
+def test_every_definition_knows_its_places(tmp_path):
+    new = "@extend\nclass View:\n    def first(self):\n        return LAST"
+    library = tangle(save_book(
+        tmp_path, a=("view.py", VIEW, GROW, code("LAST = 2")),
+        b=("buffer.py", code(new, replaces="View.first"))))
+    rows = {(d.name, d.chapter): d for d in library.definitions}
+    old, newer = rows["View.first", "a"], rows["View.first", "b"]
+    assert (old.action, old.line) == ("extend", 0)
+    assert (newer.action, newer.file) == ("replace", "companion/view.py")
+    assert newer.replaced == "chapters/a.md:18"
+    assert (newer.after, newer.uses) == ("View.size", {"LAST"})
+    for row in rows.values():
+        if row.line:
+            page = (tmp_path / row.path).read_text().split("\n")
+            text = library.files[row.file].split("\n")
+            assert text[row.line - 1] == page[row.chapter_line - 1]
+
+
+# ---------------------------------------------------------------- writing
+
+
+def test_tangling_twice_changes_nothing(tmp_path):
+    book = save_book(tmp_path, a=("view.py", VIEW, GROW))
+    assert write(tangle(book).files, tmp_path) == ["companion/view.py"]
+    before = (tmp_path / "companion/view.py").stat()
+    assert write(tangle(book).files, tmp_path) == []
+    after = (tmp_path / "companion/view.py").stat()
+    assert (before.st_mtime_ns, before.st_ino) == (
+        after.st_mtime_ns, after.st_ino)
+
+
+def test_only_what_changed_is_written_and_what_is_stale_goes(tmp_path):
+    write({"companion/a.py": sealed("a"), "companion/b.py": sealed("b")},
+          tmp_path)
+    new = {"companion/a.py": sealed("a"), "companion/c.py": sealed("c")}
+    assert write(new, tmp_path) == ["companion/c.py", "companion/b.py"]
+    assert sorted(p.name for p in (tmp_path / "companion").iterdir()) == [
+        "a.py", "c.py"]
+    assert not list(tmp_path.glob(".tangle*"))
+
+
+def sealed(*lines):
+    """A generated file's text."""
+    return writing.with_header("companion/x.py", ["x"], list(lines))
+
+
+def test_a_file_edited_by_hand_is_kept(tmp_path):
+    save_book(tmp_path, a=("view.py", VIEW, GROW))
+    assert run(tmp_path).returncode == 0
+    file = tmp_path / "companion/view.py"
+    edited = file.read_text().replace("size = 1", "size = 7\n    n = 1")
+    file.write_text(edited)
+    message = ("companion/view.py:6: edited by hand (lines 6-7): move the"
+               " edit to the chapter, or `tangle --force` to drop it")
+    assert told(tmp_path, "--check") == message
+    assert told(tmp_path) == message
+    assert file.read_text() == edited
+    assert run(tmp_path, "--force").returncode == 0
+    assert run(tmp_path, "--check").stdout == "1 files as tangled\n"
+
+
+def test_check_names_each_kind_of_difference(tmp_path):
+    now = {f"companion/{n}.py": sealed(n) for n in "abc"}
+    write(now, tmp_path)
+    (tmp_path / "companion/d.py").write_text("mine = 1\n")
+    (tmp_path / "companion/c.py").unlink()
+    new = {"companion/a.py": sealed("new"), "companion/c.py": sealed("c")}
+    assert check(new, tmp_path) == [
+        "companion/a.py: out of date: run `make tangle`",
+        "companion/b.py: no chapter makes it: run `make tangle`",
+        "companion/c.py: missing: run `make tangle`",
+        "companion/d.py:1: written by hand: move it into a chapter",
+    ]
+
+
+OLD = {f"companion/{n}.py": sealed(n, "old") for n in "abcd"}
+NEW = {f"companion/{n}.py": sealed(n, "new") for n in "abce"}
+KILLED = """
+import os, signal, sys
+from companion.literate import write
+sys.path.insert(0, {tests!r})
+from test_tangle import NEW
+moves, step = 0, int(sys.argv[1])
+real = os.replace
+def replace(*paths):
+    global moves
+    if moves == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moves += 1
+    real(*paths)
+os.replace = replace
+write.write(NEW, ".")
+"""
+
+
+@pytest.mark.parametrize("step", range(6))
+def test_a_kill_in_the_middle_is_finished_by_the_next_run(tmp_path, step):
+    write(OLD, tmp_path)
+    tests = str(Path(__file__).parent)
+    result = run(tmp_path, str(step), code=KILLED.format(tests=tests))
+    assert result.returncode == -9, result.stderr
+    for text in writing.present(tmp_path).values():
+        assert text in [*OLD.values(), *NEW.values()]
+    wanted = OLD if step == 0 else NEW
+    with writing.only_one(tmp_path):
+        writing.finish(tmp_path)
+    assert writing.present(tmp_path) == wanted
+    write(NEW, tmp_path)
+    assert writing.present(tmp_path) == NEW
+    assert not list(tmp_path.glob(".tangle*"))
+
+
+def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, capsys):
+    pages = {"b": ("ops.py", code("x = 2"))}
+    save_book(tmp_path, a=("view.py", VIEW))
+    monkeypatch.chdir(tmp_path)
+    assert command.main([]) == 0
+    before = writing.present(tmp_path)
+    save_book(tmp_path, a=("view.py", VIEW, GROW), **pages)
+    real, written = os.fsync, []
+
+    def full(handle):
+        written.append(handle)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert command.main([]) == 1
+    assert writing.present(tmp_path) == before
+    assert capsys.readouterr().err == (
+        ".: No space left on device: nothing was changed; mend that and run"
+        " it again\n")
+    assert not list(tmp_path.glob(".tangle*"))
+    monkeypatch.setattr(os, "fsync", real)
+    assert command.main([]) == 0
+    assert len(writing.present(tmp_path)) == 2
+
+
+# ------------------------------------------------------- notebooks, origins
+
+
+def notebook(chapter):
+    """A reader's notebook with the cells of a chapter."""
+    cells = [
+        {"cell_type": "code", "metadata": c.options, "source": c.source,
+         "outputs": [], "execution_count": None}
+        for c in chapter.cells
+    ]
+    return json.dumps({"cells": cells, "metadata": chapter.front,
+                       "nbformat": 4, "nbformat_minor": 5})
+
+
+def test_a_readers_notebooks_give_their_library(tmp_path):
+    cells = VIEW, GROW, C_ONE, cell("@test\ndef test_v(): View()", "test")
+    book = save_book(
+        tmp_path, a=("view.py", *cells), b=("buffer.py", code("B = View")))
+    for name in "ab":
+        page = tmp_path / f"{name}.ipynb"
+        page.write_text(notebook(book.chapter(name)))
+    result = run(tmp_path, "a.ipynb", "b.ipynb", "--out", "mine")
+    assert result.stdout == "4 files tangled, 4 changed\n", result.stderr
+    mine = writing.present(tmp_path / "mine")
+    ours = tangle(book).files
+    assert {f: plain(t) for f, t in mine.items()} == {
+        f: plain(t) for f, t in ours.items()}
+    assert "# a.ipynb[2]:3\n    def first" in mine["companion/view.py"]
+
+
+def test_sources_need_a_place_of_their_own(tmp_path):
+    save_book(tmp_path, a=("view.py", VIEW))
+    assert told(tmp_path, "chapters/a.md") == (
+        "chapters/a.md:1: is not the whole book: say `--out DIR`")
+
+
+def test_every_line_leads_back_to_its_chapter(tmp_path):
+    extra = code("# why\nA = 1\n\n# how\n\nB = 2\n\n\n\ndef f():\n\n"
+                 "    return A\n# end")
+    new = code("@extend\nclass View:\n    size = 3", replaces="View.size")
+    book = save_book(tmp_path, a=("view.py", VIEW, extra, GROW, new))
+    write(tangle(book).files, tmp_path)
+    file = str(tmp_path / "companion/view.py")
+    page = (tmp_path / "chapters/a.md").read_text().split("\n")
+    lines = Path(file).read_text().split("\n")
+    found = 0
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not re.match(r" *# (chapters/|Tangled)", line):
+            path, at = origin(file, number).split(":")
+            assert (path, page[int(at) - 1]) == ("chapters/a.md", line)
+            found += 1
+    assert found == 12
+
+
+def test_an_error_shows_the_chapters_line(tmp_path):
+    failing = code("def f():\n    return g()\n\n\ndef g():\n    return 1 / 0")
+    book = save_book(tmp_path, a=("view.py", failing))
+    write(tangle(book).files, tmp_path)
+    scope = {}
+    file = tmp_path / "companion/view.py"
+    exec(compile(file.read_text(), str(file), "exec"), scope)
+    with pytest.raises(ZeroDivisionError) as error:
+        scope["f"]()
+    assert annotate(error.value).__notes__ == [
+        "f is written at chapters/a.md:9", "g is written at chapters/a.md:13"]
+
+
+def test_python_shows_the_chapters_line(tmp_path):
+    program = ("import companion\n"
+               "from companion.literate.source import read_book\n"
+               "read_book('/nowhere')")
+    result = run(tmp_path, code=program)
+    assert "read_book is written at chapters/appendix/tangle.md:" in (
+        result.stderr)
+
+
+# -------------------------------------------------------------- this book
+
+
+def test_the_tools_tangle_themselves():
+    library = tangle(read_book(ROOT))
+    tools = [f for f in library.files if f.startswith("companion/literate/")]
+    assert {"companion/literate/tangle.py", "companion/__main__.py"} <= set(
+        library.files)
+    for file in [*tools, "companion/__init__.py", "companion/__main__.py"]:
+        assert (ROOT / file).read_text() == library.files[file], file
+
+
+def test_the_whole_book_tangles_within_a_second():
+    start = time.perf_counter()
+    tangle(read_book(ROOT))
+    assert time.perf_counter() - start < 1
+
+
+def test_commands_are_listed_and_unknown_ones_refused(tmp_path):
+    result = run(tmp_path, code="from companion.__main__ import main\n"
+                 "raise SystemExit(main(['tangel']))")
+    assert result.returncode == 1
+    assert result.stderr.startswith("no command 'tangel'")
+    assert "  tangle     Write the library" in result.stderr
