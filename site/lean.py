@@ -22,6 +22,15 @@ def is_math(script):
     return "mathjax" in str(name) or body.startswith("window.MathJax")
 
 
+FOLD = '<summary aria-label="Toggle hidden content">'
+
+
+def name_folds(app, pagename, templatename, context, doctree):
+    """A fold is called what it says: MyST-NB calls all of them the same."""
+    if "body" in context:
+        context["body"] = context["body"].replace(FOLD, "<summary>")
+
+
 def restyled(app, env, added, changed, removed):
     """A changed stylesheet or script is a reason to write the site again."""
     built = Path(app.outdir, "index.html")
@@ -36,5 +45,6 @@ def restyled(app, env, added, changed, removed):
 def setup(app):
     """Register with Sphinx."""
     app.connect("html-page-context", drop_math, priority=900)
+    app.connect("html-page-context", name_folds)
     app.connect("env-get-outdated", restyled)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
