@@ -44,7 +44,7 @@ def test_outputs_cache_and_prose(tmp_path, monkeypatch):
     assert outputs(again)[1] == number
     assert "Other prose." in again.cells[0].source
 
-    monkeypatch.setattr(module, "run", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(module, "run_cells", lambda *_: pytest.fail("ran again"))
     execute(small_book(tmp_path, first=edited), "first")
 
 
@@ -121,14 +121,14 @@ def test_a_cell_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CELL_TIMEOUT", 1)
     first = page("first", cell("1"), cell("while True:\n    pass"))
     assert fails(small_book(tmp_path, first=first)) == (
-        "chapters/first.md:14: TimeoutError: ran longer than 1 s"
+        "chapters/first.md:14: ran longer than 1 s"
     )
 
 
 def test_a_kernel_that_dies(tmp_path):
     first = page("first", cell("import os\nos._exit(3)"))
     assert fails(small_book(tmp_path, first=first)) == (
-        "chapters/first.md:9: DeadKernelError: the kernel died in this cell"
+        "chapters/first.md:9: the kernel died in this cell"
     )
 
 
@@ -161,7 +161,7 @@ def test_gpu_cells_run_where_there_is_a_gpu(tmp_path, monkeypatch):
     assert outputs(done) == ["512\n"]
     recorded = done.cells[-1].metadata["recorded"]
     assert recorded["device"] == "Some GPU"
-    assert recorded["source"] == module.digest("print(2 ** 9)")[:12]
+    assert recorded["source"] == module.hashed("print(2 ** 9)")[:12]
 
 
 def test_gpu_cells_show_the_record_elsewhere(tmp_path, monkeypatch):
@@ -173,7 +173,7 @@ def test_gpu_cells_show_the_record_elsewhere(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "gpu_name", lambda: None)
     note, text = outputs(execute(book, "first"))
-    source = module.digest("print(2 ** 9)")[:12]
+    source = module.hashed("print(2 ** 9)")[:12]
     assert note["text/plain"].startswith("Recorded on Some GPU, 20")
     assert note["text/plain"].endswith(f"; source {source}")
     assert text == "512\n"

@@ -26,7 +26,7 @@ def lint(folder, *blocks):
 
 def measured(folder, *blocks):
     book = small_book(folder, first=page("first", *blocks))
-    return measure(book, book.chapter("first"), tangle(book))
+    return measure(book, book.chapter("first"))
 
 
 def test_measures(tmp_path):
@@ -51,7 +51,7 @@ def test_measures(tmp_path):
 def test_seconds_come_from_the_cache(tmp_path):
     book = small_book(tmp_path, first=page("first", cell("1")))
     execute(book, "first")
-    found = measure(book, book.chapter("first"), tangle(book))
+    found = measure(book, book.chapter("first"))
     assert found.seconds is not None and found.seconds > 0
 
 
@@ -143,7 +143,7 @@ def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 0
     out = capsys.readouterr().out
-    assert "first" in out and "functions: " in out
+    assert "first" in out and "functions; lines" in out
     small_book(tmp_path, first=page("first", "Obviously."))
     assert main([]) == 1
     assert capsys.readouterr().err.startswith("chapters/first.md:8: ")

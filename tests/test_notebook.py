@@ -8,10 +8,9 @@ import nbformat
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate.execute import code_cells, digest
+from companion.literate.execute import code_cells, hashed
 from companion.literate.markdown import Page, addresses
 from companion.literate.notebook import (
-    has_notebook,
     main,
     record,
     stale,
@@ -74,7 +73,7 @@ def test_outputs_are_text_and_timing_is_left_out(recorded):
 
 def test_ids_are_unique_and_follow_the_content(recorded):
     cells = read(recorded[1]).cells
-    one = digest("codeone()")[:8]
+    one = hashed("codeone()")[:8]
     ids = [cell.id for cell in cells]
     assert ids[0] == "install" and len(set(ids)) == len(ids)
     assert {one, f"{one}-2"} <= set(ids)
@@ -99,7 +98,7 @@ def test_recording_twice_changes_nothing(recorded, capsys):
     os.chdir(book.root)
     assert main(["first"]) == 0
     assert path.read_bytes() == before
-    assert "(unchanged)" in capsys.readouterr().out
+    assert "first.ipynb unchanged" in capsys.readouterr().out
     assert main(["--check"]) == 1  # the tools' chapter is not recorded
     assert "tools.ipynb is missing" in capsys.readouterr().err
 
@@ -127,7 +126,8 @@ def test_nbval_passes_and_fails_on_a_changed_output(recorded, tmp_path):
 
 def test_planted_staleness(recorded):
     book, path = recorded
-    assert stale(book, "first") is None
+    web = addresses(book)
+    assert stale(book, "first", web) == ""
     for old, new, reason in [
         ("return 1", "return 2", "has other cells than the chapter"),
         ("The ratio", "A ratio", "has other cells than the chapter"),
@@ -135,12 +135,12 @@ def test_planted_staleness(recorded):
         text = FIRST.replace(old, new)
         changed = book.root / "chapters/first.md"
         changed.write_text(text)
-        assert stale(read_book(book.root), "first") == reason
+        assert stale(read_book(book.root), "first", web) == reason
         changed.write_text(FIRST)
     edited = path.read_text().replace("return 1", "return 3")
     saved = path.read_text()
     path.write_text(edited)
-    assert stale(book, "first") == "differs from the chapter in cell 4"
+    assert stale(book, "first", web) == "differs from the chapter in cell 4"
     path.write_text(saved)
 
 
@@ -154,7 +154,7 @@ def test_planted_staleness(recorded):
 def test_outputs_that_cannot_stay_the_same(tmp_path, source, what):
     book = small_book(tmp_path, first=page("first", cell(source)))
     with pytest.raises(SourceError) as error:
-        record(book, "first")
+        record(book, "first", addresses(book))
     assert str(error.value).startswith(
         f"chapters/first.md:9: the output shows {what}"
     )
@@ -228,7 +228,7 @@ def test_myst_becomes_markdown(rewrite, myst, markdown):
 def test_this_books_record_is_fresh(root):
     book = read_book(root)
     web = addresses(book)
-    names = [c.name for c in book.chapters if has_notebook(c)]
+    names = [c.name for c in book.chapters if c.cells]
     reasons = {name: stale(book, name, web) for name in names}
     old = {name: why for name, why in reasons.items() if why}
     assert not old and not strays(book), "run `make notebooks`"

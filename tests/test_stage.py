@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate.stage import main, replace, stage
+from companion.literate.stage import main, replace_file, stage
 
 FIRST = page("first", cell("def one():\n    return 1", "tangle"))
 SECOND = page("second", cell("def two():\n    return 2 * one()", "tangle"))
@@ -77,9 +77,9 @@ def test_many_builders_at_once(book):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "file.py"
-    replace(target, "old")
+    replace_file(target, "old")
     with pytest.raises(UnicodeEncodeError):
-        replace(target, "new \ud800")
+        replace_file(target, "new \ud800")
     assert target.read_text() == "old"
     assert names(tmp_path) == ["file.py"]
 

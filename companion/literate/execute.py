@@ -1,20 +1,21 @@
+# Tangled from record: edit there, then `make tangle`. sha256:dcda5746e1f0
 """Run a chapter's cells on its stage: the one source of outputs."""
 
-import argparse
 import datetime
 import fcntl
 import hashlib
-import importlib.metadata
-import importlib.util
 import json
 import os
 import re
 import sys
-import tempfile
-import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import perf_counter
 
 import nbformat
 from jupytext.myst import myst_to_notebook
@@ -26,128 +27,217 @@ from nbclient.exceptions import (
 )
 from nbformat.v4 import new_output
 
-from companion.literate.source import SourceError, read_book
-from companion.literate.stage import package_files, replace, stage
-
-EXECUTED = "_build/executed"
-RECORD = "site/notebooks"
-CELL_TIMEOUT = 300  # seconds
-KERNEL = [
-    "--InlineBackend.figure_formats={'svg'}",
-    "--InteractiveShell.colors=nocolor",
-    "--log-level=ERROR",
-]
-INK = "7c7c7c"  # legible on white and on near black
-STYLE = {
-    "axes.edgecolor": INK,
-    "axes.facecolor": "none",
-    "axes.labelcolor": INK,
-    "axes.prop_cycle": "cycler('color', ['2f7fc1', 'c8662f', '96791f'])",
-    "axes.spines.right": "False",
-    "axes.spines.top": "False",
-    "axes.titlesize": "medium",
-    "figure.facecolor": "none",
-    "grid.color": INK,
-    "grid.alpha": "0.3",
-    "legend.frameon": "False",
-    "savefig.transparent": "True",
-    "svg.fonttype": "none",
-    "svg.hashsalt": "companion",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+from companion.literate.source import Book, Chapter, SourceError, read_book
+from companion.literate.stage import (
+    chapter_parser,
+    chosen,
+    package_files,
+    replace_file,
+    reported,
+    stage,
+)
 
 
-def execute(book, name, library="stage"):
-    """The chapter as a notebook with all its outputs.
-
-    Runs on the chapter's stage, or on the "final" library. What ran
-    before, unchanged, comes from the cache: prose may be edited freely.
-    """
-    chapter = book.chapter(name)
-    notebook = read_notebook(chapter)
-    if not code_cells(notebook):
-        return notebook
-    upto = name if library == "stage" else None
-    cache = book.root / EXECUTED / f"{name}-{library}.ipynb"
-    with locked(cache):
-        key = fingerprint(chapter, notebook, package_files(book, upto))
-        done = cached(cache, key)
-        if done is None:
-            done = run(chapter, notebook, stage(book, upto))
-            done.metadata["execution"]["key"] = key
-            replace(cache, nbformat.writes(done))
-    fill(notebook, done)
-    insert_recorded(book, name, notebook)
-    return notebook
-
-
-def read_notebook(chapter):
+# chapters/appendix/record.md:489
+def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
     seen: Counter[str] = Counter()
     for cell in notebook.cells:
-        name = digest(cell.cell_type + cell.source)[:8]
+        name = hashed(cell.cell_type + cell.source)[:8]
         seen[name] += 1
-        copies = seen[name]
-        cell.id = name if copies == 1 else f"{name}-{copies}"
+        cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
     return notebook
 
 
-def digest(text):
+# chapters/appendix/record.md:500
+def hashed(text: str) -> str:
+    """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def code_cells(notebook):
+# chapters/appendix/record.md:505
+def code_cells(notebook) -> list:
+    """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def tagged(cell, tag):
+# chapters/appendix/record.md:510
+def tagged(cell, tag: str) -> bool:
+    """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-def fingerprint(chapter, notebook, files):
+# chapters/appendix/record.md:523
+def environment(folder, scratch) -> dict[str, str]:
+    """The kernel sees the stage, and no habits of the reader's own."""
+    return {
+        **os.environ,
+        "PYTHONPATH": str(Path(folder).resolve()),
+        "IPYTHONDIR": str(scratch),
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "SOURCE_DATE_EPOCH": "0",  # no date inside a figure
+    }
+
+
+# chapters/appendix/record.md:563
+INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
+STYLE = {
+    **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
+    **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "grid.color",
+                     "text.color", "xtick.color", "ytick.color"], INK),
+    **dict.fromkeys(["axes.spines.right", "axes.spines.top",
+                     "legend.frameon"], "False"),
+    "axes.prop_cycle": f"cycler('color', {[DATA, GRADIENT, COST]})",
+    "axes.titlesize": "medium",
+    "grid.alpha": "0.3",
+    "savefig.transparent": "True",
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "companion",  # the same ids in every run
+}
+
+
+# chapters/appendix/record.md:579
+def write_style(scratch: Path) -> None:
+    """Matplotlib reads the file of this name in the working folder."""
+    lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
+    (scratch / "matplotlibrc").write_text("".join(lines))
+
+
+# chapters/appendix/record.md:591
+CELL_TIMEOUT = 300  # seconds
+KERNEL = ["--InlineBackend.figure_formats={'svg'}",
+          "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
+
+
+# chapters/appendix/record.md:596
+def run_cells(chapter: Chapter, notebook, folder: Path):
+    """Execute a copy of the notebook with `folder` on PYTHONPATH."""
+    notebook, begin = nbformat.from_dict(notebook), perf_counter()
+    device = gpu_name() if needs_gpu(notebook) else None
+    with TemporaryDirectory() as scratch:
+        write_style(Path(scratch))
+        watch = Watch(chapter, code_cells(notebook))
+        client = NotebookClient(
+            notebook, kernel_name="python3", timeout=CELL_TIMEOUT,
+            resources={"metadata": {"path": scratch}},
+            extra_arguments=KERNEL, coalesce_streams=True,
+            record_timing=False, on_cell_start=watch.show,
+            skip_cells_with_tag="gpu" if device is None else "never",
+        )
+        watch.run(client, environment(folder, scratch))
+    seconds = round(perf_counter() - begin, 2)
+    notebook.metadata["execution"] = {"seconds": seconds}
+    finish_cells(chapter, notebook, device)
+    watch.tell(f"ran in {seconds} s\n")
+    return notebook
+
+
+# chapters/appendix/record.md:622
+class Watch:
+    """Knows which cell runs, and where the chapter has it."""
+
+    def __init__(self, chapter: Chapter, cells: list):
+        self.chapter, self.cells, self.cell = chapter, cells, cells[0]
+
+    def show(self, cell, cell_index) -> None:
+        """Called by nbclient before each cell, prose included."""
+        if cell.cell_type == "code":
+            self.cell = cell
+            count = f"{self.cells.index(cell) + 1}/{len(self.cells)}"
+            self.tell(f"cell {count} " if sys.stderr.isatty() else "")
+
+    def tell(self, note: str) -> None:
+        """Write over the line that is on the terminal."""
+        if note:
+            text = f"\r{self.chapter.name}: {note}"
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def run(self, client, env: dict[str, str]) -> None:
+        """Run the notebook; name the chapter's line if a cell fails."""
+        try:
+            client.execute(env=env)
+        except CellExecutionError:
+            raise failure(self.chapter, self.cells, self.cell) from None
+        except CellTimeoutError:
+            raise self.error(f"ran longer than {CELL_TIMEOUT} s") from None
+        except DeadKernelError:
+            raise self.error("the kernel died in this cell") from None
+
+    # chapters/appendix/record.md:657
+    def error(self, message: str) -> SourceError:
+        """An error at the first line of the cell that was running."""
+        at = self.cells.index(self.cell)
+        return self.chapter.cells[at].error(1, message)
+
+
+# chapters/appendix/record.md:667
+CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
+FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+# chapters/appendix/record.md:672
+def failure(chapter: Chapter, cells: list, cell) -> SourceError:
+    """The error for a cell that raised, traceback included."""
+    output = next(o for o in cell.outputs if o.output_type == "error")
+    begin = {ran.execution_count: source.line
+             for ran, source in zip(cells, chapter.cells, strict=True)}
+    lines = [chapter.cells[cells.index(cell)].line]
+
+    def place(frame):
+        lines.append(begin[int(frame[1])] + int(frame[2]) - 1)
+        return f"{chapter.path}:{lines[-1]}"
+
+    trace = COLOUR.sub("", "\n".join(output.traceback))
+    trace = FILE_FRAME.sub(r"File \1", CELL_FRAME.sub(place, trace))
+    message = f"{output.ename}: {output.evalue}\n\n{trace}"
+    return SourceError(chapter.path, lines[-1], message)
+
+
+# chapters/appendix/record.md:693
+def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
+    """Shorten expected errors; sign what ran on the GPU."""
+    pairs = zip(code_cells(notebook), chapter.cells, strict=True)
+    for cell, source in pairs:
+        errors = [o for o in cell.outputs if o.output_type == "error"]
+        if tagged(cell, "raises-exception") and not errors:
+            raise source.error(1, "the cell is tagged raises-exception and"
+                               " raised nothing: remove the tag, or let it"
+                               " fail")
+        for output in errors:
+            output.traceback = [f"{output.ename}: {output.evalue}"]
+        if device and tagged(cell, "gpu"):
+            sign_recording(cell, device)
+
+
+# chapters/appendix/record.md:714
+def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     """What the outputs depend on, as one hash."""
     cells = code_cells(notebook)
     program = [[cell.source, cell.metadata.get("tags")] for cell in cells]
-    library = {
-        path: text
-        for path, text in files.items()
-        if chapter.beside or is_framework(path)
-    }
-    needs_gpu = any(tagged(cell, "gpu") for cell in cells)
-    machine = [sys.version, packages(), needs_gpu and gpu_name()]
-    return digest(json.dumps([program, library, STYLE, KERNEL, machine]))
+    library = {path: text for path, text in files.items()
+               if chapter.beside or is_framework(path)}
+    machine = [sys.version, packages(), needs_gpu(notebook) and gpu_name()]
+    return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-def is_framework(path):
+# chapters/appendix/record.md:724
+def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools = "companion/literate/"
     return not path.startswith(tools) or path.endswith("runtime.py")
 
 
-def packages():
+# chapters/appendix/record.md:730
+def packages() -> list[str]:
     """Name and version of all that is installed."""
-    return sorted(
-        f"{found.name}=={found.version}"
-        for found in importlib.metadata.distributions()
-    )
+    return sorted(f"{one.name}=={one.version}" for one in distributions())
 
 
-def gpu_name():
-    """The name of the CUDA device, or None where there is none."""
-    if importlib.util.find_spec("cupy") is None:
-        return None
-    import cupy
-
-    if not cupy.is_available():
-        return None
-    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-
-
+# chapters/appendix/record.md:743
 @contextmanager
-def locked(path):
+def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
@@ -155,7 +245,8 @@ def locked(path):
         yield
 
 
-def cached(path, key):
+# chapters/appendix/record.md:752
+def cached(path: Path, key: str):
     """The notebook stored under this key, if any."""
     if not path.exists():
         return None
@@ -163,156 +254,40 @@ def cached(path, key):
         done = nbformat.read(path, as_version=4)
     except nbformat.reader.NotJSONError:
         return None
-    return done if done.metadata.execution.key == key else None
+    return done if done.metadata["execution"]["key"] == key else None
 
 
-def run(chapter, notebook, folder):
-    """Execute a copy of the notebook with `folder` on PYTHONPATH."""
-    notebook = nbformat.from_dict(notebook)
-    device = gpu_name() if has_tag(notebook, "gpu") else None
-    start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        write_style(Path(scratch))
-        progress = Progress(chapter, notebook)
-        client = NotebookClient(
-            notebook,
-            kernel_name="python3",
-            timeout=CELL_TIMEOUT,
-            resources={"metadata": {"path": scratch}},
-            extra_arguments=KERNEL,
-            skip_cells_with_tag="gpu" if device is None else "never",
-            coalesce_streams=True,
-            record_timing=False,
-            on_cell_start=progress.show,
-        )
-        progress.watch(client, environment(folder, scratch))
-    seconds = time.perf_counter() - start
-    notebook.metadata["execution"] = {"seconds": round(seconds, 2)}
-    finish(chapter, notebook, device)
-    progress.end(seconds)
+# chapters/appendix/record.md:765
+EXECUTED = "_build/executed"
+
+
+# chapters/appendix/record.md:768
+def execute(book: Book, name: str, library: str = "stage"):
+    """The chapter as a notebook with all its outputs.
+
+    Runs on the chapter's stage, or on the "final" library. What ran
+    before, unchanged, comes from the cache: prose may be edited freely.
+    """
+    chapter = book.chapter(name)
+    notebook = as_notebook(chapter)
+    if not chapter.cells:
+        return notebook
+    upto = name if library == "stage" else None
+    path = book.root / EXECUTED / f"{name}-{library}.ipynb"
+    with locked(path):
+        key = fingerprint(chapter, notebook, package_files(book, upto))
+        done = cached(path, key)
+        if done is None:
+            done = run_cells(chapter, notebook, stage(book, upto))
+            done.metadata["execution"]["key"] = key
+            replace_file(path, nbformat.writes(done))
+    fill(notebook, done)
+    insert_recorded(book, name, notebook)
     return notebook
 
 
-def has_tag(notebook, tag):
-    return any(tagged(cell, tag) for cell in code_cells(notebook))
-
-
-def write_style(scratch):
-    """Matplotlib reads the file of this name in the working folder."""
-    lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
-    (scratch / "matplotlibrc").write_text("".join(lines))
-
-
-def environment(folder, scratch):
-    """The kernel sees the stage, and no habits of the reader's own."""
-    return {
-        **os.environ,
-        "PYTHONPATH": str(Path(folder).resolve()),
-        "IPYTHONDIR": str(scratch),
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-        "SOURCE_DATE_EPOCH": "0",
-    }
-
-
-class Progress:
-    """Tells which cell runs, and where the chapter says what failed."""
-
-    def __init__(self, chapter, notebook):
-        self.chapter = chapter
-        self.cells = code_cells(notebook)
-        self.cell = self.cells[0]
-
-    def show(self, cell, cell_index):
-        """Called by nbclient before each cell."""
-        self.cell = cell
-        count = self.cells.index(cell) + 1 if cell in self.cells else 0
-        if sys.stderr.isatty():
-            note = f"\r{self.chapter.name}: cell {count}/{len(self.cells)} "
-            print(note, end="", file=sys.stderr, flush=True)
-
-    def end(self, seconds):
-        start = "\r" if sys.stderr.isatty() else ""
-        note = f"{start}{self.chapter.name}: ran in {seconds:.1f} s      "
-        print(note.rstrip(), file=sys.stderr)
-
-    def watch(self, client, env):
-        """Run the notebook; name the chapter's line if a cell fails."""
-        try:
-            client.execute(env=env)
-        except CellExecutionError:
-            raise failure(self.chapter, self.cells, self.cell) from None
-        except CellTimeoutError:
-            message = f"TimeoutError: ran longer than {CELL_TIMEOUT} s"
-            raise self.error(message) from None
-        except DeadKernelError:
-            message = "DeadKernelError: the kernel died in this cell"
-            raise self.error(message) from None
-
-    def error(self, message):
-        line = first_line(self.chapter, self.cells, self.cell)
-        return SourceError(self.chapter.path, line, message)
-
-
-def first_line(chapter, cells, cell):
-    """The line of the chapter where the cell's source begins."""
-    return chapter.cells[cells.index(cell)].line
-
-
-def failure(chapter, cells, cell):
-    """The error for a cell that raised, traceback included."""
-    output = next(o for o in cell.outputs if o.output_type == "error")
-    lines = {
-        str(ran.execution_count): source.line
-        for ran, source in zip(cells, chapter.cells, strict=True)
-        if ran.execution_count is not None
-    }
-    trace = plain("\n".join(output.traceback))
-    trace = CELL_FRAME.sub(lambda frame: at(chapter, lines, frame), trace)
-    trace = FILE_FRAME.sub(r"File \1", trace)
-    places = re.findall(re.escape(chapter.path) + r":(\d+)", trace)
-    line = int(places[-1]) if places else first_line(chapter, cells, cell)
-    message = f"{output.ename}: {output.evalue}"
-    return SourceError(chapter.path, line, f"{message}\n\n{trace}")
-
-
-CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
-FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
-
-
-def plain(text):
-    """Text without the terminal's colours."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", text)
-
-
-def at(chapter, lines, frame):
-    """A cell's frame, by the chapter's line instead of the cell's."""
-    cell, line = frame.groups()
-    return f"{chapter.path}:{lines[cell] + int(line) - 1}"
-
-
-def finish(chapter, notebook, device):
-    """Check what was expected to raise; label what ran on the GPU."""
-    cells = code_cells(notebook)
-    for cell, source in zip(cells, chapter.cells, strict=True):
-        errors = [o for o in cell.outputs if o.output_type == "error"]
-        if tagged(cell, "raises-exception") and not errors:
-            raise SourceError(
-                chapter.path,
-                source.line,
-                "the cell is tagged raises-exception and raised nothing: "
-                "remove the tag, or let it fail",
-            )
-        for output in errors:
-            output.traceback = [f"{output.ename}: {output.evalue}"]
-        if device and tagged(cell, "gpu"):
-            cell.metadata["recorded"] = {
-                "device": device,
-                "date": datetime.date.today().isoformat(),
-                "source": digest(cell.source)[:12],
-            }
-
-
-def fill(notebook, done):
+# chapters/appendix/record.md:794
+def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
     for cell, ran in pairs:
@@ -323,13 +298,42 @@ def fill(notebook, done):
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-def insert_recorded(book, name, notebook):
+# chapters/appendix/record.md:811
+def needs_gpu(notebook) -> bool:
+    """Whether any cell is tagged `gpu`."""
+    return any(tagged(cell, "gpu") for cell in code_cells(notebook))
+
+
+# chapters/appendix/record.md:816
+def gpu_name() -> str | None:
+    """The name of the CUDA device, or None where there is none."""
+    if find_spec("cupy") is None:
+        return None
+    import cupy
+
+    if not cupy.is_available():
+        return None
+    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
+# chapters/appendix/record.md:827
+def sign_recording(cell, device: str) -> None:
+    """Note what ran the cell, when, and which source it was."""
+    today = datetime.date.today().isoformat()
+    source = hashed(cell.source)[:12]
+    cell.metadata["recorded"] = {
+        "device": device, "date": today, "source": source}
+
+
+# chapters/appendix/record.md:837
+RECORD = "site/notebooks"
+
+
+# chapters/appendix/record.md:840
+def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
-    waiting = [
-        cell
-        for cell in code_cells(notebook)
-        if tagged(cell, "gpu") and cell.execution_count is None
-    ]
+    waiting = [cell for cell in code_cells(notebook)
+               if tagged(cell, "gpu") and cell.execution_count is None]
     known = recorded_cells(book.root / RECORD / f"{name}.ipynb")
     for index, cell in enumerate(waiting):
         if index < len(known):
@@ -338,47 +342,40 @@ def insert_recorded(book, name, notebook):
         cell.outputs = [label(cell), *cell.outputs]
 
 
-def recorded_cells(path):
-    """The gpu cells of a notebook in the record."""
+# chapters/appendix/record.md:852
+def recorded_cells(path: Path) -> list:
+    """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
         return []
     notebook = nbformat.read(path, as_version=4)
     return [c for c in code_cells(notebook) if "recorded" in c.metadata]
 
 
+# chapters/appendix/record.md:860
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
-    recorded = cell.metadata.get("recorded")
-    if recorded:
-        note = "Recorded on {device}, {date}; source {source}".format(
-            **recorded
-        )
-        if recorded["source"] != digest(cell.source)[:12]:
+    if recorded := cell.metadata.get("recorded"):
+        note = "Recorded on {device}, {date}; source {source}"
+        note = note.format(**recorded)
+        if recorded["source"] != hashed(cell.source)[:12]:
             note += ", an earlier version of this cell"
-    return new_output(
-        "display_data",
-        {"text/plain": note, "text/html": f"<em>{note}</em>"},
-        metadata={"companion": "label"},
-    )
+    data = {"text/plain": note, "text/html": f"<em>{note}</em>"}
+    return new_output("display_data", data, metadata={"companion": "label"})
 
 
-def main(argv):
-    """Run the named chapters (default: all), each on its stage."""
-    parser = argparse.ArgumentParser(
-        prog="companion execute", description=main.__doc__
-    )
-    parser.add_argument("chapters", nargs="*", metavar="CHAPTER")
-    parser.add_argument(
-        "--library", choices=["stage", "final"], default="stage"
-    )
-    options = parser.parse_args(argv)
-    try:
-        book = read_book()
-        names = [chapter.name for chapter in book.chapters]
-        for name in options.chapters or names:
-            execute(book, name, options.library)
-    except SourceError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+# chapters/appendix/record.md:941
+def run_chapters(options) -> None:
+    """Execute the chosen chapters, one after the other."""
+    book = read_book()
+    for name in chosen(book, options):
+        execute(book, name, options.library)
+
+
+# chapters/appendix/record.md:948
+def main(argv: list[str]) -> int:
+    """Run each chapter's cells on its stage, as far as they changed."""
+    parser = chapter_parser("execute", str(main.__doc__))
+    libraries = ["stage", "final"]
+    parser.add_argument("--library", choices=libraries, default="stage")
+    return reported(run_chapters, parser.parse_args(argv))

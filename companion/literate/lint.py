@@ -1,3 +1,4 @@
+# Tangled from record: edit there, then `make tangle`. sha256:23c989af7f43
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -6,107 +7,103 @@ import re
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path, PurePosixPath
 
 import nbformat
 
 from companion.literate.execute import EXECUTED, code_cells
 from companion.literate.markdown import INLINE, Block, blocks
-from companion.literate.source import SourceError, read_book
-from companion.literate.tangle import tangle
+from companion.literate.source import Book, Chapter, SourceError, read_book
+from companion.literate.stage import reported
+from companion.literate.tangle import Library, tangle
 
-CELL_LINES = 30
-CELL_WIDTH = 79
-FUNCTION_LINES = 30
-FILLERS = re.compile(r"\b(simply|just|obviously)\b", re.I)
-ASIDES = ("margin", "sidebar")
+# chapters/appendix/record.md:1673
 IMAGES = ("figure", "image")
-VERBATIM = (
-    "fence", "code-cell", "code", "code-block", "math", "raw",
-    "bibliography", "list-table", "image",
-)  # fmt: skip
+VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
+            "bibliography", "list-table", "image")
 
 
-@dataclass
-class Measures:
-    """What the table shows of one chapter."""
-
-    name: str
-    words: int = 0
-    cells: list[int] = field(default_factory=list)  # lines of each
-    width: int = 0
-    library: int = 0
-    pending: int = 0
-    gap: int = 0
-    figures: int = 0
-    asides: int = 0
-    seconds: float | None = None
-
-
-# What the page is made of
-
-
-def body(chapter):
-    """The page's text below the front matter, and its first line."""
-    lines = chapter.text.split("\n")
-    if lines[0].rstrip() != "---":
-        return chapter.text, 1
-    end = next(n for n, x in enumerate(lines[1:], 1) if x.rstrip() == "---")
-    return "\n".join(lines[end + 1 :]), end + 2
-
-
-def page_blocks(chapter) -> Iterator[Block]:
+# chapters/appendix/record.md:1678
+def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
-    text, line = body(chapter)
-    yield from inner_blocks(chapter.path, text, line)
+    lines, begin = chapter.text.split("\n"), 0
+    if lines[0].rstrip() == "---":
+        ends = (n for n, x in enumerate(lines) if n and x.rstrip() == "---")
+        begin = next(ends) + 1
+    text = "\n".join(lines[begin:])
+    yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-def inner_blocks(path, text, line):
+# chapters/appendix/record.md:1688
+def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
+    """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
         if not block.name or block.name in VERBATIM:
             yield block
         else:
-            yield Block(block.name, block.line, "", block.argument,
-                        block.options)  # fmt: skip
+            yield replace(block, body="")
             yield from inner_blocks(path, block.body, block.line)
 
 
-def prose(text):
-    """Text as it is read: roles by their text, no code, no formulas."""
+# chapters/appendix/record.md:1701
+def aloud(text: str) -> str:
+    """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-def read_aloud(match):
+# chapters/appendix/record.md:1706
+def read_aloud(match: re.Match) -> str:
+    """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
         return match["content"].split("<")[0]
     return match["text"] if match["target"] else ""
 
 
-def words(text):
-    return len(re.findall(r"[A-Za-z][\w'’-]*", prose(text)))
+# chapters/appendix/record.md:1713
+def words(text: str) -> int:
+    """How many words a reader reads."""
+    return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# Measures
+# chapters/appendix/record.md:1727
+@dataclass
+class Measures:
+    """What the table shows of one chapter."""
+
+    name: str
+    cells: list[int]  # lines of each
+    width: int
+    library: int
+    pending: int
+    seconds: float | None
+    words: int = 0
+    gap: int = 0
+    figures: int = 0
+    asides: int = 0
 
 
-def measure(book, chapter, library):
+# chapters/appendix/record.md:1743
+def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     cells = [cell.source.split("\n") for cell in chapter.cells]
-    found = Measures(chapter.name, cells=[len(lines) for lines in cells])
-    found.width = max((len(x) for lines in cells for x in lines), default=0)
-    found.library = sum(
-        len(cell.source.split("\n"))
-        for cell in chapter.cells
-        if "tangle" in cell.tags
+    tangled = ["tangle" in cell.tags for cell in chapter.cells]
+    sizes = [len(lines) for lines in cells]
+    done = last_run(book, chapter)
+    found = Measures(
+        chapter.name, sizes,
+        width=max((len(x) for lines in cells for x in lines), default=0),
+        library=sum(compress(sizes, tangled)),
+        pending=longest_run(tangled),
+        seconds=done.metadata["execution"]["seconds"] if done else None,
     )
-    found.pending = longest_run(["tangle" in c.tags for c in chapter.cells])
     count_blocks(found, page_blocks(chapter))
-    found.seconds = seconds(book, chapter)
     return found
 
 
-def longest_run(flags):
+# chapters/appendix/record.md:1765
+def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
     for flag in flags:
@@ -115,12 +112,13 @@ def longest_run(flags):
     return longest
 
 
-def count_blocks(found, page):
+# chapters/appendix/record.md:1774
+def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
     for block in page:
         found.figures += block.name in IMAGES
-        found.asides += block.name in ASIDES
+        found.asides += block.name in ("margin", "sidebar")
         if block.name in VERBATIM or block.name in IMAGES:
             stretch = 0
         parts = re.split(r"\$\$.+?\$\$", block.body, flags=re.S)
@@ -131,85 +129,106 @@ def count_blocks(found, page):
             found.gap = max(found.gap, stretch)
 
 
-def executed(book, chapter):
-    """The cells as they last ran, or None."""
+# chapters/appendix/record.md:1790
+def last_run(book: Book, chapter: Chapter):
+    """The notebook of the chapter's last execution, if any."""
     path = book.root / EXECUTED / f"{chapter.name}-stage.ipynb"
     return nbformat.read(path, as_version=4) if path.exists() else None
 
 
-def seconds(book, chapter):
-    done = executed(book, chapter)
-    return done.metadata["execution"]["seconds"] if done else None
+# chapters/appendix/record.md:1801
+COLUMNS = {
+    "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
+    "max": "30", "width": "79", "library": "100-260", "pending": "2",
+    "gap": "450", "figures": "1/1000", "asides": "1/350", "seconds": "20",
+}
 
 
-# Limits
+# chapters/appendix/record.md:1808
+def row(found: Measures) -> list:
+    """A chapter's name and its measures in the order of COLUMNS."""
+    sizes = sorted(found.cells) or [0]
+    return [
+        found.name, found.words, len(found.cells),
+        round(statistics.median(sizes)), sizes[int(0.9 * (len(sizes) - 1))],
+        sizes[-1], found.width, found.library, found.pending, found.gap,
+        found.figures, found.asides,
+        "-" if found.seconds is None else f"{found.seconds:.1f}",
+    ]
 
 
-def problems(book, library) -> Iterator[SourceError]:
-    """Every line of the book that breaks a limit."""
-    for chapter in book.chapters:
-        yield from cell_problems(chapter)
-        yield from prose_problems(chapter)
-        yield from reference_problems(book, chapter)
-        yield from image_problems(book, chapter)
-    yield from function_problems(library)
+# chapters/appendix/record.md:1820
+def table(rows: list[list]) -> str:
+    """The name to the left, the numbers to the right, aims on top."""
+    head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
+    text = [[str(value) for value in line] for line in head + rows]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    return "\n".join("  ".join(
+        [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
+    ) for line in text)
 
 
-def cell_problems(chapter):
+# chapters/appendix/record.md:1842
+CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
+FILLERS = re.compile(r"\b(simply|just|obviously)\b", re.I)
+
+
+# chapters/appendix/record.md:1846
+def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
+    """Cells too long or too wide."""
     for cell in chapter.cells:
         lines = cell.source.split("\n")
         if len(lines) > CELL_LINES:
-            yield cell.error(
-                1, f"a cell of {len(lines)} lines: at most {CELL_LINES}"
-            )
+            size = f"a cell of {len(lines)} lines"
+            yield cell.error(1, f"{size}: at most {CELL_LINES}")
         for number, line in enumerate(lines, 1):
             if len(line) > CELL_WIDTH:
-                yield cell.error(
-                    number, f"{len(line)} columns: at most {CELL_WIDTH}"
-                )
+                width = f"{len(line)} columns"
+                yield cell.error(number, f"{width}: at most {CELL_WIDTH}")
 
 
-def prose_problems(chapter):
+# chapters/appendix/record.md:1859
+def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
+    """Words that claim that something is easy."""
     for block in page_blocks(chapter):
-        if block.name:
-            continue
-        for number, line in enumerate(block.body.split("\n")):
-            for found in FILLERS.findall(prose(line)):
-                yield SourceError(
-                    chapter.path,
-                    block.line + number,
-                    f"{found!r} tells the reader nothing: leave it out",
-                )
+        lines = [] if block.name else block.body.split("\n")
+        for number, line in enumerate(lines, block.line):
+            for found in FILLERS.findall(aloud(line)):
+                message = f"{found!r} tells the reader nothing: leave it out"
+                yield SourceError(chapter.path, number, message)
 
 
-def reference_problems(book, chapter):
-    """Images without alternative text, and files that are not there."""
-    for line, path, alt in references(chapter):
-        if alt == "":
-            yield SourceError(
-                chapter.path, line, f"no alternative text for {path}"
-            )
-        if not exists(book.root, chapter.path, path):
-            yield SourceError(chapter.path, line, f"{path} does not exist")
-
-
-def references(chapter):
-    """(line, path, alternative text or None) of images and links."""
+# chapters/appendix/record.md:1876
+def references(chapter: Chapter) -> Iterator[tuple]:
+    """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
         if block.name in IMAGES:
             alt = str(block.options.get("alt") or "")
-            yield block.line - 1 - len(block.options), block.argument, alt
-        if block.name:
-            continue
-        for match in INLINE.finditer(block.body):
+            line = block.line - 1 - len(block.options)
+            yield line, block.argument, alt
+        found = [] if block.name else INLINE.finditer(block.body)
+        for match in found:
             if match["target"]:
                 line = block.line + block.body.count("\n", 0, match.start())
                 shown = match["text"] if match["bang"] else None
                 yield line, match["target"], shown
 
 
-def exists(root, page, target):
-    """Whether a link's file is there; addresses and labels are not files."""
+# chapters/appendix/record.md:1891
+def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
+    """Images without a text, and files that are not there."""
+    for line, target, alt in references(chapter):
+        if alt == "":
+            message = f"no alternative text for {target}"
+            yield SourceError(chapter.path, line, message)
+        if not is_there(book.root, chapter.path, target):
+            message = f"{target} does not exist"
+            yield SourceError(chapter.path, line, message)
+
+
+# chapters/appendix/record.md:1905
+def is_there(root: Path, page: str, target: str) -> bool:
+    """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
     if re.match(r"[a-z]+:", path) or not PurePosixPath(path).suffix:
         return True
@@ -217,32 +236,24 @@ def exists(root, page, target):
     return (base / path.lstrip("/")).exists()
 
 
-def image_problems(book, chapter):
+# chapters/appendix/record.md:1914
+def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
-    done = executed(book, chapter)
+    done = last_run(book, chapter)
     cells = code_cells(done) if done else []
     if len(cells) != len(chapter.cells):
         return
     for cell, ran in zip(chapter.cells, cells, strict=True):
         kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
         image = cell.options.get("mystnb", {}).get("image", {})
-        if any(k.startswith("image/") for k in kinds) and not image.get("alt"):
-            yield cell.error(
-                1, "the picture has no alternative text: give the cell "
-                "`mystnb: {image: {alt: …}}`"
-            )  # fmt: skip
+        drawn = any(kind.startswith("image/") for kind in kinds)
+        if drawn and not image.get("alt"):
+            yield cell.error(1, "the picture has no alternative text: give"
+                                " the cell `mystnb: {image: {alt: …}}`")
 
 
-def function_problems(library):
-    for path, line, name, length in functions(library):
-        if length > FUNCTION_LINES:
-            yield SourceError(
-                path, line, f"{name} has {length} lines: at most "
-                f"{FUNCTION_LINES}"
-            )  # fmt: skip
-
-
-def functions(library):
+# chapters/appendix/record.md:1934
+def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
         if path.startswith("companion/") and path.endswith(".py"):
@@ -252,88 +263,52 @@ def functions(library):
                     yield path, node.lineno, node.name, length
 
 
-# The table
-
-COLUMNS = {
-    "words": "4000-7000",
-    "cells": "25-45",
-    "median": "8",
-    "90 %": "20",
-    "max": "30",
-    "width": "79",
-    "library": "100-260",
-    "pending": "2",
-    "gap": "450",
-    "figures": "1/1000",
-    "asides": "1/350",
-    "seconds": "20",
-}
+# chapters/appendix/record.md:1944
+def function_problems(library: Library) -> Iterator[SourceError]:
+    """Functions too long to be read at a glance."""
+    for path, line, name, length in functions(library):
+        if length > FUNCTION_LINES:
+            message = f"{name} has {length} lines: at most {FUNCTION_LINES}"
+            yield SourceError(path, line, message)
 
 
-def row(found):
-    """A chapter's measures in the order of COLUMNS."""
-    cells = sorted(found.cells)
-    ran = "-" if found.seconds is None else f"{found.seconds:.1f}"
-    return [
-        found.words,
-        len(cells),
-        round(statistics.median(cells)) if cells else "-",
-        cells[int(0.9 * (len(cells) - 1))] if cells else "-",
-        max(cells, default="-"),
-        found.width or "-",
-        found.library,
-        found.pending,
-        found.gap,
-        found.figures,
-        found.asides,
-        ran,
-    ]
-
-
-def table(rows):
-    """Right-aligned columns under a heading and the aims."""
-    head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
-    text = [[str(value) for value in line] for line in head + rows]
-    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
-    return "\n".join(align(line, widths) for line in text)
-
-
-def align(line, widths):
-    """The name to the left, the numbers to the right."""
-    name, *numbers = line
-    cells = [x.rjust(w) for x, w in zip(numbers, widths[1:], strict=True)]
-    return "  ".join([name.ljust(widths[0]), *cells])
-
-
-def summary(library):
+# chapters/appendix/record.md:1952
+def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
-    lengths = sorted(length for *_, length in functions(library))
-    if not lengths:
-        return "functions: none"
+    lengths = sorted(length for *_, length in functions(library)) or [0]
     middle = round(statistics.median(lengths))
     most = lengths[int(0.9 * (len(lengths) - 1))]
-    return (
-        f"functions: {len(lengths)}; lines: median {middle}, "
-        f"90 % {most}, max {lengths[-1]}"
-    )
+    return (f"{len(lengths)} functions; lines: median {middle}, "
+            f"90 % {most}, max {lengths[-1]}")
 
 
-def main(argv):
-    """Print every chapter's measures; fail if a limit is broken."""
-    parser = argparse.ArgumentParser(
-        prog="companion lint", description=main.__doc__
-    )
-    parser.parse_args(argv)
-    try:
-        book = read_book()
-        library = tangle(book)
-        counted = [measure(book, c, library) for c in book.chapters]
-        broken = list(problems(book, library))
-    except SourceError as error:
-        broken = [error]
-    else:
-        print(table([[m.name, *row(m)] for m in counted]))
-        print(summary(library))
+# chapters/appendix/record.md:1964
+def problems(book: Book, library: Library) -> Iterator[SourceError]:
+    """Every line of the book that breaks a limit."""
+    for chapter in book.chapters:
+        yield from cell_problems(chapter)
+        yield from prose_problems(chapter)
+        yield from reference_problems(book, chapter)
+        yield from image_problems(book, chapter)
+    yield from function_problems(library)
+
+
+# chapters/appendix/record.md:1974
+def lint(options) -> int:
+    """Print the table, then what is wrong; 1 if anything is."""
+    book = read_book()
+    library = tangle(book)
+    print(table([row(measure(book, c)) for c in book.chapters]))
+    print(summary(library))
+    broken = list(problems(book, library))
     for problem in broken:
         print(problem, file=sys.stderr)
-    return 1 if broken else 0
+    return min(len(broken), 1)
+
+
+# chapters/appendix/record.md:1986
+def main(argv: list[str]) -> int:
+    """Print every chapter's measures; fail if a limit is broken."""
+    parser = argparse.ArgumentParser(
+        prog="python -m companion lint", description=main.__doc__)
+    return reported(lint, parser.parse_args(argv))

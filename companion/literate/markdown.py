@@ -1,3 +1,4 @@
+# Tangled from record: edit there, then `make tangle`. sha256:d3b948fd51d5
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
@@ -9,14 +10,19 @@ from functools import partial
 import yaml
 from pybtex.database import parse_file
 
-from companion.literate.source import FENCE, closing, split_options
+from companion.literate.source import (
+    FENCE,
+    Book,
+    Chapter,
+    closing,
+    split_options,
+)
 
-# --------------------------------------------------------------- blocks
 
-
+# chapters/appendix/record.md:977
 @dataclass(frozen=True)
 class Block:
-    """A run of prose (no name), a plain fence (`code`), a directive."""
+    """A run of prose (no name), a plain `fence`, or a directive."""
 
     name: str
     line: int  # of the body's first line
@@ -25,35 +31,59 @@ class Block:
     options: dict = field(default_factory=dict)
 
 
-def blocks(path, text, line=1) -> Iterator[Block]:
+# chapters/appendix/record.md:988
+def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     """Cut a page's text, which begins at `line`, into its blocks."""
-    lines, prose, at = text.split("\n"), 0, 0
+    lines, begin, at = text.split("\n"), 0, 0
     while at < len(lines):
-        fence = FENCE.match(lines[at])
-        if fence:
-            yield Block("", line + prose, "\n".join(lines[prose:at]))
+        if fence := FENCE.match(lines[at]):
+            yield Block("", line + begin, "\n".join(lines[begin:at]))
             end = closing(path, lines, at, fence[1])
             yield fenced(lines[at : end + 1], line + at)
-            at = prose = end + 1
+            at = begin = end + 1
         else:
             at += 1
-    yield Block("", line + prose, "\n".join(lines[prose:]))
+    yield Block("", line + begin, "\n".join(lines[begin:]))
 
 
-def fenced(lines, line):
+# chapters/appendix/record.md:1005
+DIRECTIVE = re.compile(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)")
+
+
+# chapters/appendix/record.md:1008
+def fenced(lines: list[str], line: int) -> Block:
     """The block that a fence and its body make."""
-    head = re.match(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)", lines[0])
+    head = DIRECTIVE.match(lines[0])
     if not head:
         return Block("fence", line, "\n".join(lines))
-    text, taken = split_options(lines[1:-1])
-    body = "\n".join(lines[1 + taken : -1])
+    inside = lines[1:-1]
+    nested = (n for n, x in enumerate(inside) if x.startswith(":::"))
+    text, taken = split_options(inside[: next(nested, len(inside))])
+    body = "\n".join(inside[taken:])
     options = yaml.safe_load(text) or {}
     return Block(head[1], line + 1 + taken, body, head[2], options)
 
 
-# ------------------------------------------------------------ addresses
+# chapters/appendix/record.md:1031
+UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
+INLINE = re.compile(
+    r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
+    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
+    r"|\$\$.+?\$\$|\$[^$\n]+\$"
+    r"|(?P<bang>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)",
+    re.S,
+)
 
 
+# chapters/appendix/record.md:1041
+def text_and_target(content: str) -> tuple[str, str]:
+    """`text <target>` as a pair; without a text, an empty one."""
+    content = " ".join(content.split())
+    found = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content)
+    return (found[1], found[2]) if found else ("", content)
+
+
+# chapters/appendix/record.md:1055
 @dataclass(frozen=True)
 class Addresses:
     """Where the book's pages, labels and sources stand on the web."""
@@ -65,19 +95,22 @@ class Addresses:
     labels: dict[str, tuple[str, str]]  # label -> (page, text)
     sources: dict[str, str]  # key of the bibliography -> Author year
 
-    def page(self, page, anchor=""):
+    def page(self, page: str, anchor: str = "") -> str:
+        """The address of a page, or of a place on it."""
         address = f"{self.site}/{page}.html"
         return f"{address}#{anchor}" if anchor else address
 
-    def file(self, path):
+    def file(self, path: str) -> str:
+        """The address of a file of the repository."""
         return f"{self.repository}/raw/{self.branch}/{path}"
 
-    def holding(self, directive):
+    def holding(self, directive: str) -> str:
         """The page that holds the glossary or the bibliography."""
         return self.labels.get("{" + directive + "}", ("intro", ""))[0]
 
 
-def addresses(book):
+# chapters/appendix/record.md:1083
+def addresses(book: Book) -> Addresses:
     """Read `_config.yml`, every chapter's labels, and the sources."""
     text = (book.root / "_config.yml").read_text(encoding="utf-8")
     config = yaml.safe_load(text)
@@ -96,17 +129,20 @@ def addresses(book):
     )
 
 
-def page_of(chapter):
+# chapters/appendix/record.md:1102
+def page_of(chapter: Chapter) -> str:
+    """A chapter's page, as addresses name it."""
     return chapter.path.removesuffix(".md")
 
 
-TARGET = re.compile(r"\(([^()\s]+)\)=\s*$", re.M)
+# chapters/appendix/record.md:1110
 LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
 NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
 LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
 
 
-def find_labels(page, text):
+# chapters/appendix/record.md:1115
+def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     """What a reference may name on this page, with its text."""
     found = {name: (page, name) for name in NAMED.findall(text)}
     for name, heading in LABELLED.findall(text):
@@ -114,24 +150,22 @@ def find_labels(page, text):
     return found | dict.fromkeys(LISTING.findall(text), (page, ""))
 
 
-def cited_as(book, files):
+# chapters/appendix/record.md:1123
+def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     """`{key: "Knuth 1984"}` for every entry of the bibliography."""
     found = {}
     for file in files:
-        entries = parse_file(str(book.root / file)).entries
-        for key, entry in entries.items():
+        for key, entry in parse_file(str(book.root / file)).entries.items():
             people = entry.persons.get("author", [])
-            names = [" ".join(person.last_names) for person in people]
-            who = names[0] if names else entry.fields.get("title", key)
-            more = " et al." if len(names) > 2 else ""
-            both = f" and {names[1]}" if len(names) == 2 else more
-            found[key] = f"{who}{both} {entry.fields.get('year', '')}".strip()
+            last = [" ".join(person.last_names) for person in people]
+            who = " and ".join(last) or entry.fields.get("title", key)
+            if len(last) > 2:
+                who = f"{last[0]} et al."
+            found[key] = f"{who} {entry.fields.get('year', '')}".strip()
     return found
 
 
-# ------------------------------------------------ MyST to plain Markdown
-
-
+# chapters/appendix/record.md:1144
 @dataclass(frozen=True)
 class Page:
     """One page being rewritten, and what its text may refer to."""
@@ -140,12 +174,12 @@ class Page:
     web: Addresses
     glued: dict[str, str]
 
-    def rewrite(self, text):
+    def rewrite(self, text: str) -> str:
         """MyST as plain Markdown, block by block."""
         out = "\n\n".join(self.block(b) for b in blocks(self.name, text))
         return re.sub(r"\n{3,}", "\n\n", out).strip()
 
-    def block(self, block):
+    def block(self, block: Block) -> str:
         """Plain code stays, prose and directives are rewritten."""
         if block.name == "fence":
             return block.body
@@ -154,23 +188,24 @@ class Page:
         other = partial(quote, title=block.name.title())
         return DIRECTIVES.get(block.name, other)(self, block)
 
-    def inline(self, text):
+    def inline(self, text: str) -> str:
         """A run of paragraphs with its roles and links rewritten."""
         lines = text.split("\n")
         kept = [line for line in lines if not UNSEEN.match(line)]
         return INLINE.sub(self.span, "\n".join(kept))
 
-    def span(self, match):
+    # chapters/appendix/record.md:1178
+    def span(self, match: re.Match) -> str:
         """One role, link, code span or formula."""
         if match["role"]:
-            rewrite = ROLES.get(match["role"], code)
+            rewrite = ROLES.get(match["role"], as_code)
             return rewrite(self, *text_and_target(match["content"]))
         if match["target"]:
             text = INLINE.sub(self.span, match["text"])
             return self.link(match["bang"], text, match["target"])
         return match[0]
 
-    def link(self, bang, text, target):
+    def link(self, bang: str, text: str, target: str) -> str:
         """A Markdown link or image, made absolute."""
         if re.match(r"[a-z]+:", target):
             return f"{bang}[{text}]({target})"
@@ -185,72 +220,59 @@ class Page:
             return f"{bang}[{text}]({self.web.page(page, anchor)})"
         return f"{bang}[{text}]({self.web.file(path)})"
 
-    def resolve(self, path):
+    def resolve(self, path: str) -> str:
         """A path relative to this page, or absolute, from the root."""
         here = posixpath.dirname(self.name)
         return posixpath.normpath(posixpath.join("/", here, path))[1:]
 
 
-UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
-INLINE = re.compile(
-    r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
-    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
-    r"|\$\$.+?\$\$|\$[^$\n]+\$"
-    r"|(?P<bang>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)",
-    re.S,
-)
-
-
-def text_and_target(content):
-    """`text <target>` as a pair; without a text, an empty one."""
-    content = " ".join(content.split())
-    found = re.fullmatch(r"(.*?)\s*<([^<>]+)>", content)
-    return found.groups() if found else ("", content)
-
-
-# Roles: page, text, target -> Markdown.
-
-
-def reference(page, text, label):
+# chapters/appendix/record.md:1214
+def reference(page: Page, text: str, label: str) -> str:
     where, title = page.web.labels.get(label, (page.name, label))
     text = re.sub(r"\s*(%s|\{number\})", "", text) or title
     anchor = label.lower().replace("_", "-")
     return f"[{text}]({page.web.page(where, anchor)})"
 
 
-def document(page, text, target):
+# chapters/appendix/record.md:1221
+def document(page: Page, text: str, target: str) -> str:
     where = page.resolve(target)
     text = text or page.web.titles.get(where, target)
     return f"[{text}]({page.web.page(where)})"
 
 
-def term(page, text, target):
+# chapters/appendix/record.md:1227
+def term(page: Page, text: str, target: str) -> str:
     anchor = "term-" + re.sub(r"[^a-zA-Z0-9._]+", "-", target)
     where = page.web.page(page.web.holding("glossary"), anchor)
     return f"[{text or target}]({where})"
 
 
-def cite(page, text, target):
+# chapters/appendix/record.md:1233
+def cite(page: Page, text: str, target: str) -> str:
     where = page.web.page(page.web.holding("bibliography"))
     keys = [key.strip() for key in target.split(",")]
-    return ", ".join(
-        f"[{page.web.sources.get(key, key)}]({where})" for key in keys
-    )
+    cited = [page.web.sources.get(key, key) for key in keys]
+    return ", ".join(f"[{name}]({where})" for name in cited)
 
 
-def glued(page, text, target):
+# chapters/appendix/record.md:1243
+def glued(page: Page, text: str, target: str) -> str:
     return page.glued.get(target, f"`{target}`")
 
 
-def code(page, text, target):
+# chapters/appendix/record.md:1247
+def as_code(page: Page, text: str, target: str) -> str:
     return f"`{text or target}`"
 
 
-def wrapped(before, after):
+# chapters/appendix/record.md:1251
+def wrapped(before: str, after: str):
     return lambda page, text, target: before + (text or target) + after
 
 
-def nothing(page, *ignored):
+# chapters/appendix/record.md:1255
+def nothing(page: Page, *ignored) -> str:
     return ""
 
 
@@ -269,69 +291,75 @@ ROLES = {
 }
 
 
-# Directives: page, block -> Markdown.
-
-
-def quote(page, block, title=""):
+# chapters/appendix/record.md:1279
+def quote(page: Page, block: Block, title: str = "") -> str:
     """A box of the page as a quotation with a bold title."""
     heading = page.inline(block.argument) or title
     text = f"**{heading}**\n\n" if heading else ""
     return quoted(text + page.rewrite(block.body))
 
 
-def quoted(text):
+# chapters/appendix/record.md:1286
+def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
-def figure(page, block):
+# chapters/appendix/record.md:1290
+def figure(page: Page, block: Block) -> str:
     image = page.link("!", block.options.get("alt", ""), block.argument)
     caption = page.rewrite(block.body)
     return f"{image}\n\n{quoted(caption)}" if caption else image
 
 
-def formula(page, block):
+# chapters/appendix/record.md:1296
+def formula(page: Page, block: Block) -> str:
     return f"$$\n{(block.argument + block.body).strip()}\n$$"
 
 
-def listing(page, block):
+# chapters/appendix/record.md:1300
+def listing(page: Page, block: Block) -> str:
     return f"```{block.argument}\n{block.body.strip()}\n```"
 
 
-def content(page, block):
+# chapters/appendix/record.md:1307
+def titled(page: Page, block: Block) -> str:
     """What the directive holds, under its title."""
     heading = page.inline(block.argument)
     title = f"**{heading}**\n\n" if heading else ""
     return title + page.rewrite(block.body)
 
 
-def list_table(page, block):
+# chapters/appendix/record.md:1314
+def list_table(page: Page, block: Block) -> str:
     """Rows written as nested lists, as a Markdown table."""
     rows = re.split(r"^\* ", block.body, flags=re.M)[1:]
-    table = [[" ".join(cell.split()) for cell in items(row)] for row in rows]
-    rule = ["---"] * len(table[0])
-    lines = [f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]]]
+    grid = [[" ".join(x.split()) for x in list_items(row)] for row in rows]
+    rule = ["---"] * len(grid[0])
+    lines = [f"| {' | '.join(row)} |" for row in [grid[0], rule, *grid[1:]]]
     title = [f"**{block.argument}**", ""] if block.argument else []
     return page.inline("\n".join(title + lines))
 
 
-def items(text):
-    """The items of a Markdown list."""
+# chapters/appendix/record.md:1324
+def list_items(text: str) -> list[str]:
     return re.split(r"^ *- ?", text, flags=re.M)[1:]
 
 
-def elsewhere(page, block):
+# chapters/appendix/record.md:1328
+def elsewhere(page: Page, block: Block) -> str:
     """What only a web page can show."""
     where = page.web.page(page.name)
     return f"*[This part is interactive: see it on the page]({where}).*"
 
 
+# chapters/appendix/record.md:1337
 DIRECTIVES = {
     **dict.fromkeys(["figure", "image"], figure),
     **dict.fromkeys(["code", "code-block", "sourcecode"], listing),
     **dict.fromkeys(["raw", "iframe"], elsewhere),
     **dict.fromkeys(["bibliography", "tableofcontents", "index"], nothing),
-    **dict.fromkeys(["div", "container", "grid", "tab-set"], content),
-    **dict.fromkeys(["grid-item", "tab-item", "card", "table"], content),
+    **dict.fromkeys(["div", "container", "grid", "tab-set"], titled),
+    **dict.fromkeys(["grid-item", "tab-item", "card", "table"], titled),
     **dict.fromkeys(["admonition", "margin", "sidebar", "epigraph"], quote),
     "list-table": list_table,
     "math": formula,

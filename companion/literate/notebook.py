@@ -1,24 +1,32 @@
+# Tangled from record: edit there, then `make tangle`. sha256:d87860a4429d
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
-import argparse
 import re
 import sys
+from pathlib import Path
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from companion.literate.execute import (
     RECORD,
+    as_notebook,
     code_cells,
     execute,
-    read_notebook,
+    needs_gpu,
     tagged,
 )
-from companion.literate.markdown import Page, addresses, page_of
+from companion.literate.markdown import Addresses, Page, addresses, page_of
 from companion.literate.runtime import PREFIX
-from companion.literate.source import SourceError, read_book
-from companion.literate.stage import replace
+from companion.literate.source import Book, read_book
+from companion.literate.stage import (
+    chapter_parser,
+    chosen,
+    replace_file,
+    reported,
+)
 
+# chapters/appendix/record.md:1380
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -27,47 +35,102 @@ if not all(map(find_spec, ["companion", "ml_dtypes", "hypothesis"])):
     %pip install --quiet "companion @ git+{url}@{branch}" hypothesis"""
 
 
-def assemble(book, name, values, web=None):
+# chapters/appendix/record.md:1388
+def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
-    web = web or addresses(book)
     page = Page(page_of(chapter), web, values)
-    source = read_notebook(chapter)
+    source = as_notebook(chapter)
     for cell in source.cells:
         if cell.cell_type == "markdown":
             cell.source = page.rewrite(cell.source)
     install = INSTALL.format(url=web.repository, branch=web.branch)
     first = new_code_cell(install, id="install", execution_count=1)
-    kept = [c for c in source.cells if c.source]
+    kept = [cell for cell in source.cells if cell.source]
     return new_notebook(cells=[first, *kept], metadata=about(source))
 
 
-def about(source):
+# chapters/appendix/record.md:1405
+def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
-    kernel = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
+    kernel = {"name": "python3", "display_name": "Python 3",
+              "language": "python"}
     language = {"name": "python"}
-    metadata: dict = {"kernelspec": kernel, "language_info": language}
+    found: dict = {"kernelspec": kernel, "language_info": language}
     if "companion" in source.metadata:
-        metadata["companion"] = source.metadata["companion"]
-    if any(tagged(cell, "gpu") for cell in code_cells(source)):
-        metadata["accelerator"] = "GPU"
-    return metadata
+        found["companion"] = source.metadata["companion"]
+    if needs_gpu(source):
+        found["accelerator"] = "GPU"
+    return found
 
 
-def record(book, name, web=None):
-    """The chapter's notebook with its outputs, as text."""
+# chapters/appendix/record.md:1425
+def kept_outputs(cell) -> list:
+    """A cell's outputs as text; none of a cell that tells the time."""
+    if tagged(cell, "timing") and not tagged(cell, "gpu"):
+        return []
+    outputs = [as_text(output) for output in cell.outputs]
+    return [output for output in outputs if output is not None]
+
+
+# chapters/appendix/record.md:1433
+def as_text(output):
+    """An output without images; None if it is a recording's label."""
+    if "data" not in output:
+        return output
+    if output.metadata.get("companion") == "label":
+        return None
+    kinds = ("text/", PREFIX + "text/")
+    data = {k: v for k, v in output.data.items() if k.startswith(kinds)}
+    names = {k: v for k, v in output.metadata.items() if k == "scrapbook"}
+    result = output.output_type == "execute_result"
+    extra = {"execution_count": None} if result else {}
+    return new_output(output.output_type, data, metadata=names, **extra)
+
+
+# chapters/appendix/record.md:1454
+def glue_values(outputs: list[list]) -> dict[str, str]:
+    """What the cells glued, by name."""
+    return {
+        output.metadata["scrapbook"]["name"]: text
+        for kept in outputs
+        for output in kept
+        if "scrapbook" in output.get("metadata", {})
+        for kind, text in output.data.items()
+        if kind.endswith("text/plain")
+    }
+
+
+# chapters/appendix/record.md:1471
+ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
+
+
+# chapters/appendix/record.md:1474
+def check_outputs(cell, outputs: list, root: Path) -> None:
+    """Refuse what could not be the same on another machine."""
+    for output in outputs:
+        data = output.get("data", {})
+        text = "\n".join(map(str, [output.get("text", ""), *data.values()]))
+        what = ""
+        if address := ADDRESS.search(text):
+            what = f"a memory address ({address[0]})"
+        elif str(root.resolve()) in text or "/ipykernel_" in text:
+            what = "a path of this machine"
+        if what:
+            raise cell.error(1, f"the output shows {what}: print something"
+                                " that stays the same")
+
+
+# chapters/appendix/record.md:1492
+def record(book: Book, name: str, web: Addresses):
+    """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
     outputs = [kept_outputs(cell) for cell in code_cells(done)]
     for cell, kept in zip(chapter.cells, outputs, strict=True):
         check_outputs(cell, kept, book.root)
     notebook = assemble(book, name, glue_values(outputs), web)
-    cells = zip(
-        code_cells(notebook)[1:], code_cells(done), outputs, strict=True
-    )
+    cells = zip(code_cells(notebook)[1:], code_cells(done), outputs,
+                strict=True)
     for count, (cell, ran, kept) in enumerate(cells, 2):
         compared = ran.execution_count and not tagged(cell, "timing")
         cell.execution_count = count if compared else None
@@ -80,77 +143,15 @@ def record(book, name, web=None):
     return notebook
 
 
-def kept_outputs(cell):
-    """A cell's outputs as text; none of a cell that tells the time."""
-    if tagged(cell, "timing") and not tagged(cell, "gpu"):
-        return []
-    outputs = [as_text(output) for output in cell.outputs]
-    return [output for output in outputs if output is not None]
-
-
-def as_text(output):
-    """An output without images; None if it is the label of a recording."""
-    if "data" not in output:
-        return output
-    if output.metadata.get("companion") == "label":
-        return None
-    data = {
-        kind: text
-        for kind, text in output.data.items()
-        if kind.startswith(("text/", PREFIX + "text/"))
-    }
-    names = {k: v for k, v in output.metadata.items() if k == "scrapbook"}
-    extra = {"execution_count": None}
-    if output.output_type != "execute_result":
-        extra = {}
-    return new_output(output.output_type, data, metadata=names, **extra)
-
-
-def glue_values(outputs):
-    """What the cells glued, by name."""
-    return {
-        output.metadata["scrapbook"]["name"]: text
-        for kept in outputs
-        for output in kept
-        if "scrapbook" in output.get("metadata", {})
-        for kind, text in output.data.items()
-        if kind.endswith("text/plain")
-    }
-
-
-ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
-
-
-def check_outputs(cell, outputs, root):
-    """Refuse what could not be the same on another machine."""
-    for output in outputs:
-        data = output.get("data", {})
-        text = "\n".join(map(str, [output.get("text", ""), *data.values()]))
-        address = ADDRESS.search(text)
-        if address:
-            raise cell.error(
-                1,
-                f"the output shows a memory address ({address[0]}): "
-                "print something that stays the same",
-            )
-        if str(root.resolve()) in text or "/ipykernel_" in text:
-            raise cell.error(
-                1,
-                "the output shows a path of this machine: "
-                "print something that stays the same",
-            )
-
-
-def has_notebook(chapter):
-    return bool(chapter.cells)
-
-
-def notebook_path(book, name):
+# chapters/appendix/record.md:1527
+def notebook_path(book: Book, name: str) -> Path:
+    """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-def stale(book, name, web=None):
-    """Why the record is not the chapter's, or None if it is."""
+# chapters/appendix/record.md:1532
+def stale(book: Book, name: str, web: Addresses) -> str:
+    """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
     if not path.exists():
         return "is missing"
@@ -159,75 +160,65 @@ def stale(book, name, web=None):
     new = assemble(book, name, values, web)
     if [cell.id for cell in old.cells] != [cell.id for cell in new.cells]:
         return "has other cells than the chapter"
-    for number, pair in enumerate(zip(old.cells, new.cells, strict=True), 1):
-        if pair[0].source != pair[1].source:
-            return f"differs from the chapter in cell {number}"
-    return None
+    for number, cell in enumerate(old.cells):
+        if cell.source != new.cells[number].source:
+            return f"differs from the chapter in cell {number + 1}"
+    return ""
 
 
-def write_notebook(book, name, web):
+# chapters/appendix/record.md:1548
+def strays(book: Book) -> list[Path]:
+    """Notebooks in the record that no chapter has."""
+    known = {chapter.name for chapter in book.chapters if chapter.cells}
+    found = sorted((book.root / RECORD).glob("*.ipynb"))
+    return [path for path in found if path.stem not in known]
+
+
+# chapters/appendix/record.md:1558
+def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
     text = nbformat.writes(record(book, name, web), indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
-    replace(path, text)
+    replace_file(path, text)
     return True
 
 
-def strays(book):
-    """Notebooks in the record that no chapter has."""
-    names = {c.name for c in book.chapters if has_notebook(c)}
-    found = sorted((book.root / RECORD).glob("*.ipynb"))
-    return [path for path in found if path.stem not in names]
-
-
-def check(book, names):
-    """Print what is not fresh; return how many."""
-    web, count = addresses(book), 0
-    reasons = {name: stale(book, name, web) for name in names}
-    reasons |= {path.stem: "has no chapter" for path in strays(book)}
-    for name, reason in reasons.items():
-        if reason:
-            count += 1
-            print(
-                f"{RECORD}/{name}.ipynb {reason}: run `make notebooks`",
-                file=sys.stderr,
-            )
-    return count
-
-
-def write(book, names):
-    """Record the chapters; drop notebooks that no chapter has."""
+# chapters/appendix/record.md:1568
+def write_record(options) -> None:
+    """Record the chosen chapters; drop notebooks that none has."""
+    book = read_book()
     web = addresses(book)
-    for name in names:
+    for name in chosen(book, options):
         changed = write_notebook(book, name, web)
-        print(f"{RECORD}/{name}.ipynb", "" if changed else "(unchanged)")
+        state = "recorded" if changed else "unchanged"
+        print(f"{RECORD}/{name}.ipynb {state}")
     for path in strays(book):
         path.unlink()
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-def main(argv):
-    """Record the named chapters (default: all) in site/notebooks."""
-    parser = argparse.ArgumentParser(
-        prog="companion notebook", description=main.__doc__
-    )
-    parser.add_argument("chapters", nargs="*", metavar="CHAPTER")
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="write nothing; fail if the record is not fresh",
-    )
+# chapters/appendix/record.md:1584
+def check_record(options) -> int:
+    """Print which notebooks are not fresh; 1 if there are any."""
+    book = read_book()
+    web = addresses(book)
+    why = {name: stale(book, name, web) for name in chosen(book, options)}
+    why |= {path.stem: "has no chapter" for path in strays(book)}
+    old = {name: reason for name, reason in why.items() if reason}
+    for name, reason in old.items():
+        print(f"{RECORD}/{name}.ipynb {reason}: run `make notebooks`",
+              file=sys.stderr)
+    return min(len(old), 1)
+
+
+# chapters/appendix/record.md:1597
+def main(argv: list[str]) -> int:
+    """Record chapters as notebooks in site/notebooks."""
+    parser = chapter_parser("notebook", str(main.__doc__))
+    parser.add_argument("--check", action="store_true",
+                        help="write nothing; fail if one is not fresh")
     options = parser.parse_args(argv)
-    try:
-        book = read_book()
-        every = [c.name for c in book.chapters if has_notebook(c)]
-        names = [book.chapter(n).name for n in options.chapters] or every
-        if options.check:
-            return 1 if check(book, names) else 0
-        write(book, names)
-    except SourceError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    work = check_record if options.check else write_record
+    return reported(work, options)

@@ -1,3 +1,4 @@
+# Tangled from record: edit there, then `make tangle`. sha256:ba623ccb94cc
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -12,52 +13,48 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
+# chapters/appendix/record.md:2032
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-def rebuild(changed_paths=()):
+# chapters/appendix/record.md:2036
+def rebuild(changed_paths=()) -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     for path in changed_paths:
         print("changed:", path)
     subprocess.run(["make", "book"], check=False)
 
 
-def ignored(path):
+# chapters/appendix/record.md:2043
+def ignored(path: str) -> bool:
     """The record, and what editors and browsers leave behind."""
-    parts = Path(path).parts
-    return "notebooks" in parts or Path(path).name.startswith((".", "#"))
+    name = Path(path).name
+    return "notebooks" in Path(path).parts or name.startswith((".", "#"))
 
 
-def application(address):
+# chapters/appendix/record.md:2052
+def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
-    watcher = RebuildServer(WATCHED, ignored, change_callback=rebuild)
     SITE.mkdir(parents=True, exist_ok=True)
-    files = StaticFiles(directory=SITE, html=True)
-    return Starlette(
-        routes=[
-            WebSocketRoute("/websocket-reload", watcher),
-            Mount("/", app=files),
-        ],
-        middleware=[Middleware(JavascriptInjectorMiddleware, ws_url=address)],
-        lifespan=watcher.lifespan,
-    )
+    watcher = RebuildServer(WATCHED, ignored, change_callback=rebuild)
+    routes = [WebSocketRoute("/websocket-reload", watcher),
+              Mount("/", app=StaticFiles(directory=SITE, html=True))]
+    reload = Middleware(JavascriptInjectorMiddleware, ws_url=address)
+    return Starlette(routes=routes, middleware=[reload],
+                     lifespan=watcher.lifespan)
 
 
-def main(argv):
-    """Build the site, serve it, and rebuild it at every change."""
+# chapters/appendix/record.md:2063
+def main(argv: list[str]) -> int:
+    """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
-        prog="companion serve", description=main.__doc__
-    )
+        prog="python -m companion serve", description=main.__doc__)
     parser.add_argument("--port", type=int, default=8000)
     options = parser.parse_args(argv)
-    rebuild()
     address = f"127.0.0.1:{options.port}"
+    rebuild()
     print(f"http://{address}/  (Ctrl+C ends)")
-    uvicorn.run(
-        application(address),
-        host="127.0.0.1",
-        port=options.port,
-        log_level="warning",
-    )
+    uvicorn.run(application(address), host="127.0.0.1", port=options.port,
+                log_level="warning")
     return 0

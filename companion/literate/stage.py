@@ -1,19 +1,29 @@
+# Tangled from record: edit there, then `make tangle`. sha256:5ddaba524018
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from companion.literate.source import SourceError, read_book
+from companion.literate.source import Book, SourceError, read_book
 from companion.literate.tangle import tangle
 
+# chapters/appendix/record.md:327
 STAGES = "_build/stage"
-PART = ".part"  # a file being written
 
 
-def stage(book, name, out=STAGES):
+# chapters/appendix/record.md:330
+def package_files(book: Book, name: str | None = None) -> dict[str, str]:
+    """The library's files before chapter `name`, or all of them."""
+    files = tangle(book.before(name) if name else book).files
+    return {p: t for p, t in files.items() if p.startswith("companion/")}
+
+
+# chapters/appendix/record.md:336
+def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     """Write the library before chapter `name`; return its folder.
 
     The folder goes on PYTHONPATH. `name` None means after the last
@@ -24,39 +34,12 @@ def stage(book, name, out=STAGES):
     return folder
 
 
-def package_files(book, name=None):
-    """The library's files before chapter `name`, without the tests."""
-    files = tangle(book.before(name) if name else book).files
-    return {
-        path: text
-        for path, text in files.items()
-        if path.startswith("companion/")
-    }
+# chapters/appendix/record.md:352
+PART = ".part"  # the suffix of a file being written
 
 
-def sync(folder, files):
-    """Make `folder` hold exactly `files`; touch only what differs."""
-    for path, text in files.items():
-        target = folder / path
-        if not target.exists() or target.read_bytes() != text.encode():
-            replace(target, text)
-    for path in strangers(folder, files):
-        path.unlink(missing_ok=True)
-
-
-def strangers(folder, files):
-    """Files of an earlier stage that this one does not have."""
-    known = {folder / path for path in files}
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path not in known
-        and path.suffix not in (".pyc", PART)
-    ]
-
-
-def replace(target, text):
+# chapters/appendix/record.md:355
+def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all, whoever else is writing it."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(PART, dir=target.parent)
@@ -70,20 +53,64 @@ def replace(target, text):
         raise
 
 
-def main(argv):
-    """Stage the named chapters (default: all) and print the folders."""
+# chapters/appendix/record.md:372
+def sync(folder: Path, files: dict[str, str]) -> None:
+    """Make `folder` hold exactly `files`; touch only what differs."""
+    for path, text in files.items():
+        target = folder / path
+        if not target.exists() or target.read_bytes() != text.encode():
+            replace_file(target, text)
+    for stranger in strangers(folder, files):
+        stranger.unlink(missing_ok=True)
+
+
+# chapters/appendix/record.md:382
+def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
+    """Files of an earlier stage that this one does not have."""
+    known = {folder / path for path in files}
+    passing = (".pyc", PART)
+    return [path for path in folder.rglob("*") if path.is_file()
+            and path not in known and path.suffix not in passing]
+
+
+# chapters/appendix/record.md:429
+def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
+    """A parser for commands that work on named chapters, or all."""
     parser = argparse.ArgumentParser(
-        prog="companion stage", description=main.__doc__
-    )
-    parser.add_argument("chapters", nargs="*", metavar="CHAPTER")
-    parser.add_argument("--out", default=STAGES)
-    options = parser.parse_args(argv)
+        prog=f"python -m companion {command}", description=purpose)
+    parser.add_argument("chapters", nargs="*", metavar="CHAPTER",
+                        help="names of chapters (default: all)")
+    return parser
+
+
+# chapters/appendix/record.md:438
+def chosen(book: Book, options) -> list[str]:
+    """The chapters that were named; else all that have cells."""
+    given = [book.chapter(name).name for name in options.chapters]
+    return given or [c.name for c in book.chapters if c.cells]
+
+
+# chapters/appendix/record.md:444
+def reported(work: Callable, *arguments) -> int:
+    """Run a command's work; bad input is one line and status 1."""
     try:
-        book = read_book()
-        names = [book.chapter(name).name for name in options.chapters]
-        for name in names or [chapter.name for chapter in book.chapters]:
-            print(stage(book, name, options.out))
+        return work(*arguments) or 0
     except SourceError as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
+
+
+# chapters/appendix/record.md:456
+def print_stages(options) -> None:
+    """Stage the chosen chapters; print their folders."""
+    book = read_book()
+    for name in chosen(book, options):
+        print(stage(book, name, options.out))
+
+
+# chapters/appendix/record.md:463
+def main(argv: list[str]) -> int:
+    """Write the library as it stood before each chapter."""
+    parser = chapter_parser("stage", str(main.__doc__))
+    parser.add_argument("--out", default=STAGES, metavar="DIR")
+    return reported(print_stages, parser.parse_args(argv))
