@@ -1,7 +1,7 @@
+# Tangled from weave: edit there, then `make tangle`. sha256:91582408f650
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import html
-import re
 from itertools import groupby
 from pathlib import Path
 
@@ -11,37 +11,45 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from sphinx.util.docutils import SphinxDirective
 
+from companion.literate.floors import FLOORS, floor
 from companion.literate.loom import (
     LOOM,
+    ORIGIN_LINE,
     cell_id,
     cell_link,
     code,
-    digest,
+    hash_of,
     link,
     page_of,
     paragraph,
     uri,
-)
-from companion.literate.tangle import FLOORS
-
-ORIGIN = re.compile(
-    r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
-    r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
+    where,
 )
 
 
-def source_pages(app):
-    """The pages of the library's files, those that are not up to date."""
-    for file, text in LOOM.library.files.items():
-        page = page_of(file)
-        body = source_html(app, page, file, text)
-        frame = app.builder.build_info.config_hash
-        body += f"<!-- {digest(frame, body)} -->"
-        built = Path(app.builder.get_outfilename(page))
-        if not built.exists() or body not in built.read_text():
-            yield page, {"title": file, "body": body}, "page.html"
+# chapters/appendix/weave.md:648
+def back(page, line, colored):
+    """A highlighted line; a link to the chapter if it names its origin."""
+    origin = ORIGIN_LINE.match(line)
+    if origin is None:
+        return colored
+    path = origin["path"] or origin["c_path"]
+    at = int(origin["line"] or origin["c_line"])
+    cells = LOOM.chapters[page_of(path)].cells
+    index = max(cell.index for cell in cells if cell.line <= at)
+    address = uri(page, page_of(path), cell_id(index))
+    return f'<a class="origin" href="{address}">{colored}</a>'
 
 
+# chapters/appendix/weave.md:661
+def row(n, colored, name):
+    """One line of a source page: number, anchor, text."""
+    anchor = f'<a id="{html.escape(name)}"></a>' if name else ""
+    number = f'<a class="tt-line" id="L{n}" href="#L{n}">{n}</a>'
+    return f"{number}{anchor}{colored}\n"
+
+
+# chapters/appendix/weave.md:676
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -50,6 +58,7 @@ paragraph there.</p>
 """
 
 
+# chapters/appendix/weave.md:684
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -65,6 +74,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
 
 
+# chapters/appendix/weave.md:699
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -72,27 +82,20 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-def row(n, colored, name):
-    """One line of a source page: number, anchor, text."""
-    anchor = f'<a id="{html.escape(name)}"></a>' if name else ""
-    return (
-        f'<a class="tt-line" id="L{n}" href="#L{n}">{n}</a>{anchor}{colored}\n'
-    )
+# chapters/appendix/weave.md:711
+def source_pages(app):
+    """The pages of the library's files, those that are not up to date."""
+    for file, text in LOOM.library.files.items():
+        page = page_of(file)
+        body = source_html(app, page, file, text)
+        frame = app.builder.build_info.config_hash
+        body += f"<!-- {hash_of(frame, body)} -->"
+        built = Path(app.builder.get_outfilename(page))
+        if not built.exists() or body not in built.read_text():
+            yield page, {"title": file, "body": body}, "page.html"
 
 
-def back(page, line, colored):
-    """A highlighted line; a link to the chapter if it names its origin."""
-    origin = ORIGIN.match(line)
-    if origin is None:
-        return colored
-    path = origin["path"] or origin["c_path"]
-    at = int(origin["line"] or origin["c_line"])
-    cells = LOOM.chapters[page_of(path)].cells
-    index = max(cell.index for cell in cells if cell.line <= at)
-    address = uri(page, page_of(path), cell_id(index))
-    return f'<a class="origin" href="{address}">{colored}</a>'
-
-
+# chapters/appendix/weave.md:738
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -102,6 +105,30 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
+# chapters/appendix/weave.md:747
+def items(paragraphs):
+    """A list, for the index pages."""
+    found = nodes.bullet_list(classes=["tt-index"])
+    found += [nodes.list_item("", line) for line in paragraphs]
+    return found
+
+
+# chapters/appendix/weave.md:759
+VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
+
+
+# chapters/appendix/weave.md:762
+def identifier(page, made):
+    """An entry of the index: the source, then the cells that matter."""
+    words = [link(page, page_of(made.file), made.name, code(made.name))]
+    for version in LOOM.versions(made):
+        words += [f" · {VERBS[version.action]} ", where(page, version)]
+    for n, user in enumerate(LOOM.users(made.name)):
+        words += [", " if n else " · used ", where(page, user)]
+    return paragraph(*words)
+
+
+# chapters/appendix/weave.md:775
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -115,63 +142,41 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
+# chapters/appendix/weave.md:788
 def initial(made):
     """The letter under which the index lists a definition."""
     return made.name.lstrip("_")[0].upper()
 
 
-def items(paragraphs):
-    """A list, for the index pages."""
-    found = nodes.bullet_list(classes=["tt-index"])
-    found += [nodes.list_item("", line) for line in paragraphs]
-    return found
-
-
-VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
-
-
-def identifier(page, made):
-    """An entry of the index: the source, then the cells that matter."""
-    words = [link(page, page_of(made.file), made.name, code(made.name))]
-    for version in LOOM.versions(made):
-        words += [f" · {VERBS[version.action]} ", at(page, version)]
-    for n, user in enumerate(LOOM.users(made.name)):
-        words += [", " if n else " · used ", at(page, user)]
-    return paragraph(*words)
-
-
-def at(page, made):
-    """A link to the cell that made a definition."""
-    return cell_link(page, made.path, made.cell_index)
-
-
+# chapters/appendix/weave.md:798
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
     def lists(self, page):
-        floors = sorted(LOOM.files(), key=floor)
-        for level, files in groupby(floors, floor):
-            beside = level == len(FLOORS)
-            yield nodes.rubric("", "Beside" if beside else f"Floor {level}")
-            yield items(module(page, file) for file in files)
+        files = sorted(LOOM.files(), key=level)
+        for height, group in groupby(files, level):
+            beside = height == len(FLOORS)
+            yield nodes.rubric("", "Beside" if beside else f"Floor {height}")
+            yield items(module(page, file) for file in group)
 
 
-def floor(file):
+# chapters/appendix/weave.md:809
+def level(file):
     """The floor on which a file lives; the tools come after the last."""
-    name = re.split(r"[/.]", file)[1]
-    found = [n for n, names in enumerate(FLOORS) if name in names]
-    return found[0] if found else len(FLOORS)
+    found = floor(file)
+    return len(FLOORS) if found is None else found
 
 
+# chapters/appendix/weave.md:818
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     count = LOOM.library.files[file].count("\n")
     words = [link(page, page_of(file), "", code(file)), f" · {count} lines"]
     for n, cell in enumerate(LOOM.first_cells(file)):
-        where = cell_link(page, cell.path, cell.index)
-        words += [", " if n else " · from ", where]
+        section = cell_link(page, cell.path, cell.index)
+        words += [", " if n else " · from ", section]
     names = [d.name for d in LOOM.standing(file) if "." not in d.name]
     for n, name in enumerate(names):
-        place = link(page, page_of(file), name, code(name))
-        words += [", " if n else " · ", place]
+        definition = link(page, page_of(file), name, code(name))
+        words += [", " if n else " · ", definition]
     return paragraph(*words)

@@ -1,3 +1,4 @@
+# Tangled from weave: edit there, then `make tangle`. sha256:349b9f2ee2e4
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -10,28 +11,24 @@ from pygments.lexers import CLexer, CudaLexer, get_lexer_for_filename
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
-from companion.literate.execute import execute
+from companion.literate.execute import RECORD, execute
 from companion.literate.loom import (
     LOOM,
-    RECORD,
+    ORIGIN_LINE,
     cell_id,
     code,
     link,
     page_of,
     paragraph,
     uri,
+    where,
 )
-from companion.literate.pages import (
-    ORIGIN,
-    Identifiers,
-    Modules,
-    at,
-    source_pages,
-)
+from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 from companion.literate.tangle import tangle
 
 
+# chapters/appendix/weave.md:366
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -44,19 +41,24 @@ def begin(app, config):
     }
 
 
+# chapters/appendix/weave.md:382
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
 }
 
 
+LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
+
+
+# chapters/appendix/weave.md:391
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
         notebook = execute(LOOM.book, LOOM.chapters[page].name)
     except SourceError as error:
         raise SphinxError(str(error)) from error
-    notebook.metadata.language_info = {"pygments_lexer": "ipython3"}
+    notebook.metadata.language_info = LANGUAGE
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for index, cell in enumerate(cells):
         cell.metadata.index = index
@@ -65,6 +67,86 @@ def read(text, page):
     return notebook
 
 
+# chapters/appendix/weave.md:443
+def place(page, made):
+    """Where in its file a definition went, in phrases."""
+    versions = LOOM.versions(made)
+    turn = versions.index(made)
+    owner = made.name.rpartition(".")[0]
+    after = made.after.removeprefix(f"{owner}.")
+    if made.action == "replace":
+        old = where(page, versions[turn - 1])
+        yield ["replaces ", code(made.name), ", ", old]
+    elif owner and after:
+        yield ["class ", code(owner), ", after ", code(after)]
+    elif after:
+        yield ["after ", code(after)]
+    for later in versions[turn + 1 :]:
+        yield ["replaced in ", where(page, later)]
+
+
+# chapters/appendix/weave.md:464
+def caption(page, cell):
+    """The line above a cell: its file, and its place in the file."""
+    file = LOOM.file_of(cell)
+    if file is None:
+        return []
+    words = [link(page, page_of(file), "", code(file))]
+    made = LOOM.made_by(cell)
+    if "test" in cell.tags:
+        words.insert(0, "test · ")
+    elif made:
+        for phrase in place(page, made[0]):
+            words += [" · ", *phrase]
+    return [paragraph(*words, style="tt-place")]
+
+
+# chapters/appendix/weave.md:511
+class CCell(CLexer):
+    """C that may begin with the cell magic `%%c`."""
+
+    name, aliases = "C cell", ["c-cell"]
+
+    def get_tokens_unprocessed(self, text, stack=("root",)):
+        magic = text[: text.find("\n") + 1] if text[:2] == "%%" else ""
+        yield 0, Comment.Special, magic
+        rest = super().get_tokens_unprocessed(text[len(magic) :], stack)
+        for start, token, value in rest:
+            yield start + len(magic), token, value
+
+
+# chapters/appendix/weave.md:524
+class CudaCell(CCell, CudaLexer):
+    """CUDA that may begin with the cell magic `%%cuda`."""
+
+    name, aliases = "CUDA cell", ["cuda-cell"]
+
+
+# chapters/appendix/weave.md:545
+def elements(tree, kind):
+    """The containers of one kind that MyST-NB put into a tree."""
+    found = tree.findall(nodes.container)
+    return [node for node in found if node.get("nb_element") == kind]
+
+
+# chapters/appendix/weave.md:551
+def set_language(source, cell):
+    """Have the cells in C and CUDA highlighted as such."""
+    if cell.language != "python":
+        for block in source.findall(nodes.literal_block):
+            block["language"] = f"{cell.language}-cell"
+
+
+# chapters/appendix/weave.md:558
+def section_of(node):
+    """The anchor of the section around a node, as Sphinx numbers it."""
+    while not isinstance(node, nodes.section):
+        node = node.parent
+    top = isinstance(node.parent, nodes.document)
+    return "" if top else "#" + node["ids"][0]
+
+
+# chapters/appendix/weave.md:568
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -83,78 +165,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-def elements(tree, kind):
-    """The containers of one kind that MyST-NB put into a tree."""
-    found = tree.findall(nodes.container)
-    return [node for node in found if node.get("nb_element") == kind]
-
-
-def section_of(node):
-    """The anchor of the section around a node, as Sphinx numbers it."""
-    while not isinstance(node, nodes.section):
-        node = node.parent
-    top = isinstance(node.parent, nodes.document)
-    return "" if top else "#" + node["ids"][0]
-
-
-class CCell(CLexer):
-    """C that may begin with the cell magic `%%c`."""
-
-    name, aliases = "C cell", ["c-cell"]
-
-    def get_tokens_unprocessed(self, text, stack=("root",)):
-        magic = text[: text.find("\n") + 1] if text[:2] == "%%" else ""
-        yield 0, Comment.Special, magic
-        rest = super().get_tokens_unprocessed(text[len(magic) :], stack)
-        for start, token, value in rest:
-            yield start + len(magic), token, value
-
-
-class CudaCell(CCell, CudaLexer):
-    """CUDA that may begin with the cell magic `%%cuda`."""
-
-    name, aliases = "CUDA cell", ["cuda-cell"]
-
-
-def set_language(source, cell):
-    """Have the cells in C and CUDA highlighted as such."""
-    if cell.language != "python":
-        for block in source.findall(nodes.literal_block):
-            block["language"] = f"{cell.language}-cell"
-
-
-def caption(page, cell):
-    """The line above a cell: its file, and its place in the file."""
-    file = LOOM.file_of(cell)
-    if file is None:
-        return []
-    words = [link(page, page_of(file), "", code(file))]
-    made = LOOM.made_by(cell)
-    if "test" in cell.tags:
-        words.insert(0, "test · ")
-    elif made:
-        for phrase in place(page, made[0]):
-            words += [" · ", *phrase]
-    return [paragraph(*words, style="tt-place")]
-
-
-def place(page, made):
-    """Where in its file a definition went, in phrases."""
-    versions = LOOM.versions(made)
-    turn = versions.index(made)
-    owner = made.name.rpartition(".")[0]
-    after = made.after.removeprefix(f"{owner}.")
-    if made.action == "replace":
-        old = at(page, versions[turn - 1])
-        yield ["replaces ", code(made.name), ", ", old]
-    elif owner and after:
-        yield ["class ", code(owner), ", after ", code(after)]
-    elif after:
-        yield ["after ", code(after)]
-    for later in versions[turn + 1 :]:
-        yield ["replaced in ", at(page, later)]
-
-
+# chapters/appendix/weave.md:590
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -162,6 +173,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
+# chapters/appendix/weave.md:597
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -172,6 +184,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
+# chapters/appendix/weave.md:611
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page = app.env.docname
@@ -188,6 +201,7 @@ def link_names(app, doctree):
             literal.replace_self(target)
 
 
+# chapters/appendix/weave.md:843
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -207,13 +221,21 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
+# chapters/appendix/weave.md:875
+def bare(text):
+    """The lines of a generated file, less its header and its origins."""
+    lines = text.splitlines()[1:]
+    return [line for line in lines if not ORIGIN_LINE.match(line)]
+
+
+# chapters/appendix/weave.md:881
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     order = LOOM.book.tangle_order
-    at = order.index(chapter)
+    turn = order.index(chapter)
     before, after = (
         tangle(replace(LOOM.book, chapters=order[:end])).files
-        for end in (at, at + 1)
+        for end in (turn, turn + 1)
     )
     found = [
         Change(file, bare(before.get(file, "")), bare(text))
@@ -222,11 +244,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-def bare(text):
-    """The lines of a generated file, less its header and its origins."""
-    return [line for line in text.splitlines()[1:] if not ORIGIN.match(line)]
-
-
+# chapters/appendix/weave.md:917
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = changes(chapter)
@@ -234,13 +252,14 @@ def gained(page, chapter):
         return []
     section = nodes.section(ids=["gained"], names=["gained"])
     section += nodes.title("", "What the library gained")
-    section += paragraph(total(found))
+    section += paragraph(total_of(found))
     for change in found:
         section += fold(page, change)
     return [section]
 
 
-def total(found):
+# chapters/appendix/weave.md:930
+def total_of(found):
     """The chapter's gains in a sentence."""
     library = [c for c in found if c.file.startswith("companion/")]
     tests = [change for change in found if change not in library]
@@ -250,17 +269,20 @@ def total(found):
     return " and ".join(parts) + "."
 
 
+# chapters/appendix/weave.md:940
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
+# chapters/appendix/weave.md:947
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
-<p class="tt-place"><a href="{uri}">{file}, as the book leaves it</a></p>
+<p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
+# chapters/appendix/weave.md:953
 def fold(page, change):
     """A file's change, folded: whole where new, else its difference."""
     new = not change.before
@@ -278,16 +300,18 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-COLAB = "https://colab.research.google.com/github"
-PRINT = {
-    "type": "javascript",
-    "text": "Print",
-    "icon": "fas fa-file-pdf",
-    "javascript": "window.print()",
-    "tooltip": "Print, or save as PDF",
-}
+# chapters/appendix/weave.md:1006
+def outdated(app, env, added, changed, removed):
+    """The pages to read again, because the book around them changed."""
+    return [
+        page
+        for page, kept in env.metadata.items()
+        if "woven" in kept and page in env.found_docs
+        if kept["woven"][0] != LOOM.state(page)
+    ]
 
 
+# chapters/appendix/weave.md:1056
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -299,16 +323,27 @@ def button(text, icon, url, tooltip):
     }
 
 
+PRINT = {
+    "type": "javascript",
+    "text": "Print",
+    "icon": "fas fa-file-pdf",
+    "javascript": "window.print()",
+    "tooltip": "Print, or save as PDF",
+}
+
+
+# chapters/appendix/weave.md:1076
 def group(text, icon, buttons):
     """Buttons that unfold."""
-    return {
-        "type": "group",
-        "icon": f"fas fa-{icon}",
-        "tooltip": text,
-        "buttons": buttons,
-    }
+    kind = {"type": "group", "icon": f"fas fa-{icon}"}
+    return kind | {"tooltip": text, "buttons": buttons}
 
 
+# chapters/appendix/weave.md:1084
+COLAB = "https://colab.research.google.com/github"
+
+
+# chapters/appendix/weave.md:1087
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -322,7 +357,7 @@ def buttons(app, page, template, context, doctree):
         group("Download this page", "download", downloads),
         button("", "pencil-alt", edit, "Edit this page"),
     ]
-    record = LOOM.record(page)
+    record = record_of(page)
     if record.exists():
         address = pathto(f"notebooks/{record.name}", 1)
         downloads.insert(0, button(".ipynb", "code", address, "The notebook"))
@@ -332,25 +367,23 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
+# chapters/appendix/weave.md:1112
+def record_of(page):
+    """The committed notebook of a page."""
+    return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
+
+
+# chapters/appendix/weave.md:1117
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
     for page in LOOM.chapters:
-        if exception is None and LOOM.record(page).exists():
+        if exception is None and record_of(page).exists():
             folder.mkdir(exist_ok=True)
-            shutil.copy2(LOOM.record(page), folder)
+            shutil.copy2(record_of(page), folder)
 
 
-def outdated(app, env, added, changed, removed):
-    """The pages to read again, because the book around them changed."""
-    return [
-        page
-        for page, kept in env.metadata.items()
-        if "woven" in kept and page in env.found_docs
-        if kept["woven"][0] != LOOM.state(page)
-    ]
-
-
+# chapters/appendix/weave.md:1132
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")
