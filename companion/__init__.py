@@ -1,14 +1,18 @@
+# Tangled from tangle, operations: edit there, then `make tangle`. sha256:dcf64d0191f5  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
+
+from __future__ import annotations
 
 from importlib import import_module
 
 from companion.literate.origin import install
 
+# chapters/appendix/tangle.md:2411
 __version__ = "0.1.0"
-
 EXPORTS: dict[str, str] = {}
 
 
+# chapters/appendix/tangle.md:2415
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -18,8 +22,16 @@ def __getattr__(name: str):
     return value
 
 
+# chapters/appendix/tangle.md:2424
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
+
+# chapters/tensors/operations.md:2527
+EXPORTS |= dict.fromkeys((
+    "Tensor", "Generator", "allclose", "arange", "cat", "eye",
+    "from_numpy", "full", "full_like", "linspace", "manual_seed",
+    "one_hot", "ones", "ones_like", "rand", "randint", "randn", "stack",
+    "where", "zeros", "zeros_like"), "companion.tensor")

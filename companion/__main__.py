@@ -1,8 +1,10 @@
+# Tangled from tangle, record: edit there, then `make tangle`. sha256:d7ba60ed888b  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 import sys
 from importlib import import_module
 
+# chapters/appendix/tangle.md:2369
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -11,6 +13,7 @@ COMMANDS = {
 }
 
 
+# chapters/appendix/tangle.md:2377
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -20,6 +23,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
+# chapters/appendix/tangle.md:2390
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -29,5 +33,10 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
+# chapters/appendix/record.md:998
+COMMANDS["execute"] = "companion.literate.execute"
+COMMANDS["serve"] = "companion.literate.serve"
+
+# chapters/appendix/tangle.md:2399
+if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

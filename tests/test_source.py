@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from companion.literate.source import SourceError, read_book, read_chapter
 from small_book import cell
+
+from companion.literate.source import SourceError, read_book, read_chapter
 
 FRONT = "---\ncompanion: {module: view.py}\n---\n# Views\n\n"  # 5 lines
 

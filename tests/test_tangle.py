@@ -146,7 +146,7 @@ def test_tests_lose_their_decorator(tmp_path):
 from companion.view import View
 
 
-# chapters/a.md:18
+# chapters/a.md:17
 def test_v():
     View()
 """
@@ -309,9 +309,10 @@ def told(root, *words):
 def test_c_that_does_not_compile(tmp_path, need):
     bad = code("%%c kernels/a.c\nint f(void)\n{\n    return x;\n}")
     save_book(tmp_path, a=("view.py", VIEW, bad))
-    assert told(tmp_path, "--out", "lib") == (
-        "chapters/a.md:20: the C compiler cannot read this: ‘x’ undeclared"
-        " (first use in this function)")
+    error = told(tmp_path, "--out", "lib")
+    assert error.startswith(
+        "chapters/a.md:19: the C compiler cannot read this: ")
+    assert "x" in error.split("read this: ")[1]
     assert not (tmp_path / "lib").exists()
 
 

@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:4f5a3451a6d7
 """C and CUDA cells: what they define, and whether a compiler reads it."""
 
 import re
@@ -7,20 +8,24 @@ import subprocess
 from companion.literate.pieces import Piece
 from companion.literate.source import Cell, SourceError
 
+# chapters/appendix/tangle.md:2194
 NOT_CODE = (
     r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
     r"|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
 )
+
 ATTRIBUTE = r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)"
 BODY = "\N{REPLACEMENT CHARACTER}"  # stands for what braces held
 
 
+# chapters/appendix/tangle.md:2203
 def c_piece(cell: Cell) -> Piece:
     """A cell of C is one piece; its magic is the notebook's."""
     lines = cell.source.split("\n")[1:]
     return Piece(cell, None, 2, lines, symbols("\n".join(lines)))
 
 
+# chapters/appendix/tangle.md:2209
 def symbols(code: str) -> list[str]:
     """The functions, types and variables that C text defines."""
     code = re.sub(NOT_CODE, " ", code, flags=re.S | re.M)
@@ -33,6 +38,7 @@ def symbols(code: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+# chapters/appendix/tangle.md:2225
 def symbol(declaration: str) -> list[str]:
     """The type or the variable that a declaration makes, if any."""
     if declaration.startswith("extern") or declaration.endswith(")"):
@@ -45,6 +51,7 @@ def symbol(declaration: str) -> list[str]:
     return words[-1:] if len(words) > 1 else []
 
 
+# chapters/appendix/tangle.md:2254
 def check_c(text: str) -> None:
     """Let the C compiler read a file; its error names the chapter."""
     compiler = shutil.which("cc")

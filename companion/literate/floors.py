@@ -1,7 +1,9 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:96fcc4f8010e
 """The floors of the house: who may import whom."""
 
 from companion.literate.source import SourceError
 
+# chapters/appendix/tangle.md:1809
 FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
@@ -12,19 +14,23 @@ FLOORS = (
     "compiler",
     "profile cache quantize compress accelerate distributed benchmark",
 )
+
 BESIDE = "literate __init__ __main__"
 
 
+# chapters/appendix/tangle.md:1827
 def room(file: str) -> str:
     """`view` for companion/view.py, `kernels` for what is in there."""
     return file.split("/")[1].removesuffix(".py")
 
 
+# chapters/appendix/tangle.md:1832
 def beside(file: str) -> bool:
     """Whether a file is one of the tools beside the house."""
     return room(file) in BESIDE.split()
 
 
+# chapters/appendix/tangle.md:1837
 def floor(file: str) -> int | None:
     """The floor a file stands on; None for what the table lacks."""
     for number, rooms in enumerate(FLOORS):
@@ -33,6 +39,7 @@ def floor(file: str) -> int | None:
     return None
 
 
+# chapters/appendix/tangle.md:1851
 def check_floors(modules, links) -> None:
     """Every module stands on a floor and imports only downwards."""
     for module in modules:
@@ -48,6 +55,7 @@ def check_floors(modules, links) -> None:
             raise SourceError(place.path, place.line, message)
 
 
+# chapters/appendix/tangle.md:1866
 def may_import(file: str, other: str) -> bool:
     """Whether an import leads downwards, or stays among the tools."""
     if beside(other):
@@ -55,11 +63,13 @@ def may_import(file: str, other: str) -> bool:
     return not beside(file) and (floor(file) or 0) >= (floor(other) or 0)
 
 
+# chapters/appendix/tangle.md:1873
 def height(file: str) -> str:
     """Where a file stands, in words."""
     return "beside the house" if beside(file) else f"on floor {floor(file)}"
 
 
+# chapters/appendix/tangle.md:1884
 def check_cycles(links) -> None:
     """No module imports itself by way of others."""
     graph: dict[str, dict[str, SourceError]] = {}
@@ -70,6 +80,7 @@ def check_cycles(links) -> None:
         walk(file, (), graph, done)
 
 
+# chapters/appendix/tangle.md:1894
 def walk(file, path, graph, done) -> None:
     """Follow the imports of a file that `path` led to."""
     if file in path:

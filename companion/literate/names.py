@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:ed16151aac23
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -5,11 +6,15 @@ import builtins
 import symtable
 from typing import NamedTuple
 
+# chapters/appendix/tangle.md:1021
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
+
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
+
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
+# chapters/appendix/tangle.md:1028
 class Use(NamedTuple):
     """A name taken from outside; `now`: while the module is imported."""
 
@@ -18,6 +23,7 @@ class Use(NamedTuple):
     now: bool
 
 
+# chapters/appendix/tangle.md:1040
 def bound(text: str) -> set[str]:
     """The names that a text binds at its top level."""
     top = symtable.symtable(text, "cell", "exec")
@@ -25,6 +31,7 @@ def bound(text: str) -> set[str]:
     return {symbol.get_name() for symbol in made}
 
 
+# chapters/appendix/tangle.md:1047
 def uses(text: str) -> list[Use]:
     """The names that a text takes from outside, builtins too."""
     lines: dict[str, list[int]] = {}
@@ -32,7 +39,7 @@ def uses(text: str) -> list[Use]:
         if isinstance(node, ast.Name):
             lines.setdefault(node.id, []).append(node.lineno)
     top = symtable.symtable(text, "cell", "exec")
-    found = [(name, 1, True) for name in outer(top) - bound(text)]
+    found = [(name, 1, True) for name in outer(top)]
     found += [use for child in top.get_children() for use in below(child)]
     return sorted(
         Use(name, min([n for n in lines[name] if n >= start]), now)
@@ -41,11 +48,14 @@ def uses(text: str) -> list[Use]:
     )
 
 
+# chapters/appendix/tangle.md:1067
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
-    return {s.get_name() for s in scope.get_symbols() if s.is_global()}
+    found = scope.get_symbols()
+    return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
+# chapters/appendix/tangle.md:1073
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield (name, line its scope begins, now) for scopes in a scope."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

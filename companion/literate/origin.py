@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:9769d69ef928
 """From a line of the library to the line of the chapter it came from."""
 
 import linecache
@@ -5,9 +6,11 @@ import re
 import sys
 import traceback
 
+# chapters/appendix/tangle.md:2290
 ORIGIN = re.compile(r"\s*# (\S+\.(?:md|ipynb)\S*):(\d+)$")
 
 
+# chapters/appendix/tangle.md:2293
 def origin(filename: str, line: int) -> str | None:
     """The chapter's `path:line` for a line of a generated file."""
     lines = linecache.getlines(filename)[:line]
@@ -20,6 +23,7 @@ def origin(filename: str, line: int) -> str | None:
     return None
 
 
+# chapters/appendix/tangle.md:2311
 def annotate(error: BaseException) -> BaseException:
     """Note on an error the chapters' lines that its frames came from."""
     known = set(getattr(error, "__notes__", ()))
@@ -32,6 +36,7 @@ def annotate(error: BaseException) -> BaseException:
     return error
 
 
+# chapters/appendix/tangle.md:2327
 def install() -> None:
     """Let uncaught errors show the chapter's line, in IPython too."""
     previous = sys.excepthook
@@ -46,6 +51,7 @@ def install() -> None:
             shell.set_custom_exc((Exception,), show)
 
 
+# chapters/appendix/tangle.md:2341
 def show(shell, kind, error, trace, tb_offset=None):
     """IPython's own traceback, with the chapters' lines noted."""
     annotate(error)

@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:0dbe80663fa5
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -8,16 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
-DISPLAY_TAGS = (
-    "hide-input", "hide-output", "hide-cell",
-    "remove-input", "remove-output", "remove-cell",
-    "full-width", "margin", "raises-exception",
-)  # fmt: skip
-TAGS = CONTENT_TAGS + DISPLAY_TAGS
-SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
-
+# chapters/appendix/tangle.md:158
 class SourceError(Exception):
     """Bad input: where it stands, what is wrong, how to mend it."""
 
@@ -29,6 +22,20 @@ class SourceError(Exception):
         return f"{self.path}:{self.line}: {self.message}"
 
 
+# chapters/appendix/tangle.md:175
+CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
+
+DISPLAY_TAGS = (
+    "hide-input", "hide-output", "hide-cell",
+    "remove-input", "remove-output", "remove-cell",
+    "full-width", "margin", "raises-exception",
+)  # fmt: skip
+
+TAGS = CONTENT_TAGS + DISPLAY_TAGS
+SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
+
+
+# chapters/appendix/tangle.md:193
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -55,6 +62,7 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
+# chapters/appendix/tangle.md:225
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -77,6 +85,7 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
+# chapters/appendix/tangle.md:251
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -98,6 +107,7 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
+    # chapters/appendix/tangle.md:281
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -113,13 +123,15 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# ---------------------------------------------------------------- fences
-
+# chapters/appendix/tangle.md:304
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
+
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
+
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
+# chapters/appendix/tangle.md:311
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -135,6 +147,7 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
+# chapters/appendix/tangle.md:326
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -144,6 +157,7 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
+# chapters/appendix/tangle.md:341
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -156,35 +170,32 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
+# chapters/appendix/tangle.md:353
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
+# chapters/appendix/tangle.md:358
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# ----------------------------------------------------------------- cells
-
+# chapters/appendix/tangle.md:371
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 
+# chapters/appendix/tangle.md:374
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
-    if lines and lines[0].startswith("---"):
-        end = next(
-            (n for n, x in enumerate(lines[1:], 1) if x.startswith("---")),
-            len(lines),
-        )
-        return "\n".join(lines[1:end]), end + 1
     taken = 0
     while taken < len(lines) and lines[taken].startswith(":"):
         taken += 1
     return "\n".join(line[1:] for line in lines[:taken]), taken
 
 
+# chapters/appendix/tangle.md:382
 def load_yaml(text: str, path: str, line: int) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
@@ -199,12 +210,14 @@ def load_yaml(text: str, path: str, line: int) -> dict:
     return data
 
 
+# chapters/appendix/tangle.md:396
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
+# chapters/appendix/tangle.md:406
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -224,6 +237,7 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
+# chapters/appendix/tangle.md:425
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     for tag in cell.tags:
@@ -235,6 +249,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
+# chapters/appendix/tangle.md:442
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -256,9 +271,7 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# ----------------------------------------------------------------- pages
-
-
+# chapters/appendix/tangle.md:471
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -271,13 +284,11 @@ def read_text(path: Path, shown: str) -> str:
         raise SourceError(shown, line, message) from None
 
 
+# chapters/appendix/tangle.md:483
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
-    inside = file.resolve().is_relative_to(Path(root).resolve())
     shown = Path(path).as_posix()
-    if inside:
-        shown = file.resolve().relative_to(Path(root).resolve()).as_posix()
     text = read_text(file, shown)
     read = read_notebook if file.suffix == ".ipynb" else read_myst
     chapter = read(file.stem, shown, text)
@@ -285,6 +296,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
+# chapters/appendix/tangle.md:498
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -302,6 +314,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
+# chapters/appendix/tangle.md:519
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -319,6 +332,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
+# chapters/appendix/tangle.md:540
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -342,6 +356,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
+# chapters/appendix/tangle.md:567
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -356,9 +371,7 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# -------------------------------------------------------------- the book
-
-
+# chapters/appendix/tangle.md:587
 def toc_files(node) -> list[str]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -368,38 +381,7 @@ def toc_files(node) -> list[str]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-def toc_numbers(toc: dict) -> dict[str, str]:
-    """Chapter numbers as Jupyter Book gives them: over all parts."""
-    numbers: dict[str, str] = {}
-    count = 0
-    for part in toc.get("parts", [toc]):
-        if not {**toc.get("defaults", {}), **part}.get("numbered"):
-            continue
-        for item in part.get("chapters") or []:
-            count += 1
-            numbers[Path(item["file"]).stem] = str(count)
-            for n, section in enumerate(item.get("sections") or [], 1):
-                numbers[Path(section["file"]).stem] = f"{count}.{n}"
-    return numbers
-
-
-def read_book(root: str | Path = ".") -> Book:
-    """Read every page of the book whose `_toc.yml` stands in `root`."""
-    root = Path(root)
-    if not (root / "_toc.yml").exists():
-        raise SourceError(
-            "_toc.yml",
-            1,
-            f"not found in {root}: run this in the folder of the book",
-        )
-    text = read_text(root / "_toc.yml", "_toc.yml")
-    toc = load_yaml(text, "_toc.yml", 1)
-    files = [str(PurePosixPath(f).with_suffix(".md")) for f in toc_files(toc)]
-    check_toc(root, text, files)
-    chapters = tuple(read_chapter(file, root) for file in files)
-    return Book(root, chapters, toc_numbers(toc))
-
-
+# chapters/appendix/tangle.md:596
 def check_toc(root: Path, text: str, files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     names: dict[str, str] = {}
@@ -417,3 +399,37 @@ def check_toc(root: Path, text: str, files: list[str]) -> None:
         if shown not in files:
             message = "is not in _toc.yml: add it there or delete the file"
             raise SourceError(shown, 1, message)
+
+
+# chapters/appendix/tangle.md:619
+def read_book(root: str | Path = ".") -> Book:
+    """Read every page of the book whose `_toc.yml` stands in `root`."""
+    root = Path(root)
+    if not (root / "_toc.yml").exists():
+        raise SourceError(
+            "_toc.yml",
+            1,
+            f"not found in {root}: run this in the folder of the book",
+        )
+    text = read_text(root / "_toc.yml", "_toc.yml")
+    toc = load_yaml(text, "_toc.yml", 1)
+    files = [str(PurePosixPath(f).with_suffix(".md")) for f in toc_files(toc)]
+    check_toc(root, text, files)
+    chapters = tuple(read_chapter(file, root) for file in files)
+    return Book(root, chapters, toc_numbers(toc))
+
+
+# chapters/appendix/tangle.md:640
+def toc_numbers(toc: dict) -> dict[str, str]:
+    """Chapter numbers as Jupyter Book gives them: over all parts."""
+    numbers: dict[str, str] = {}
+    count = 0
+    for part in toc.get("parts", [toc]):
+        if not {**toc.get("defaults", {}), **part}.get("numbered"):
+            continue
+        for item in part.get("chapters") or []:
+            count += 1
+            numbers[Path(item["file"]).stem] = str(count)
+            for n, section in enumerate(item.get("sections") or [], 1):
+                numbers[Path(section["file"]).stem] = f"{count}.{n}"
+    return numbers

@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:5cd66e9970d9
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -33,6 +34,7 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
+# chapters/appendix/tangle.md:1111
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -55,6 +57,7 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
+# chapters/appendix/tangle.md:1136
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order."""
@@ -63,6 +66,7 @@ class Library:
     definitions: list[Definition] = field(default_factory=list)
 
 
+# chapters/appendix/tangle.md:1149
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -87,6 +91,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
+# chapters/appendix/tangle.md:1178
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -106,6 +111,7 @@ KINDS = {
 }
 
 
+# chapters/appendix/tangle.md:1197
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -119,6 +125,7 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
+# chapters/appendix/tangle.md:1215
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -139,6 +146,13 @@ class Tangler:
                 self.take(module, cell)
                 self.check_replaced(cell)
 
+    def module(self, file: str, tool: bool) -> Module:
+        """The module in the making that becomes `file`."""
+        inside = file.startswith("companion/")
+        fresh = Module(file, beside(file) if inside else tool)
+        return self.modules.setdefault(file, fresh)
+
+    # chapters/appendix/tangle.md:1249
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -150,12 +164,7 @@ class Tangler:
             for name in bound("\n".join(map(ast.unparse, nodes))):
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    def module(self, file: str, tool: bool) -> Module:
-        """The module in the making that becomes `file`."""
-        inside = file.startswith("companion/")
-        fresh = Module(file, beside(file) if inside else tool)
-        return self.modules.setdefault(file, fresh)
-
+    # chapters/appendix/tangle.md:1279
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -180,6 +189,7 @@ class Tangler:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
+    # chapters/appendix/tangle.md:1309
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -208,6 +218,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
+    # chapters/appendix/tangle.md:1347
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -231,6 +242,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
+    # chapters/appendix/tangle.md:1376
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -246,6 +258,20 @@ class Tangler:
             for name in [*piece.names, *table_entries(piece)]:
                 self.index.pop(self.key(entry.module, name), None)
 
+    def check_replaced(self, cell: Cell) -> None:
+        """What a cell says it replaces is what it replaced."""
+        done = {
+            entry.name
+            for entry in self.entries
+            if entry.piece.cell is cell
+            and entry.definition.action == "replace"
+        }
+        for name in cell.replaces:
+            if name not in done:
+                raise cell.error(1, f"replaces {name}: no earlier cell "
+                                    "defines it, or this one does not")
+
+    # chapters/appendix/tangle.md:1410
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -267,6 +293,7 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
+    # chapters/appendix/tangle.md:1439
     def key(self, module, name, anywhere=False) -> tuple[str, str]:
         """Where the index keeps a name that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -288,19 +315,59 @@ class Tangler:
             and other is not module
         ]
 
-    def check_replaced(self, cell: Cell) -> None:
-        """What a cell says it replaces is what it replaced."""
-        done = {
-            entry.name
-            for entry in self.entries
-            if entry.piece.cell is cell
-            and entry.definition.action == "replace"
-        }
-        for name in cell.replaces:
-            if name not in done:
-                raise cell.error(1, f"replaces {name}: no earlier cell "
-                                    "defines it, or this one does not")
+    # chapters/appendix/tangle.md:1574
+    def resolve_all(self, module: Module, layout: Layout) -> None:
+        """Give the module the imports that its free names need."""
+        own = bound(layout.text) | set(module.imports)
+        for use in uses(layout.text):
+            if use.name not in own:
+                piece, line = layout.origins[use.line]
+                place = piece.cell.error(line, "")
+                found = self.resolve(module, use.name, piece, place)
+                if found:
+                    module.imports[use.name] = found
+                    module.reasons[use.name] = place
 
+    # chapters/appendix/tangle.md:1592
+    def resolve(self, module, name, piece, place) -> Import | None:
+        """The import that a free name needs; None for a builtin."""
+        said = self.pages[piece.cell.chapter].get(name)
+        if said and not said.ours:
+            return said
+        if not said and name in KNOWN:
+            return None
+        others = self.definers(name, module)
+        if len(others) > 1:
+            page = piece.cell.chapter
+            others = [
+                other
+                for other in others
+                if (said and said.module == other.dotted)
+                or self.index[other.file, name].piece.cell.chapter == page
+            ] or others
+        found = [Import(other.dotted, name) for other in others]
+        if said and not found:
+            return said
+        if len(found) != 1:
+            hint = self.hint(name, piece.cell.chapter, others)
+            raise SourceError(place.path, place.line, f"{name} {hint}")
+        return found[0]
+
+    # chapters/appendix/tangle.md:1622
+    def hint(self, name: str, chapter: str, others: list[Module]) -> str:
+        """What to do about a name that nothing, or too much, defines."""
+        loose = self.loose.get((chapter, name))
+        if others:
+            files = " and ".join(other.file for other in others)
+            return f"is defined in {files}: import the one meant on the page"
+        if loose:
+            return f"comes from the untagged cell at line {loose.line}: tag it"
+        names = [name for _, name in self.index]
+        near = difflib.get_close_matches(name, names, 1, 0.75)
+        guess = f" (did you mean {near[0]}?)" if near else ""
+        return f"is defined nowhere: define or import it{guess}"
+
+    # chapters/appendix/tangle.md:1703
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -312,14 +379,6 @@ class Tangler:
         check_cycles(links)
         library.definitions = [entry.definition for entry in self.entries]
         return library
-
-    def links(self, modules):
-        """Yield (file, file it imports, the place that needs it)."""
-        for module in modules:
-            for name, found in module.imports.items():
-                if module.library and found.ours:
-                    other = found.file(self.modules)
-                    yield module.file, other, module.reasons[name]
 
     def finish(self, module: Module) -> str:
         """The text of a file."""
@@ -334,49 +393,7 @@ class Tangler:
         self.note(module, layout, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    def resolve_all(self, module: Module, layout: Layout) -> None:
-        """Give the module the imports that its free names need."""
-        own = bound(layout.text) | set(module.imports)
-        for use in uses(layout.text):
-            if use.name not in own:
-                piece, line = layout.origins[use.line]
-                place = piece.cell.error(line, "")
-                found = self.resolve(module, use.name, piece, place)
-                if found:
-                    module.imports[use.name] = found
-                    module.reasons[use.name] = place
-
-    def resolve(self, module, name, piece, place) -> Import | None:
-        """The import that a free name needs; None for a builtin."""
-        said = self.pages[piece.cell.chapter].get(name)
-        if said and not said.ours:
-            return said
-        if not said and name in KNOWN:
-            return None
-        others = self.definers(name, module)
-        if said and len(others) > 1:
-            others = [m for m in others if m.dotted == said.module]
-        found = [Import(other.dotted, name) for other in others]
-        if said and not found:
-            return said
-        if len(found) != 1:
-            hint = self.hint(name, piece.cell.chapter, others)
-            raise SourceError(place.path, place.line, f"{name} {hint}")
-        return found[0]
-
-    def hint(self, name: str, chapter: str, others: list[Module]) -> str:
-        """What to do about a name that nothing, or too much, defines."""
-        loose = self.loose.get((chapter, name))
-        if others:
-            files = " and ".join(other.file for other in others)
-            return f"is defined in {files}: import the one meant on the page"
-        if loose:
-            return f"comes from the untagged cell at line {loose.line}: tag it"
-        names = [name for _, name in self.index]
-        near = difflib.get_close_matches(name, names, 1, 0.75)
-        guess = f" (did you mean {near[0]}?)" if near else ""
-        return f"is defined nowhere: define or import it{guess}"
-
+    # chapters/appendix/tangle.md:1745
     def note(self, module: Module, layout: Layout, shift: int) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for file, n in self.index if file == module.file}
@@ -401,7 +418,17 @@ class Tangler:
             if piece.body:
                 self.note_order(piece.body)
 
+    # chapters/appendix/tangle.md:1775
+    def links(self, modules):
+        """Yield (file, file it imports, the place that needs it)."""
+        for module in modules:
+            for name, found in module.imports.items():
+                if module.library and found.ours:
+                    other = found.file(self.modules)
+                    yield module.file, other, module.reasons[name]
 
+
+# chapters/appendix/tangle.md:1261
 def loosely(cell: Cell) -> list[ast.stmt]:
     """The statements of a page's own cell, its magics left out."""
     code = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -411,6 +438,7 @@ def loosely(cell: Cell) -> list[ast.stmt]:
         return []
 
 
+# chapters/appendix/tangle.md:1654
 def in_order(module: Module) -> list[Piece]:
     """The book's order, with what a piece needs at import before it."""
     made = {n: p for p in module.body for n in p.names if n.isidentifier()}
@@ -432,6 +460,7 @@ def in_order(module: Module) -> list[Piece]:
     return ordered
 
 
+# chapters/appendix/tangle.md:1678
 def needs(piece: Piece, made, found) -> list[str]:
     """The names that must exist when a piece runs, nearest first."""
     names = [u.name for u in found[id(piece)] if u.now and u.name in made]
@@ -442,12 +471,14 @@ def needs(piece: Piece, made, found) -> list[str]:
     return names
 
 
+# chapters/appendix/tangle.md:1688
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
+# chapters/appendix/tangle.md:1732
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -456,6 +487,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
+# chapters/appendix/tangle.md:1789
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -464,6 +496,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
+# chapters/appendix/tangle.md:2446
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -478,6 +511,26 @@ def main(argv: list[str]) -> int:
     return 1
 
 
+# chapters/appendix/tangle.md:2460
+def run(options: argparse.Namespace) -> int:
+    """Tangle, then compare or write."""
+    out = options.out or "."
+    if options.sources and not options.out:
+        message = "is not the whole book: say `--out DIR`"
+        raise SourceError(options.sources[0], 1, message)
+    book = book_of(options.sources)
+    files = tangle(book, options.upto).files
+    check_kernels(files, Path(out))
+    if options.check:
+        found = check(files, out)
+        print("\n".join(found) or f"{len(files)} files as tangled")
+        return 1 if found else 0
+    changed = write(files, out, options.force)
+    print(f"{len(files)} files tangled, {len(changed)} changed")
+    return 0
+
+
+# chapters/appendix/tangle.md:2481
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -498,24 +551,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace) -> int:
-    """Tangle, then compare or write."""
-    out = options.out or "."
-    if options.sources and not options.out:
-        message = "is not the whole book: say `--out DIR`"
-        raise SourceError(options.sources[0], 1, message)
-    book = book_of(options.sources)
-    files = tangle(book, options.upto).files
-    check_kernels(files, Path(out))
-    if options.check:
-        found = check(files, out)
-        print("\n".join(found) or f"{len(files)} files as tangled")
-        return 1 if found else 0
-    changed = write(files, out, options.force)
-    print(f"{len(files)} files tangled, {len(changed)} changed")
-    return 0
-
-
+# chapters/appendix/tangle.md:2504
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -527,6 +563,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
+# chapters/appendix/tangle.md:2515
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():

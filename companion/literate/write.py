@@ -1,3 +1,4 @@
+# Tangled from tangle: edit there, then `make tangle`. sha256:f4e3fda33fbe
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -10,15 +11,18 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from companion.literate.source import SourceError
+from companion.literate.source import SUFFIXES, SourceError
 
+# chapters/appendix/tangle.md:1921
 FOLDERS = ("companion", "tests/chapters")
-KINDS = (".py", ".c", ".h", ".cu", ".cuh")
+
 HEADER = "Tangled from {}: edit there, then `make tangle`. {}"
 SEAL = re.compile(r"(?:# |/\* )Tangled from .*(sha256:\w+)(?: .*)?$")
+
 JOURNAL = ".tangle"
 
 
+# chapters/appendix/tangle.md:1929
 def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
     """A file's text below the line that says where to edit it."""
     text = "\n".join(lines).rstrip("\n") + "\n"
@@ -29,32 +33,37 @@ def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
     return f"# {header}{long}\n{text}"
 
 
+# chapters/appendix/tangle.md:1943
 def digest(text: str) -> str:
     """The seal of a generated text: a later edit by hand breaks it."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+# chapters/appendix/tangle.md:1948
 def seal(text: str) -> str | None:
     """The seal in a generated file's first line."""
     match = SEAL.match(text.split("\n", 1)[0])
     return match and match[1]
 
 
+# chapters/appendix/tangle.md:1954
 def edited(text: str) -> bool:
     """Whether a text is not what tangle wrote."""
     return seal(text) != digest(text.partition("\n")[2])
 
 
+# chapters/appendix/tangle.md:1993
 def present(out: Path) -> dict[str, str]:
     """The library's files that stand in a folder."""
     found = (p for folder in FOLDERS for p in (out / folder).rglob("*"))
     return {
         path.relative_to(out).as_posix(): path.read_text("utf-8", "replace")
         for path in sorted(found)
-        if path.suffix in KINDS
+        if path.suffix in SUFFIXES
     }
 
 
+# chapters/appendix/tangle.md:2003
 def changes(files: dict[str, str], out: Path, force=False):
     """What has to be written, and what has to go.
 
@@ -70,6 +79,7 @@ def changes(files: dict[str, str], out: Path, force=False):
     return new, gone
 
 
+# chapters/appendix/tangle.md:2022
 def hand_edited(file: str, old: str, new: str) -> SourceError:
     """The error for a file that tangle would have to overwrite."""
     lines = different_lines(old, new)
@@ -80,6 +90,7 @@ def hand_edited(file: str, old: str, new: str) -> SourceError:
     return SourceError(file, int(re.split("[-,]", lines)[0]), message)
 
 
+# chapters/appendix/tangle.md:2032
 def different_lines(old: str, new: str) -> str:
     """The lines of `old` that `new` does not have, as `3, 7-9`."""
     a, b = old.split("\n")[1:], new.split("\n")[1:]
@@ -93,6 +104,31 @@ def different_lines(old: str, new: str) -> str:
     return ", ".join(words) or "1"
 
 
+# chapters/appendix/tangle.md:2051
+def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
+    """What differs between a folder and `files`, one line each."""
+    now = present(Path(out))
+    every = sorted({*files, *now})
+    return [line for f in every if (line := verdict(f, files, now))]
+
+
+# chapters/appendix/tangle.md:2058
+def verdict(file: str, files, now) -> str | None:
+    """What is wrong with one file, if anything is."""
+    if file not in now:
+        return f"{file}: missing: run `make tangle`"
+    if now[file] == files.get(file):
+        return None
+    if seal(now[file]) is None:
+        return f"{file}:1: written by hand: move it into a chapter"
+    if edited(now[file]):
+        return str(hand_edited(file, now[file], files.get(file, "")))
+    if file in files:
+        return f"{file}: out of date: run `make tangle`"
+    return f"{file}: no chapter makes it: run `make tangle`"
+
+
+# chapters/appendix/tangle.md:2081
 def write(files: dict[str, str], out=".", force=False) -> list[str]:
     """Bring a folder to the state `files`: wholly, or not at all.
 
@@ -109,6 +145,7 @@ def write(files: dict[str, str], out=".", force=False) -> list[str]:
         return [*new, *gone]
 
 
+# chapters/appendix/tangle.md:2097
 @contextmanager
 def only_one(out: Path):
     """Let one process at a time write in a folder."""
@@ -120,6 +157,7 @@ def only_one(out: Path):
         os.close(handle)
 
 
+# chapters/appendix/tangle.md:2112
 def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     """Write all new texts beside the old; the last step decides."""
     waiting = out / f"{JOURNAL}-new"
@@ -134,6 +172,7 @@ def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     os.replace(waiting, out / JOURNAL)
 
 
+# chapters/appendix/tangle.md:2126
 def save(path: Path, text: str) -> None:
     """Write a file and see that it reaches the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,6 +182,7 @@ def save(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
+# chapters/appendix/tangle.md:2139
 def finish(out: Path) -> None:
     """Move what was prepared into place; begin again where it stopped."""
     journal = out / JOURNAL
@@ -157,25 +197,3 @@ def finish(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
     os.replace(journal, out / f"{JOURNAL}-new")
     shutil.rmtree(out / f"{JOURNAL}-new")
-
-
-def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
-    """What differs between a folder and `files`, one line each."""
-    now = present(Path(out))
-    every = sorted({*files, *now})
-    return [line for f in every if (line := verdict(f, files, now))]
-
-
-def verdict(file: str, files, now) -> str | None:
-    """What is wrong with one file, if anything is."""
-    if file not in now:
-        return f"{file}: missing: run `make tangle`"
-    if now[file] == files.get(file):
-        return None
-    if seal(now[file]) is None:
-        return f"{file}:1: written by hand: move it into a chapter"
-    if edited(now[file]):
-        return str(hand_edited(file, now[file], files.get(file, "")))
-    if file in files:
-        return f"{file}: out of date: run `make tangle`"
-    return f"{file}: no chapter makes it: run `make tangle`"
