@@ -11,6 +11,7 @@ help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 book: tangle ## set up, tangle, execute what changed, build the site
+	$(PY) -m companion execute
 	.venv/bin/jupyter-book build . $(SPHINX)
 	@echo "To read it with its interactive figures, or to edit it: make serve"
 	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
