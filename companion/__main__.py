@@ -1,10 +1,10 @@
-# Tangled from tangle, record: edit there, then `make tangle`. sha256:d7ba60ed888b  # noqa: E501
+# Tangled from tangle, record: edit there, then `make tangle`. sha256:16a33404b45d  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 import sys
 from importlib import import_module
 
-# chapters/appendix/tangle.md:2369
+# chapters/appendix/tangle.md:2432
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -13,7 +13,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2377
+# chapters/appendix/tangle.md:2440
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
-# chapters/appendix/tangle.md:2390
+# chapters/appendix/tangle.md:2453
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -33,10 +33,10 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-# chapters/appendix/record.md:998
+# chapters/appendix/record.md:1032
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/appendix/tangle.md:2399
+# chapters/appendix/tangle.md:2462
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

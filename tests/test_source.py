@@ -94,8 +94,8 @@ def test_a_longer_fence_may_hold_a_code_cell(tmp_path):
         " below companion/",
         cell("x", "exercise"): "x.md:8: this exercise has no solution: add a"
         " cell tagged [solution, hide-cell] after it",
-        "```{code-cell} python\n:tags: [a\n```\n": "x.md:7: YAML: expected"
-        " ',' or ']', but got '<stream end>'",
+        "```{code-cell} python\n:tags: [a\n```\n": "x.md:7: YAML: did not"
+        " find expected ',' or ']'",
     }.items(),
 )
 def test_bad_page(tmp_path, text, told):

@@ -13,7 +13,7 @@ import pytest
 from small_book import cell
 
 from companion.literate import tangle as command, write as writing
-from companion.literate.names import bound, uses
+from companion.literate.names import line_of, names_in
 from companion.literate.origin import annotate, origin
 from companion.literate.source import SourceError, read_book
 from companion.literate.tangle import tangle
@@ -215,7 +215,7 @@ y = [zz(i) for i in L2]
 
 
 def test_free_names_are_those_of_no_scope():
-    found = uses(SCOPES)
+    bound, found = names_in(SCOPES)
     free = {u.name for u in found} - {"os", "range", "str", "int"}
     late = {"E1", "G1", "G2", "G3", "C1", "K", "W1", "D3", "GG", "attr",
             "attr2", "w"}
@@ -223,8 +223,13 @@ def test_free_names_are_those_of_no_scope():
            "R1", "TABLE", "V1", "V2", "zz"}
     assert free == late | now
     assert now <= {u.name for u in found if u.now}
-    assert {u.line for u in found if u.name == "w"} == {6}
-    assert bound(SCOPES) == {"os", "f", "C", "y"}
+    assert {line_of(u, SCOPES) for u in found if u.name == "w"} == {6}
+    assert bound == {"os", "f", "C", "y"}
+
+
+def test_a_function_may_be_called_top():
+    source = "def top():\n    mine = theirs\n    return mine"
+    assert [use.name for use in names_in(source).uses] == ["theirs"]
 
 
 @pytest.mark.parametrize(
@@ -360,6 +365,24 @@ def test_a_name_that_two_modules_define(tmp_path):
     shown = cell("from companion.ops import x")
     text = grown(tmp_path, shown, code("y = x"), b=one, c=two)
     assert text.startswith("from companion.ops import x\n")
+
+
+def test_a_name_means_what_its_own_page_defines(tmp_path):
+    one = ("dtype.py", code("x = 1"))
+    two = ("ops.py", code("x = 2"), code("y = x", file="buffer.py"))
+    files = tangle(save_book(tmp_path, a=one, b=two)).files
+    assert "from companion.ops import x" in files["companion/buffer.py"]
+
+
+def test_a_member_is_resolved_by_the_page_that_gives_it(tmp_path):
+    one = ("view.py", cell("import math as m"), VIEW,
+           code("@extend\nclass View:\n    def a(self):\n"
+                "        return m.pi"))
+    two = ("buffer.py", cell("import cmath as c"),
+           code("@extend\nclass View:\n    def b(self):\n"
+                "        return c.pi"))
+    text = tangle(save_book(tmp_path, a=one, b=two)).files["companion/view.py"]
+    assert "import cmath as c\nimport math as m\n" in text
 
 
 def test_upto_stops_before_a_chapter(tmp_path):

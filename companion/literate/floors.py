@@ -1,9 +1,9 @@
-# Tangled from tangle: edit there, then `make tangle`. sha256:96fcc4f8010e
+# Tangled from tangle: edit there, then `make tangle`. sha256:a45e3907c286
 """The floors of the house: who may import whom."""
 
 from companion.literate.source import SourceError
 
-# chapters/appendix/tangle.md:1809
+# chapters/appendix/tangle.md:1873
 FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
@@ -18,19 +18,19 @@ FLOORS = (
 BESIDE = "literate __init__ __main__"
 
 
-# chapters/appendix/tangle.md:1827
+# chapters/appendix/tangle.md:1891
 def room(file: str) -> str:
     """`view` for companion/view.py, `kernels` for what is in there."""
     return file.split("/")[1].removesuffix(".py")
 
 
-# chapters/appendix/tangle.md:1832
+# chapters/appendix/tangle.md:1896
 def beside(file: str) -> bool:
     """Whether a file is one of the tools beside the house."""
     return room(file) in BESIDE.split()
 
 
-# chapters/appendix/tangle.md:1837
+# chapters/appendix/tangle.md:1901
 def floor(file: str) -> int | None:
     """The floor a file stands on; None for what the table lacks."""
     for number, rooms in enumerate(FLOORS):
@@ -39,7 +39,7 @@ def floor(file: str) -> int | None:
     return None
 
 
-# chapters/appendix/tangle.md:1851
+# chapters/appendix/tangle.md:1915
 def check_floors(modules, links) -> None:
     """Every module stands on a floor and imports only downwards."""
     for module in modules:
@@ -47,15 +47,14 @@ def check_floors(modules, links) -> None:
             message = "stands on no floor: name it in FLOORS"
             path, line = module.body[0].place()
             raise SourceError(path, line, f"{module.file} {message}")
-    for file, other, place in links:
+    for file, other, blame in links:
         if not may_import(file, other):
-            message = (
+            raise blame(
                 f"{file} stands {height(file)} and cannot import {other}, "
                 f"{height(other)}: move one of the two")
-            raise SourceError(place.path, place.line, message)
 
 
-# chapters/appendix/tangle.md:1866
+# chapters/appendix/tangle.md:1929
 def may_import(file: str, other: str) -> bool:
     """Whether an import leads downwards, or stays among the tools."""
     if beside(other):
@@ -63,31 +62,31 @@ def may_import(file: str, other: str) -> bool:
     return not beside(file) and (floor(file) or 0) >= (floor(other) or 0)
 
 
-# chapters/appendix/tangle.md:1873
+# chapters/appendix/tangle.md:1936
 def height(file: str) -> str:
     """Where a file stands, in words."""
     return "beside the house" if beside(file) else f"on floor {floor(file)}"
 
 
-# chapters/appendix/tangle.md:1884
+# chapters/appendix/tangle.md:1947
 def check_cycles(links) -> None:
     """No module imports itself by way of others."""
-    graph: dict[str, dict[str, SourceError]] = {}
-    for file, other, place in links:
-        graph.setdefault(file, {}).setdefault(other, place)
+    graph: dict[str, dict] = {}
+    for file, other, blame in links:
+        graph.setdefault(file, {}).setdefault(other, blame)
     done: set[str] = set()
     for file in graph:
         walk(file, (), graph, done)
 
 
-# chapters/appendix/tangle.md:1894
+# chapters/appendix/tangle.md:1957
 def walk(file, path, graph, done) -> None:
     """Follow the imports of a file that `path` led to."""
     if file in path:
         cycle = [*path[path.index(file) :], file]
-        place = graph[cycle[-2]][file]
+        blame = graph[cycle[-2]][file]
         message = f"import cycle {' → '.join(cycle)}: move what both need"
-        raise SourceError(place.path, place.line, f"{message} down")
+        raise blame(f"{message} down")
     if file not in done:
         for other in graph.get(file, ()):
             walk(other, (*path, file), graph, done)

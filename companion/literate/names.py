@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, then `make tangle`. sha256:ed16151aac23
+# Tangled from tangle: edit there, then `make tangle`. sha256:3f631d5d13e8
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -6,7 +6,7 @@ import builtins
 import symtable
 from typing import NamedTuple
 
-# chapters/appendix/tangle.md:1021
+# chapters/appendix/tangle.md:1032
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
 
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
@@ -14,53 +14,58 @@ KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
-# chapters/appendix/tangle.md:1028
+# chapters/appendix/tangle.md:1039
 class Use(NamedTuple):
-    """A name taken from outside; `now`: while the module is imported."""
+    """A name taken from outside, in a scope that begins at `line`.
+
+    `now` tells whether it is needed while the module is imported.
+    """
 
     name: str
     line: int
     now: bool
 
 
-# chapters/appendix/tangle.md:1040
-def bound(text: str) -> set[str]:
-    """The names that a text binds at its top level."""
+# chapters/appendix/tangle.md:1054
+class Names(NamedTuple):
+    """What a text binds at its top level, and what it uses."""
+
+    bound: set[str]
+    uses: list[Use]
+
+
+# chapters/appendix/tangle.md:1061
+def names_in(text: str) -> Names:
+    """The names of a text, builtins too."""
     top = symtable.symtable(text, "cell", "exec")
     made = [s for s in top.get_symbols() if s.is_assigned() or s.is_imported()]
-    return {symbol.get_name() for symbol in made}
-
-
-# chapters/appendix/tangle.md:1047
-def uses(text: str) -> list[Use]:
-    """The names that a text takes from outside, builtins too."""
-    lines: dict[str, list[int]] = {}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Name):
-            lines.setdefault(node.id, []).append(node.lineno)
-    top = symtable.symtable(text, "cell", "exec")
-    found = [(name, 1, True) for name in outer(top)]
+    found = [Use(name, 1, True) for name in outer(top)]
     found += [use for child in top.get_children() for use in below(child)]
-    return sorted(
-        Use(name, min([n for n in lines[name] if n >= start]), now)
-        for name, start, now in found
-        if name in lines
-    )
+    return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1067
+# chapters/appendix/tangle.md:1074
+def line_of(use: Use, text: str) -> int:
+    """The first line of a text on which a use of a name stands."""
+    nodes = ast.walk(ast.parse(text))
+    lines = [n.lineno for n in nodes
+             if isinstance(n, ast.Name) and n.id == use.name]
+    return min([n for n in lines if n >= use.line], default=use.line)
+
+
+# chapters/appendix/tangle.md:1086
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     found = scope.get_symbols()
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1073
+# chapters/appendix/tangle.md:1092
 def below(scope: symtable.SymbolTable, now: bool = True):
-    """Yield (name, line its scope begins, now) for scopes in a scope."""
+    """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE
     now = now and at_once
     for name in outer(scope):
-        yield name, scope.get_lineno(), now
+        yield Use(name, scope.get_lineno(), now)
     for child in scope.get_children():
         yield from below(child, now)

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, then `make tangle`. sha256:5cd66e9970d9
+# Tangled from tangle: edit there, then `make tangle`. sha256:51cd01e78574
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -6,21 +6,23 @@ import ast
 import difflib
 import re
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from companion.literate.csource import c_piece, check_c
 from companion.literate.floors import beside, check_cycles, check_floors
 from companion.literate.imports import Import, import_block, imports_of
-from companion.literate.names import KNOWN, bound, uses
+from companion.literate.names import KNOWN, Names, Use, line_of, names_in
 from companion.literate.pieces import (
     Layout,
     Piece,
+    alone,
     decorated,
     parse,
     pieces,
     table_entries,
-    text_of,
     without_decorator,
 )
 from companion.literate.source import (
@@ -34,7 +36,7 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1111
+# chapters/appendix/tangle.md:1130
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -57,7 +59,7 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1136
+# chapters/appendix/tangle.md:1155
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order."""
@@ -66,7 +68,7 @@ class Library:
     definitions: list[Definition] = field(default_factory=list)
 
 
-# chapters/appendix/tangle.md:1149
+# chapters/appendix/tangle.md:1168
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -77,7 +79,7 @@ class Module:
     body: list[Piece] = field(default_factory=list)
     chapters: list[str] = field(default_factory=list)
     imports: dict[str, Import] = field(default_factory=dict)
-    reasons: dict[str, SourceError] = field(default_factory=dict)
+    reasons: dict[str, Callable] = field(default_factory=dict)
 
     @property
     def dotted(self) -> str:
@@ -91,7 +93,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1178
+# chapters/appendix/tangle.md:1197
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -103,6 +105,8 @@ class Entry:
     definition: Definition
 
 
+# chapters/appendix/tangle.md:1211
+LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
     ast.FunctionDef: "function",
@@ -111,7 +115,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1197
+# chapters/appendix/tangle.md:1220
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -125,7 +129,7 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1215
+# chapters/appendix/tangle.md:1238
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -133,6 +137,7 @@ class Tangler:
         self.modules: dict[str, Module] = {}
         self.index: dict[tuple[str, str], Entry] = {}
         self.entries: list[Entry] = []
+        self.made: dict[int, list[Entry]] = {}
         self.pages: dict[str, dict[str, Import]] = {}
         self.loose: dict[tuple[str, str], Cell] = {}
 
@@ -152,19 +157,20 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1249
+    # chapters/appendix/tangle.md:1273
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
             return
-        nodes = parse(cell) if cell.target else loosely(cell)
+        text = cell.source if cell.target else readable(cell)
+        nodes = parse(replace(cell, source=text))
         page = self.pages[cell.chapter]
         page |= {i.binds: i for node in nodes for i in imports_of(node)}
         if not cell.target:
-            for name in bound("\n".join(map(ast.unparse, nodes))):
+            for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1279
+    # chapters/appendix/tangle.md:1308
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -184,12 +190,12 @@ class Tangler:
         self.sign(module, piece.cell)
         for new in imports_of(piece.node):
             old = module.imports.setdefault(new.binds, new)
-            module.reasons[new.binds] = piece.error("")
+            module.reasons[new.binds] = piece.error
             if old != new:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1309
+    # chapters/appendix/tangle.md:1338
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -218,7 +224,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1347
+    # chapters/appendix/tangle.md:1376
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -242,7 +248,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1376
+    # chapters/appendix/tangle.md:1405
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -260,18 +266,19 @@ class Tangler:
 
     def check_replaced(self, cell: Cell) -> None:
         """What a cell says it replaces is what it replaced."""
-        done = {
-            entry.name
-            for entry in self.entries
-            if entry.piece.cell is cell
-            and entry.definition.action == "replace"
-        }
         for name in cell.replaces:
-            if name not in done:
+            done = [
+                entry
+                for entry in self.entries
+                if entry.name == name
+                and entry.piece.cell is cell
+                and entry.definition.action == "replace"
+            ]
+            if not done:
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1410
+    # chapters/appendix/tangle.md:1440
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -282,6 +289,7 @@ class Tangler:
             self.index[self.key(module, name)] = entry
             if name in piece.names:
                 self.entries.append(entry)
+                self.made.setdefault(id(piece), []).append(entry)
         for member in piece.body:
             self.register(module, piece.body, member, action)
 
@@ -293,7 +301,7 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1439
+    # chapters/appendix/tangle.md:1470
     def key(self, module, name, anywhere=False) -> tuple[str, str]:
         """Where the index keeps a name that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -315,45 +323,51 @@ class Tangler:
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1574
-    def resolve_all(self, module: Module, layout: Layout) -> None:
+    # chapters/appendix/tangle.md:1624
+    def resolve_all(self, module: Module, found: dict[int, Names]) -> None:
         """Give the module the imports that its free names need."""
-        own = bound(layout.text) | set(module.imports)
-        for use in uses(layout.text):
-            if use.name not in own:
-                piece, line = layout.origins[use.line]
-                place = piece.cell.error(line, "")
-                found = self.resolve(module, use.name, piece, place)
-                if found:
-                    module.imports[use.name] = found
-                    module.reasons[use.name] = place
+        own = set(module.imports).union(*[n.bound for n in found.values()])
+        for piece in module.body:
+            for use in found[id(piece)].uses:
+                if use.name in own:
+                    continue
+                blame = partial(error_at, piece, use)
+                chapter = user(piece, use).cell.chapter
+                needed = self.resolve(module, use.name, chapter, blame)
+                if needed:
+                    module.imports[use.name] = needed
+                    module.reasons[use.name] = blame
+                    own.add(use.name)
 
-    # chapters/appendix/tangle.md:1592
-    def resolve(self, module, name, piece, place) -> Import | None:
+    # chapters/appendix/tangle.md:1645
+    def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
-        said = self.pages[piece.cell.chapter].get(name)
+        said = self.pages[chapter].get(name)
         if said and not said.ours:
             return said
         if not said and name in KNOWN:
             return None
         others = self.definers(name, module)
         if len(others) > 1:
-            page = piece.cell.chapter
-            others = [
-                other
-                for other in others
-                if (said and said.module == other.dotted)
-                or self.index[other.file, name].piece.cell.chapter == page
-            ] or others
+            others = self.nearest(name, chapter, others) or others
         found = [Import(other.dotted, name) for other in others]
         if said and not found:
             return said
         if len(found) != 1:
-            hint = self.hint(name, piece.cell.chapter, others)
-            raise SourceError(place.path, place.line, f"{name} {hint}")
+            raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1622
+    # chapters/appendix/tangle.md:1668
+    def nearest(self, name, chapter, others) -> list[Module]:
+        """Those of several definers that the page itself has named."""
+        said = self.pages[chapter].get(name)
+        return [
+            other
+            for other in others
+            if (said and said.module == other.dotted)
+            or self.index[other.file, name].piece.cell.chapter == chapter
+        ]
+
     def hint(self, name: str, chapter: str, others: list[Module]) -> str:
         """What to do about a name that nothing, or too much, defines."""
         loose = self.loose.get((chapter, name))
@@ -367,7 +381,7 @@ class Tangler:
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:1703
+    # chapters/appendix/tangle.md:1766
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -383,44 +397,45 @@ class Tangler:
     def finish(self, module: Module) -> str:
         """The text of a file."""
         if module.file.endswith(".py"):
-            module.body = in_order(module)
-            layout = Layout().add(module.body)
-            self.resolve_all(module, layout)
-            head = top(module)
+            found = {id(p): names_in(alone(p).text) for p in module.body}
+            module.body = in_order(module, found)
+            self.resolve_all(module, found)
+            layout, head = Layout(), top(module)
         else:
-            layout = Layout('#line {line} "{path}"').add(module.body)
-            head = []
-        self.note(module, layout, len(head) + 1)
+            layout, head, found = Layout('#line {line} "{path}"'), [], {}
+        layout.add(module.body)
+        self.note(module, layout, found, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:1745
-    def note(self, module: Module, layout: Layout, shift: int) -> None:
+    # chapters/appendix/tangle.md:1808
+    def note(self, module, layout, found, shift) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for file, n in self.index if file == module.file}
         known |= {n for n, i in module.imports.items() if i.ours}
-        for entry in self.entries:
-            if entry.module is module and id(entry.piece) in layout.spans:
-                first, _ = layout.spans[id(entry.piece)]
-                entry.definition.line = shift + first
-                if entry.piece.node:
-                    used = {use.name for use in uses(text_of(entry.piece))}
-                    entry.definition.uses = used & known
-        self.note_order(module.body)
-
-    def note_order(self, body: list[Piece]) -> None:
-        """Tell each definition what it stands after."""
-        entries = {id(entry.piece): entry for entry in self.entries}
         previous = ""
-        for piece in body:
-            if id(piece) in entries:
-                entries[id(piece)].definition.after = previous
-                previous = entries[id(piece)].name
-            if piece.body:
-                self.note_order(piece.body)
+        for piece in module.body:
+            names = found.get(id(piece), Names(set(), []))
+            used = known & {use.name for use in names.uses}
+            previous = self.note_piece(piece, previous, used)
+        for key, (first, _) in layout.spans.items():
+            for entry in self.made.get(key, ()):
+                entry.definition.line = shift + first
 
-    # chapters/appendix/tangle.md:1775
+    def note_piece(self, piece: Piece, previous: str, used: set[str]) -> str:
+        """What a piece stands after and uses; returns its last name."""
+        words = set(re.findall(r"\w+", alone(piece).text))
+        for entry in self.made.get(id(piece), ()):
+            entry.definition.after = previous
+            entry.definition.uses = used & words
+            previous = entry.name
+        inner = ""
+        for member in piece.body:
+            inner = self.note_piece(member, inner, used)
+        return previous
+
+    # chapters/appendix/tangle.md:1839
     def links(self, modules):
-        """Yield (file, file it imports, the place that needs it)."""
+        """Yield (file, file it imports, how to blame the need)."""
         for module in modules:
             for name, found in module.imports.items():
                 if module.library and found.ours:
@@ -428,57 +443,80 @@ class Tangler:
                     yield module.file, other, module.reasons[name]
 
 
-# chapters/appendix/tangle.md:1261
-def loosely(cell: Cell) -> list[ast.stmt]:
-    """The statements of a page's own cell, its magics left out."""
-    code = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
+# chapters/appendix/tangle.md:1289
+def readable(cell: Cell) -> str:
+    """What Python can read of a page's own cell: magics left out."""
+    text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
     try:
-        return ast.parse(code).body
+        ast.parse(text)
     except SyntaxError:  # the page shows it, or the run will
-        return []
+        return ""
+    return text
 
 
-# chapters/appendix/tangle.md:1654
-def in_order(module: Module) -> list[Piece]:
+# chapters/appendix/tangle.md:1603
+def user(piece: Piece, use: Use) -> Piece:
+    """The piece itself, or the member given later, that uses a name."""
+    chapters = {part.cell.chapter for part in [piece, *piece.body]}
+    if len(chapters) == 1:
+        return piece
+    layout = alone(piece)
+    return layout.origins[line_of(use, layout.text)][0]
+
+
+# chapters/appendix/tangle.md:1612
+def error_at(piece: Piece, use: Use, message: str) -> SourceError:
+    """An error at the line where a piece uses a name."""
+    layout = alone(piece)
+    part, line = layout.origins[line_of(use, layout.text)]
+    return part.cell.error(line, message)
+
+
+# chapters/appendix/tangle.md:1710
+def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
     """The book's order, with what a piece needs at import before it."""
     made = {n: p for p in module.body for n in p.names if n.isidentifier()}
-    lazy = "from __future__ import annotations\n"
-    lazy = lazy if "annotations" in module.imports else ""
-    found = {id(p): uses(lazy + text_of(p)) for p in module.body}
+    lazy = "annotations" in module.imports
     ordered: list[Piece] = []
-    waiting: set[int] = set()
+    begun: set[int] = set()
 
     def visit(piece):
-        if id(piece) not in waiting:
-            waiting.add(id(piece))
-            for name in needs(piece, made, found):
-                visit(made[name])
-            ordered.append(piece)
+        if id(piece) in begun:
+            return
+        begun.add(id(piece))
+        later = {n: p for n, p in made.items() if id(p) not in begun}
+        for name in needs(piece, made, found, later, lazy):
+            visit(made[name])
+        ordered.append(piece)
 
     for piece in sorted(module.body, key=is_main):
         visit(piece)
     return ordered
 
 
-# chapters/appendix/tangle.md:1678
-def needs(piece: Piece, made, found) -> list[str]:
+# chapters/appendix/tangle.md:1734
+def needs(piece: Piece, made, found, later, lazy) -> list[str]:
     """The names that must exist when a piece runs, nearest first."""
-    names = [u.name for u in found[id(piece)] if u.now and u.name in made]
+    uses = found[id(piece)].uses
+    if lazy and any(use.now and use.name in later for use in uses):
+        uses = names_in(LAZY + alone(piece).text).uses
+    names = [use.name for use in uses if use.now and use.name in made]
     for name in names:
         if KINDS.get(type(made[name].node)) == "function":
-            more = [u.name for u in found[id(made[name])] if u.name in made]
+            inner = found[id(made[name])].uses
+            more = [use.name for use in inner if use.name in made]
             names += [n for n in more if n not in names]
     return names
 
 
-# chapters/appendix/tangle.md:1688
+# chapters/appendix/tangle.md:1751
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:1732
+# chapters/appendix/tangle.md:1795
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -487,7 +525,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:1789
+# chapters/appendix/tangle.md:1853
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -496,7 +534,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2446
+# chapters/appendix/tangle.md:2509
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -511,7 +549,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2460
+# chapters/appendix/tangle.md:2523
 def run(options: argparse.Namespace) -> int:
     """Tangle, then compare or write."""
     out = options.out or "."
@@ -530,7 +568,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-# chapters/appendix/tangle.md:2481
+# chapters/appendix/tangle.md:2544
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -551,7 +589,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:2504
+# chapters/appendix/tangle.md:2567
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -563,7 +601,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2515
+# chapters/appendix/tangle.md:2578
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():
