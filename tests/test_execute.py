@@ -194,5 +194,13 @@ def test_command(tmp_path, monkeypatch, capsys):
     small_book(tmp_path, first=page("first", cell("1")))
     monkeypatch.chdir(tmp_path)
     assert main(["first"]) == 0
-    assert "first: ran in" in capsys.readouterr().err
+    assert capsys.readouterr().out.startswith("first: ")
     assert main(["other"]) == 1
+
+
+def test_a_cell_that_jupytext_reads_otherwise(tmp_path):
+    first = page("first", cell("---\ntags: [tangle]\n---\nx = 1"))
+    assert fails(small_book(tmp_path, first=first)) == (
+        "chapters/first.md:9: jupytext reads this cell otherwise: "
+        "write its options as `:key: value` lines"
+    )

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, then `make tangle`. sha256:dcda5746e1f0
+# Tangled from record: edit there, then `make tangle`. sha256:06cbdbf8f3ef
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -38,7 +38,7 @@ from companion.literate.stage import (
 )
 
 
-# chapters/appendix/record.md:489
+# chapters/appendix/record.md:517
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -47,28 +47,38 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
         name = hashed(cell.cell_type + cell.source)[:8]
         seen[name] += 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
+    check_sources(chapter, code_cells(notebook))
     return notebook
 
 
-# chapters/appendix/record.md:500
+# chapters/appendix/record.md:529
+def check_sources(chapter: Chapter, cells: list) -> None:
+    """What runs is what tangle takes."""
+    for cell, ours in zip(cells, chapter.cells, strict=True):
+        if cell.source.rstrip() != ours.source:
+            raise ours.error(1, "jupytext reads this cell otherwise: write"
+                                " its options as `:key: value` lines")
+
+
+# chapters/appendix/record.md:539
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:505
+# chapters/appendix/record.md:544
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:510
+# chapters/appendix/record.md:549
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:523
+# chapters/appendix/record.md:567
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -80,7 +90,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:563
+# chapters/appendix/record.md:607
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -97,20 +107,125 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:579
+# chapters/appendix/record.md:623
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:591
+# chapters/appendix/record.md:635
+class Watch:
+    """Knows which cell runs, and where the chapter has it."""
+
+    def __init__(self, chapter: Chapter, cells: list):
+        self.chapter, self.cells, self.cell = chapter, cells, cells[0]
+
+    def show(self, cell, cell_index) -> None:
+        """Called by nbclient before each cell, prose included."""
+        if cell.cell_type == "code":
+            self.cell = cell
+            count = self.cells.index(cell) + 1
+            self.tell(f"cell {count} of {len(self.cells)}")
+
+    def tell(self, note: str) -> None:
+        """Write over the line that is on the terminal, if it is one."""
+        if sys.stderr.isatty():
+            text = f"\r{self.chapter.name}: {note} "
+            print(text, end="", file=sys.stderr, flush=True)
+
+    def run(self, client, env: dict[str, str]) -> None:
+        """Run the notebook; name the chapter's line if a cell fails."""
+        try:
+            client.execute(env=env)
+        except CellExecutionError:
+            raise failure(self.chapter, self.cells, self.cell) from None
+        except CellTimeoutError:
+            raise self.error(f"ran longer than {CELL_TIMEOUT} s") from None
+        except DeadKernelError:
+            raise self.error("the kernel died in this cell") from None
+
+    # chapters/appendix/record.md:670
+    def error(self, message: str) -> SourceError:
+        """An error at the first line of the cell that was running."""
+        at = self.cells.index(self.cell)
+        return self.chapter.cells[at].error(1, message)
+
+
+# chapters/appendix/record.md:680
+CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
+FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+# chapters/appendix/record.md:685
+def failure(chapter: Chapter, cells: list, cell) -> SourceError:
+    """The error for a cell that raised, traceback included."""
+    output = next(o for o in cell.outputs if o.output_type == "error")
+    begin = {ran.execution_count: source.line
+             for ran, source in zip(cells, chapter.cells, strict=True)}
+    lines = [chapter.cells[cells.index(cell)].line]
+
+    def place(frame):
+        lines.append(begin[int(frame[1])] + int(frame[2]) - 1)
+        return f"{chapter.path}:{lines[-1]}"
+
+    trace = COLOUR.sub("", "\n".join(output.traceback))
+    trace = FILE_FRAME.sub(r"File \1", CELL_FRAME.sub(place, trace))
+    message = f"{output.ename}: {output.evalue}\n\n{trace}"
+    return SourceError(chapter.path, lines[-1], message)
+
+
+# chapters/appendix/record.md:711
+def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
+    """Shorten expected errors; sign what ran on the GPU."""
+    pairs = zip(code_cells(notebook), chapter.cells, strict=True)
+    for cell, source in pairs:
+        errors = [o for o in cell.outputs if o.output_type == "error"]
+        if tagged(cell, "raises-exception") and not errors:
+            raise source.error(1, "the cell is tagged raises-exception and"
+                               " raised nothing: remove the tag, or let it"
+                               " fail")
+        for output in errors:
+            output.traceback = [f"{output.ename}: {output.evalue}"]
+        if device and tagged(cell, "gpu"):
+            sign_recording(cell, device)
+
+
+# chapters/appendix/record.md:730
+def needs_gpu(notebook) -> bool:
+    """Whether any cell is tagged `gpu`."""
+    return any(tagged(cell, "gpu") for cell in code_cells(notebook))
+
+
+# chapters/appendix/record.md:735
+def gpu_name() -> str | None:
+    """The name of the CUDA device, or None where there is none."""
+    if find_spec("cupy") is None:
+        return None
+    import cupy
+
+    if not cupy.is_available():
+        return None
+    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
+# chapters/appendix/record.md:746
+def sign_recording(cell, device: str) -> None:
+    """Note what ran the cell, when, and which source it was."""
+    today = datetime.date.today().isoformat()
+    source = hashed(cell.source)[:12]
+    cell.metadata["recorded"] = {
+        "device": device, "date": today, "source": source}
+
+
+# chapters/appendix/record.md:758
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:596
+# chapters/appendix/record.md:763
 def run_cells(chapter: Chapter, notebook, folder: Path):
     """Execute a copy of the notebook with `folder` on PYTHONPATH."""
     notebook, begin = nbformat.from_dict(notebook), perf_counter()
@@ -129,89 +244,11 @@ def run_cells(chapter: Chapter, notebook, folder: Path):
     seconds = round(perf_counter() - begin, 2)
     notebook.metadata["execution"] = {"seconds": seconds}
     finish_cells(chapter, notebook, device)
-    watch.tell(f"ran in {seconds} s\n")
+    watch.tell(f"ran in {seconds} s    \n")
     return notebook
 
 
-# chapters/appendix/record.md:622
-class Watch:
-    """Knows which cell runs, and where the chapter has it."""
-
-    def __init__(self, chapter: Chapter, cells: list):
-        self.chapter, self.cells, self.cell = chapter, cells, cells[0]
-
-    def show(self, cell, cell_index) -> None:
-        """Called by nbclient before each cell, prose included."""
-        if cell.cell_type == "code":
-            self.cell = cell
-            count = f"{self.cells.index(cell) + 1}/{len(self.cells)}"
-            self.tell(f"cell {count} " if sys.stderr.isatty() else "")
-
-    def tell(self, note: str) -> None:
-        """Write over the line that is on the terminal."""
-        if note:
-            text = f"\r{self.chapter.name}: {note}"
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def run(self, client, env: dict[str, str]) -> None:
-        """Run the notebook; name the chapter's line if a cell fails."""
-        try:
-            client.execute(env=env)
-        except CellExecutionError:
-            raise failure(self.chapter, self.cells, self.cell) from None
-        except CellTimeoutError:
-            raise self.error(f"ran longer than {CELL_TIMEOUT} s") from None
-        except DeadKernelError:
-            raise self.error("the kernel died in this cell") from None
-
-    # chapters/appendix/record.md:657
-    def error(self, message: str) -> SourceError:
-        """An error at the first line of the cell that was running."""
-        at = self.cells.index(self.cell)
-        return self.chapter.cells[at].error(1, message)
-
-
-# chapters/appendix/record.md:667
-CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
-FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
-# chapters/appendix/record.md:672
-def failure(chapter: Chapter, cells: list, cell) -> SourceError:
-    """The error for a cell that raised, traceback included."""
-    output = next(o for o in cell.outputs if o.output_type == "error")
-    begin = {ran.execution_count: source.line
-             for ran, source in zip(cells, chapter.cells, strict=True)}
-    lines = [chapter.cells[cells.index(cell)].line]
-
-    def place(frame):
-        lines.append(begin[int(frame[1])] + int(frame[2]) - 1)
-        return f"{chapter.path}:{lines[-1]}"
-
-    trace = COLOUR.sub("", "\n".join(output.traceback))
-    trace = FILE_FRAME.sub(r"File \1", CELL_FRAME.sub(place, trace))
-    message = f"{output.ename}: {output.evalue}\n\n{trace}"
-    return SourceError(chapter.path, lines[-1], message)
-
-
-# chapters/appendix/record.md:693
-def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
-    """Shorten expected errors; sign what ran on the GPU."""
-    pairs = zip(code_cells(notebook), chapter.cells, strict=True)
-    for cell, source in pairs:
-        errors = [o for o in cell.outputs if o.output_type == "error"]
-        if tagged(cell, "raises-exception") and not errors:
-            raise source.error(1, "the cell is tagged raises-exception and"
-                               " raised nothing: remove the tag, or let it"
-                               " fail")
-        for output in errors:
-            output.traceback = [f"{output.ename}: {output.evalue}"]
-        if device and tagged(cell, "gpu"):
-            sign_recording(cell, device)
-
-
-# chapters/appendix/record.md:714
+# chapters/appendix/record.md:797
 def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     """What the outputs depend on, as one hash."""
     cells = code_cells(notebook)
@@ -222,20 +259,20 @@ def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:724
+# chapters/appendix/record.md:807
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools = "companion/literate/"
     return not path.startswith(tools) or path.endswith("runtime.py")
 
 
-# chapters/appendix/record.md:730
+# chapters/appendix/record.md:813
 def packages() -> list[str]:
     """Name and version of all that is installed."""
     return sorted(f"{one.name}=={one.version}" for one in distributions())
 
 
-# chapters/appendix/record.md:743
+# chapters/appendix/record.md:842
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -245,7 +282,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:752
+# chapters/appendix/record.md:851
 def cached(path: Path, key: str):
     """The notebook stored under this key, if any."""
     if not path.exists():
@@ -257,11 +294,11 @@ def cached(path: Path, key: str):
     return done if done.metadata["execution"]["key"] == key else None
 
 
-# chapters/appendix/record.md:765
+# chapters/appendix/record.md:864
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:768
+# chapters/appendix/record.md:867
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -286,7 +323,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:794
+# chapters/appendix/record.md:893
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -298,38 +335,11 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:811
-def needs_gpu(notebook) -> bool:
-    """Whether any cell is tagged `gpu`."""
-    return any(tagged(cell, "gpu") for cell in code_cells(notebook))
-
-
-# chapters/appendix/record.md:816
-def gpu_name() -> str | None:
-    """The name of the CUDA device, or None where there is none."""
-    if find_spec("cupy") is None:
-        return None
-    import cupy
-
-    if not cupy.is_available():
-        return None
-    return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-
-
-# chapters/appendix/record.md:827
-def sign_recording(cell, device: str) -> None:
-    """Note what ran the cell, when, and which source it was."""
-    today = datetime.date.today().isoformat()
-    source = hashed(cell.source)[:12]
-    cell.metadata["recorded"] = {
-        "device": device, "date": today, "source": source}
-
-
-# chapters/appendix/record.md:837
+# chapters/appendix/record.md:910
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:840
+# chapters/appendix/record.md:913
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -342,7 +352,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:852
+# chapters/appendix/record.md:925
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -351,7 +361,7 @@ def recorded_cells(path: Path) -> list:
     return [c for c in code_cells(notebook) if "recorded" in c.metadata]
 
 
-# chapters/appendix/record.md:860
+# chapters/appendix/record.md:937
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -364,15 +374,16 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:941
+# chapters/appendix/record.md:1013
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
     for name in chosen(book, options):
-        execute(book, name, options.library)
+        done = execute(book, name, options.library)
+        print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:948
+# chapters/appendix/record.md:1021
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

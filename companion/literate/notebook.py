@@ -1,4 +1,4 @@
-# Tangled from record: edit there, then `make tangle`. sha256:d87860a4429d
+# Tangled from record: edit there, then `make tangle`. sha256:2afbcf1ea764
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -26,7 +26,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1380
+# chapters/appendix/record.md:1468
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -35,7 +35,7 @@ if not all(map(find_spec, ["companion", "ml_dtypes", "hypothesis"])):
     %pip install --quiet "companion @ git+{url}@{branch}" hypothesis"""
 
 
-# chapters/appendix/record.md:1388
+# chapters/appendix/record.md:1476
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -50,7 +50,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=[first, *kept], metadata=about(source))
 
 
-# chapters/appendix/record.md:1405
+# chapters/appendix/record.md:1493
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -64,7 +64,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1425
+# chapters/appendix/record.md:1518
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -73,7 +73,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1433
+# chapters/appendix/record.md:1526
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -88,7 +88,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1454
+# chapters/appendix/record.md:1547
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -101,11 +101,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1471
+# chapters/appendix/record.md:1564
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1474
+# chapters/appendix/record.md:1567
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -121,7 +121,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1492
+# chapters/appendix/record.md:1587
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -143,13 +143,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1527
+# chapters/appendix/record.md:1633
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1532
+# chapters/appendix/record.md:1638
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -166,7 +166,7 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1548
+# chapters/appendix/record.md:1654
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -174,7 +174,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1558
+# chapters/appendix/record.md:1664
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -185,7 +185,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1568
+# chapters/appendix/record.md:1674
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -199,7 +199,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1584
+# chapters/appendix/record.md:1690
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -213,7 +213,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1597
+# chapters/appendix/record.md:1703
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, then `make tangle`. sha256:5ddaba524018
+# Tangled from record: edit there, then `make tangle`. sha256:2030d940dd32
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
@@ -34,11 +34,11 @@ def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     return folder
 
 
-# chapters/appendix/record.md:352
+# chapters/appendix/record.md:356
 PART = ".part"  # the suffix of a file being written
 
 
-# chapters/appendix/record.md:355
+# chapters/appendix/record.md:359
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all, whoever else is writing it."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def replace_file(target: Path, text: str) -> None:
         raise
 
 
-# chapters/appendix/record.md:372
+# chapters/appendix/record.md:376
 def sync(folder: Path, files: dict[str, str]) -> None:
     """Make `folder` hold exactly `files`; touch only what differs."""
     for path, text in files.items():
@@ -64,7 +64,7 @@ def sync(folder: Path, files: dict[str, str]) -> None:
         stranger.unlink(missing_ok=True)
 
 
-# chapters/appendix/record.md:382
+# chapters/appendix/record.md:386
 def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
     """Files of an earlier stage that this one does not have."""
     known = {folder / path for path in files}
@@ -73,7 +73,7 @@ def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
             and path not in known and path.suffix not in passing]
 
 
-# chapters/appendix/record.md:429
+# chapters/appendix/record.md:457
 def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """A parser for commands that work on named chapters, or all."""
     parser = argparse.ArgumentParser(
@@ -83,14 +83,14 @@ def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/record.md:438
+# chapters/appendix/record.md:466
 def chosen(book: Book, options) -> list[str]:
-    """The chapters that were named; else all that have cells."""
-    given = [book.chapter(name).name for name in options.chapters]
-    return given or [c.name for c in book.chapters if c.cells]
+    """The chapters that were named, or all; those with cells."""
+    given = [book.chapter(name) for name in options.chapters]
+    return [c.name for c in given or book.chapters if c.cells]
 
 
-# chapters/appendix/record.md:444
+# chapters/appendix/record.md:472
 def reported(work: Callable, *arguments) -> int:
     """Run a command's work; bad input is one line and status 1."""
     try:
@@ -100,7 +100,7 @@ def reported(work: Callable, *arguments) -> int:
         return 1
 
 
-# chapters/appendix/record.md:456
+# chapters/appendix/record.md:484
 def print_stages(options) -> None:
     """Stage the chosen chapters; print their folders."""
     book = read_book()
@@ -108,7 +108,7 @@ def print_stages(options) -> None:
         print(stage(book, name, options.out))
 
 
-# chapters/appendix/record.md:463
+# chapters/appendix/record.md:491
 def main(argv: list[str]) -> int:
     """Write the library as it stood before each chapter."""
     parser = chapter_parser("stage", str(main.__doc__))

@@ -1,0 +1,138 @@
+# Tangled from record: edit there, then `make tangle`. sha256:a8d1bae56fbc
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+
+from companion.literate.execute import code_cells, execute
+from companion.literate.lint import problems
+from companion.literate.markdown import Addresses, Page, addresses
+from companion.literate.notebook import notebook_path, stale, write_notebook
+from companion.literate.runtime import extend
+from companion.literate.source import SourceError, read_book
+from companion.literate.stage import stage, sync
+from companion.literate.tangle import tangle
+
+
+# chapters/appendix/record.md:247
+def test_extend_reaches_instances_and_super():
+    class Base:
+        def name(self):
+            return "base"
+
+    class Point(Base):
+        pass
+
+    old = Point()
+
+    @extend
+    class Point:
+        def name(self):
+            return super().name() + "!"
+
+    assert old.name() == "base!" and type(old) is Point
+
+
+# chapters/appendix/record.md:271
+def cell(source, tags="", **options):
+    """A code cell, as a chapter spells it."""
+    lines = [f":tags: [{tags}]"] if tags else []
+    lines += [f":{key}: {value}" for key, value in options.items()]
+    mark = "`" * 3
+    head = mark + "{code-cell} python"
+    return "\n".join([head, *lines, source, mark, "", ""])
+
+
+# chapters/appendix/record.md:280
+def page(title, module, *blocks):
+    """A chapter whose tangled cells go to companion/MODULE."""
+    front = f"---\ncompanion: {{module: {module}}}\n---\n"
+    return front + f"# {title}\n\n" + "\n".join(blocks)
+
+
+# chapters/appendix/record.md:286
+def write_book(folder, **pages):
+    """A book of these chapters, in this order."""
+    files = {f"chapters/{name}.md": text for name, text in pages.items()}
+    files["intro.md"] = "# A small book\n"
+    entries = "".join(f"- file: chapters/{name}\n" for name in pages)
+    files["_toc.yml"] = f"root: intro\nchapters:\n{entries}"
+    address = "https://github.com/someone/small-book"
+    files["_config.yml"] = f"repository: {{url: '{address}', branch: main}}\n"
+    for name, text in files.items():
+        path = Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return read_book(folder)
+
+
+# chapters/appendix/record.md:436
+def test_a_stage_holds_what_came_before():
+    with TemporaryDirectory() as folder:
+        one = cell("def one():\n    return 1", "tangle")
+        two = cell("def two():\n    return 2 * one()", "tangle")
+        pages = {"a": page("A", "layers.py", one),
+                 "b": page("B", "losses.py", two)}
+        book = write_book(folder, **pages)
+        staged = stage(book, "b")
+        assert (staged / "companion/layers.py").exists()
+        assert not (staged / "companion/losses.py").exists()
+        book = write_book(folder, a="# Nothing\n", b=pages["b"])
+        stage(book, "a")
+        sync(staged, {})
+        assert not list(staged.rglob("*.py"))
+
+
+# chapters/appendix/record.md:995
+def test_a_failure_names_the_chapters_line():
+    with TemporaryDirectory() as folder:
+        book = write_book(
+            folder,
+            a=page("A", "layers.py", cell("def f(x):\n    return 1 / x"),
+                   cell("x = 0\nf(x)")))
+        try:
+            execute(book, "a")
+        except SourceError as error:
+            assert (error.path, error.line) == ("chapters/a.md", 8)
+            assert error.message.startswith("ZeroDivisionError: ")
+            assert "chapters/a.md:14" in error.message
+        else:
+            raise AssertionError("it ran")
+
+
+# chapters/appendix/record.md:1452
+def test_directives_inside_directives():
+    web = Addresses("", "", "", {}, {}, {})
+    text = "::::{tip}\n:::{math}\nx\n:::\n::::"
+    wanted = "> **Tip**\n>\n> $$\n> x\n> $$"
+    assert Page("a", web, {}).rewrite(text) == wanted
+
+
+# chapters/appendix/record.md:1751
+def test_the_record_is_text_and_repeats_itself():
+    with TemporaryDirectory() as folder:
+        plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
+        book = write_book(
+            folder, a=page("A", "layers.py", cell(plot),
+                           cell("import time\nprint(time.time())", "timing")))
+        web = addresses(book)
+        assert stale(book, "a", web) == "is missing"
+        assert write_notebook(book, "a", web)
+        assert not write_notebook(book, "a", web)
+        assert stale(book, "a", web) == ""
+        notebook = nbformat.read(notebook_path(book, "a"), as_version=4)
+        drawn, timed = code_cells(notebook)[1:]
+        assert list(drawn.outputs[0].data) == ["text/plain"]
+        assert timed.outputs == [] and timed.execution_count is None
+
+
+# chapters/appendix/record.md:2129
+def test_every_limit_can_be_broken():
+    with TemporaryDirectory() as folder:
+        long = cell("\n".join(["x = 1"] * 31))
+        book = write_book(folder, a=page("A", "layers.py", "Simply.\n", long))
+        found = [str(problem) for problem in problems(book, tangle(book))]
+        assert found == [
+            "chapters/a.md:9: a cell of 31 lines: at most 30",
+            "chapters/a.md:6: 'Simply' tells the reader nothing: "
+            "leave it out"]
