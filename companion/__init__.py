@@ -1,4 +1,4 @@
-# Tangled from tangle, operations: edit there, then `make tangle`. sha256:67ea69f0bb79  # noqa: E501
+# Tangled from tangle, operations: edit there, `make tangle`. sha256:7691836d5a81  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2474
+# chapters/appendix/tangle.md:2500
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2478
+# chapters/appendix/tangle.md:2504
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,14 +22,14 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2487
+# chapters/appendix/tangle.md:2513
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
 
-# chapters/tensors/operations.md:2528
+# chapters/tensors/operations.md:2582
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",

@@ -1,10 +1,10 @@
-# Tangled from tangle, record: edit there, then `make tangle`. sha256:16a33404b45d  # noqa: E501
+# Tangled from tangle, record: edit there, `make tangle`. sha256:c747b42613b8
 """The command line: `python -m companion COMMAND …`."""
 
 import sys
 from importlib import import_module
 
-# chapters/appendix/tangle.md:2432
+# chapters/appendix/tangle.md:2458
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -13,7 +13,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2440
+# chapters/appendix/tangle.md:2466
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
-# chapters/appendix/tangle.md:2453
+# chapters/appendix/tangle.md:2479
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -37,6 +37,6 @@ def usage() -> str:
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/appendix/tangle.md:2462
+# chapters/appendix/tangle.md:2488
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -443,7 +443,7 @@ def test_a_file_edited_by_hand_is_kept(tmp_path):
     file = tmp_path / "companion/view.py"
     edited = file.read_text().replace("size = 1", "size = 7\n    n = 1")
     file.write_text(edited)
-    message = ("companion/view.py:6: edited by hand (lines 6-7): move the"
+    message = ("companion/view.py:6: edited by hand in line 6-7: move the"
                " edit to the chapter, or `tangle --force` to drop it")
     assert told(tmp_path, "--check") == message
     assert told(tmp_path) == message

@@ -1,45 +1,47 @@
-# Tangled from tangle: edit there, then `make tangle`. sha256:3d7e5956552d
+# Tangled from tangle: edit there, `make tangle`. sha256:cffd8b269531
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from companion.literate.names import names_in
-from companion.literate.source import Book, read_myst
+from companion.literate.source import Book, check_exercises, read_myst
 from companion.literate.tangle import tangle
 from companion.literate.write import check, write
 
-# chapters/appendix/tangle.md:81
+# chapters/appendix/tangle.md:89
 TICKS = "`" * 3
 
 
-# chapters/appendix/tangle.md:84
+# chapters/appendix/tangle.md:92
 def cell(tags, code, *options):
     """A code cell as a chapter holds it."""
     head = f"{TICKS}{{code-cell}} python\n:tags: [{tags}]"
     return "\n".join([head, *options, code, TICKS, "", ""])
 
 
-# chapters/appendix/tangle.md:90
+# chapters/appendix/tangle.md:98
 def page(module, *cells):
     """A chapter that writes to `module`."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n# A page\n\n"
     return front + "".join(cells)
 
 
-# chapters/appendix/tangle.md:99
+# chapters/appendix/tangle.md:107
 VIEW = """class View:
     def __init__(self, shape):
         self.shape = shape"""
 windows = page("view.py", cell("tangle", VIEW))
 
 
-# chapters/appendix/tangle.md:669
+# chapters/appendix/tangle.md:681
 def example(**pages):
     """A book in memory."""
     read = [read_myst(n, f"chapters/{n}.md", t) for n, t in pages.items()]
+    for chapter in read:
+        check_exercises(chapter)
     return Book(Path(), tuple(read))
 
 
-# chapters/appendix/tangle.md:703
+# chapters/appendix/tangle.md:717
 def test_a_cell_counts_its_lines_in_the_chapter():
     found = read_myst("a", "a.md", windows).cells[0]
     lines = windows.split("\n")
@@ -47,7 +49,7 @@ def test_a_cell_counts_its_lines_in_the_chapter():
     assert str(found.error(2, "odd")) == f"a.md:{found.line + 1}: odd"
 
 
-# chapters/appendix/tangle.md:1113
+# chapters/appendix/tangle.md:1131
 def test_scopes_are_those_of_python():
     found = names_in("class A(B):\n    c = 1\n    def f(self): return c")
     assert found == ({"A"}, [("B", 1, True), ("c", 3, False)])
@@ -55,7 +57,7 @@ def test_scopes_are_those_of_python():
     assert found.bound == {"a", "c", "d"}
 
 
-# chapters/appendix/tangle.md:2237
+# chapters/appendix/tangle.md:2263
 def test_tangling_twice_changes_nothing():
     files = tangle(example(windows=windows)).files
     with TemporaryDirectory() as folder:
