@@ -35,14 +35,18 @@ class Column:
         side = -10 if anchor == "end" else 10
         for name, text in self.texts.items():
             y, height = self.tops[name], lines(text) * self.scale
-            yield (f'<rect x="{self.x - 2}" y="{y:.1f}" width="4" '
-                   f'height="{max(height, 1.5):.1f}"/>')  # fmt: skip
+            yield (
+                f'<rect x="{self.x - 2}" y="{y:.1f}" width="4" '
+                f'height="{max(height, 1.5):.1f}"/>'
+            )
             if height > 11 and not name.startswith("tests/"):
                 size = "large" if height > 24 else "small"
                 label = escape(Path(name).name.removesuffix(".md"))
-                yield (f'<text class="{size}" x="{self.x + side}" '
-                       f'y="{y + height / 2:.1f}" text-anchor="{anchor}">'
-                       f"{label}</text>")  # fmt: skip
+                yield (
+                    f'<text class="{size}" x="{self.x + side}" '
+                    f'y="{y + height / 2:.1f}" text-anchor="{anchor}">'
+                    f"{label}</text>"
+                )
 
 
 def lines(text):
@@ -56,12 +60,16 @@ def strand(definition, chapters, files):
     stop = files.point(definition.file, definition.line)
     middle = (LEFT + RIGHT) / 2
     kind = "test" if definition.file.startswith("tests/") else "code"
-    path = (f"M{LEFT + 3},{start:.1f}C{middle},{start:.1f} "
-            f"{middle},{stop:.1f} {RIGHT - 3},{stop:.1f}")  # fmt: skip
+    path = (
+        f"M{LEFT + 3},{start:.1f}C{middle},{start:.1f} "
+        f"{middle},{stop:.1f} {RIGHT - 3},{stop:.1f}"
+    )
     place = f"{definition.path}:{definition.chapter_line}"
-    return (f'<path class="{kind}" d="{path}"><title>'
-            f"{escape(definition.name)}: {place} to "
-            f"{definition.file}:{definition.line}</title></path>")  # fmt: skip
+    return (
+        f'<path class="{kind}" d="{path}"><title>'
+        f"{escape(definition.name)}: {place} to "
+        f"{definition.file}:{definition.line}</title></path>"
+    )
 
 
 def picture(book, library):

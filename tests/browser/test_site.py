@@ -259,8 +259,12 @@ def test_axe_finds_nothing_serious(visit, scheme, rules):
 def test_print_shows_the_text_and_nothing_else(visit):
     page = visit(ARRAYS)
     page.emulate_media(media="print")
-    for hidden in (".bd-sidebar-primary", ".bd-header-article",
-                   ".prev-next-footer", ".tt-widget-controls"):  # fmt: skip
+    for hidden in (
+        ".bd-sidebar-primary",
+        ".bd-header-article",
+        ".prev-next-footer",
+        ".tt-widget-controls",
+    ):
         assert not page.locator(hidden).first.is_visible(), hidden
     assert page.locator("article h1").is_visible()
     assert page.locator("article pre").first.is_visible()

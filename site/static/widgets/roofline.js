@@ -19,6 +19,11 @@ function work([m, n, k], itemsize) {
 
 const ceiling = ({ peak, bandwidth }, intensity) => Math.min(peak, bandwidth * intensity);
 
+function amount(x, unit) {
+  const [prefix, scale] = [["G", 1e9], ["M", 1e6], ["k", 1e3]].find(([, by]) => x >= by) ?? ["", 1];
+  return `${short(x / scale)} ${prefix}${unit}`;
+}
+
 function duration(seconds) {
   const [unit, scale] = [["s", 1], ["ms", 1e3], ["µs", 1e6], ["ns", 1e9]].find(([, by]) => seconds * by >= 1) ?? ["ns", 1e9];
   return `${short(seconds * scale)} ${unit}`;
@@ -133,7 +138,7 @@ class Roofline {
     const { flops, bytes, intensity } = work(shape, this.itemsize);
     const reach = ceiling(roof, intensity);
     const bound = reach < roof.peak ? "memory" : "arithmetic";
-    const text = `${short(flops / 1e6)} MFLOP over ${short(bytes / 1e6)} MB: ${short(intensity)} FLOP per byte. `
+    const text = `${amount(flops, "FLOP")} over ${amount(bytes, "B")}: ${short(intensity)} FLOP per byte. `
       + `Bound by ${bound}: at most ${short(reach)} GFLOP/s, so ${duration(flops / reach / 1e9)} at best.`;
     this.status.textContent = text;
     this.picture.setAttribute("aria-label", `Roofline on logarithmic axes with ${this.points.length} measured points. A product of ${shape.join(" × ")}: ${text}`);
