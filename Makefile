@@ -39,7 +39,7 @@ check: .venv/ready ## quick checks: freshness, lint, types, style
 clean: ## remove what was built; the environment stays
 	rm -rf _build
 
-.venv/ready: requirements.txt pyproject.toml site/environment.py
+.venv/ready: requirements.txt site/environment.py
 	@command -v $(PYTHON) >/dev/null || { echo "error: Python 3.11 or newer \
 	is needed, and there is no $(PYTHON): install it, or name one \
 	you have (make book PYTHON=python3.12)" >&2; exit 1; }

@@ -14,7 +14,9 @@ import tempfile
 OLDEST = (3, 11)
 VENV = ".venv"
 OFFLINE = r"Retrying \(|name resolution|establish a new connection|timed out"
-PIP = ["--disable-pip-version-check", "--no-input", "--progress-bar=off"]
+PYTHON = os.path.join(VENV, "bin", "python")
+PIP = ["--disable-pip-version-check", "--no-input", "--progress-bar=off",
+       "--retries=2"]  # fmt: skip
 
 
 def main():
@@ -22,8 +24,8 @@ def main():
     check_compiler()
     print(f"making {VENV} with Python {sys.version.split()[0]}", flush=True)
     make_venv()
-    install("-r", "requirements.txt", "--retries=2")
-    install("-e", ".", "--no-deps", "--no-build-isolation")
+    install_pins()
+    link_library()
     with open(os.path.join(VENV, "ready"), "w"):
         pass
 
@@ -70,20 +72,18 @@ def compiles(name):
 
 
 def make_venv():
-    old = os.path.join(VENV, "bin", "python")
     this = tuple(sys.version_info[:2])
     same = f"import sys; sys.exit(sys.version_info[:2] != {this})"
-    usable = shutil.which(old) and not subprocess.call([old, "-c", same])
+    usable = shutil.which(PYTHON) and not subprocess.call([PYTHON, "-c", same])
     clear = [] if usable else ["--clear"]
     subprocess.check_call([sys.executable, "-m", "venv", *clear, VENV])
 
 
-def install(*what):
-    """Let pip install it, one line a package, everything else in a log."""
+def install_pins():
+    """Let pip install them, one line a package, everything else in a log."""
     log = os.path.join(VENV, "pip.log")
-    python = os.path.join(VENV, "bin", "python")
     pip = subprocess.Popen(
-        [python, "-m", "pip", "install", *PIP, *what],
+        [PYTHON, "-m", "pip", "install", "-r", "requirements.txt", *PIP],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         universal_newlines=True,
@@ -95,6 +95,18 @@ def install(*what):
                 print("  " + line.split(" (")[0].strip()[:72], flush=True)
     if pip.wait():
         explain(log)
+
+
+def link_library():
+    """Let `import companion` find the one in this folder, last of all.
+
+    A path at the end of sys.path, not an editable install: that one also
+    finds modules which a chapter's stage does not have yet.
+    """
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.check_output([PYTHON, "-c", ask]).decode().strip()
+    with open(os.path.join(packages, "companion.pth"), "w") as file:
+        file.write(os.getcwd() + "\n")
 
 
 def explain(log):

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-NEEDED = ("Makefile", "pyproject.toml", "requirements.txt",
-          "site/environment.py")  # fmt: skip
+NEEDED = ("Makefile", "requirements.txt", "site/environment.py")
 OLD_PYTHON = """#!/bin/sh
 exec {python} -c '
 import runpy, sys

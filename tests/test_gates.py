@@ -178,6 +178,7 @@ def test_a_tool_that_is_missing(root, tmp_path, variables, outcome):
     assert "needs moon: look up" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", [["mypy"], ["ruff", "check"]])
 def test_types_and_style(book, tool):
     faulty = "import os\n\n\ndef f(x: int) -> str:\n    return x\n"
