@@ -1,0 +1,117 @@
+# Tangled from arrays: edit there, `make tangle`. sha256:3848492d6860
+"""Where each element lies: shape, strides and offset over flat storage."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+# chapters/tensors/arrays.md:362
+Shape = tuple[int, ...]
+
+
+# chapters/tensors/arrays.md:365
+class View(NamedTuple):
+    """A window on flat storage; strides and offset count elements.
+
+    Element (i, j, …) lies at offset + i·strides[0] + j·strides[1] + …
+    Arguments of the methods are trusted: the table SHAPE, which all
+    devices share, checks them before a view is made.
+    """
+
+    shape: Shape
+    strides: tuple[int, ...]
+    offset: int = 0
+
+    def address(self, index: tuple[int, ...]) -> int:
+        return self.offset + sum(i * s for i, s in zip(index, self.strides))
+
+    # chapters/tensors/arrays.md:398
+    @staticmethod
+    def dense(shape: Shape) -> View:
+        return View(shape, row_major(shape), 0)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    # chapters/tensors/arrays.md:539
+    def permute(self, order: tuple[int, ...]) -> View:
+        """The axes in another order."""
+        shape, strides, offset = self
+        return View(tuple([shape[i] for i in order]),
+                    tuple([strides[i] for i in order]), offset)
+
+    # chapters/tensors/arrays.md:552
+    def flip(self, axes: tuple[int, ...]) -> View:
+        """The named axes walked from their end."""
+        last = tuple([
+            max(n - 1, 0) if i in axes else 0
+            for i, n in enumerate(self.shape)])
+        strides = tuple([
+            -s if i in axes else s for i, s in enumerate(self.strides)])
+        return View(self.shape, strides, self.address(last))
+
+    # chapters/tensors/arrays.md:587
+    def shrink(self, ranges: tuple[tuple[int, int, int], ...]) -> View:
+        """Keep start, start+step, … below stop on every axis; step ≥ 1."""
+        starts = tuple([r[0] for r in ranges])
+        shape = tuple([len(range(*r)) for r in ranges])
+        strides = tuple([s * r[2] for s, r in zip(self.strides, ranges)])
+        return View(shape, strides, self.address(starts))
+
+    # chapters/tensors/arrays.md:601
+    def expand(self, shape: Shape) -> View:
+        """Axes of length 1 stretched to `shape`; the others stay."""
+        strides = tuple([
+            s if n == m else 0
+            for n, m, s in zip(self.shape, shape, self.strides)])
+        return View(shape, strides, self.offset)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether one storage element stands at several places."""
+        return any(n > 1 and s == 0 for n, s in zip(self.shape, self.strides))
+
+    # chapters/tensors/arrays.md:651
+    def runs(self) -> list[tuple[int, int]]:
+        """Axes merged where two neighbours walk memory as one would."""
+        merged: list[tuple[int, int]] = []
+        for n, stride in zip(self.shape, self.strides):
+            if n == 1:
+                continue
+            if merged and merged[-1][1] == n * stride:
+                n *= merged.pop()[0]
+            merged.append((n, stride))
+        return merged
+
+    @property
+    def is_dense(self) -> bool:
+        """Row-major with no gaps (offset aside): one run of memory."""
+        return self.runs() in ([], [(self.size, 1)]) or self.size == 0
+
+    # chapters/tensors/arrays.md:697
+    def reshape(self, shape: Shape) -> View | None:
+        """The same elements under `shape`, or None where only a copy can."""
+        if self.size == 0:
+            return View(shape, row_major(shape), self.offset)
+        runs, strides = self.runs(), []
+        left, stride = 1, 1
+        for n in reversed(shape):
+            if left == 1 and n > 1:
+                left, stride = runs.pop()
+            if left % n:
+                return None
+            strides.append(stride)
+            left, stride = left // n, stride * n
+        return View(shape, tuple(reversed(strides)), self.offset)
+
+
+# chapters/tensors/arrays.md:387
+def row_major(shape: Shape) -> tuple[int, ...]:
+    """Strides, in elements, of a dense array whose last axis is nearest."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= n
+    return tuple(reversed(strides))
