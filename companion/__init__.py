@@ -1,4 +1,4 @@
-# Tangled from tangle, operations: edit there, `make tangle`. sha256:7691836d5a81  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:44800d98e6d7  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2500
+# chapters/appendix/tangle.md:2542
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2504
+# chapters/appendix/tangle.md:2546
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,16 +22,19 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2513
+# chapters/appendix/tangle.md:2555
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
 
-# chapters/tensors/operations.md:2582
+# chapters/tensors/operations.md:2578
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
     "one_hot", "ones", "ones_like", "rand", "randint", "randn", "stack",
     "where", "zeros", "zeros_like"), "companion.tensor")
+
+# chapters/tensors/blas.md:1522
+EXPORTS["set_threads"] = "companion.native"

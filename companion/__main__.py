@@ -1,10 +1,15 @@
-# Tangled from tangle, record: edit there, `make tangle`. sha256:c747b42613b8
+# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:29226fd5655f  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
+from __future__ import annotations
+
+import re
 import sys
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 
-# chapters/appendix/tangle.md:2458
+# chapters/appendix/tangle.md:2494
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -13,7 +18,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2466
+# chapters/appendix/tangle.md:2502
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -23,20 +28,30 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
-# chapters/appendix/tangle.md:2479
+# chapters/appendix/tangle.md:2515
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
-    for name, module in COMMANDS.items():
-        purpose = import_module(module).main.__doc__.split("\n")[0]
-        lines.append(f"  {name:10} {purpose}")
+    lines += [f"  {n:10} {purpose(m)}" for n, m in COMMANDS.items()]
     return "\n".join(lines)
+
+
+# chapters/appendix/tangle.md:2522
+def purpose(module: str) -> str:
+    """What a command does, read from its source and not imported."""
+    found = find_spec(module)
+    text = Path(found.origin).read_text() if found and found.origin else ""
+    match = re.search(r'def main\(.*\n    """(.*?)("""|\n)', text)
+    return match[1] if match else ""
 
 
 # chapters/appendix/record.md:1032
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/appendix/tangle.md:2488
+# chapters/tensors/blas.md:1655
+COMMANDS["bench"] = "companion.timing"
+
+# chapters/appendix/tangle.md:2530
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

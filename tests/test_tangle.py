@@ -25,7 +25,7 @@ FRONT = "---\ncompanion: {{module: {}}}\n---\n# Title\n\n"  # 5 lines
 
 def save_book(root, **pages):
     """Write a book; a page is its module and its cells."""
-    (root / "chapters").mkdir(exist_ok=True)
+    (root / "chapters").mkdir(parents=True, exist_ok=True)
     for name, (module, *cells) in pages.items():
         text = FRONT.format(module) + "".join(cells)
         (root / f"chapters/{name}.md").write_text(text)
@@ -558,6 +558,22 @@ def test_a_readers_notebooks_give_their_library(tmp_path):
     assert {f: plain(t) for f, t in mine.items()} == {
         f: plain(t) for f, t in ours.items()}
     assert "# a.ipynb[2]:3\n    def first" in mine["companion/view.py"]
+
+
+def test_a_reader_without_the_book_gets_a_library_too(tmp_path):
+    export = 'EXPORTS["View"] = "companion.view"'
+    cells = VIEW, code(export, file="__init__.py")
+    book = save_book(tmp_path / "book", a=("view.py", *cells))
+    page = notebook(book.chapters[1])
+    (tmp_path / "a.ipynb").write_text(page)
+    result = run(tmp_path, "a.ipynb", "--out", "mine")
+    assert result.returncode == 0, result.stderr
+    program = "import companion as c; print(c.View.size, c.__file__)"
+    own = {"PYTHONPATH": "mine"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, text=True,
+        env={**os.environ, **own}, capture_output=True)
+    assert result.stdout == f"1 {tmp_path}/mine/companion/__init__.py\n"
 
 
 def test_sources_need_a_place_of_their_own(tmp_path):

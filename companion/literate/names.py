@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:e8e162604a2b
+# Tangled from tangle: edit there, `make tangle`. sha256:ceeef5645464
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -6,7 +6,7 @@ import builtins
 import symtable
 from typing import NamedTuple
 
-# chapters/appendix/tangle.md:1046
+# chapters/appendix/tangle.md:1052
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
 
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
@@ -14,7 +14,7 @@ KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
-# chapters/appendix/tangle.md:1053
+# chapters/appendix/tangle.md:1059
 class Use(NamedTuple):
     """A name taken from outside, in a scope that begins at `line`.
 
@@ -26,7 +26,7 @@ class Use(NamedTuple):
     now: bool
 
 
-# chapters/appendix/tangle.md:1068
+# chapters/appendix/tangle.md:1074
 class Names(NamedTuple):
     """What a text binds at its top level, and what it uses."""
 
@@ -34,7 +34,7 @@ class Names(NamedTuple):
     uses: list[Use]
 
 
-# chapters/appendix/tangle.md:1075
+# chapters/appendix/tangle.md:1081
 def names_in(text: str) -> Names:
     """The names of a text, builtins too."""
     top = symtable.symtable(text, "cell", "exec")
@@ -44,7 +44,7 @@ def names_in(text: str) -> Names:
     return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1088
+# chapters/appendix/tangle.md:1094
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
     nodes = ast.walk(ast.parse(text))
@@ -53,14 +53,14 @@ def line_of(use: Use, text: str) -> int:
     return min([n for n in lines if n >= use.line], default=use.line)
 
 
-# chapters/appendix/tangle.md:1100
+# chapters/appendix/tangle.md:1106
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     found = scope.get_symbols()
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1106
+# chapters/appendix/tangle.md:1112
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

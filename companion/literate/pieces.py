@@ -1,19 +1,18 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:3327cd36aaa0
+# Tangled from tangle: edit there, `make tangle`. sha256:c74c93ef0ec4
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
-import textwrap
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from companion.literate.source import Cell, SourceError
 
-# chapters/appendix/tangle.md:734
+# chapters/appendix/tangle.md:742
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-# chapters/appendix/tangle.md:741
+# chapters/appendix/tangle.md:749
 @dataclass(eq=False)
 class Piece:
     """A statement and the comments above it; `first` counts from 1."""
@@ -43,7 +42,7 @@ class Piece:
         text = isinstance(getattr(value, "value", None), str)
         return isinstance(self.node, ast.Expr) and text
 
-    # chapters/appendix/tangle.md:777
+    # chapters/appendix/tangle.md:785
     def place(self, shift: int = 0) -> tuple[str, int]:
         """Where its line number `shift` stands in the chapter."""
         return self.cell.path, self.cell.line + self.first - 1 + shift
@@ -54,7 +53,7 @@ class Piece:
         return self.cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:787
+# chapters/appendix/tangle.md:795
 @cache
 def parse(cell: Cell) -> list[ast.stmt]:
     """The statements of a cell."""
@@ -65,14 +64,14 @@ def parse(cell: Cell) -> list[ast.stmt]:
         raise cell.error(error.lineno or 1, message) from None
 
 
-# chapters/appendix/tangle.md:803
+# chapters/appendix/tangle.md:811
 def pieces(cell: Cell) -> list[Piece]:
     """The statements of a cell, each with its text."""
     lines = cell.source.split("\n")
     return cut(cell, lines, parse(cell), 0, len(lines), "")
 
 
-# chapters/appendix/tangle.md:809
+# chapters/appendix/tangle.md:817
 def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     """Cut lines[start:stop] into the pieces that `nodes` span."""
     found: list[Piece] = []
@@ -93,13 +92,13 @@ def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     return found
 
 
-# chapters/appendix/tangle.md:829
+# chapters/appendix/tangle.md:837
 def deepest(piece: Piece) -> Piece:
     """The piece that ends the text of `piece`."""
     return deepest(piece.body[-1]) if piece.body else piece
 
 
-# chapters/appendix/tangle.md:840
+# chapters/appendix/tangle.md:848
 def open_class(piece: Piece, lines: list[str], owner: str) -> None:
     """Separate the head of a class from its members."""
     node = piece.node
@@ -111,7 +110,7 @@ def open_class(piece: Piece, lines: list[str], owner: str) -> None:
                          node.end_lineno, inside)
 
 
-# chapters/appendix/tangle.md:851
+# chapters/appendix/tangle.md:859
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
     values = [*node.bases, *(word.value for word in node.keywords)]
@@ -123,7 +122,7 @@ def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     return at
 
 
-# chapters/appendix/tangle.md:868
+# chapters/appendix/tangle.md:876
 def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     """What a statement defines, members and table entries included."""
     if isinstance(node, BLOCKS):
@@ -135,7 +134,7 @@ def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     return [owner + ast.unparse(target) for target in targets]
 
 
-# chapters/appendix/tangle.md:879
+# chapters/appendix/tangle.md:887
 def leaves(target: ast.expr) -> list[ast.expr]:
     """The single targets of an assignment."""
     if isinstance(target, (ast.Tuple, ast.List)):
@@ -143,7 +142,7 @@ def leaves(target: ast.expr) -> list[ast.expr]:
     return [target]
 
 
-# chapters/appendix/tangle.md:886
+# chapters/appendix/tangle.md:894
 def function_names(node) -> list[str]:
     """A function's name; none for what Python expects to be repeated."""
     for decorator in node.decorator_list:
@@ -155,7 +154,7 @@ def function_names(node) -> list[str]:
     return [] if node.name == "_" else [node.name]
 
 
-# chapters/appendix/tangle.md:901
+# chapters/appendix/tangle.md:909
 def table_entries(piece: Piece) -> list[str]:
     """The entries of a table that is written as a whole."""
     table = getattr(piece.node, "value", None)
@@ -165,14 +164,14 @@ def table_entries(piece: Piece) -> list[str]:
     return [f"{piece.names[0]}[{key}]" for key in keys]
 
 
-# chapters/appendix/tangle.md:910
+# chapters/appendix/tangle.md:918
 def decorated(piece: Piece, name: str) -> bool:
     """Whether a definition's first decorator is `@name`."""
     marks = getattr(piece.node, "decorator_list", [])
     return bool(marks) and ast.unparse(marks[0]) == name
 
 
-# chapters/appendix/tangle.md:916
+# chapters/appendix/tangle.md:924
 def without_decorator(piece: Piece) -> Piece:
     """The piece without the line of its first decorator."""
     at = piece.node.decorator_list[0].lineno - piece.first
@@ -181,7 +180,7 @@ def without_decorator(piece: Piece) -> Piece:
     return piece
 
 
-# chapters/appendix/tangle.md:948
+# chapters/appendix/tangle.md:956
 class Layout:
     """Writes pieces one below the other and says where they came from."""
 
@@ -203,7 +202,7 @@ class Layout:
         if self.next:
             self.next = (self.next[0], self.next[1] + 1)
 
-    # chapters/appendix/tangle.md:976
+    # chapters/appendix/tangle.md:984
     def add(self, body: list[Piece], depth: int = 0) -> "Layout":
         """All the pieces of a module or of a class."""
         previous = None
@@ -229,7 +228,7 @@ class Layout:
         self.spans[id(piece)] = (begin, len(self.lines))
 
 
-# chapters/appendix/tangle.md:1005
+# chapters/appendix/tangle.md:1013
 def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     """How many blank lines stand between two pieces."""
     if previous is None:
@@ -242,9 +241,7 @@ def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     return max(own if same else 1, int(previous.docstring))
 
 
-# chapters/appendix/tangle.md:1017
+# chapters/appendix/tangle.md:1025
 def alone(piece: Piece) -> Layout:
-    """The layout of one piece as a program of its own."""
-    layout = Layout().add([piece], int(piece.text[0].startswith(" ")))
-    layout.lines = textwrap.dedent(layout.text).split("\n")
-    return layout
+    """The layout of one piece of a module."""
+    return Layout().add([piece])
