@@ -472,6 +472,8 @@ def test_masks_and_writing(shape, seed, data):
         agree(x[..., columns], a[..., columns])
         x[Tensor(rows)], a[rows] = -2, -2
     x[Tensor(mask)], a[mask] = -1, -1
+    if shape:
+        x[mask], a[mask] = 5, 5
     agree(x, a)
     index = data.draw(hnp.basic_indices(shape))
     piece = a[index] * 2
