@@ -24,8 +24,7 @@ def main():
     check_compiler()
     print(f"making {VENV} with Python {sys.version.split()[0]}", flush=True)
     make_venv()
-    install_pins()
-    link_library()
+    install()
     with open(os.path.join(VENV, "ready"), "w"):
         pass
 
@@ -79,7 +78,7 @@ def make_venv():
     subprocess.check_call([sys.executable, "-m", "venv", *clear, VENV])
 
 
-def install_pins():
+def install():
     """Let pip install them, one line a package, everything else in a log."""
     log = os.path.join(VENV, "pip.log")
     pip = subprocess.Popen(
@@ -95,18 +94,6 @@ def install_pins():
                 print("  " + line.split(" (")[0].strip()[:72], flush=True)
     if pip.wait():
         explain(log)
-
-
-def link_library():
-    """Let `import companion` find the one in this folder, last of all.
-
-    A path at the end of sys.path, not an editable install: that one also
-    finds modules which a chapter's stage does not have yet.
-    """
-    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    packages = subprocess.check_output([PYTHON, "-c", ask]).decode().strip()
-    with open(os.path.join(packages, "companion.pth"), "w") as file:
-        file.write(os.getcwd() + "\n")
 
 
 def explain(log):
