@@ -1,0 +1,238 @@
+# Tangled from operations: edit there, `make tangle`. sha256:d24ec2540d1c
+"""The primitives, and what each makes of shapes and dtypes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from companion.dtype import DType, bool_, float32, int64, promote
+from companion.view import Shape
+
+
+# chapters/tensors/operations.md:70
+class Op:
+    """One primitive: a name, and the number of tensors it reads."""
+
+    __slots__ = ("name", "arity")
+
+    def __init__(self, name: str, arity: int):
+        self.name = name
+        self.arity = arity
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+# chapters/tensors/operations.md:92
+BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
+RANDOM = Op("RANDOM", 1)
+NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
+SIN, SQRT, ERF, CAST = [Op(n, 1) for n in ("SIN", "SQRT", "ERF", "CAST")]
+ADD, MUL, MAXIMUM = Op("ADD", 2), Op("MUL", 2), Op("MAXIMUM", 2)
+LESS, EQUAL = Op("LESS", 2), Op("EQUAL", 2)
+IDIV, MOD, WHERE = Op("IDIV", 2), Op("MOD", 2), Op("WHERE", 3)
+SUM, MAX = Op("SUM", 1), Op("MAX", 1)
+RESHAPE, PERMUTE, EXPAND = Op("RESHAPE", 1), Op("PERMUTE", 1), Op("EXPAND", 1)
+PAD, SHRINK, FLIP = Op("PAD", 1), Op("SHRINK", 1), Op("FLIP", 1)
+MATMUL, GATHER, SCATTER = Op("MATMUL", 2), Op("GATHER", 2), Op("SCATTER", 2)
+WRITE = Op("WRITE", 2)
+
+# chapters/tensors/operations.md:109
+FAMILIES = {
+    "leaves": (BUFFER, CONST, IOTA, RANDOM),
+    "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
+                    ADD, MUL, MAXIMUM, LESS, EQUAL, IDIV, MOD, WHERE),
+    "reduce": (SUM, MAX),
+    "movement": (RESHAPE, PERMUTE, EXPAND, PAD, SHRINK, FLIP),
+    "contraction": (MATMUL,),
+    "indexing": (GATHER, SCATTER),
+    "effect": (WRITE,),
+}
+
+
+# chapters/tensors/operations.md:155
+def same_shape(op: Op) -> Callable[..., Shape]:
+    """The rule that all operands of `op` have one shape."""
+    def shape(first: Any, *rest: Any) -> Shape:
+        for other in rest[:-1]:
+            if other.shape != first.shape:
+                raise ValueError(
+                    f"{op}: shapes {first.shape} and {other.shape} "
+                    f"differ; a primitive needs equal shapes: broadcast "
+                    f"or expand first")
+        return first.shape
+    return shape
+
+
+SHAPE: dict[Op, Callable[..., Shape]] = {
+    op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
+
+
+# chapters/tensors/operations.md:186
+def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
+    return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
+
+
+# chapters/tensors/operations.md:190
+def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
+    if any(x.shape[i] == 0 for i in axes):
+        raise ValueError(
+            f"MAX: shape {x.shape} has length 0 along one of the axes "
+            f"{axes}, and nothing has no largest element; check .size")
+    return reduced(x, axes)
+
+
+SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
+
+
+# chapters/tensors/operations.md:210
+def reshaped(x: Any, shape: Shape) -> Shape:
+    have, want = math.prod(x.shape), math.prod(shape)
+    if have != want or min(shape, default=0) < 0:
+        raise ValueError(
+            f"RESHAPE: {x.shape} holds {have} elements, which do not "
+            f"fill {shape}; the product of the lengths must be {have}")
+    return shape
+
+
+# chapters/tensors/operations.md:219
+def permuted(x: Any, order: tuple[int, ...]) -> Shape:
+    if sorted(order) != list(range(len(x.shape))):
+        raise ValueError(
+            f"PERMUTE: {order} does not name each axis of {x.shape} once")
+    return tuple([x.shape[i] for i in order])
+
+
+# chapters/tensors/operations.md:231
+def expanded(x: Any, shape: Shape) -> Shape:
+    if len(shape) != len(x.shape) or any(
+            n != m and (n != 1 or m < 0) for n, m in zip(x.shape, shape)):
+        raise ValueError(
+            f"EXPAND: {x.shape} does not expand to {shape}; only axes of "
+            f"length 1 can grow, and reshape adds axes")
+    return shape
+
+
+# chapters/tensors/operations.md:240
+def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
+    """start, stop and step >= 1 for every axis, within its length."""
+    if len(ranges) != len(x.shape) or any(
+            not 0 <= start <= stop <= n or step < 1
+            for n, (start, stop, step) in zip(x.shape, ranges)):
+        raise ValueError(
+            f"SHRINK: ranges {ranges} leave shape {x.shape}; expected "
+            f"0 <= start <= stop <= length and step >= 1 for every axis")
+    return tuple([len(range(*r)) for r in ranges])
+
+
+# chapters/tensors/operations.md:256
+def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
+    """before + the elements, `step` apart + after, on every axis."""
+    return tuple([
+        before + (max(n - 1, 0) * step + min(n, 1)) + after
+        for n, (before, after, step) in zip(x.shape, margins)])
+
+
+SHAPE[RESHAPE], SHAPE[PERMUTE], SHAPE[EXPAND] = reshaped, permuted, expanded
+SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
+SHAPE[FLIP] = lambda x, axes: x.shape
+
+
+# chapters/tensors/operations.md:281
+def product_shape(a: Any, b: Any, _: None) -> Shape:
+    if min(len(a.shape), len(b.shape)) < 2 \
+            or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"MATMUL: {a.shape} @ {b.shape}: expected (..., M, K) and "
+            f"(..., K, N) with the same leading axes; reshape or expand")
+    return (*a.shape[:-1], b.shape[-1])
+
+
+# chapters/tensors/operations.md:290
+def scattered(x: Any, index: Any, n: int) -> Shape:
+    if x.shape[:len(index.shape)] != index.shape:
+        raise ValueError(
+            f"SCATTER: shape {x.shape} does not begin with the index's "
+            f"shape {index.shape}; expected one value for each index")
+    return (n, *x.shape[len(index.shape):])
+
+
+# chapters/tensors/operations.md:301
+SHAPE[CONST] = lambda arg: ()
+SHAPE[IOTA] = lambda n: (n,)
+SHAPE[RANDOM] = lambda key, shape: shape
+SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
+SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
+
+# chapters/tensors/operations.md:323
+REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
+          "iu": "an integer dtype", "b": "bool"}
+
+
+# chapters/tensors/operations.md:327
+def check_kind(op: Op, dtype: DType, kinds: str) -> None:
+    if dtype.kind not in kinds:
+        raise TypeError(
+            f"{op} has no meaning for {dtype}; expected "
+            f"{REMEDY[kinds]}: cast or compare first")
+
+
+# chapters/tensors/operations.md:334
+def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
+    for other in rest:
+        if other.dtype is not first.dtype:
+            raise TypeError(
+                f"{op}: dtypes {first.dtype} and {other.dtype} differ; "
+                f"cast both to {promote(first.dtype, other.dtype)} first")
+    return first.dtype
+
+
+# chapters/tensors/operations.md:346
+def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
+    """The rule that `op` keeps its operands' dtype, of a kind it may be."""
+    def dtype(first: Any, *rest: Any) -> DType:
+        if kinds:
+            check_kind(op, first.dtype, kinds)
+        return same_dtype(op, first, rest[:-1])
+    return dtype
+
+
+DTYPE: dict[Op, Callable[..., DType]] = {
+    op: kept(op) for ops in FAMILIES.values() for op in ops}
+DTYPE |= {op: kept(op, "f")
+          for op in (RECIP, EXP, LOG, SIN, SQRT, ERF)}
+DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
+
+
+# chapters/tensors/operations.md:367
+def compared(op: Op) -> Callable[..., DType]:
+    def dtype(a: Any, b: Any, _: None) -> DType:
+        same_dtype(op, a, [b])
+        return bool_
+    return dtype
+
+
+# chapters/tensors/operations.md:374
+def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
+    check_kind(WHERE, condition.dtype, "b")
+    return same_dtype(WHERE, a, [b])
+
+
+# chapters/tensors/operations.md:379
+def indexed(op: Op) -> Callable[..., DType]:
+    def dtype(x: Any, index: Any, _: Any) -> DType:
+        check_kind(op, index.dtype, "iu")
+        return x.dtype
+    return dtype
+
+
+# chapters/tensors/operations.md:389
+DTYPE[CONST] = lambda arg: arg[1]
+DTYPE[IOTA] = lambda n: int64
+DTYPE[RANDOM] = lambda key, shape: float32
+DTYPE[CAST] = lambda x, dtype: dtype
+DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
+DTYPE[WHERE] = chosen
+DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)

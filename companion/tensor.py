@@ -1,0 +1,1353 @@
+# Tangled from operations, blas: edit there, `make tangle`. sha256:cc8834543523
+"""The tensor: a handle on a buffer, and every operation on it."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from companion.buffer import Buffer, adopt, from_dlpack, text
+from companion.device import CPU, Device, moved
+from companion.dtype import (
+    DType,
+    as_dtype,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int64,
+    promote,
+    scalar_dtype,
+)
+from companion.ops import (
+    ADD,
+    CAST,
+    CONST,
+    EQUAL,
+    EXP,
+    EXPAND,
+    FLIP,
+    GATHER,
+    IDIV,
+    IOTA,
+    LESS,
+    LOG,
+    MATMUL,
+    MAX,
+    MAXIMUM,
+    MOD,
+    MUL,
+    NEG,
+    PAD,
+    PERMUTE,
+    RANDOM,
+    RECIP,
+    RESHAPE,
+    SHRINK,
+    SIN,
+    SQRT,
+    SUM,
+    WHERE,
+    WRITE,
+    Op,
+    reduced,
+)
+from companion.view import Shape
+
+# chapters/tensors/operations.md:729
+Scalar = bool | int | float
+
+
+# chapters/tensors/operations.md:976
+def torch_names(method: Callable[..., T]) -> Callable[..., T]:
+    """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
+    @functools.wraps(method)
+    def named(*args: Any, **options: Any) -> T:
+        if "dim" in options:
+            options["axis"] = options.pop("dim")
+        if "keepdims" in options:
+            options["keepdim"] = options.pop("keepdims")
+        return method(*args, **options)
+    return named
+
+
+# chapters/tensors/operations.md:966
+T = TypeVar("T")
+
+
+# chapters/tensors/operations.md:732
+class Tensor:
+    """An n-dimensional array of one dtype on one device.
+
+    `data` is a number, nested lists of numbers, or anything NumPy reads.
+    Python floats become float32 and integers int64, as in PyTorch.
+    The values are copied; `from_numpy` shares them.
+    """
+
+    __array_priority__ = 1000  # np_array + tensor asks the tensor
+
+    def __init__(self, data: Any, dtype: DType | None = None,
+                 device: Device = CPU):
+        self.buffer = device.adopt(read(data, dtype))
+        self.device = device
+
+    @staticmethod
+    def apply(op: Op, *src: Tensor, arg: Any = None) -> Tensor:
+        """Every operation on tensors is this one."""
+        device = src[0].device
+        buffers = [s.buffer for s in src]
+        return wrap(device.run(op, *buffers, arg=arg), device)
+
+    # chapters/tensors/operations.md:825
+    @property
+    def shape(self) -> Shape:
+        return self.buffer.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.buffer.shape)
+
+    @property
+    def size(self) -> int:
+        """The number of elements (PyTorch: numel)."""
+        return math.prod(self.buffer.shape)
+
+    def numel(self) -> int:
+        return self.size
+
+    # chapters/tensors/operations.md:856
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array; on the CPU, the same memory."""
+        return self.device.host(self.buffer).array
+
+    def __array__(self, dtype: Any = None,
+                  copy: bool | None = None) -> np.ndarray:
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.buffer.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.buffer.__dlpack_device__()
+
+    @staticmethod
+    def from_dlpack(source: Any) -> Tensor:
+        """A tensor on another library's memory; nothing is copied."""
+        return wrap(from_dlpack(source))
+
+    # chapters/tensors/operations.md:880
+    def tolist(self) -> Any:
+        return self.numpy().tolist()
+
+    def item(self) -> Scalar:
+        if self.size != 1:
+            raise ValueError(
+                f"item: shape {self.shape} is not one number; index it "
+                f"first, or use .tolist()")
+        return self.numpy().item()
+
+    def __repr__(self) -> str:
+        usual = (float32, int64, bool_)
+        tail = "" if self.dtype in usual else f", dtype={self.dtype}"
+        body = text(self.device.host(self.buffer), indent=len("Tensor("))
+        return f"Tensor({body}{tail})"
+
+    # chapters/tensors/operations.md:907
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self.dtype.is_float:
+            raise TypeError(f"index: expected integers, got {self.dtype}")
+        return int(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: a 0-d tensor has no length; use .item()")
+        return self.shape[0]
+
+    # chapters/tensors/operations.md:1010
+    def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in `shape`; one -1 is worked out.
+
+        Shares memory where strides allow, copies where they do not.
+        """
+        wanted = complete(self, sequence(shape))
+        if wanted == self.shape:
+            return self
+        return Tensor.apply(RESHAPE, self, arg=wanted)
+
+    # chapters/tensors/operations.md:1029
+    def view(self, *shape: Any) -> Tensor:
+        """reshape that never copies: an error where it would have to."""
+        wanted = complete(self, sequence(shape))
+        if moved(RESHAPE, self.buffer.view, wanted) is None:
+            raise ValueError(
+                f"view: shape {self.shape} with strides "
+                f"{self.buffer.view.strides} cannot be seen as {wanted} "
+                f"without a copy; use .reshape")
+        return self.reshape(wanted)
+
+    def permute(self, *order: Any) -> Tensor:
+        axes = tuple([axis_of(self, a) for a in sequence(order)])
+        return Tensor.apply(PERMUTE, self, arg=axes)
+
+    @torch_names
+    def flip(self, axis: Axes = None) -> Tensor:
+        return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
+
+    # chapters/tensors/operations.md:1052
+    def transpose(self, a: int = -2, b: int = -1) -> Tensor:
+        """Swap two axes (the last two unless told)."""
+        order = list(range(self.ndim))
+        a, b = axis_of(self, a), axis_of(self, b)
+        order[a], order[b] = b, a
+        return self.permute(order)
+
+    @property
+    def T(self) -> Tensor:
+        return self.permute(range(self.ndim)[::-1])
+
+    @property
+    def mT(self) -> Tensor:
+        return self.transpose(-2, -1)
+
+    # chapters/tensors/operations.md:1080
+    @torch_names
+    def squeeze(self, axis: Axes = None) -> Tensor:
+        """Drop axes of length 1: all of them, or those named."""
+        axes = axes_of(self, axis)
+        return self.reshape([n for i, n in enumerate(self.shape)
+                             if n != 1 or i not in axes])
+
+    @torch_names
+    def unsqueeze(self, axis: int) -> Tensor:
+        at = axis_of(self, axis, self.ndim + 1)
+        return self.reshape(self.shape[:at] + (1,) + self.shape[at:])
+
+    def flatten(self, start: int = 0, end: int = -1) -> Tensor:
+        """Merge the axes from `start` to `end`, both included."""
+        if not self.shape:
+            return self.reshape(1)
+        a, b = axis_of(self, start), axis_of(self, end) + 1
+        merged = math.prod(self.shape[a:b])
+        return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
+
+    # chapters/tensors/operations.md:1133
+    def broadcast(self, shape: Shape) -> Tensor:
+        """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
+        if shape == self.shape:
+            return self
+        x, missing = self, len(shape) - self.ndim
+        if missing > 0:
+            x = Tensor.apply(RESHAPE, x, arg=(1,) * missing + x.shape)
+        return Tensor.apply(EXPAND, x, arg=shape)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """PyTorch's name for it; -1 keeps an axis."""
+        wanted = sequence(shape)
+        have = (1,) * (len(wanted) - self.ndim) + self.shape
+        return self.broadcast(tuple([
+            n if m == -1 else m for m, n in zip(wanted, have)]))
+
+    # chapters/tensors/operations.md:1215
+    def cast(self, dtype: DType) -> Tensor:
+        if dtype is self.dtype:
+            return self
+        return Tensor.apply(CAST, self, arg=dtype)
+
+    def to(self, target: DType | Device) -> Tensor:
+        """Another dtype, or another device."""
+        if isinstance(target, DType):
+            return self.cast(target)
+        if target is self.device:
+            return self
+        return wrap(target.adopt(self.numpy()), target)
+
+    def clone(self) -> Tensor:
+        """A dense copy in memory of its own."""
+        return Tensor.apply(CAST, self, arg=self.dtype)
+
+    def contiguous(self) -> Tensor:
+        """Itself where its memory is dense, else a dense copy."""
+        return self if self.buffer.view.is_dense else self.clone()
+
+    # chapters/tensors/operations.md:1322
+    def __add__(self, other: Any) -> Tensor:
+        return binary(ADD, self, other)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return binary(MUL, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __neg__(self) -> Tensor:
+        return Tensor.apply(NEG, self)
+
+    # chapters/tensors/operations.md:1362
+    def __sub__(self, other: Any) -> Tensor:
+        return difference(self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return difference(other, self)
+
+    # chapters/tensors/operations.md:1389
+    def reciprocal(self) -> Tensor:
+        return Tensor.apply(RECIP, floating(self))
+
+    def __truediv__(self, other: Any) -> Tensor:
+        other = operand(other)
+        if other is None:
+            return NotImplemented
+        if not isinstance(other, Tensor):
+            return floating(self) * inverse(other)
+        x, y = alike(self, other)
+        return floating(x) * y.reciprocal()
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return self.reciprocal() * other
+
+    # chapters/tensors/operations.md:1415
+    def __floordiv__(self, other: Any) -> Tensor:
+        return binary(IDIV, self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return binary(IDIV, other, self)
+
+    def __mod__(self, other: Any) -> Tensor:
+        return binary(MOD, self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return binary(MOD, other, self)
+
+    # chapters/tensors/operations.md:1449
+    def exp(self) -> Tensor:
+        return Tensor.apply(EXP, floating(self))
+
+    def log(self) -> Tensor:
+        return Tensor.apply(LOG, floating(self))
+
+    def sin(self) -> Tensor:
+        return Tensor.apply(SIN, floating(self))
+
+    def cos(self) -> Tensor:
+        return (floating(self) + math.pi / 2).sin()
+
+    def sqrt(self) -> Tensor:
+        return Tensor.apply(SQRT, floating(self))
+
+    def rsqrt(self) -> Tensor:
+        return self.sqrt().reciprocal()
+
+    def square(self) -> Tensor:
+        return self * self
+
+    # chapters/tensors/operations.md:1493
+    def __pow__(self, exponent: Any) -> Tensor:
+        """Products for whole exponents, else exp(exponent · log x)."""
+        exponent = operand(exponent)
+        if exponent is None:
+            return NotImplemented
+        if isinstance(exponent, int):
+            return power(self, exponent)
+        if isinstance(exponent, float) and exponent.is_integer():
+            return power(floating(self), int(exponent))
+        if isinstance(exponent, float) and exponent == 0.5:
+            return self.sqrt()
+        x, y = alike(self, exponent)
+        return (x.log() * y).exp()
+
+    def __rpow__(self, base: Any) -> Tensor:
+        base = operand(base)
+        if base is None:
+            return NotImplemented
+        return as_tensor(base, floating(self).dtype, self.device) ** self
+
+    # chapters/tensors/operations.md:1526
+    def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
+        return binary(EQUAL, self, other)
+
+    __hash__ = object.__hash__
+
+    def __lt__(self, other: Any) -> Tensor:
+        return binary(LESS, self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return binary(LESS, other, self)
+
+    def __ne__(self, other: Any) -> Tensor:  # type: ignore[override]
+        equal = binary(EQUAL, self, other)
+        return equal if equal is NotImplemented else ~equal
+
+    def __le__(self, other: Any) -> Tensor:
+        return either(self < other, self == other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return either(self > other, self == other)
+
+    # chapters/tensors/operations.md:1568
+    def __invert__(self) -> Tensor:
+        """not for bools, the bitwise complement for integers."""
+        if self.dtype is bool_:
+            return binary(EQUAL, self, False)
+        return -(self + 1)
+
+    def __and__(self, other: Any) -> Tensor:
+        return logical(MUL, self, other)
+
+    def __or__(self, other: Any) -> Tensor:
+        return logical(MAXIMUM, self, other)
+
+    def __xor__(self, other: Any) -> Tensor:
+        return ~logical(EQUAL, self, other)
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    # chapters/tensors/operations.md:1627
+    def where(self, condition: Any, other: Any) -> Tensor:
+        return where(condition, self, other)
+
+    def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
+        return where(mask, value, self)
+
+    # chapters/tensors/operations.md:1645
+    def maximum(self, other: Any) -> Tensor:
+        return Tensor.apply(MAXIMUM, *align(self, required(other)))
+
+    def minimum(self, other: Any) -> Tensor:
+        a, b = align(self, required(other))
+        return mirror(Tensor.apply(MAXIMUM, mirror(a), mirror(b)))
+
+    def clamp(self, min: Any = None, max: Any = None) -> Tensor:
+        """Values below `min` become min, values above `max` max."""
+        low = self if min is None else self.maximum(min)
+        return low if max is None else low.minimum(max)
+
+    # chapters/tensors/operations.md:1669
+    def abs(self) -> Tensor:
+        if self.dtype.kind in "bu":
+            return self
+        return self.maximum(-self) + 0  # + 0: the zero of −0 is +0
+
+    __abs__ = abs
+
+    def sign(self) -> Tensor:
+        if self.dtype.kind in "bu":
+            return (self != 0).cast(self.dtype)
+        return where(self > 0, 1, where(self < 0, -1, self))
+
+    def floor(self) -> Tensor:
+        if not self.dtype.is_float:
+            return self
+        whole = self // 1
+        return where(whole == whole, whole, self)
+
+    def ceil(self) -> Tensor:
+        return self if not self.dtype.is_float else -(-self).floor()
+
+    def isnan(self) -> Tensor:
+        return self != self
+
+    # chapters/tensors/operations.md:1801
+    def tril(self, diagonal: int = 0) -> Tensor:
+        """The part on and below a diagonal of the last two axes."""
+        return where(ahead(self) <= diagonal, self, 0)
+
+    def triu(self, diagonal: int = 0) -> Tensor:
+        return where(ahead(self) >= diagonal, self, 0)
+
+    # chapters/tensors/operations.md:2035
+    @torch_names
+    def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        """Integers and bools are summed as int64."""
+        x = self if self.dtype.is_float else self.cast(int64)
+        return reduce(SUM, x, axis, keepdim)
+
+    @torch_names
+    def max(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        """The values only (PyTorch: amax); argmax has the places."""
+        return reduce(MAX, self, axis, keepdim)
+
+    @torch_names
+    def min(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return mirror(mirror(self).max(axis, keepdim))
+
+    @torch_names
+    def any(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return (self != 0).sum(axis, keepdim) > 0
+
+    @torch_names
+    def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return (self == 0).sum(axis, keepdim) == 0
+
+    # chapters/tensors/operations.md:2078
+    @torch_names
+    def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return floating(self).sum(axis, keepdim) / count(self, axis)
+
+    @torch_names
+    def var(self, axis: Axes = None, correction: int = 1,
+            keepdim: bool = False) -> Tensor:
+        """Mean squared deviation over n - correction (0 as in NumPy)."""
+        distance = self - self.mean(axis, keepdim=True)
+        total = distance.square().sum(axis, keepdim)
+        return total / max(count(self, axis) - correction, 0)
+
+    @torch_names
+    def std(self, axis: Axes = None, correction: int = 1,
+            keepdim: bool = False) -> Tensor:
+        return self.var(axis, correction, keepdim).sqrt()
+
+    # chapters/tensors/operations.md:2106
+    @torch_names
+    def argmax(self, axis: int | None = None,
+               keepdim: bool = False) -> Tensor:
+        """The first place of the largest value, or of the first NaN."""
+        if axis is None:
+            flat = self.flatten().argmax(0)
+            return flat.reshape((1,) * self.ndim) if keepdim else flat
+        at = axis_of(self, axis)
+        n = self.shape[at]
+        largest = (self == self.max(at, keepdim=True)) | (self != self)
+        place = arange(n, device=self.device)
+        place = place.reshape([n] + [1] * (self.ndim - at - 1))
+        return where(largest, place, n).min(at, keepdim)
+
+    @torch_names
+    def argmin(self, axis: int | None = None,
+               keepdim: bool = False) -> Tensor:
+        return mirror(self).argmax(axis, keepdim)
+
+    # chapters/tensors/operations.md:2305
+    def __getitem__(self, index: Any) -> Tensor:
+        """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
+        entries = spelled_out(self, index)
+        if any(isinstance(e, Tensor) for e in entries):
+            return advanced(self, entries)
+        return basic(self, entries)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[i] for i in range(len(self)))
+
+    # chapters/tensors/operations.md:2342
+    def assign(self, value: Any) -> Tensor:
+        """Overwrite the elements in place: the WRITE primitive."""
+        if self.size and self.buffer.view.repeats:
+            raise ValueError(
+                f"assign: several elements of this {self.shape} view "
+                f"share memory; .clone() it first")
+        if operand(value) is None:
+            value = Tensor(value, device=self.device)
+        source = as_tensor(operand(value), self.dtype, self.device)
+        Tensor.apply(WRITE, self, source.broadcast(self.shape))
+        return self
+
+    # chapters/tensors/operations.md:2373
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Write through a basic index, or where a mask holds."""
+        if isinstance(index, (list, np.ndarray)):
+            index = as_index(index)
+        if isinstance(index, Tensor) and index.dtype is bool_:
+            self.assign(masked(self, index, value))
+            return
+        entries = spelled_out(self, index)
+        if any(isinstance(e, Tensor) for e in entries):
+            raise TypeError(
+                "x[tensor] = value: an index may repeat, so the order of "
+                "writing would matter; use where, or x[mask] = value")
+        basic(self, entries).assign(value)
+
+    # chapters/tensors/operations.md:2416
+    def narrow(self, axis: int, start: int, length: int) -> Tensor:
+        """`length` elements of one axis from `start` on."""
+        at = axis_of(self, axis)
+        ranges = [(0, n, 1) for n in self.shape]
+        ranges[at] = (start, start + length, 1)
+        return Tensor.apply(SHRINK, self, arg=tuple(ranges))
+
+    def pad(self, margins: Sequence[tuple[int, int]],
+            value: Scalar = 0) -> Tensor:
+        """(before, after) for every axis, filled with `value`."""
+        if len(margins) != self.ndim or min(
+                (m for pair in margins for m in pair), default=0) < 0:
+            raise ValueError(
+                f"pad: expected {self.ndim} pairs (before, after) of "
+                f"lengths >= 0 for shape {self.shape}, got {margins}")
+        steps = tuple([(before, after, 1) for before, after in margins])
+        padded = Tensor.apply(PAD, self, arg=steps)
+        if value == 0:
+            return padded
+        inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
+        return where(inside, padded, value)
+
+    # chapters/tensors/operations.md:2445
+    @torch_names
+    def split(self, size: int | Sequence[int],
+              axis: int = 0) -> list[Tensor]:
+        """Pieces of `size` along `axis` (the last may be shorter)."""
+        n = self.shape[axis_of(self, axis)]
+        if isinstance(size, int) and size > 0:
+            size = [min(size, n - i) for i in range(0, n, size)] or [0]
+        if isinstance(size, int) or sum(size) != n or min(size) < 0:
+            raise ValueError(
+                f"split: expected one size >= 1, or sizes that add up to "
+                f"the {n} of axis {axis}; got {size}")
+        starts = [sum(size[:i]) for i in range(len(size))]
+        return [self.narrow(axis, start, length)
+                for start, length in zip(starts, size)]
+
+    @torch_names
+    def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
+        """At most `chunks` pieces of equal length (the last shorter)."""
+        if chunks < 1:
+            raise ValueError(f"chunk: expected chunks >= 1, got {chunks}")
+        n = self.shape[axis_of(self, axis)]
+        return self.split(max(-(-n // chunks), 1), axis)
+
+    # chapters/tensors/operations.md:2528
+    def repeat(self, *times: Any) -> Tensor:
+        """The whole, `times` over along each axis (NumPy: tile)."""
+        counts = sequence(times)
+        if len(counts) < self.ndim:
+            raise ValueError(f"repeat: expected a number for each axis of "
+                             f"shape {self.shape}, got {counts}")
+        shape = (1,) * (len(counts) - self.ndim) + self.shape
+        apart = self.reshape([m for n in shape for m in (1, n)])
+        wide = apart.broadcast(tuple([
+            m for pair in zip(counts, shape) for m in pair]))
+        return wide.reshape([c * n for c, n in zip(counts, shape)])
+
+    @torch_names
+    def roll(self, shift: int, axis: int) -> Tensor:
+        """Moved by `shift`; what leaves at one end enters at the other."""
+        n = self.shape[axis_of(self, axis)]
+        cut = -shift % n if n else 0
+        front, back = self.split([cut, n - cut], axis)
+        return cat([back, front], axis)
+
+    # chapters/tensors/operations.md:2582
+    @torch_names
+    def cumsum(self, axis: int) -> Tensor:
+        """Running sums by doubling: log2(n) shifted additions."""
+        x = self if self.dtype.is_float else self.cast(int64)
+        at, step = axis_of(self, axis), 1
+        while step < x.shape[at]:
+            x, step = x + shifted(x, at, step), step * 2
+        return x
+
+    # chapters/tensors/operations.md:2606
+    @torch_names
+    def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        """Products of pairs, then of pairs of pairs, log2(n) times."""
+        x = last(self if self.dtype.is_float else self.cast(int64), axis)
+        n, axes = x.shape[-1], axes_of(self, axis)
+        half = 1 << max(n - 1, 0).bit_length()
+        x = x.pad([(0, 0)] * (x.ndim - 1) + [(0, half - n)], value=1)
+        while half > 1:
+            half //= 2
+            x = x.narrow(-1, 0, half) * x.narrow(-1, half, half)
+        kept = reduced(self, axes) if keepdim else x.shape[:-1]
+        return x.reshape(kept)
+
+    # chapters/tensors/blas.md:1475
+    def matmul(self, other: Any) -> Tensor:
+        """self @ other, by NumPy's and PyTorch's rules.
+
+        Matrices, vectors, and stacks of matrices that broadcast.
+        """
+        a, b = alike(self, required(other))
+        if not a.ndim or not b.ndim:
+            raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
+                             f"expected vectors or matrices: use *")
+        if a.ndim > 2 and b.ndim == 2 and a.size:
+            tall = a.reshape(-1, a.shape[-1])
+            return (tall @ b).reshape(*a.shape[:-1], b.shape[-1])
+        left = a if a.ndim > 1 else a.unsqueeze(0)
+        right = b if b.ndim > 1 else b.unsqueeze(1)
+        stack = broadcast_shape(left.shape[:-2], right.shape[:-2])
+        c = Tensor.apply(MATMUL, left.broadcast(stack + left.shape[-2:]),
+                         right.broadcast(stack + right.shape[-2:]))
+        last = b.shape[-1:] if b.ndim > 1 else ()
+        return c.reshape(stack + a.shape[-2:-1] + last)
+
+    # chapters/tensors/blas.md:1501
+    def __matmul__(self, other: Any) -> Tensor:
+        return self.matmul(other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return required(other).matmul(self)
+
+    def dot(self, other: Tensor) -> Tensor:
+        """The inner product of two vectors."""
+        if self.ndim != 1 or other.ndim != 1:
+            raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
+                             f"expected two vectors: use @")
+        return self @ other
+
+    def outer(self, other: Tensor) -> Tensor:
+        """All products of an element of self and one of other."""
+        return self.unsqueeze(1) @ other.unsqueeze(0)
+
+
+# chapters/tensors/operations.md:761
+def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
+    """A tensor for a buffer that already lies on `device`."""
+    tensor = Tensor.__new__(Tensor)
+    tensor.buffer, tensor.device = buffer, device
+    return tensor
+
+
+# chapters/tensors/operations.md:768
+def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
+    """A tensor made from an argument alone: CONST and IOTA."""
+    return wrap(device.run(op, arg=arg), device)
+
+
+# chapters/tensors/operations.md:777
+def read(data: Any, dtype: DType | None) -> np.ndarray:
+    """`data` as a fresh array of `dtype`, or of the default one."""
+    try:
+        array = np.array(data)
+    except ValueError:
+        array = np.array(None)
+    if array.dtype.kind in "OUS":
+        raise ValueError(
+            f"Tensor: expected numbers of at most 64 bits in rows of "
+            f"equal length; got {str(data)[:60]}")
+    foreign = hasattr(data, "dtype")
+    if dtype is None:
+        usual = array.dtype == np.float64 and not foreign
+        dtype = float32 if usual else as_dtype(array)
+    return array.astype(dtype.numpy) if foreign else fitted(array, dtype)
+
+
+# chapters/tensors/operations.md:798
+def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
+    """Python's numbers in `dtype`; an error where an integer wraps."""
+    result = array.astype(dtype.numpy)
+    if array.dtype.kind in "iu" and dtype.kind in "iu" \
+            and (result != array).any():
+        raise OverflowError(
+            f"Tensor: {array.min()} to {array.max()} do not fit {dtype}; "
+            f"choose a wider dtype")
+    return result
+
+
+# chapters/tensors/operations.md:809
+def from_numpy(array: np.ndarray) -> Tensor:
+    """A tensor on the array's own memory: writing to one shows in both."""
+    return wrap(adopt(array))
+
+
+# chapters/tensors/operations.md:937
+Axes = int | Sequence[int] | None
+
+
+# chapters/tensors/operations.md:940
+def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
+    """`axis` counted from the front, checked."""
+    ndim = x.ndim if ndim is None else ndim
+    if not -ndim <= axis < ndim:
+        raise IndexError(
+            f"axis {axis} does not exist: shape {x.shape} leaves room "
+            f"for {ndim} axes, counted from 0 or back from -1")
+    return axis % ndim
+
+
+# chapters/tensors/operations.md:950
+def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
+    """Axes in increasing order; None means all."""
+    if axis is None:
+        return tuple(range(x.ndim))
+    if not isinstance(axis, Sequence):
+        return (axis_of(x, operator.index(axis)),)
+    axes = sorted(axis_of(x, a) for a in axis)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axes {tuple(axis)} name one axis twice")
+    return tuple(axes)
+
+
+# chapters/tensors/operations.md:969
+def sequence(items: Sequence[Any]) -> tuple[int, ...]:
+    """f(2, 3) and f((2, 3)) mean the same."""
+    if len(items) == 1 and isinstance(items[0], (Sequence, range)):
+        items = items[0]
+    return tuple([operator.index(i) for i in items])
+
+
+# chapters/tensors/operations.md:996
+def complete(x: Tensor, shape: Shape) -> Shape:
+    """`shape` with its one -1 worked out."""
+    if -1 not in shape:
+        return shape
+    known = -math.prod(shape)
+    if shape.count(-1) > 1 or known <= 0 or x.size % known:
+        raise ValueError(
+            f"reshape: {x.size} elements of shape {x.shape} do not fill "
+            f"{shape}; expected one -1 and divisors of {x.size}")
+    return tuple([x.size // known if n == -1 else n for n in shape])
+
+
+# chapters/tensors/operations.md:1184
+@functools.lru_cache(maxsize=4096)
+def broadcast_shape(*shapes: Shape) -> Shape:
+    """The common shape, aligned at the last axis (NumPy's rule)."""
+    ndim = max(map(len, shapes))
+    aligned = [(1,) * (ndim - len(s)) + s for s in shapes]
+    result = []
+    for lengths in zip(*aligned):
+        wide = set(lengths) - {1}
+        if len(wide) > 1:
+            raise ValueError(
+                f"shapes {' and '.join(map(str, shapes))} do not "
+                f"broadcast: lengths must agree or be 1, counted from "
+                f"the last axis")
+        result.append(wide.pop() if wide else 1)
+    return tuple(result)
+
+
+# chapters/tensors/operations.md:1239
+def constant(value: Scalar, dtype: DType, device: Device) -> Tensor:
+    """A number as a 0-d tensor."""
+    return leaf(CONST, (value, dtype), device)
+
+
+# chapters/tensors/operations.md:1244
+def as_tensor(value: Tensor | Scalar, dtype: DType,
+              device: Device) -> Tensor:
+    """A tensor of `dtype` on `device`, from a tensor or a number."""
+    if not isinstance(value, Tensor):
+        return constant(value, dtype, device)
+    if value.device is not device:
+        raise ValueError(f"operands on {value.device} and {device} cannot "
+                         f"meet; move one with .to(device)")
+    return value.cast(dtype)
+
+
+# chapters/tensors/operations.md:1257
+def alike(*operands: Tensor | Scalar) -> list[Tensor]:
+    """Operands as tensors of one dtype, whatever their shapes."""
+    tensors = [t for t in operands if isinstance(t, Tensor)]
+    dtype = promote(*[t.dtype for t in tensors])
+    for value in operands:
+        if not isinstance(value, Tensor):
+            dtype = promote(dtype, scalar_dtype(value, dtype))
+    device = tensors[0].device
+    return [as_tensor(value, dtype, device) for value in operands]
+
+
+# chapters/tensors/operations.md:1272
+def align(*operands: Tensor | Scalar) -> list[Tensor]:
+    """Operands with one dtype and one shape, ready for a primitive."""
+    tensors = alike(*operands)
+    shape = broadcast_shape(*[t.shape for t in tensors])
+    return [t.broadcast(shape) for t in tensors]
+
+
+# chapters/tensors/operations.md:1290
+def operand(value: Any) -> Any:
+    """A tensor or a Python number; None for anything else."""
+    if isinstance(value, (Tensor, bool, int, float)):
+        return value
+    if isinstance(value, np.generic):
+        return operand(value.item())
+    return Tensor(value) if isinstance(value, np.ndarray) else None
+
+
+# chapters/tensors/operations.md:1301
+def fit(x: Any, y: Any) -> bool:
+    """Whether two operands are ready for a primitive as they are."""
+    return (isinstance(x, Tensor) and isinstance(y, Tensor)
+            and x.dtype is y.dtype and x.shape == y.shape
+            and x.device is y.device)
+
+
+# chapters/tensors/operations.md:1308
+def binary(op: Op, x: Any, y: Any) -> Tensor:
+    """`op` on two operands of any shapes and dtypes that meet."""
+    if fit(x, y):
+        return Tensor.apply(op, x, y)
+    x, y = operand(x), operand(y)
+    if x is None or y is None:
+        return NotImplemented
+    return Tensor.apply(op, *align(x, y))
+
+
+# chapters/tensors/operations.md:1349
+def difference(x: Any, y: Any) -> Tensor:
+    """x - y: first one dtype, then the negative, then the sum."""
+    x, y = operand(x), operand(y)
+    if x is None or y is None:
+        return NotImplemented
+    if isinstance(y, float):
+        return binary(ADD, x, -y)
+    x, y = alike(x, y)
+    return binary(ADD, x, -y)
+
+
+# chapters/tensors/operations.md:1377
+def floating(x: Tensor) -> Tensor:
+    """Integers and bools become float32, floats stay what they are."""
+    return x if x.dtype.is_float else x.cast(float32)
+
+
+# chapters/tensors/operations.md:1382
+def inverse(value: Scalar) -> float:
+    """1 / value, with IEEE's infinities for zeros."""
+    return 1.0 / value if value else math.copysign(math.inf, value)
+
+
+# chapters/tensors/operations.md:1479
+def power(x: Tensor, n: int) -> Tensor:
+    """x ** n in about log2(n) products."""
+    if n < 0:
+        return power(x, -n).reciprocal()
+    if n < 2:
+        return x if n else ones_like(x)
+    half = power(x, n // 2)
+    return half * half * x if n % 2 else half * half
+
+
+# chapters/tensors/operations.md:1548
+def either(a: Tensor, b: Tensor) -> Tensor:
+    """a or b, on bools."""
+    return Tensor.apply(MAXIMUM, a, b)
+
+
+# chapters/tensors/operations.md:1557
+def logical(op: Op, x: Tensor, y: Any) -> Tensor:
+    y = operand(y)
+    for part in (x, y):
+        if getattr(part, "dtype", type(part)) not in (bool_, bool):
+            raise TypeError(
+                f"& | ^: expected bools, got {part!r:.60}; compare first")
+    return binary(op, x, y)
+
+
+# chapters/tensors/operations.md:1599
+def required(value: Any) -> Any:
+    """A tensor or a Python number; an error for anything else."""
+    found = operand(value)
+    if found is None:
+        raise TypeError(f"expected a tensor or a number, got "
+                        f"{value!r:.60}; make it a Tensor first")
+    return found
+
+
+# chapters/tensors/operations.md:1608
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """Elements of `a` where `condition` holds, else of `b`."""
+    condition, a, b = operand(condition), required(a), required(b)
+    if getattr(condition, "dtype", None) is not bool_:
+        raise TypeError(
+            f"where: expected a tensor of bools as the condition, got "
+            f"{condition!r:.60}; compare first")
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        a = constant(a, scalar_dtype(a), condition.device)
+    a, b = alike(a, b)
+    shape = broadcast_shape(condition.shape, a.shape, b.shape)
+    return Tensor.apply(WHERE, *[
+        t.broadcast(shape) for t in (condition, a, b)])
+
+
+# chapters/tensors/operations.md:1638
+def mirror(x: Tensor) -> Tensor:
+    """An order-reversing map that is its own inverse."""
+    return -x if x.dtype.is_float else ~x
+
+
+# chapters/tensors/operations.md:1704
+def full(shape: Any, value: Scalar, dtype: DType | None = None,
+         device: Device = CPU) -> Tensor:
+    """Memory of its own, every element `value`."""
+    number = constant(value, dtype or scalar_dtype(value), device)
+    return number.broadcast(sequence([shape])).clone()
+
+
+# chapters/tensors/operations.md:1711
+def zeros(*shape: Any, dtype: DType = float32,
+          device: Device = CPU) -> Tensor:
+    return full(sequence(shape), 0, dtype, device)
+
+
+# chapters/tensors/operations.md:1716
+def ones(*shape: Any, dtype: DType = float32,
+         device: Device = CPU) -> Tensor:
+    return full(sequence(shape), 1, dtype, device)
+
+
+# chapters/tensors/operations.md:1721
+def full_like(x: Tensor, value: Scalar) -> Tensor:
+    return full(x.shape, value, x.dtype, x.device)
+
+
+# chapters/tensors/operations.md:1725
+def zeros_like(x: Tensor) -> Tensor:
+    return full_like(x, 0)
+
+
+# chapters/tensors/operations.md:1729
+def ones_like(x: Tensor) -> Tensor:
+    return full_like(x, 1)
+
+
+# chapters/tensors/operations.md:1741
+def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
+           dtype: DType | None = None, device: Device = CPU) -> Tensor:
+    """start, start + step, … below stop (above it for step < 0)."""
+    if stop is None:
+        start, stop = 0, start
+    if step == 0:
+        raise ValueError("arange: expected a step other than 0")
+    n = max(math.ceil((stop - start) / step), 0)
+    exact = all(isinstance(v, int) for v in (start, stop, step))
+    index = leaf(IOTA, n, device).cast(int64 if exact else float64)
+    dtype = dtype or (int64 if exact else float32)
+    return (index * step + start).cast(dtype)
+
+
+# chapters/tensors/operations.md:1755
+def linspace(start: float, stop: float, steps: int,
+             dtype: DType = float32, device: Device = CPU) -> Tensor:
+    """`steps` evenly spaced values, both ends exact."""
+    step = (stop - start) / max(steps - 1, 1)
+    index = arange(steps, dtype=float64, device=device)
+    up = index * step + start
+    down = (index - (steps - 1)) * step + stop
+    return where(index < max(steps / 2, 1), up, down).cast(dtype)
+
+
+# chapters/tensors/operations.md:1774
+def eye(n: int, m: int | None = None, dtype: DType = float32,
+        device: Device = CPU) -> Tensor:
+    """Ones on the diagonal of an n × m matrix."""
+    rows = arange(n, device=device).unsqueeze(1)
+    columns = arange(n if m is None else m, device=device)
+    return (rows == columns).cast(dtype)
+
+
+# chapters/tensors/operations.md:1782
+def one_hot(index: Tensor, classes: int) -> Tensor:
+    """1 at each index, 0 elsewhere, along a new last axis (int64)."""
+    hits = index.unsqueeze(-1) == arange(classes, device=index.device)
+    return hits.cast(int64)
+
+
+# chapters/tensors/operations.md:1790
+def ahead(x: Tensor) -> Tensor:
+    """column - row for every place of the last two axes."""
+    if x.ndim < 2:
+        raise ValueError(f"tril, triu: expected at least two axes, got "
+                         f"shape {x.shape}")
+    rows, columns = [arange(n, device=x.device) for n in x.shape[-2:]]
+    return columns - rows.unsqueeze(1)
+
+
+# chapters/tensors/operations.md:1912
+class Generator:
+    """Counter-based random numbers: a seed, and a place in its stream.
+
+    The number at a place depends on the seed and the place alone, so it
+    is the same on every device and in any order of evaluation.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> None:
+        if not 0 <= seed < 2 ** 63:
+            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+        self.seed, self.place = seed, 0
+
+    def uniform(self, shape: Shape, device: Device = CPU) -> Tensor:
+        """float32 in [0, 1), multiples of 2**-24."""
+        key = Tensor([self.seed, self.place], int64, device)
+        self.place += (math.prod(shape) + 1) // 2
+        return Tensor.apply(RANDOM, key, arg=shape)
+
+
+GENERATOR = Generator()
+manual_seed = GENERATOR.manual_seed
+
+# chapters/tensors/operations.md:1946
+GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
+
+
+# chapters/tensors/operations.md:1949
+def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
+         generator: Generator = GENERATOR) -> Tensor:
+    """Uniform in [0, 1): as many random bits as `dtype` can hold."""
+    if not dtype.is_float:
+        raise TypeError(f"rand: expected a float dtype, got {dtype}; "
+                        f"randint draws integers")
+    size = sequence(shape)
+    high = generator.uniform(size, device)
+    if dtype in GRAIN:
+        steps = 2 ** GRAIN[dtype]
+        return ((high * steps).floor() / steps).cast(dtype)
+    if dtype is not float64:
+        return high
+    low = generator.uniform(size, device).cast(float64)
+    return high.cast(float64) + low * 2.0 ** -24
+
+
+# chapters/tensors/operations.md:1968
+def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
+          generator: Generator = GENERATOR) -> Tensor:
+    """Standard normal, by Box and Muller (1958)."""
+    wide = float64 if dtype is float64 else float32
+    u, v = [rand(*shape, dtype=wide, device=device, generator=generator)
+            for _ in range(2)]
+    radius = ((1 - u).log() * -2).sqrt()
+    return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
+
+
+# chapters/tensors/operations.md:1978
+def randint(low: int, high: int, shape: Any, dtype: DType = int64,
+            device: Device = CPU,
+            generator: Generator = GENERATOR) -> Tensor:
+    """Integers from low up to, and without, high."""
+    if not 0 < high - low <= 2 ** 48:
+        raise ValueError(f"randint: expected low < high at most 2**48 "
+                         f"apart, got {low} and {high}")
+    u = rand(*sequence([shape]), dtype=float64, device=device,
+             generator=generator)
+    return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
+
+
+# chapters/tensors/operations.md:2015
+def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
+    axes = axes_of(x, axis)
+    result = Tensor.apply(op, x, arg=axes)
+    if keepdim:
+        return result
+    return result.reshape([n for i, n in enumerate(x.shape)
+                           if i not in axes])
+
+
+# chapters/tensors/operations.md:2071
+def count(x: Tensor, axis: Axes) -> int:
+    """How many elements one result of a reduction stands for."""
+    return math.prod(x.shape[i] for i in axes_of(x, axis))
+
+
+# chapters/tensors/operations.md:2142
+Range = tuple[int, int, int]
+
+
+# chapters/tensors/operations.md:2145
+def span(entry: Any, n: int) -> tuple[Range, bool]:
+    """An int or slice as (start, stop, step > 0), and whether to flip."""
+    if not isinstance(entry, slice):
+        i = operator.index(entry)
+        if not -n <= i < n:
+            raise IndexError(f"index {i} is out of range for an axis of "
+                             f"length {n}")
+        return (i % n, i % n + 1, 1), False
+    walk = range(*entry.indices(n))
+    if not walk:
+        return (0, 0, 1), False
+    low, high = min(walk[0], walk[-1]), max(walk[0], walk[-1])
+    return (low, high + 1, abs(walk.step)), walk.step < 0
+
+
+# chapters/tensors/operations.md:2168
+def basic(x: Tensor, entries: list[Any]) -> Tensor:
+    """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
+    axes = [e for e in entries if e is not None]
+    spans = [span(e, n) for e, n in zip(axes, x.shape)]
+    x = Tensor.apply(SHRINK, x, arg=tuple([r for r, _ in spans]))
+    flips = tuple([i for i, (_, flip) in enumerate(spans) if flip])
+    if flips:
+        x = Tensor.apply(FLIP, x, arg=flips)
+    lengths = iter(x.shape)
+    kept = [1 if e is None else next(lengths) for e in entries]
+    return x.reshape([n for n, e in zip(kept, entries)
+                      if e is None or isinstance(e, slice)])
+
+
+# chapters/tensors/operations.md:2193
+def linear(index: list[Tensor], lengths: Shape) -> Tensor:
+    """Several indices as one into the flattened axes."""
+    if len(index) == 1:
+        return index[0]
+    total, inside = index[0] * 0, index[0] == index[0]
+    for i, n in zip(index, lengths):
+        i = where(i < 0, i + n, i)
+        inside = inside & (i >= 0) & (i < n)
+        total = total * n + i
+    return where(inside, total, math.prod(lengths))
+
+
+# chapters/tensors/operations.md:2209
+def advanced(x: Tensor, entries: list[Any]) -> Tensor:
+    """Indexing by tensors: NumPy's rules on top of GATHER."""
+    entries = [e if e is None or isinstance(e, (slice, Tensor))
+               else Tensor(e, int64, x.device) for e in entries]
+    at = [i for i, e in enumerate(entries) if isinstance(e, Tensor)]
+    x = basic(x, [slice(None) if isinstance(e, Tensor) else e
+                  for e in entries])
+    rest = [i for i in range(x.ndim) if i not in at]
+    x = x.permute(at + rest)
+    lengths, others = x.shape[:len(at)], x.shape[len(at):]
+    index = linear([entries[i].cast(int64) for i in at], lengths)
+    flat = x.reshape((math.prod(lengths), *others))
+    result = Tensor.apply(GATHER, flat, index)
+    if at != list(range(at[0], at[-1] + 1)):
+        return result
+    front = list(range(index.ndim))
+    tail = [index.ndim + i for i in range(len(rest))]
+    return result.permute(tail[:at[0]] + front + tail[at[0]:])
+
+
+# chapters/tensors/operations.md:2238
+def nonzero(mask: Tensor) -> list[Tensor]:
+    """The places where `mask` holds, one index tensor an axis."""
+    return [Tensor(p, int64, mask.device)
+            for p in np.nonzero(mask.numpy())]
+
+
+# chapters/tensors/operations.md:2244
+def places(x: Tensor, entries: list[Any]) -> list[Any]:
+    """Masks replaced by the indices at which they hold."""
+    result, axis = [], 0
+    for entry in entries:
+        here = x.shape[axis:axis + width(entry)]
+        axis += width(entry)
+        if not isinstance(entry, Tensor) or entry.dtype is not bool_:
+            result.append(entry)
+            continue
+        if entry.shape != here:
+            raise IndexError(f"index: a mask of shape {entry.shape} "
+                             f"stands before axes of shape {here}")
+        result.extend(nonzero(entry))
+    return result
+
+
+# chapters/tensors/operations.md:2260
+def width(entry: Any) -> int:
+    """How many axes one entry of an index speaks of."""
+    if isinstance(entry, Tensor) and entry.dtype is bool_:
+        return entry.ndim
+    return int(entry is not None and entry is not Ellipsis)
+
+
+# chapters/tensors/operations.md:2271
+def as_index(entry: Any) -> Any:
+    """One entry of an index; lists and arrays become tensors."""
+    if isinstance(entry, (list, np.ndarray)):
+        entry = Tensor(entry, int64 if isinstance(entry, list)
+                       and not entry else None)
+    bad_tensor = isinstance(entry, Tensor) and entry.dtype.is_float
+    known = entry is None or entry is Ellipsis or isinstance(
+        entry, slice) or hasattr(entry, "__index__")
+    if bad_tensor or not known or isinstance(entry, bool):
+        raise TypeError(
+            f"index: expected integers, slices, None, ... or tensors of "
+            f"integers or bools, got {entry!r:.60}")
+    return entry
+
+
+# chapters/tensors/operations.md:2286
+def spelled_out(x: Tensor, index: Any) -> list[Any]:
+    """An entry for each axis: ellipsis filled in, masks as places."""
+    entries = [as_index(e) for e in
+               (index if isinstance(index, tuple) else (index,))]
+    spoken = sum(map(width, entries))
+    dots = [i for i, e in enumerate(entries) if e is Ellipsis]
+    if spoken > x.ndim or len(dots) > 1:
+        raise IndexError(
+            f"index: {spoken} entries and {len(dots)} ellipses, but "
+            f"shape {x.shape} allows at most {x.ndim} and one")
+    at = dots[0] if dots else len(entries)
+    fill = [slice(None)] * (x.ndim - spoken)
+    return places(x, entries[:at] + fill + entries[at + 1:])
+
+
+# chapters/tensors/operations.md:2359
+def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+    """x with `value` wherever `mask` holds over its leading axes."""
+    value, rest = required(value), x.ndim - mask.ndim
+    ndim = value.ndim if isinstance(value, Tensor) else 0
+    if mask.shape != x.shape[:mask.ndim] or ndim > rest:
+        raise IndexError(
+            f"x[mask] = value: x has shape {x.shape}, the mask "
+            f"{mask.shape}; expected a mask of x's leading axes, and one "
+            f"value for all its places (use where for one each)")
+    return where(mask.reshape(mask.shape + (1,) * rest), value, x)
+
+
+# chapters/tensors/operations.md:2473
+def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
+    """Two disjoint paddings, added."""
+    front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
+    front[axis] = (0, b.shape[axis])
+    back[axis] = (a.shape[axis], 0)
+    return a.pad(front) + b.pad(back)
+
+
+# chapters/tensors/operations.md:2493
+@torch_names
+def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors one after another along `axis`, joined two by two."""
+    parts = list(tensors)
+    if not parts:
+        raise ValueError("cat: expected at least one tensor, got none")
+    at = axis_of(parts[0], axis)
+    if len({(p.ndim, p.shape[:at], p.shape[at + 1:]) for p in parts}) > 1:
+        raise ValueError(
+            f"cat: shapes {', '.join(str(p.shape) for p in parts)} must "
+            f"agree except along axis {at}")
+    parts = alike(*parts)
+    while len(parts) > 1:
+        pairs = [join(a, b, at) for a, b in zip(parts[::2], parts[1::2])]
+        parts = pairs + parts[len(pairs) * 2:]
+    return parts[0]
+
+
+# chapters/tensors/operations.md:2511
+@torch_names
+def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors of one shape side by side along a new axis."""
+    return cat([t.unsqueeze(axis) for t in tensors], axis)
+
+
+# chapters/tensors/operations.md:2573
+def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
+    """Moved towards the end of `axis`; zeros come in at the front."""
+    margins = [(0, 0)] * x.ndim
+    margins[axis] = (steps, 0)
+    return x.pad(margins).narrow(axis, 0, x.shape[axis])
+
+
+# chapters/tensors/operations.md:2596
+def last(x: Tensor, axis: Axes) -> Tensor:
+    """The named axes merged into one that comes last."""
+    axes = axes_of(x, axis)
+    rest = [i for i in range(x.ndim) if i not in axes]
+    moved_back = x.permute(rest + list(axes))
+    return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
+
+
+# chapters/tensors/operations.md:2628
+def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
+             atol: float = 1e-8) -> bool:
+    """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
+    near = (a - b).abs() <= b.abs() * rtol + atol
+    return bool(((a == b) | near & ~(b.abs() == math.inf)).all())

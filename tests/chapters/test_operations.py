@@ -1,0 +1,181 @@
+# Tangled from operations: edit there, `make tangle`. sha256:5093e1753bf3
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
+
+from companion.device import Device, threefry
+from companion.dtype import bfloat16, bool_, float32, int64, int8, uint8
+from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SHAPE
+from companion.tensor import (
+    Generator,
+    Tensor,
+    arange,
+    cat,
+    one_hot,
+    ones,
+    rand,
+    randint,
+    randn,
+    where,
+    zeros,
+)
+
+
+# chapters/tensors/operations.md:1106
+def test_movement_shares_storage():
+    x = Tensor(np.arange(24.0).reshape(2, 3, 4))
+    moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
+             x.flip(), x.unsqueeze(1), x.flatten(1), x.T.flip(0).squeeze()]
+    assert all(m.buffer.storage is x.buffer.storage for m in moves)
+    assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
+
+
+# chapters/tensors/operations.md:1866
+def test_threefry_known_answers():
+    """Random123's kat_vectors: counter, key, result."""
+    ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
+    for (c0, c1), key, answer in [
+            ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
+            ((ones, ones), (ones, ones), (0x1CB996FC, 0xBB002BE7)),
+            (pi[:2], pi[2:], (0xC4923A9C, 0x483DF7A0))]:
+        counter = np.array([c0], np.uint32), np.array([c1], np.uint32)
+        words = threefry(key, *counter)
+        assert (int(words[0][0]), int(words[1][0])) == answer
+
+
+# chapters/tensors/operations.md:2327
+def test_basic_indexing_shares_storage():
+    x = arange(24).reshape(2, 3, 4)
+    for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
+        assert view.buffer.storage is x.buffer.storage
+    assert x[[1]].buffer.storage is not x.buffer.storage
+
+
+# chapters/tensors/operations.md:2861
+SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+
+
+# chapters/tensors/operations.md:2865
+@settings(max_examples=200, deadline=None)
+@given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
+def test_broadcasting(found):
+    a, b, c = [np.random.default_rng(i).normal(size=shape)
+               for i, shape in enumerate(found.input_shapes)]
+    result = where(Tensor(a) < Tensor(b), Tensor(b), Tensor(c))
+    assert result.shape == found.result_shape
+    assert np.array_equal(result.numpy(), np.where(a < b, b, c))
+
+
+# chapters/tensors/operations.md:2878
+@settings(max_examples=200, deadline=None)
+@given(SHAPES, st.data())
+def test_basic_indexing(shape, data):
+    index = data.draw(hnp.basic_indices(shape, allow_newaxis=True))
+    array = np.arange(math.prod(shape)).reshape(shape)
+    x = Tensor(array)
+    assert np.array_equal(x[index].numpy(), array[index])
+    x[index], array[index] = -1, -1
+    assert np.array_equal(x.numpy(), array)
+
+
+# chapters/tensors/operations.md:2890
+@settings(max_examples=200, deadline=None)
+@given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
+def test_indexing_by_tensors(shape, data):
+    array = np.arange(math.prod(shape)).reshape(shape)
+    index = data.draw(hnp.integer_array_indices(shape))
+    ours = tuple([Tensor(i) for i in index])
+    assert np.array_equal(Tensor(array)[ours].numpy(), array[index])
+    mask = array % 3 == 0
+    assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
+
+
+# chapters/tensors/operations.md:2906
+def test_random_numbers_do_not_depend_on_order():
+    whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
+    late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
+    assert np.array_equal(whole[40:], late)
+    assert whole.min() >= 0 and whole.max() < 1
+
+
+# chapters/tensors/operations.md:2914
+def test_a_seed_repeats_and_a_stream_does_not():
+    a, b = Generator(3), Generator(3)
+    first, second = rand(9, generator=a), rand(9, generator=a)
+    assert (rand(9, generator=b) == first).all()
+    assert not (first == second).any()
+    assert rand(1000, dtype=bfloat16, generator=a).max() < 1
+
+
+# chapters/tensors/operations.md:2925
+def test_moments_of_the_distributions():
+    g = Generator(8)
+    u, z = rand(200_000, generator=g), randn(200_000, generator=g)
+    dice = randint(1, 7, (60_000,), generator=g)
+    assert abs(u.mean() - 0.5) < 0.003 and abs(u.var() - 1 / 12) < 0.001
+    assert abs(z.mean()) < 0.01 and abs(z.std() - 1) < 0.01
+    assert abs((z ** 4).mean() - 3) < 0.1
+    assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
+
+
+# chapters/tensors/operations.md:2940
+def test_the_vocabulary():
+    words = [op for family in FAMILIES.values() for op in family]
+    assert len(words) == len(set(words)) == 32
+    assert set(DTYPE) == set(words)
+    assert set(SHAPE) == set(words) - {BUFFER}
+
+
+# chapters/tensors/operations.md:2948
+def test_dtypes_of_results():
+    small, flag = Tensor([1, 2], uint8), Tensor([True, False])
+    assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
+    assert small.sum().dtype is int64 and flag.mean().dtype is float32
+    assert (small + 1).dtype is uint8 and (small + 1.0).dtype is float32
+    assert (small - Tensor([1, 1], int8)).tolist() == [0, 1]
+    assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
+
+
+# chapters/tensors/operations.md:2961
+def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
+    """What an act complains of; an error if it does not."""
+    try:
+        act()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"no {kind.__name__} was raised")
+
+
+# chapters/tensors/operations.md:2971
+def test_refusals():
+    x, empty = ones(2, 3), zeros(0, 3)
+    assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
+    assert "nothing has no" in complaint(ValueError, lambda: empty.max(0))
+    assert "nothing has no" in complaint(ValueError, lambda: empty.argmin())
+    assert "use .reshape" in complaint(ValueError, lambda: x.T.view(6))
+    assert "compare first" in complaint(TypeError, lambda: x & x)
+    assert "bools" in complaint(TypeError, lambda: where(x, 1, 0))
+    assert "number" in complaint(TypeError, lambda: x.maximum("2"))
+    assert "expected at least" in complaint(ValueError, lambda: cat([]))
+
+
+# chapters/tensors/operations.md:2986
+def test_refusals_of_indices_and_writes():
+    x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
+    assert "index 2" in complaint(IndexError, lambda: x[2])
+    assert "index 5" in complaint(IndexError, lambda: x[[0, 5]])
+    assert "together" in complaint(IndexError, lambda: x[[0], [3]])
+    assert "a mask" in complaint(IndexError, lambda: x[Tensor([True])])
+    assert "got 1.5" in complaint(TypeError, lambda: x[1.5])
+    assert "clone" in complaint(ValueError, lambda: wide.assign(0))
+    assert "wider" in complaint(OverflowError, lambda: x.to(int8) + 200)
+    assert "wider" in complaint(OverflowError, lambda: Tensor([256], uint8))
+    assert "rows of equal" in complaint(ValueError, lambda: Tensor([[1], 2]))
+    assert "cannot meet" in complaint(
+        ValueError, lambda: x + Tensor([1], device=Device()))
