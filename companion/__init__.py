@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:e7dd9cddc15c  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:b72eae1bfae4  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2542
+# chapters/appendix/tangle.md:2550
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2546
+# chapters/appendix/tangle.md:2554
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,14 +22,14 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2555
+# chapters/appendix/tangle.md:2563
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
 
-# chapters/tensors/operations.md:2640
+# chapters/tensors/operations.md:2637
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",

@@ -635,9 +635,9 @@ def test_the_tools_tangle_themselves():
 
 
 def test_the_whole_book_tangles_within_a_second():
-    start = time.perf_counter()
+    start = time.process_time()  # other processes may be at work
     tangle(read_book(ROOT))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_commands_are_listed_and_unknown_ones_refused(tmp_path):

@@ -1,9 +1,10 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:ceeef5645464
+# Tangled from tangle: edit there, `make tangle`. sha256:abf3fc408ae8
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
 import builtins
 import symtable
+from functools import cache
 from typing import NamedTuple
 
 # chapters/appendix/tangle.md:1052
@@ -45,22 +46,31 @@ def names_in(text: str) -> Names:
 
 
 # chapters/appendix/tangle.md:1094
+@cache
+def lines_of(text: str) -> dict[str, list[int]]:
+    """The lines on which each name of a text stands."""
+    lines: dict[str, list[int]] = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Name):
+            lines.setdefault(node.id, []).append(node.lineno)
+    return lines
+
+
+# chapters/appendix/tangle.md:1104
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
-    nodes = ast.walk(ast.parse(text))
-    lines = [n.lineno for n in nodes
-             if isinstance(n, ast.Name) and n.id == use.name]
+    lines = lines_of(text).get(use.name, ())
     return min([n for n in lines if n >= use.line], default=use.line)
 
 
-# chapters/appendix/tangle.md:1106
+# chapters/appendix/tangle.md:1114
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     found = scope.get_symbols()
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1112
+# chapters/appendix/tangle.md:1120
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE
