@@ -1,9 +1,7 @@
 """Books of a few lines, for the tests of the tools."""
 
-import inspect
 from pathlib import Path
 
-from companion.literate import runtime
 from companion.literate.source import read_book
 
 FRONT = """\
@@ -15,7 +13,6 @@ companion: {{module: {module}}}
 # {title}
 
 """
-TOOLS = FRONT.format(module="literate/runtime.py, beside: true", title="Tools")
 CONFIG = """\
 repository:
   url: https://github.com/someone/some-book
@@ -46,13 +43,6 @@ def page(name, *blocks):
 def small_book(folder, **pages):
     """Write a book of the given chapters into `folder` and read it."""
     folder = Path(folder)
-    runtime_cells = "".join(
-        cell(part.strip(), "tangle")
-        for part in inspect.getsource(runtime).split("\n\n\n")
-    )
-    empty = cell('"""Small."""', "tangle", file="__init__.py")
-    tools = cell('"""Tools."""', "tangle", file="literate/__init__.py")
-    pages = {"tools": TOOLS + runtime_cells + empty + tools, **pages}
     (folder / "chapters").mkdir(parents=True, exist_ok=True)
     for old in (folder / "chapters").glob("*.md"):
         old.unlink()

@@ -57,6 +57,7 @@ def test_a_changed_cell_or_library_runs_again(tmp_path):
     assert outputs(execute(book, "second")) == [{"text/plain": "11"}]
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_rebuilt(tmp_path):
     book = small_book(tmp_path, first=page("first", cell("6 * 7")))
     execute(book, "first")
@@ -117,6 +118,7 @@ def test_what_should_raise_and_does_not(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_cell_that_never_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CELL_TIMEOUT", 1)
     first = page("first", cell("1"), cell("while True:\n    pass"))
@@ -125,6 +127,7 @@ def test_a_cell_that_never_ends(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies(tmp_path):
     first = page("first", cell("import os\nos._exit(3)"))
     assert fails(small_book(tmp_path, first=first)) == (

@@ -53,6 +53,13 @@ def test_no_name_means_the_whole_library(book):
     assert ran.stdout == "2\n"
 
 
+def test_a_book_without_tools_is_lent_ours(book):
+    code = "from companion.literate import test; print(test.__name__)"
+    assert python(stage(book, "first"), code).stdout == "test\n"
+    ran = python(stage(book, "first"), "import companion.tensor")
+    assert "No module named 'companion.tensor'" in ran.stderr
+
+
 def test_what_is_unchanged_is_not_touched(book):
     folder = stage(book, "second")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.py")}

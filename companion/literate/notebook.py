@@ -1,4 +1,4 @@
-# Tangled from record: edit there, then `make tangle`. sha256:2afbcf1ea764
+# Tangled from record: edit there, `make tangle`. sha256:4ed0741e11e5
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -6,7 +6,12 @@ import sys
 from pathlib import Path
 
 import nbformat
-from nbformat.v4 import new_code_cell, new_notebook, new_output
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
+)
 
 from companion.literate.execute import (
     RECORD,
@@ -26,16 +31,20 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1468
+# chapters/appendix/record.md:1477
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
 
 if not all(map(find_spec, ["companion", "ml_dtypes", "hypothesis"])):
     %pip install --quiet "companion @ git+{url}@{branch}" hypothesis"""
+NOTE = """\
+*This notebook is the chapter [{title}]({url}) as it ran. Where the page
+quotes a time that was measured, the notebook has its `name`: yours will
+be another.*"""
 
 
-# chapters/appendix/record.md:1476
+# chapters/appendix/record.md:1489
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -45,12 +54,14 @@ def assemble(book: Book, name: str, values, web: Addresses):
         if cell.cell_type == "markdown":
             cell.source = page.rewrite(cell.source)
     install = INSTALL.format(url=web.repository, branch=web.branch)
-    first = new_code_cell(install, id="install", execution_count=1)
+    note = NOTE.format(title=chapter.title, url=web.page(page.name))
+    head = [new_code_cell(install, id="install", execution_count=1),
+            new_markdown_cell(note, id="note")]
     kept = [cell for cell in source.cells if cell.source]
-    return new_notebook(cells=[first, *kept], metadata=about(source))
+    return new_notebook(cells=head + kept, metadata=about(source))
 
 
-# chapters/appendix/record.md:1493
+# chapters/appendix/record.md:1508
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -64,7 +75,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1518
+# chapters/appendix/record.md:1533
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -73,7 +84,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1526
+# chapters/appendix/record.md:1541
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -88,7 +99,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1547
+# chapters/appendix/record.md:1562
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -101,11 +112,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1564
+# chapters/appendix/record.md:1579
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1567
+# chapters/appendix/record.md:1582
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -121,7 +132,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1587
+# chapters/appendix/record.md:1602
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -143,13 +154,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1633
+# chapters/appendix/record.md:1648
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1638
+# chapters/appendix/record.md:1653
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -166,7 +177,7 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1654
+# chapters/appendix/record.md:1669
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -174,7 +185,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1664
+# chapters/appendix/record.md:1679
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -185,7 +196,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1674
+# chapters/appendix/record.md:1689
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -199,7 +210,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1690
+# chapters/appendix/record.md:1705
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -213,7 +224,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1703
+# chapters/appendix/record.md:1718
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

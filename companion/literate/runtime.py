@@ -1,4 +1,4 @@
-# Tangled from record: edit there, then `make tangle`. sha256:b298dae38ba3
+# Tangled from record: edit there, `make tangle`. sha256:cd9082b3a026
 """What a chapter's cells call while they run."""
 
 import gc
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import CellType
 
 
-# chapters/appendix/record.md:119
+# chapters/appendix/record.md:120
 class Empty:
     """Holds what Python itself writes into every class, no more."""
 
 
-# chapters/appendix/record.md:123
+# chapters/appendix/record.md:124
 def members(original: type, addition: type) -> dict:
     """The attributes that the body of `addition` wrote, by name."""
     own = vars(Empty)
@@ -23,7 +23,7 @@ def members(original: type, addition: type) -> dict:
     return found
 
 
-# chapters/appendix/record.md:154
+# chapters/appendix/record.md:155
 def rebind_class_cell(addition: type, original: type) -> None:
     """Let zero-argument super() in the new members mean `original`."""
     for referrer in gc.get_referrers(addition):
@@ -31,7 +31,7 @@ def rebind_class_cell(addition: type, original: type) -> None:
             referrer.cell_contents = original
 
 
-# chapters/appendix/record.md:166
+# chapters/appendix/record.md:167
 def reopened(scope: dict, addition: type) -> type:
     """The class that `addition` extends, if it may."""
     name = addition.__name__
@@ -48,7 +48,7 @@ def reopened(scope: dict, addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:185
+# chapters/appendix/record.md:186
 def extend(addition: type) -> type:
     """Give the members of class `addition` to the class of that name.
 
@@ -65,7 +65,7 @@ def extend(addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:223
+# chapters/appendix/record.md:224
 def test(function: Callable) -> Callable:
     """Run a test where it is written; print one line when it passes."""
     function()
@@ -76,7 +76,7 @@ def test(function: Callable) -> Callable:
 PREFIX = "application/papermill.record/"
 
 
-# chapters/appendix/record.md:233
+# chapters/appendix/record.md:234
 def glue(name: str, value) -> None:
     """Keep str(value) under `name`, for the page's prose to quote."""
     from IPython.display import display

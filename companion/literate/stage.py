@@ -1,7 +1,8 @@
-# Tangled from record: edit there, then `make tangle`. sha256:2030d940dd32
+# Tangled from record: edit there, `make tangle`. sha256:7ad299c678e6
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
+import inspect
 import os
 import sys
 import tempfile
@@ -11,18 +12,28 @@ from pathlib import Path
 from companion.literate.source import Book, SourceError, read_book
 from companion.literate.tangle import tangle
 
-# chapters/appendix/record.md:327
+# chapters/appendix/record.md:328
 STAGES = "_build/stage"
 
 
-# chapters/appendix/record.md:330
+# chapters/appendix/record.md:331
 def package_files(book: Book, name: str | None = None) -> dict[str, str]:
     """The library's files before chapter `name`, or all of them."""
     files = tangle(book.before(name) if name else book).files
-    return {p: t for p, t in files.items() if p.startswith("companion/")}
+    own = {p: t for p, t in files.items() if p.startswith("companion/")}
+    return own if "companion/literate/__init__.py" in own else lent() | own
 
 
-# chapters/appendix/record.md:336
+# chapters/appendix/record.md:338
+def lent() -> dict[str, str]:
+    """The tools at work here, for a book that has none of its own."""
+    found = Path(inspect.getfile(tangle)).parent.glob("*.py")
+    texts = {path.name: path.read_text("utf-8") for path in sorted(found)}
+    files = {f"companion/literate/{name}": texts[name] for name in texts}
+    return {"companion/__init__.py": "", **files}
+
+
+# chapters/appendix/record.md:346
 def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     """Write the library before chapter `name`; return its folder.
 
@@ -34,11 +45,11 @@ def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     return folder
 
 
-# chapters/appendix/record.md:356
+# chapters/appendix/record.md:366
 PART = ".part"  # the suffix of a file being written
 
 
-# chapters/appendix/record.md:359
+# chapters/appendix/record.md:369
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all, whoever else is writing it."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +64,7 @@ def replace_file(target: Path, text: str) -> None:
         raise
 
 
-# chapters/appendix/record.md:376
+# chapters/appendix/record.md:386
 def sync(folder: Path, files: dict[str, str]) -> None:
     """Make `folder` hold exactly `files`; touch only what differs."""
     for path, text in files.items():
@@ -64,7 +75,7 @@ def sync(folder: Path, files: dict[str, str]) -> None:
         stranger.unlink(missing_ok=True)
 
 
-# chapters/appendix/record.md:386
+# chapters/appendix/record.md:396
 def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
     """Files of an earlier stage that this one does not have."""
     known = {folder / path for path in files}
@@ -73,7 +84,7 @@ def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
             and path not in known and path.suffix not in passing]
 
 
-# chapters/appendix/record.md:457
+# chapters/appendix/record.md:466
 def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """A parser for commands that work on named chapters, or all."""
     parser = argparse.ArgumentParser(
@@ -83,14 +94,14 @@ def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/record.md:466
+# chapters/appendix/record.md:475
 def chosen(book: Book, options) -> list[str]:
     """The chapters that were named, or all; those with cells."""
     given = [book.chapter(name) for name in options.chapters]
     return [c.name for c in given or book.chapters if c.cells]
 
 
-# chapters/appendix/record.md:472
+# chapters/appendix/record.md:481
 def reported(work: Callable, *arguments) -> int:
     """Run a command's work; bad input is one line and status 1."""
     try:
@@ -100,7 +111,7 @@ def reported(work: Callable, *arguments) -> int:
         return 1
 
 
-# chapters/appendix/record.md:484
+# chapters/appendix/record.md:493
 def print_stages(options) -> None:
     """Stage the chosen chapters; print their folders."""
     book = read_book()
@@ -108,7 +119,7 @@ def print_stages(options) -> None:
         print(stage(book, name, options.out))
 
 
-# chapters/appendix/record.md:491
+# chapters/appendix/record.md:500
 def main(argv: list[str]) -> int:
     """Write the library as it stood before each chapter."""
     parser = chapter_parser("stage", str(main.__doc__))
