@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, then `make tangle`. sha256:9ff35525e5a0
+# Tangled from weave: edit there, `make tangle`. sha256:e66311fef425
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import html
@@ -27,7 +27,7 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:726
+# chapters/appendix/weave.md:742
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
@@ -41,7 +41,7 @@ def back(page, line, colored):
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:739
+# chapters/appendix/weave.md:755
 def row(n, colored, name):
     """One line of a source page: number, anchor, text."""
     anchor = f'<a id="{html.escape(name)}"></a>' if name else ""
@@ -49,7 +49,7 @@ def row(n, colored, name):
     return f"{number}{anchor}{colored}\n"
 
 
-# chapters/appendix/weave.md:754
+# chapters/appendix/weave.md:770
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -58,7 +58,7 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:762
+# chapters/appendix/weave.md:778
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -74,7 +74,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:777
+# chapters/appendix/weave.md:793
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -82,7 +82,7 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:797
+# chapters/appendix/weave.md:813
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     for file, text in LOOM.library.files.items():
@@ -95,7 +95,7 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:833
+# chapters/appendix/weave.md:849
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -105,7 +105,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:842
+# chapters/appendix/weave.md:858
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -113,11 +113,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:854
+# chapters/appendix/weave.md:870
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:857
+# chapters/appendix/weave.md:873
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     words = [link(page, page_of(made.file), made.name, code(made.name))]
@@ -128,7 +128,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:877
+# chapters/appendix/weave.md:893
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -142,13 +142,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:890
+# chapters/appendix/weave.md:906
 def initial(made):
     """The letter under which the index lists a definition."""
     return made.name.lstrip("_")[0].upper()
 
 
-# chapters/appendix/weave.md:905
+# chapters/appendix/weave.md:921
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -160,14 +160,14 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:916
+# chapters/appendix/weave.md:932
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:925
+# chapters/appendix/weave.md:941
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     count = LOOM.library.files[file].count("\n")
