@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:1554c8087fe7
+# Tangled from operations, blas: edit there, `make tangle`. sha256:32a8690df38a
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -194,12 +194,12 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
-# chapters/tensors/operations.md:640
+# chapters/tensors/operations.md:642
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:649
+# chapters/tensors/operations.md:646
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -218,7 +218,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/tensors/operations.md:679
+    # chapters/tensors/operations.md:676
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -230,7 +230,7 @@ class Device:
             f"{op} has no kernel on the device {self}; it has "
             f"{', '.join(sorted(map(str, KERNELS)))}")
 
-    # chapters/tensors/operations.md:698
+    # chapters/tensors/operations.md:695
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -243,11 +243,11 @@ class Device:
 CPU = Device()
 DEVICES = {"cpu": CPU}
 
-# chapters/tensors/operations.md:1843
+# chapters/tensors/operations.md:1840
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1846
+# chapters/tensors/operations.md:1843
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -263,11 +263,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1883
+# chapters/tensors/operations.md:1880
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1886
+# chapters/tensors/operations.md:1883
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

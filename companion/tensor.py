@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:cc8834543523
+# Tangled from operations, blas: edit there, `make tangle`. sha256:92a2ace9d448
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:729
+# chapters/tensors/operations.md:726
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:976
+# chapters/tensors/operations.md:973
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -77,11 +77,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:966
+# chapters/tensors/operations.md:963
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:732
+# chapters/tensors/operations.md:729
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -104,7 +104,7 @@ class Tensor:
         buffers = [s.buffer for s in src]
         return wrap(device.run(op, *buffers, arg=arg), device)
 
-    # chapters/tensors/operations.md:825
+    # chapters/tensors/operations.md:822
     @property
     def shape(self) -> Shape:
         return self.buffer.shape
@@ -125,7 +125,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:856
+    # chapters/tensors/operations.md:853
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -145,7 +145,7 @@ class Tensor:
         """A tensor on another library's memory; nothing is copied."""
         return wrap(from_dlpack(source))
 
-    # chapters/tensors/operations.md:880
+    # chapters/tensors/operations.md:877
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -162,7 +162,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:907
+    # chapters/tensors/operations.md:904
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -182,7 +182,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1010
+    # chapters/tensors/operations.md:1007
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -193,7 +193,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1029
+    # chapters/tensors/operations.md:1026
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -212,7 +212,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1052
+    # chapters/tensors/operations.md:1049
     def transpose(self, a: int = -2, b: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -228,7 +228,7 @@ class Tensor:
     def mT(self) -> Tensor:
         return self.transpose(-2, -1)
 
-    # chapters/tensors/operations.md:1080
+    # chapters/tensors/operations.md:1077
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -249,7 +249,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1133
+    # chapters/tensors/operations.md:1130
     def broadcast(self, shape: Shape) -> Tensor:
         """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
         if shape == self.shape:
@@ -266,7 +266,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1215
+    # chapters/tensors/operations.md:1212
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -288,7 +288,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1322
+    # chapters/tensors/operations.md:1319
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -300,14 +300,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1362
+    # chapters/tensors/operations.md:1359
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1389
+    # chapters/tensors/operations.md:1386
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -323,7 +323,7 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> Tensor:
         return self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1415
+    # chapters/tensors/operations.md:1412
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -336,7 +336,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1449
+    # chapters/tensors/operations.md:1446
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -358,7 +358,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1493
+    # chapters/tensors/operations.md:1490
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x)."""
         exponent = operand(exponent)
@@ -379,7 +379,7 @@ class Tensor:
             return NotImplemented
         return as_tensor(base, floating(self).dtype, self.device) ** self
 
-    # chapters/tensors/operations.md:1526
+    # chapters/tensors/operations.md:1523
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1568
+    # chapters/tensors/operations.md:1565
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -419,14 +419,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1627
+    # chapters/tensors/operations.md:1624
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1645
+    # chapters/tensors/operations.md:1642
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -439,7 +439,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1669
+    # chapters/tensors/operations.md:1666
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -464,7 +464,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1801
+    # chapters/tensors/operations.md:1798
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -472,7 +472,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2035
+    # chapters/tensors/operations.md:2032
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -496,7 +496,7 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2078
+    # chapters/tensors/operations.md:2075
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return floating(self).sum(axis, keepdim) / count(self, axis)
@@ -514,7 +514,7 @@ class Tensor:
             keepdim: bool = False) -> Tensor:
         return self.var(axis, correction, keepdim).sqrt()
 
-    # chapters/tensors/operations.md:2106
+    # chapters/tensors/operations.md:2103
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -534,7 +534,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2305
+    # chapters/tensors/operations.md:2302
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         entries = spelled_out(self, index)
@@ -545,7 +545,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2342
+    # chapters/tensors/operations.md:2339
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -558,7 +558,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2373
+    # chapters/tensors/operations.md:2370
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -573,7 +573,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2416
+    # chapters/tensors/operations.md:2413
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
         at = axis_of(self, axis)
@@ -596,7 +596,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2445
+    # chapters/tensors/operations.md:2442
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -620,7 +620,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2528
+    # chapters/tensors/operations.md:2525
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -641,7 +641,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2582
+    # chapters/tensors/operations.md:2579
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -651,7 +651,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2606
+    # chapters/tensors/operations.md:2603
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -705,7 +705,7 @@ class Tensor:
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
 
-# chapters/tensors/operations.md:761
+# chapters/tensors/operations.md:758
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -713,13 +713,13 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:768
+# chapters/tensors/operations.md:765
 def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     return wrap(device.run(op, arg=arg), device)
 
 
-# chapters/tensors/operations.md:777
+# chapters/tensors/operations.md:774
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -737,7 +737,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return array.astype(dtype.numpy) if foreign else fitted(array, dtype)
 
 
-# chapters/tensors/operations.md:798
+# chapters/tensors/operations.md:795
 def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
     """Python's numbers in `dtype`; an error where an integer wraps."""
     result = array.astype(dtype.numpy)
@@ -749,17 +749,17 @@ def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
     return result
 
 
-# chapters/tensors/operations.md:809
+# chapters/tensors/operations.md:806
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:937
+# chapters/tensors/operations.md:934
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:940
+# chapters/tensors/operations.md:937
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -770,7 +770,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:950
+# chapters/tensors/operations.md:947
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -783,7 +783,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:969
+# chapters/tensors/operations.md:966
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -791,7 +791,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:996
+# chapters/tensors/operations.md:993
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -804,7 +804,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1184
+# chapters/tensors/operations.md:1181
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -822,13 +822,13 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1239
+# chapters/tensors/operations.md:1236
 def constant(value: Scalar, dtype: DType, device: Device) -> Tensor:
     """A number as a 0-d tensor."""
     return leaf(CONST, (value, dtype), device)
 
 
-# chapters/tensors/operations.md:1244
+# chapters/tensors/operations.md:1241
 def as_tensor(value: Tensor | Scalar, dtype: DType,
               device: Device) -> Tensor:
     """A tensor of `dtype` on `device`, from a tensor or a number."""
@@ -840,7 +840,7 @@ def as_tensor(value: Tensor | Scalar, dtype: DType,
     return value.cast(dtype)
 
 
-# chapters/tensors/operations.md:1257
+# chapters/tensors/operations.md:1254
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype, whatever their shapes."""
     tensors = [t for t in operands if isinstance(t, Tensor)]
@@ -852,7 +852,7 @@ def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(value, dtype, device) for value in operands]
 
 
-# chapters/tensors/operations.md:1272
+# chapters/tensors/operations.md:1269
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     tensors = alike(*operands)
@@ -860,7 +860,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [t.broadcast(shape) for t in tensors]
 
 
-# chapters/tensors/operations.md:1290
+# chapters/tensors/operations.md:1287
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -870,7 +870,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1301
+# chapters/tensors/operations.md:1298
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -878,7 +878,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1308
+# chapters/tensors/operations.md:1305
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -889,7 +889,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1349
+# chapters/tensors/operations.md:1346
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -901,19 +901,19 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1377
+# chapters/tensors/operations.md:1374
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1382
+# chapters/tensors/operations.md:1379
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1479
+# chapters/tensors/operations.md:1476
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -924,13 +924,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1548
+# chapters/tensors/operations.md:1545
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1557
+# chapters/tensors/operations.md:1554
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -940,7 +940,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1599
+# chapters/tensors/operations.md:1596
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -950,7 +950,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1608
+# chapters/tensors/operations.md:1605
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -966,13 +966,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         t.broadcast(shape) for t in (condition, a, b)])
 
 
-# chapters/tensors/operations.md:1638
+# chapters/tensors/operations.md:1635
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1704
+# chapters/tensors/operations.md:1701
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -980,34 +980,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return number.broadcast(sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1711
+# chapters/tensors/operations.md:1708
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1716
+# chapters/tensors/operations.md:1713
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1721
+# chapters/tensors/operations.md:1718
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1725
+# chapters/tensors/operations.md:1722
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1729
+# chapters/tensors/operations.md:1726
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1741
+# chapters/tensors/operations.md:1738
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1022,7 +1022,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:1755
+# chapters/tensors/operations.md:1752
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1033,7 +1033,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:1774
+# chapters/tensors/operations.md:1771
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1042,14 +1042,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:1782
+# chapters/tensors/operations.md:1779
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:1790
+# chapters/tensors/operations.md:1787
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1059,7 +1059,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:1912
+# chapters/tensors/operations.md:1909
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1085,11 +1085,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:1946
+# chapters/tensors/operations.md:1943
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:1949
+# chapters/tensors/operations.md:1946
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1107,7 +1107,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:1968
+# chapters/tensors/operations.md:1965
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1118,7 +1118,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:1978
+# chapters/tensors/operations.md:1975
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1131,7 +1131,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2015
+# chapters/tensors/operations.md:2012
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1141,17 +1141,17 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
                            if i not in axes])
 
 
-# chapters/tensors/operations.md:2071
+# chapters/tensors/operations.md:2068
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2142
+# chapters/tensors/operations.md:2139
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2145
+# chapters/tensors/operations.md:2142
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1167,7 +1167,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (low, high + 1, abs(walk.step)), walk.step < 0
 
 
-# chapters/tensors/operations.md:2168
+# chapters/tensors/operations.md:2165
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     axes = [e for e in entries if e is not None]
@@ -1182,7 +1182,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
                       if e is None or isinstance(e, slice)])
 
 
-# chapters/tensors/operations.md:2193
+# chapters/tensors/operations.md:2190
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1195,7 +1195,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2209
+# chapters/tensors/operations.md:2206
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1216,14 +1216,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2238
+# chapters/tensors/operations.md:2235
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2244
+# chapters/tensors/operations.md:2241
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1240,7 +1240,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2260
+# chapters/tensors/operations.md:2257
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1248,7 +1248,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2271
+# chapters/tensors/operations.md:2268
 def as_index(entry: Any) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1264,7 +1264,7 @@ def as_index(entry: Any) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2286
+# chapters/tensors/operations.md:2283
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis: ellipsis filled in, masks as places."""
     entries = [as_index(e) for e in
@@ -1280,7 +1280,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return places(x, entries[:at] + fill + entries[at + 1:])
 
 
-# chapters/tensors/operations.md:2359
+# chapters/tensors/operations.md:2356
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1293,7 +1293,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2473
+# chapters/tensors/operations.md:2470
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1302,7 +1302,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2493
+# chapters/tensors/operations.md:2490
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1321,14 +1321,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2511
+# chapters/tensors/operations.md:2508
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2573
+# chapters/tensors/operations.md:2570
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1336,7 +1336,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2596
+# chapters/tensors/operations.md:2593
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1345,7 +1345,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2628
+# chapters/tensors/operations.md:2625
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
