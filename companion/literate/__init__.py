@@ -1,7 +1,7 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:6a52cdd0c1ca
+# Tangled from tangle: edit there, `make tangle`. sha256:bc35b85a77b1
 """The tools that turn chapters into a library, notebooks and a site."""
 
 from companion.literate.runtime import extend, glue, test
 
-# chapters/appendix/tangle.md:2577
+# chapters/appendix/tangle.md:2630
 __all__ = ["extend", "glue", "test"]

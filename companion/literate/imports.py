@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:f36579d8f78d
+# Tangled from tangle: edit there, `make tangle`. sha256:7916ab22c893
 """Import statements: taken apart, merged, sorted, written."""
 
 import ast
@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 
 
-# chapters/appendix/tangle.md:1204
+# chapters/appendix/tangle.md:1240
 @dataclass(frozen=True)
 class Import:
     """`import module as alias`, or `from module import name as alias`."""
@@ -35,7 +35,7 @@ class Import:
         return f"{path}.py"
 
 
-# chapters/appendix/tangle.md:1236
+# chapters/appendix/tangle.md:1272
 def imports_of(node: ast.stmt) -> list[Import]:
     """The imports that a statement makes."""
     if isinstance(node, ast.Import):
@@ -46,7 +46,7 @@ def imports_of(node: ast.stmt) -> list[Import]:
     return []
 
 
-# chapters/appendix/tangle.md:1637
+# chapters/appendix/tangle.md:1684
 def import_block(imports) -> list[str]:
     """The lines of a module's import statements, in four sections."""
     merged: dict[tuple, list[str]] = {}
@@ -65,7 +65,7 @@ def import_block(imports) -> list[str]:
     return lines
 
 
-# chapters/appendix/tangle.md:1655
+# chapters/appendix/tangle.md:1702
 def statement(start: str, names: list[str]) -> list[str]:
     """One import statement, over several lines where one is too short."""
     line = start + ", ".join(names)
@@ -74,7 +74,7 @@ def statement(start: str, names: list[str]) -> list[str]:
     return [f"{start}(", *[f"    {name}," for name in names], ")"]
 
 
-# chapters/appendix/tangle.md:1667
+# chapters/appendix/tangle.md:1714
 def order(found: Import):
     """Sections; `import` before `from`; CONSTANTS, Classes, functions."""
     name = found.name
@@ -84,7 +84,7 @@ def order(found: Import):
             found.alias)
 
 
-# chapters/appendix/tangle.md:1676
+# chapters/appendix/tangle.md:1723
 def section(module: str) -> int:
     """Future, standard library, others' packages, our own."""
     base = module.split(".")[0]
