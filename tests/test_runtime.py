@@ -132,10 +132,18 @@ def test_bases_are_refused():
         )
 
 
-@pytest.mark.parametrize("field", ["y: int = 0", "__slots__ = ('y',)"])
+@pytest.mark.parametrize("field", ["y: int", "__slots__ = ('y',)"])
 def test_fields_are_refused(field):
     with pytest.raises(TypeError, match="declares fields"):
         reopen(f"@extend\nclass Point:\n    {field}\n", Point=point_class())
+
+
+def test_an_annotated_member_keeps_the_class_s_own_annotations():
+    Point = point_class()
+    Point.__annotations__ = {"x": "int"}
+    reopen("@extend\nclass Point:\n    y: int = 7\n", Point=Point)
+    assert Point(1).y == 7
+    assert Point.__annotations__ == {"x": "int"}
 
 
 def test_a_test_runs_at_once_and_prints_one_line(capsys):

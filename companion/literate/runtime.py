@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:cd9082b3a026
+# Tangled from record: edit there, `make tangle`. sha256:4a4e85bc2401
 """What a chapter's cells call while they run."""
 
 import gc
@@ -16,7 +16,7 @@ class Empty:
 # chapters/appendix/record.md:124
 def members(original: type, addition: type) -> dict:
     """The attributes that the body of `addition` wrote, by name."""
-    own = vars(Empty)
+    own = {*vars(Empty), "__annotations__"}
     found = {n: v for n, v in vars(addition).items() if n not in own}
     if found.get("__hash__", found) is None and "__hash__" in vars(original):
         del found["__hash__"]  # Python's own, beside every __eq__
@@ -42,13 +42,14 @@ def reopened(scope: dict, addition: type) -> type:
     if addition.__bases__ != (object,):
         raise TypeError(f"@extend class {name} names base classes: "
                         "write them where the class is defined")
-    if "__slots__" in vars(addition) or inspect.get_annotations(addition):
-        raise TypeError(f"@extend class {name} declares fields: "
-                        "declare them where the class is defined")
+    bare = set(inspect.get_annotations(addition)) - set(vars(addition))
+    if bare or "__slots__" in vars(addition):
+        raise TypeError(f"@extend class {name} declares fields: give them "
+                        "values, or declare them where it is defined")
     return original
 
 
-# chapters/appendix/record.md:186
+# chapters/appendix/record.md:187
 def extend(addition: type) -> type:
     """Give the members of class `addition` to the class of that name.
 
@@ -65,7 +66,7 @@ def extend(addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:224
+# chapters/appendix/record.md:225
 def test(function: Callable) -> Callable:
     """Run a test where it is written; print one line when it passes."""
     function()
@@ -76,7 +77,7 @@ def test(function: Callable) -> Callable:
 PREFIX = "application/papermill.record/"
 
 
-# chapters/appendix/record.md:234
+# chapters/appendix/record.md:235
 def glue(name: str, value) -> None:
     """Keep str(value) under `name`, for the page's prose to quote."""
     from IPython.display import display
