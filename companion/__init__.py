@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:b717070c7841  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:f61bedac7133  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2603
+# chapters/appendix/tangle.md:2615
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2607
+# chapters/appendix/tangle.md:2619
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,7 +22,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2616
+# chapters/appendix/tangle.md:2628
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
@@ -36,5 +36,5 @@ EXPORTS |= dict.fromkeys((
     "one_hot", "ones", "ones_like", "rand", "randint", "randn", "stack",
     "where", "zeros", "zeros_like"), "companion.tensor")
 
-# chapters/tensors/blas.md:1528
+# chapters/tensors/blas.md:1621
 EXPORTS["set_threads"] = "companion.native"

@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:977f5895995a  # noqa: E501
+# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:701381004b32  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-# chapters/appendix/tangle.md:2555
+# chapters/appendix/tangle.md:2567
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -18,7 +18,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2563
+# chapters/appendix/tangle.md:2575
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
-# chapters/appendix/tangle.md:2576
+# chapters/appendix/tangle.md:2588
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -36,7 +36,7 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-# chapters/appendix/tangle.md:2583
+# chapters/appendix/tangle.md:2595
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -45,13 +45,13 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/record.md:1041
+# chapters/appendix/record.md:1042
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1661
+# chapters/tensors/blas.md:1754
 COMMANDS["bench"] = "companion.timing"
 
-# chapters/appendix/tangle.md:2591
+# chapters/appendix/tangle.md:2603
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

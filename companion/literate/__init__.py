@@ -1,7 +1,7 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:bc35b85a77b1
+# Tangled from tangle: edit there, `make tangle`. sha256:7fb085f0875d
 """The tools that turn chapters into a library, notebooks and a site."""
 
 from companion.literate.runtime import extend, glue, test
 
-# chapters/appendix/tangle.md:2630
+# chapters/appendix/tangle.md:2642
 __all__ = ["extend", "glue", "test"]

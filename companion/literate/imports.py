@@ -1,12 +1,13 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:7916ab22c893
+# Tangled from tangle: edit there, `make tangle`. sha256:383b798c2c10
 """Import statements: taken apart, merged, sorted, written."""
 
 import ast
+import re
 import sys
 from dataclasses import dataclass
 
 
-# chapters/appendix/tangle.md:1240
+# chapters/appendix/tangle.md:1244
 @dataclass(frozen=True)
 class Import:
     """`import module as alias`, or `from module import name as alias`."""
@@ -35,7 +36,7 @@ class Import:
         return f"{path}.py"
 
 
-# chapters/appendix/tangle.md:1272
+# chapters/appendix/tangle.md:1276
 def imports_of(node: ast.stmt) -> list[Import]:
     """The imports that a statement makes."""
     if isinstance(node, ast.Import):
@@ -46,7 +47,7 @@ def imports_of(node: ast.stmt) -> list[Import]:
     return []
 
 
-# chapters/appendix/tangle.md:1684
+# chapters/appendix/tangle.md:1688
 def import_block(imports) -> list[str]:
     """The lines of a module's import statements, in four sections."""
     merged: dict[tuple, list[str]] = {}
@@ -65,7 +66,7 @@ def import_block(imports) -> list[str]:
     return lines
 
 
-# chapters/appendix/tangle.md:1702
+# chapters/appendix/tangle.md:1706
 def statement(start: str, names: list[str]) -> list[str]:
     """One import statement, over several lines where one is too short."""
     line = start + ", ".join(names)
@@ -74,17 +75,24 @@ def statement(start: str, names: list[str]) -> list[str]:
     return [f"{start}(", *[f"    {name}," for name in names], ")"]
 
 
-# chapters/appendix/tangle.md:1714
+# chapters/appendix/tangle.md:1718
 def order(found: Import):
     """Sections; `import` before `from`; CONSTANTS, Classes, functions."""
     name = found.name
     rank = 0 if name.isupper() and len(name) > 1 else 1 + name[:1].islower()
     module = found.module
-    return (section(module), bool(name), module.lower(), rank, name,
-            found.alias)
+    return (section(module), bool(name), natural(module), rank,
+            natural(name), found.alias)
 
 
-# chapters/appendix/tangle.md:1723
+# chapters/appendix/tangle.md:1727
+def natural(name: str) -> list:
+    """The order in which int8 stands before int32."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if part.isdigit() else part for part in parts]
+
+
+# chapters/appendix/tangle.md:1733
 def section(module: str) -> int:
     """Future, standard library, others' packages, our own."""
     base = module.split(".")[0]

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:e38cbf01d95c
+# Tangled from tangle: edit there, `make tangle`. sha256:a32091dffdfe
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 
-# chapters/appendix/tangle.md:169
+# chapters/appendix/tangle.md:171
 class SourceError(Exception):
     """Bad input: where it stands, what is wrong, how to mend it."""
 
@@ -22,7 +22,7 @@ class SourceError(Exception):
         return f"{self.path}:{self.line}: {self.message}"
 
 
-# chapters/appendix/tangle.md:194
+# chapters/appendix/tangle.md:196
 CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
 
 DISPLAY_TAGS = (
@@ -35,7 +35,7 @@ TAGS = CONTENT_TAGS + DISPLAY_TAGS
 SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
 
-# chapters/appendix/tangle.md:212
+# chapters/appendix/tangle.md:214
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -62,7 +62,7 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
-# chapters/appendix/tangle.md:244
+# chapters/appendix/tangle.md:246
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -85,7 +85,7 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
-# chapters/appendix/tangle.md:270
+# chapters/appendix/tangle.md:272
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -107,7 +107,7 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
-    # chapters/appendix/tangle.md:300
+    # chapters/appendix/tangle.md:302
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -123,7 +123,7 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# chapters/appendix/tangle.md:332
+# chapters/appendix/tangle.md:334
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
 
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
@@ -131,7 +131,7 @@ NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
-# chapters/appendix/tangle.md:339
+# chapters/appendix/tangle.md:341
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -147,7 +147,7 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
-# chapters/appendix/tangle.md:354
+# chapters/appendix/tangle.md:356
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -157,7 +157,7 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
-# chapters/appendix/tangle.md:369
+# chapters/appendix/tangle.md:371
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -170,25 +170,25 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
-# chapters/appendix/tangle.md:381
+# chapters/appendix/tangle.md:383
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:386
+# chapters/appendix/tangle.md:388
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:405
+# chapters/appendix/tangle.md:407
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-# chapters/appendix/tangle.md:410
+# chapters/appendix/tangle.md:412
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
     taken = 0
@@ -197,14 +197,14 @@ def split_options(lines: list[str]) -> tuple[str, int]:
     return "\n".join(line[1:] for line in lines[:taken]), taken
 
 
-# chapters/appendix/tangle.md:418
+# chapters/appendix/tangle.md:420
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
-# chapters/appendix/tangle.md:436
+# chapters/appendix/tangle.md:438
 def load_yaml(text: str, path: str, line: int) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
@@ -220,7 +220,7 @@ def load_yaml(text: str, path: str, line: int) -> dict:
     return data
 
 
-# chapters/appendix/tangle.md:455
+# chapters/appendix/tangle.md:457
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -240,7 +240,7 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
-# chapters/appendix/tangle.md:474
+# chapters/appendix/tangle.md:476
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     for tag in cell.tags:
@@ -252,7 +252,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:491
+# chapters/appendix/tangle.md:493
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -274,7 +274,7 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:529
+# chapters/appendix/tangle.md:531
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -287,7 +287,7 @@ def read_text(path: Path, shown: str) -> str:
         raise SourceError(shown, line, message) from None
 
 
-# chapters/appendix/tangle.md:541
+# chapters/appendix/tangle.md:543
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -299,7 +299,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:556
+# chapters/appendix/tangle.md:558
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -317,7 +317,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:577
+# chapters/appendix/tangle.md:579
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -335,7 +335,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:598
+# chapters/appendix/tangle.md:600
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -359,7 +359,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:625
+# chapters/appendix/tangle.md:627
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -374,7 +374,7 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:645
+# chapters/appendix/tangle.md:647
 def toc_files(node) -> list[str]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -384,7 +384,7 @@ def toc_files(node) -> list[str]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:654
+# chapters/appendix/tangle.md:656
 def check_toc(root: Path, text: str, files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     names: dict[str, str] = {}
@@ -404,7 +404,7 @@ def check_toc(root: Path, text: str, files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:677
+# chapters/appendix/tangle.md:679
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -422,7 +422,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:698
+# chapters/appendix/tangle.md:700
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}

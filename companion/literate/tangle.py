@@ -1,10 +1,11 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:e31fee4958d0
+# Tangled from tangle: edit there, `make tangle`. sha256:272bdab4724c
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
 import ast
 import difflib
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1198
+# chapters/appendix/tangle.md:1202
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -59,7 +60,7 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1223
+# chapters/appendix/tangle.md:1227
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order."""
@@ -68,7 +69,7 @@ class Library:
     definitions: list[Definition] = field(default_factory=list)
 
 
-# chapters/appendix/tangle.md:1290
+# chapters/appendix/tangle.md:1294
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -93,7 +94,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1369
+# chapters/appendix/tangle.md:1373
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -105,7 +106,7 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1383
+# chapters/appendix/tangle.md:1387
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -115,7 +116,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1392
+# chapters/appendix/tangle.md:1396
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -129,7 +130,7 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1410
+# chapters/appendix/tangle.md:1414
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -157,7 +158,7 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1445
+    # chapters/appendix/tangle.md:1449
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -170,7 +171,7 @@ class Tangler:
             for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1480
+    # chapters/appendix/tangle.md:1484
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -195,7 +196,7 @@ class Tangler:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1510
+    # chapters/appendix/tangle.md:1514
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -224,7 +225,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1548
+    # chapters/appendix/tangle.md:1552
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -248,7 +249,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1577
+    # chapters/appendix/tangle.md:1581
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -278,7 +279,7 @@ class Tangler:
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1612
+    # chapters/appendix/tangle.md:1616
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -301,7 +302,7 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1642
+    # chapters/appendix/tangle.md:1646
     def key(self, module, name, anywhere=False) -> tuple[str, str]:
         """Where the index keeps a name that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -323,10 +324,12 @@ class Tangler:
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1765
+    # chapters/appendix/tangle.md:1775
     def resolve_all(self, module: Module, found: dict[int, Names]) -> None:
         """Give the module the imports that its free names need."""
-        own = set(module.imports).union(*[n.bound for n in found.values()])
+        own = set(module.imports)
+        for piece in module.body:
+            own |= set(piece.names) or found[id(piece)].bound
         for piece in module.body:
             for use in found[id(piece)].uses:
                 if use.name in own:
@@ -339,7 +342,7 @@ class Tangler:
                     module.reasons[use.name] = blame
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:1786
+    # chapters/appendix/tangle.md:1798
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -357,7 +360,7 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1809
+    # chapters/appendix/tangle.md:1821
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -381,7 +384,7 @@ class Tangler:
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:1907
+    # chapters/appendix/tangle.md:1919
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -407,7 +410,7 @@ class Tangler:
         self.note(module, layout, found, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:1949
+    # chapters/appendix/tangle.md:1961
     def note(self, module, layout, found, shift) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for file, n in self.index if file == module.file}
@@ -433,7 +436,7 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:1980
+    # chapters/appendix/tangle.md:1992
     def links(self, modules):
         """Yield (file, file it imports, how to blame the need)."""
         for module in modules:
@@ -443,7 +446,7 @@ class Tangler:
                     yield module.file, other, module.reasons[name]
 
 
-# chapters/appendix/tangle.md:1461
+# chapters/appendix/tangle.md:1465
 def readable(cell: Cell) -> str:
     """What Python can read of a page's own cell: magics left out."""
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -454,7 +457,7 @@ def readable(cell: Cell) -> str:
     return text
 
 
-# chapters/appendix/tangle.md:1744
+# chapters/appendix/tangle.md:1754
 def user(piece: Piece, use: Use) -> Piece:
     """The piece itself, or the member given later, that uses a name."""
     chapters = {part.cell.chapter for part in [piece, *piece.body]}
@@ -464,7 +467,7 @@ def user(piece: Piece, use: Use) -> Piece:
     return layout.origins[line_of(use, layout.text)][0]
 
 
-# chapters/appendix/tangle.md:1753
+# chapters/appendix/tangle.md:1763
 def error_at(piece: Piece, use: Use, message: str) -> SourceError:
     """An error at the line where a piece uses a name."""
     layout = alone(piece)
@@ -472,7 +475,7 @@ def error_at(piece: Piece, use: Use, message: str) -> SourceError:
     return part.cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:1851
+# chapters/appendix/tangle.md:1863
 def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
     """The book's order, with what a piece needs at import before it."""
     made = {n: p for p in module.body for n in p.names if n.isidentifier()}
@@ -494,7 +497,7 @@ def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
     return ordered
 
 
-# chapters/appendix/tangle.md:1875
+# chapters/appendix/tangle.md:1887
 def needs(piece: Piece, made, found, later, lazy) -> list[str]:
     """The names that must exist when a piece runs, nearest first."""
     uses = found[id(piece)].uses
@@ -509,14 +512,14 @@ def needs(piece: Piece, made, found, later, lazy) -> list[str]:
     return names
 
 
-# chapters/appendix/tangle.md:1892
+# chapters/appendix/tangle.md:1904
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:1936
+# chapters/appendix/tangle.md:1948
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -525,7 +528,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:1994
+# chapters/appendix/tangle.md:2006
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -534,12 +537,16 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2638
+# chapters/appendix/tangle.md:2650
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
     try:
-        return run(options)
+        status = run(options)
+        if status is None:
+            command = [sys.executable, "-m", "companion", "tangle", *argv]
+            status = subprocess.run(command).returncode
+        return status
     except SourceError as error:
         print(error, file=sys.stderr)
     except OSError as error:
@@ -549,9 +556,9 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2652
-def run(options: argparse.Namespace) -> int:
-    """Tangle, then compare or write."""
+# chapters/appendix/tangle.md:2671
+def run(options: argparse.Namespace) -> int | None:
+    """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
     if options.sources and not options.out:
         message = "is not the whole book: say `--out DIR`"
@@ -565,10 +572,11 @@ def run(options: argparse.Namespace) -> int:
         return 1 if found else 0
     changed = write(files, out, options.force)
     print(f"{len(files)} files tangled, {len(changed)} changed")
-    return 0
+    mine = Path(out, "companion/literate").resolve() == Path(__file__).parent
+    return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2673
+# chapters/appendix/tangle.md:2695
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -589,7 +597,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:2696
+# chapters/appendix/tangle.md:2718
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -602,7 +610,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2708
+# chapters/appendix/tangle.md:2730
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -618,7 +626,7 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2726
+# chapters/appendix/tangle.md:2748
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():
