@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:4401137751ba
+# Tangled from weave: edit there, `make tangle`. sha256:8054859ab702
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -71,7 +71,7 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:1124
+    # chapters/appendix/weave.md:1130
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -131,6 +131,12 @@ def cell_id(index):
 
 
 # chapters/appendix/weave.md:360
+def anchor_of(name):
+    """The anchor of a definition; `KERNELS[MATMUL]` has to lose some."""
+    return re.sub(r"[^\w.]+", "-", name).strip("-")
+
+
+# chapters/appendix/weave.md:365
 def cell_link(page, path, index):
     """A link to a cell; `number` writes its section's number into it."""
     target = page_of(path)
@@ -139,33 +145,33 @@ def cell_link(page, path, index):
     return reference
 
 
-# chapters/appendix/weave.md:368
+# chapters/appendix/weave.md:373
 def where(page, made):
     """A link to the cell that made a definition."""
     return cell_link(page, made.path, made.cell_index)
 
 
-# chapters/appendix/weave.md:378
+# chapters/appendix/weave.md:383
 def code(text):
     """Text set as code."""
     return nodes.literal("", text)
 
 
-# chapters/appendix/weave.md:383
+# chapters/appendix/weave.md:388
 def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:730
+# chapters/appendix/weave.md:735
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/weave.md:828
+# chapters/appendix/weave.md:833
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:e66311fef425
+# Tangled from weave: edit there, `make tangle`. sha256:fc839582355f
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import html
@@ -15,9 +15,11 @@ from companion.literate.floors import FLOORS, floor
 from companion.literate.loom import (
     LOOM,
     ORIGIN_LINE,
+    anchor_of,
     cell_id,
     cell_link,
     code,
+    grouped,
     hash_of,
     link,
     page_of,
@@ -27,7 +29,7 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:742
+# chapters/appendix/weave.md:747
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
@@ -41,15 +43,15 @@ def back(page, line, colored):
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:755
-def row(n, colored, name):
-    """One line of a source page: number, anchor, text."""
-    anchor = f'<a id="{html.escape(name)}"></a>' if name else ""
+# chapters/appendix/weave.md:760
+def row(n, colored, made=()):
+    """One line of a source page: number, anchors, text."""
+    ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
     number = f'<a class="tt-line" id="L{n}" href="#L{n}">{n}</a>'
-    return f"{number}{anchor}{colored}\n"
+    return f"{number}{ids}{colored}\n"
 
 
-# chapters/appendix/weave.md:770
+# chapters/appendix/weave.md:775
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -58,14 +60,14 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:778
+# chapters/appendix/weave.md:783
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
     colored = highlight(text, lexer, HtmlFormatter(nowrap=True)).split("\n")
-    names = {made.line: made.name for made in LOOM.standing(file)}
+    made = grouped(LOOM.standing(file), lambda made: made.line)
     rows = [
-        row(n, back(page, line, colored[n - 1]), names.get(n))
+        row(n, back(page, line, colored[n - 1]), made.get(n, ()))
         for n, line in enumerate(text.splitlines(), 1)
     ]
     chapters = ", ".join(
@@ -74,7 +76,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:793
+# chapters/appendix/weave.md:798
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -82,7 +84,7 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:813
+# chapters/appendix/weave.md:818
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     for file, text in LOOM.library.files.items():
@@ -95,7 +97,7 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:849
+# chapters/appendix/weave.md:854
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -105,7 +107,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:858
+# chapters/appendix/weave.md:863
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -113,14 +115,15 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:870
+# chapters/appendix/weave.md:875
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:873
+# chapters/appendix/weave.md:878
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
-    words = [link(page, page_of(made.file), made.name, code(made.name))]
+    source = page_of(made.file), anchor_of(made.name)
+    words = [link(page, *source, code(made.name))]
     for version in LOOM.versions(made):
         words += [f" · {VERBS[version.action]} ", where(page, version)]
     for n, user in enumerate(LOOM.users(made.name)):
@@ -128,7 +131,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:893
+# chapters/appendix/weave.md:899
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -142,13 +145,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:906
+# chapters/appendix/weave.md:912
 def initial(made):
     """The letter under which the index lists a definition."""
     return made.name.lstrip("_")[0].upper()
 
 
-# chapters/appendix/weave.md:921
+# chapters/appendix/weave.md:927
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -160,14 +163,14 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:932
+# chapters/appendix/weave.md:938
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:941
+# chapters/appendix/weave.md:947
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     count = LOOM.library.files[file].count("\n")
@@ -175,7 +178,7 @@ def module(page, file):
     for n, cell in enumerate(LOOM.first_cells(file)):
         section = cell_link(page, cell.path, cell.index)
         words += [", " if n else " · from ", section]
-    names = [d.name for d in LOOM.standing(file) if "." not in d.name]
+    names = [d.name for d in LOOM.standing(file) if d.name.isidentifier()]
     for n, name in enumerate(names):
         definition = link(page, page_of(file), name, code(name))
         words += [", " if n else " · ", definition]
