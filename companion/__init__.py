@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:f61bedac7133  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:0532b71291c0  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2637
+# chapters/tensors/operations.md:2647
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
     "one_hot", "ones", "ones_like", "rand", "randint", "randn", "stack",
     "where", "zeros", "zeros_like"), "companion.tensor")
+EXPORTS |= dict.fromkeys((
+    "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
+    "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1621
+# chapters/tensors/blas.md:1623
 EXPORTS["set_threads"] = "companion.native"

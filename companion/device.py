@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:32a8690df38a
+# Tangled from operations, blas: edit there, `make tangle`. sha256:a2c56ae98056
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -243,11 +243,21 @@ class Device:
 CPU = Device()
 DEVICES = {"cpu": CPU}
 
-# chapters/tensors/operations.md:1840
+
+# chapters/tensors/operations.md:708
+def named(device: str) -> Device:
+    """The device of that name."""
+    if device in DEVICES:
+        return DEVICES[device]
+    raise ValueError(f"device: expected one of {', '.join(DEVICES)}; got "
+                     f"{device!r}")
+
+
+# chapters/tensors/operations.md:1850
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1843
+# chapters/tensors/operations.md:1853
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -263,11 +273,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1880
+# chapters/tensors/operations.md:1890
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1883
+# chapters/tensors/operations.md:1893
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -283,5 +293,5 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1465
+# chapters/tensors/blas.md:1560
 KERNELS[MATMUL] = matmul

@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:92a2ace9d448
+# Tangled from operations, blas: edit there, `make tangle`. sha256:761d7e190323
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from companion.buffer import Buffer, adopt, from_dlpack, text
-from companion.device import CPU, Device, moved
+from companion.device import CPU, Device, moved, named
 from companion.dtype import (
     DType,
     as_dtype,
@@ -60,11 +60,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:726
+# chapters/tensors/operations.md:734
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:973
+# chapters/tensors/operations.md:981
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -77,11 +77,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:963
+# chapters/tensors/operations.md:971
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:729
+# chapters/tensors/operations.md:737
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -104,7 +104,7 @@ class Tensor:
         buffers = [s.buffer for s in src]
         return wrap(device.run(op, *buffers, arg=arg), device)
 
-    # chapters/tensors/operations.md:822
+    # chapters/tensors/operations.md:830
     @property
     def shape(self) -> Shape:
         return self.buffer.shape
@@ -125,7 +125,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:853
+    # chapters/tensors/operations.md:861
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -145,7 +145,7 @@ class Tensor:
         """A tensor on another library's memory; nothing is copied."""
         return wrap(from_dlpack(source))
 
-    # chapters/tensors/operations.md:877
+    # chapters/tensors/operations.md:885
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -162,7 +162,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:904
+    # chapters/tensors/operations.md:912
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -182,7 +182,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1007
+    # chapters/tensors/operations.md:1015
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -193,7 +193,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1026
+    # chapters/tensors/operations.md:1034
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -212,7 +212,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1049
+    # chapters/tensors/operations.md:1057
     def transpose(self, a: int = -2, b: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -228,7 +228,7 @@ class Tensor:
     def mT(self) -> Tensor:
         return self.transpose(-2, -1)
 
-    # chapters/tensors/operations.md:1077
+    # chapters/tensors/operations.md:1085
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -249,7 +249,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1130
+    # chapters/tensors/operations.md:1138
     def broadcast(self, shape: Shape) -> Tensor:
         """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
         if shape == self.shape:
@@ -266,16 +266,18 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1212
+    # chapters/tensors/operations.md:1220
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
         return Tensor.apply(CAST, self, arg=dtype)
 
-    def to(self, target: DType | Device) -> Tensor:
-        """Another dtype, or another device."""
+    def to(self, target: DType | Device | str) -> Tensor:
+        """Another dtype, or another device (or its name)."""
         if isinstance(target, DType):
             return self.cast(target)
+        if isinstance(target, str):
+            target = named(target)
         if target is self.device:
             return self
         return wrap(target.adopt(self.numpy()), target)
@@ -288,7 +290,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1319
+    # chapters/tensors/operations.md:1329
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -300,14 +302,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1359
+    # chapters/tensors/operations.md:1369
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1386
+    # chapters/tensors/operations.md:1396
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -323,7 +325,7 @@ class Tensor:
     def __rtruediv__(self, other: Any) -> Tensor:
         return self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1412
+    # chapters/tensors/operations.md:1422
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -336,7 +338,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1446
+    # chapters/tensors/operations.md:1456
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -358,7 +360,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1490
+    # chapters/tensors/operations.md:1500
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x)."""
         exponent = operand(exponent)
@@ -379,7 +381,7 @@ class Tensor:
             return NotImplemented
         return as_tensor(base, floating(self).dtype, self.device) ** self
 
-    # chapters/tensors/operations.md:1523
+    # chapters/tensors/operations.md:1533
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -401,7 +403,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1565
+    # chapters/tensors/operations.md:1575
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -419,14 +421,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1624
+    # chapters/tensors/operations.md:1634
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1642
+    # chapters/tensors/operations.md:1652
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -439,7 +441,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1666
+    # chapters/tensors/operations.md:1676
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -464,7 +466,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1798
+    # chapters/tensors/operations.md:1808
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -472,7 +474,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2032
+    # chapters/tensors/operations.md:2042
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -496,7 +498,7 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2075
+    # chapters/tensors/operations.md:2085
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return floating(self).sum(axis, keepdim) / count(self, axis)
@@ -514,7 +516,7 @@ class Tensor:
             keepdim: bool = False) -> Tensor:
         return self.var(axis, correction, keepdim).sqrt()
 
-    # chapters/tensors/operations.md:2103
+    # chapters/tensors/operations.md:2113
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -534,7 +536,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2302
+    # chapters/tensors/operations.md:2312
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         entries = spelled_out(self, index)
@@ -545,7 +547,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2339
+    # chapters/tensors/operations.md:2349
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -558,7 +560,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2370
+    # chapters/tensors/operations.md:2380
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -573,7 +575,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2413
+    # chapters/tensors/operations.md:2423
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
         at = axis_of(self, axis)
@@ -596,7 +598,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2442
+    # chapters/tensors/operations.md:2452
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -620,7 +622,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2525
+    # chapters/tensors/operations.md:2535
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -641,7 +643,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2579
+    # chapters/tensors/operations.md:2589
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -651,7 +653,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2603
+    # chapters/tensors/operations.md:2613
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -665,7 +667,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1475
+    # chapters/tensors/blas.md:1574
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -675,6 +677,8 @@ class Tensor:
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
+        if a.ndim == b.ndim == 2:
+            return Tensor.apply(MATMUL, a, b)
         if a.ndim > 2 and b.ndim == 2 and a.size:
             tall = a.reshape(-1, a.shape[-1])
             return (tall @ b).reshape(*a.shape[:-1], b.shape[-1])
@@ -686,7 +690,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1501
+    # chapters/tensors/blas.md:1602
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -705,7 +709,7 @@ class Tensor:
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
 
-# chapters/tensors/operations.md:758
+# chapters/tensors/operations.md:766
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -713,13 +717,13 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:765
+# chapters/tensors/operations.md:773
 def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     return wrap(device.run(op, arg=arg), device)
 
 
-# chapters/tensors/operations.md:774
+# chapters/tensors/operations.md:782
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -737,7 +741,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return array.astype(dtype.numpy) if foreign else fitted(array, dtype)
 
 
-# chapters/tensors/operations.md:795
+# chapters/tensors/operations.md:803
 def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
     """Python's numbers in `dtype`; an error where an integer wraps."""
     result = array.astype(dtype.numpy)
@@ -749,17 +753,17 @@ def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
     return result
 
 
-# chapters/tensors/operations.md:806
+# chapters/tensors/operations.md:814
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:934
+# chapters/tensors/operations.md:942
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:937
+# chapters/tensors/operations.md:945
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -770,7 +774,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:947
+# chapters/tensors/operations.md:955
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -783,7 +787,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:966
+# chapters/tensors/operations.md:974
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -791,7 +795,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:993
+# chapters/tensors/operations.md:1001
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -804,7 +808,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1181
+# chapters/tensors/operations.md:1189
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -822,13 +826,13 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1236
+# chapters/tensors/operations.md:1246
 def constant(value: Scalar, dtype: DType, device: Device) -> Tensor:
     """A number as a 0-d tensor."""
     return leaf(CONST, (value, dtype), device)
 
 
-# chapters/tensors/operations.md:1241
+# chapters/tensors/operations.md:1251
 def as_tensor(value: Tensor | Scalar, dtype: DType,
               device: Device) -> Tensor:
     """A tensor of `dtype` on `device`, from a tensor or a number."""
@@ -840,7 +844,7 @@ def as_tensor(value: Tensor | Scalar, dtype: DType,
     return value.cast(dtype)
 
 
-# chapters/tensors/operations.md:1254
+# chapters/tensors/operations.md:1264
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype, whatever their shapes."""
     tensors = [t for t in operands if isinstance(t, Tensor)]
@@ -852,7 +856,7 @@ def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(value, dtype, device) for value in operands]
 
 
-# chapters/tensors/operations.md:1269
+# chapters/tensors/operations.md:1279
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     tensors = alike(*operands)
@@ -860,7 +864,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [t.broadcast(shape) for t in tensors]
 
 
-# chapters/tensors/operations.md:1287
+# chapters/tensors/operations.md:1297
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -870,7 +874,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1298
+# chapters/tensors/operations.md:1308
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -878,7 +882,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1305
+# chapters/tensors/operations.md:1315
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -889,7 +893,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1346
+# chapters/tensors/operations.md:1356
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -901,19 +905,19 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1374
+# chapters/tensors/operations.md:1384
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1379
+# chapters/tensors/operations.md:1389
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1476
+# chapters/tensors/operations.md:1486
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -924,13 +928,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1545
+# chapters/tensors/operations.md:1555
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1554
+# chapters/tensors/operations.md:1564
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -940,7 +944,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1596
+# chapters/tensors/operations.md:1606
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -950,7 +954,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1605
+# chapters/tensors/operations.md:1615
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -966,13 +970,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         t.broadcast(shape) for t in (condition, a, b)])
 
 
-# chapters/tensors/operations.md:1635
+# chapters/tensors/operations.md:1645
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1701
+# chapters/tensors/operations.md:1711
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -980,34 +984,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return number.broadcast(sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1708
+# chapters/tensors/operations.md:1718
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1713
+# chapters/tensors/operations.md:1723
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1718
+# chapters/tensors/operations.md:1728
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1722
+# chapters/tensors/operations.md:1732
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1726
+# chapters/tensors/operations.md:1736
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1738
+# chapters/tensors/operations.md:1748
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1022,7 +1026,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:1752
+# chapters/tensors/operations.md:1762
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1033,7 +1037,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:1771
+# chapters/tensors/operations.md:1781
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1042,14 +1046,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:1779
+# chapters/tensors/operations.md:1789
 def one_hot(index: Tensor, classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:1787
+# chapters/tensors/operations.md:1797
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1059,7 +1063,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:1909
+# chapters/tensors/operations.md:1919
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1085,11 +1089,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:1943
+# chapters/tensors/operations.md:1953
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:1946
+# chapters/tensors/operations.md:1956
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1107,7 +1111,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:1965
+# chapters/tensors/operations.md:1975
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1118,7 +1122,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:1975
+# chapters/tensors/operations.md:1985
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1131,7 +1135,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2012
+# chapters/tensors/operations.md:2022
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1141,17 +1145,17 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
                            if i not in axes])
 
 
-# chapters/tensors/operations.md:2068
+# chapters/tensors/operations.md:2078
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2139
+# chapters/tensors/operations.md:2149
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2142
+# chapters/tensors/operations.md:2152
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1167,7 +1171,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (low, high + 1, abs(walk.step)), walk.step < 0
 
 
-# chapters/tensors/operations.md:2165
+# chapters/tensors/operations.md:2175
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     axes = [e for e in entries if e is not None]
@@ -1182,7 +1186,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
                       if e is None or isinstance(e, slice)])
 
 
-# chapters/tensors/operations.md:2190
+# chapters/tensors/operations.md:2200
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1195,7 +1199,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2206
+# chapters/tensors/operations.md:2216
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1216,14 +1220,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2235
+# chapters/tensors/operations.md:2245
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2241
+# chapters/tensors/operations.md:2251
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1240,7 +1244,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2257
+# chapters/tensors/operations.md:2267
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1248,7 +1252,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2268
+# chapters/tensors/operations.md:2278
 def as_index(entry: Any) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1264,7 +1268,7 @@ def as_index(entry: Any) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2283
+# chapters/tensors/operations.md:2293
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis: ellipsis filled in, masks as places."""
     entries = [as_index(e) for e in
@@ -1280,7 +1284,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return places(x, entries[:at] + fill + entries[at + 1:])
 
 
-# chapters/tensors/operations.md:2356
+# chapters/tensors/operations.md:2366
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1293,7 +1297,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2470
+# chapters/tensors/operations.md:2480
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1302,7 +1306,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2490
+# chapters/tensors/operations.md:2500
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1321,14 +1325,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2508
+# chapters/tensors/operations.md:2518
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2570
+# chapters/tensors/operations.md:2580
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1336,7 +1340,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2593
+# chapters/tensors/operations.md:2603
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1345,7 +1349,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2625
+# chapters/tensors/operations.md:2635
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

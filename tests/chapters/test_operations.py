@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:1d7fb06cba81
+# Tangled from operations: edit there, `make tangle`. sha256:2717924f921f
 from __future__ import annotations
 
 import math
@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from companion.device import Device, threefry
-from companion.dtype import bfloat16, bool_, float32, int64, int8, uint8
+from companion.dtype import bfloat16, bool_, float32, int8, int64, uint8
 from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SHAPE
 from companion.tensor import (
     Generator,
@@ -27,7 +27,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1103
+# chapters/tensors/operations.md:1111
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -36,7 +36,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:1863
+# chapters/tensors/operations.md:1873
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -49,7 +49,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2324
+# chapters/tensors/operations.md:2334
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -57,11 +57,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2858
+# chapters/tensors/operations.md:2885
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:2862
+# chapters/tensors/operations.md:2889
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -72,7 +72,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:2875
+# chapters/tensors/operations.md:2902
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -84,7 +84,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:2887
+# chapters/tensors/operations.md:2914
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -96,7 +96,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:2903
+# chapters/tensors/operations.md:2930
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -104,7 +104,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:2911
+# chapters/tensors/operations.md:2938
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -113,7 +113,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:2922
+# chapters/tensors/operations.md:2949
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -124,7 +124,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:2937
+# chapters/tensors/operations.md:2964
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -132,7 +132,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:2945
+# chapters/tensors/operations.md:2972
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -142,7 +142,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:2958
+# chapters/tensors/operations.md:2985
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -152,7 +152,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:2968
+# chapters/tensors/operations.md:2995
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -165,7 +165,7 @@ def test_refusals():
     assert "expected at least" in complaint(ValueError, lambda: cat([]))
 
 
-# chapters/tensors/operations.md:2983
+# chapters/tensors/operations.md:3010
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -179,3 +179,4 @@ def test_refusals_of_indices_and_writes():
     assert "rows of equal" in complaint(ValueError, lambda: Tensor([[1], 2]))
     assert "cannot meet" in complaint(
         ValueError, lambda: x + Tensor([1], device=Device()))
+    assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
