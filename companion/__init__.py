@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:0532b71291c0  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:37d8334d4924  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2615
+# chapters/appendix/tangle.md:2622
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2619
+# chapters/appendix/tangle.md:2626
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,7 +22,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2628
+# chapters/appendix/tangle.md:2635
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 

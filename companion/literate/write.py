@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:367da79e19e7
+# Tangled from tangle: edit there, `make tangle`. sha256:7c485ea9603a
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -127,7 +127,7 @@ def verdict(file: str, files, now) -> str | None:
     return f"{file}: no chapter makes it: run `make tangle`"
 
 
-# chapters/appendix/tangle.md:2278
+# chapters/appendix/tangle.md:2285
 def write(files: dict[str, str], out=".", force=False) -> list[str]:
     """Bring a folder to the state `files`: wholly, or not at all.
 
@@ -144,7 +144,7 @@ def write(files: dict[str, str], out=".", force=False) -> list[str]:
         return [*new, *gone]
 
 
-# chapters/appendix/tangle.md:2294
+# chapters/appendix/tangle.md:2301
 @contextmanager
 def only_one(out: Path):
     """Let one process at a time write in a folder."""
@@ -156,7 +156,7 @@ def only_one(out: Path):
         os.close(handle)
 
 
-# chapters/appendix/tangle.md:2309
+# chapters/appendix/tangle.md:2316
 def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     """Write all new texts beside the old; the last step decides."""
     waiting = out / f"{JOURNAL}-new"
@@ -171,7 +171,7 @@ def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     os.replace(waiting, out / JOURNAL)
 
 
-# chapters/appendix/tangle.md:2323
+# chapters/appendix/tangle.md:2330
 def save(path: Path, text: str) -> None:
     """Write a file and see that it reaches the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def save(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-# chapters/appendix/tangle.md:2336
+# chapters/appendix/tangle.md:2343
 def finish(out: Path) -> None:
     """Move what was prepared into place; begin again where it stopped."""
     journal = out / JOURNAL

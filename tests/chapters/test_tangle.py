@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:cb310272aa50
+# Tangled from tangle: edit there, `make tangle`. sha256:b00955ccef4c
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -57,7 +57,7 @@ def test_scopes_are_those_of_python():
     assert found.bound == {"a", "c", "d"}
 
 
-# chapters/appendix/tangle.md:2372
+# chapters/appendix/tangle.md:2379
 def test_tangling_twice_changes_nothing():
     files = tangle(example(windows=windows)).files
     with TemporaryDirectory() as folder:
