@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:a2c56ae98056
+# Tangled from operations, blas: edit there, `make tangle`. sha256:81422effa746
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -253,11 +253,11 @@ def named(device: str) -> Device:
                      f"{device!r}")
 
 
-# chapters/tensors/operations.md:1850
+# chapters/tensors/operations.md:1860
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1853
+# chapters/tensors/operations.md:1863
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -273,11 +273,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1890
+# chapters/tensors/operations.md:1900
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1893
+# chapters/tensors/operations.md:1903
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
