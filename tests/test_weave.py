@@ -312,13 +312,13 @@ def test_the_index_lists_definitions_replacements_and_uses(html):
     index = page(html, "chapters/identifiers")
     entries = [words(entry) for entry in index.select(".tt-index li")]
     assert entries == [
-        "__version__ · defined §1",
         "add · defined §1.1",
         "Pair · defined §1",
         "Pair.__init__ · defined §1",
         "Pair.__repr__ · added §1.1",
         "total · defined §1.1 · replaced §2 · used §2",
         "twice · defined §2",
+        "__version__ · defined §1",
     ]
 
 

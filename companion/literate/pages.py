@@ -1,6 +1,7 @@
-# Tangled from weave: edit there, `make tangle`. sha256:fc839582355f
+# Tangled from weave: edit there, `make tangle`. sha256:f9d635b0bb1c
 """The pages no chapter writes: the library's sources, and its indexes."""
 
+import ast
 import html
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +30,7 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:747
+# chapters/appendix/weave.md:748
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
@@ -43,7 +44,7 @@ def back(page, line, colored):
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:760
+# chapters/appendix/weave.md:761
 def row(n, colored, made=()):
     """One line of a source page: number, anchors, text."""
     ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
@@ -51,7 +52,7 @@ def row(n, colored, made=()):
     return f"{number}{ids}{colored}\n"
 
 
-# chapters/appendix/weave.md:775
+# chapters/appendix/weave.md:776
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -60,7 +61,7 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:783
+# chapters/appendix/weave.md:784
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -76,7 +77,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:798
+# chapters/appendix/weave.md:799
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -84,7 +85,7 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:818
+# chapters/appendix/weave.md:819
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     for file, text in LOOM.library.files.items():
@@ -97,7 +98,7 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:854
+# chapters/appendix/weave.md:855
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -107,7 +108,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:863
+# chapters/appendix/weave.md:864
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -115,11 +116,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:875
+# chapters/appendix/weave.md:876
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:878
+# chapters/appendix/weave.md:879
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -131,7 +132,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:899
+# chapters/appendix/weave.md:900
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -139,19 +140,19 @@ class Identifiers(Index):
         standing = [
             made for file in LOOM.files() for made in LOOM.standing(file)
         ]
-        standing.sort(key=lambda made: made.name.lower())
-        for letter, group in groupby(standing, initial):
-            yield nodes.rubric("", letter)
+        standing.sort(key=in_index)
+        for letter, group in groupby(standing, lambda d: in_index(d)[0]):
+            yield nodes.rubric("", letter.upper())
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:912
-def initial(made):
-    """The letter under which the index lists a definition."""
-    return made.name.lstrip("_")[0].upper()
+# chapters/appendix/weave.md:913
+def in_index(made):
+    """Under what the index lists a definition: `__add__` under `a`."""
+    return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:927
+# chapters/appendix/weave.md:928
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -163,18 +164,27 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:938
+# chapters/appendix/weave.md:939
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:947
+# chapters/appendix/weave.md:950
+def subject(file, text):
+    """What a module says of itself in its first line, if anything."""
+    said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
+    return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
+
+
+# chapters/appendix/weave.md:956
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
-    count = LOOM.library.files[file].count("\n")
-    words = [link(page, page_of(file), "", code(file)), f" · {count} lines"]
+    text = LOOM.library.files[file]
+    count = text.count("\n")
+    size = f"{subject(file, text)} · {count} lines"
+    words = [link(page, page_of(file), "", code(file)), size]
     for n, cell in enumerate(LOOM.first_cells(file)):
         section = cell_link(page, cell.path, cell.index)
         words += [", " if n else " · from ", section]
