@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:e4916a78e05a
+# Tangled from record: edit there, `make tangle`. sha256:a97fc243dded
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -38,7 +38,7 @@ from companion.literate.stage import (
 )
 
 
-# chapters/appendix/record.md:526
+# chapters/appendix/record.md:527
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -51,7 +51,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:538
+# chapters/appendix/record.md:539
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -60,25 +60,25 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " its options as `:key: value` lines")
 
 
-# chapters/appendix/record.md:548
+# chapters/appendix/record.md:549
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:553
+# chapters/appendix/record.md:554
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:558
+# chapters/appendix/record.md:559
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:576
+# chapters/appendix/record.md:577
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -90,7 +90,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:616
+# chapters/appendix/record.md:617
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -107,14 +107,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:632
+# chapters/appendix/record.md:633
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:644
+# chapters/appendix/record.md:645
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -145,20 +145,20 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:679
+    # chapters/appendix/record.md:680
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:689
+# chapters/appendix/record.md:690
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:694
+# chapters/appendix/record.md:695
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -176,7 +176,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:720
+# chapters/appendix/record.md:721
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -192,13 +192,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:739
+# chapters/appendix/record.md:740
 def needs_gpu(notebook) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any(tagged(cell, "gpu") for cell in code_cells(notebook))
 
 
-# chapters/appendix/record.md:744
+# chapters/appendix/record.md:745
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
     if find_spec("cupy") is None:
@@ -210,7 +210,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:755
+# chapters/appendix/record.md:756
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -219,13 +219,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:767
+# chapters/appendix/record.md:768
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:772
+# chapters/appendix/record.md:773
 def run_cells(chapter: Chapter, notebook, folder: Path):
     """Execute a copy of the notebook with `folder` on PYTHONPATH."""
     notebook, begin = nbformat.from_dict(notebook), perf_counter()
@@ -248,7 +248,7 @@ def run_cells(chapter: Chapter, notebook, folder: Path):
     return notebook
 
 
-# chapters/appendix/record.md:806
+# chapters/appendix/record.md:807
 def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     """What the outputs depend on, as one hash."""
     cells = code_cells(notebook)
@@ -259,20 +259,20 @@ def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:816
+# chapters/appendix/record.md:817
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools = "companion/literate/"
     return not path.startswith(tools) or path.endswith("runtime.py")
 
 
-# chapters/appendix/record.md:822
+# chapters/appendix/record.md:823
 def packages() -> list[str]:
     """Name and version of all that is installed."""
     return sorted(f"{one.name}=={one.version}" for one in distributions())
 
 
-# chapters/appendix/record.md:851
+# chapters/appendix/record.md:852
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -282,7 +282,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:860
+# chapters/appendix/record.md:861
 def cached(path: Path, key: str):
     """The notebook stored under this key, if any."""
     if not path.exists():
@@ -294,11 +294,11 @@ def cached(path: Path, key: str):
     return done if done.metadata["execution"]["key"] == key else None
 
 
-# chapters/appendix/record.md:873
+# chapters/appendix/record.md:874
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:876
+# chapters/appendix/record.md:877
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -323,7 +323,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:902
+# chapters/appendix/record.md:903
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -335,11 +335,11 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:919
+# chapters/appendix/record.md:920
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:922
+# chapters/appendix/record.md:923
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -352,7 +352,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:934
+# chapters/appendix/record.md:935
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -361,7 +361,7 @@ def recorded_cells(path: Path) -> list:
     return [c for c in code_cells(notebook) if "recorded" in c.metadata]
 
 
-# chapters/appendix/record.md:946
+# chapters/appendix/record.md:947
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -374,7 +374,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1022
+# chapters/appendix/record.md:1023
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
@@ -383,7 +383,7 @@ def run_chapters(options) -> None:
         print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:1030
+# chapters/appendix/record.md:1031
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

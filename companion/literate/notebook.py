@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:4ed0741e11e5
+# Tangled from record: edit there, `make tangle`. sha256:721c6f33a71e
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -31,7 +31,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1477
+# chapters/appendix/record.md:1478
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:1489
+# chapters/appendix/record.md:1490
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -61,7 +61,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source))
 
 
-# chapters/appendix/record.md:1508
+# chapters/appendix/record.md:1509
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -75,7 +75,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1533
+# chapters/appendix/record.md:1534
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -84,7 +84,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1541
+# chapters/appendix/record.md:1542
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -99,7 +99,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1562
+# chapters/appendix/record.md:1563
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -112,11 +112,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1579
+# chapters/appendix/record.md:1580
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1582
+# chapters/appendix/record.md:1583
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -132,7 +132,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1602
+# chapters/appendix/record.md:1603
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -154,13 +154,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1648
+# chapters/appendix/record.md:1649
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1653
+# chapters/appendix/record.md:1654
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -177,7 +177,7 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1669
+# chapters/appendix/record.md:1670
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -185,7 +185,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1679
+# chapters/appendix/record.md:1680
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -196,7 +196,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1689
+# chapters/appendix/record.md:1690
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -210,7 +210,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1705
+# chapters/appendix/record.md:1706
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -224,7 +224,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1718
+# chapters/appendix/record.md:1719
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

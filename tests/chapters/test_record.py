@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2de1f696c7ab
+# Tangled from record: edit there, `make tangle`. sha256:41a940104d14
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +14,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:248
+# chapters/appendix/record.md:249
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -33,7 +33,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:272
+# chapters/appendix/record.md:273
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -43,14 +43,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:281
+# chapters/appendix/record.md:282
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:287
+# chapters/appendix/record.md:288
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -66,7 +66,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:445
+# chapters/appendix/record.md:446
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -83,7 +83,7 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:1004
+# chapters/appendix/record.md:1005
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -100,7 +100,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1461
+# chapters/appendix/record.md:1462
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -108,7 +108,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1766
+# chapters/appendix/record.md:1767
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -126,7 +126,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2144
+# chapters/appendix/record.md:2145
 def test_every_limit_can_be_broken():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
