@@ -72,31 +72,26 @@ def strand(definition, chapters, files):
     )
 
 
-def picture(book, library):
-    """The whole book and the whole library, and what ties them."""
-    drawn = [d for d in library.definitions if d.line]
-    starts = {d.path for d in drawn}
-    texts = {c.path: c.text for c in book.chapters if c.path in starts}
-    files = {d.file: library.files[d.file] for d in drawn}
-    chapters, made = Column(LEFT, texts), Column(RIGHT, files)
+def picture(chapters, files, drawn):
+    """The chapters, the files, and what ties them."""
+    left = Column(LEFT, {c.path: c.text for c in chapters})
+    right = Column(RIGHT, files)
     parts = [
         f'<svg viewBox="0 -6 {WIDTH} {HEIGHT + 12}" aria-hidden="true">',
-        *(strand(d, chapters, made) for d in drawn),
-        *chapters.draw("end"),
-        *made.draw("start"),
+        *(strand(d, left, right) for d in drawn),
+        *left.draw("end"),
+        *right.draw("start"),
         "</svg>",
     ]
     return "\n".join(parts)
 
 
-def numbers(book, library):
+def numbers(chapters, files, drawn):
     """What the landing page counts."""
-    code = [t for f, t in library.files.items() if f.startswith("companion/")]
-    cells = [cell for chapter in book.chapters for cell in chapter.cells]
-    drawn = [d for d in library.definitions if d.line]
+    code = [t for f, t in files.items() if f.startswith("companion/")]
     return {
-        "chapters": len([c for c in book.chapters if c.cells]),
-        "cells": len(cells),
+        "chapters": len(chapters),
+        "cells": sum(len(chapter.cells) for chapter in chapters),
         "definitions": len(drawn),
         "tests": sum(d.name.startswith("test_") for d in drawn),
         "lines": sum(map(lines, code)),
@@ -104,13 +99,17 @@ def numbers(book, library):
 
 
 def add_picture(app, pagename, templatename, context, doctree):
-    """Give the landing page what it shows."""
+    """Give the landing page the framework; the tools stay behind it."""
     if templatename != "landing.html":
         return
     book = read_book(app.srcdir)
     library = tangle(book)
-    context["picture"] = picture(book, library)
-    context["numbers"] = numbers(book, library)
+    chapters = [c for c in book.chapters if c.cells and not c.beside]
+    paths = {c.path for c in chapters}
+    drawn = [d for d in library.definitions if d.line and d.path in paths]
+    files = {d.file: library.files[d.file] for d in drawn}
+    context["picture"] = picture(chapters, files, drawn)
+    context["numbers"] = numbers(chapters, files, drawn)
 
 
 def setup(app):

@@ -77,7 +77,7 @@ def test_every_page_on_a_phone(site, address, visit):
 def test_landing_leads_into_the_book(visit):
     page = visit("index.html")
     assert page.locator("h1").inner_text() == "Tensors, Tangled"
-    assert page.locator("figure svg path.code").count() > 50
+    assert page.locator("figure svg path.code").count() > 100
     assert (
         page.locator("text=Open in Colab")
         .get_attribute("href")

@@ -78,7 +78,7 @@ class Roofline {
   draw() {
     this.width = Math.max(280, this.picture.parentNode.clientWidth - 36);
     this.picture.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
-    this.picture.replaceChildren(...this.axes(), ...this.record.roofs.flatMap((roof) => this.line(roof)), ...this.here(), ...this.dots());
+    this.picture.replaceChildren(...this.axes(), ...this.lines(), ...this.here(), ...this.dots());
   }
 
   axes() {
@@ -103,14 +103,20 @@ class Roofline {
     ];
   }
 
-  line(roof) {
+  // Each roof, named above its line, or below it where another name stands.
+  lines() {
     const [low, high] = this.x.map((e) => 10 ** e);
-    const floor = Math.max(low, 10 ** this.y[0] / roof.bandwidth);
-    const corner = roof.peak / roof.bandwidth;
-    const path = [[floor, floor * roof.bandwidth], [corner, roof.peak], [high, roof.peak]].map(([x, y]) => this.place(x, y).join());
-    const [x, y] = this.place(high, roof.peak);
-    return [svg("path", { class: "tt-roof", d: `M${path.join("L")}` }),
-      svg("text", { class: "tt-roof-name", x: x - 2, y: y - 5, "text-anchor": "end" }, `${roof.name}: ${short(roof.peak)}`)];
+    const taken = [];
+    return this.record.roofs.flatMap((roof) => {
+      const floor = Math.max(low, 10 ** this.y[0] / roof.bandwidth);
+      const corners = [[floor, floor * roof.bandwidth], [roof.peak / roof.bandwidth, roof.peak], [high, roof.peak]];
+      const path = corners.map(([x, y]) => this.place(x, y).join());
+      const [x, y] = this.place(high, roof.peak);
+      const free = taken.every((other) => Math.abs(other - y) >= LINE);
+      taken.push(y);
+      return [svg("path", { class: "tt-roof", d: `M${path.join("L")}` }),
+        svg("text", { class: "tt-roof-name", x: x - 2, y: free ? y - 5 : y + LINE, "text-anchor": "end" }, `${roof.name}: ${short(roof.peak)}`)];
+    });
   }
 
   dots() {
