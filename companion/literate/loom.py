@@ -1,9 +1,10 @@
-# Tangled from weave: edit there, `make tangle`. sha256:a2ea69432797
+# Tangled from weave: edit there, `make tangle`. sha256:af786038a6af
 """What a build of the site knows of the book and its library."""
 
 import hashlib
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 from docutils import nodes
 from sphinx.util.osutil import relative_uri
@@ -25,12 +26,13 @@ class Loom:
             for chapter in self.book.chapters
             if chapter.cells
         }
+        self.stages: dict = {}
         found = self.library.definitions
         self.by_cell = grouped(found, lambda d: (d.path, d.cell_index))
         self.by_name = grouped(found, lambda d: (d.file, d.name))
         self.by_file = grouped(found, lambda d: d.file)
 
-    # chapters/appendix/weave.md:251
+    # chapters/appendix/weave.md:252
     def made_by(self, cell):
         """What one cell defines."""
         return self.by_cell.get((cell.path, cell.index), [])
@@ -44,7 +46,7 @@ class Loom:
         found = [made for made in self.by_file.get(file, []) if made.line]
         return sorted(found, key=lambda made: made.line)
 
-    # chapters/appendix/weave.md:287
+    # chapters/appendix/weave.md:288
     def files(self):
         """The files of the library, its tests left out."""
         return [f for f in self.library.files if f.startswith("companion/")]
@@ -71,7 +73,16 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:1141
+    # chapters/appendix/weave.md:1021
+    def files_after(self, count):
+        """The files, tests included, that the first chapters make."""
+        if count not in self.stages:
+            chapters = self.book.tangle_order[:count]
+            book = replace(self.book, chapters=chapters)
+            self.stages[count] = tangle(book).files
+        return self.stages[count]
+
+    # chapters/appendix/weave.md:1154
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -91,7 +102,7 @@ class Loom:
         return hash_of(self.book.numbers, earlier, replacing)
 
 
-# chapters/appendix/weave.md:208
+# chapters/appendix/weave.md:209
 def grouped(things, key):
     """Lists of the things that share a key, by that key."""
     found = defaultdict(list)
@@ -100,7 +111,7 @@ def grouped(things, key):
     return found
 
 
-# chapters/appendix/weave.md:221
+# chapters/appendix/weave.md:222
 def page_of(path):
     """The page that shows a chapter, or a file of the library."""
     stem = re.sub(r"\.(md|py)$", "", path)
@@ -110,33 +121,33 @@ def page_of(path):
 LOOM = Loom()
 
 
-# chapters/appendix/weave.md:334
+# chapters/appendix/weave.md:335
 def uri(page, target, anchor=""):
     """The address of a page, or a place in it, as seen from `page`."""
     address = relative_uri(f"{page}.html", f"{target}.html")
     return f"{address}#{anchor}" if anchor else address
 
 
-# chapters/appendix/weave.md:340
+# chapters/appendix/weave.md:341
 def link(page, target, anchor, *words):
     """A link from one page to a place in another, as a node."""
     address = uri(page, target, anchor)
     return nodes.reference("", "", *words, refuri=address, internal=True)
 
 
-# chapters/appendix/weave.md:356
+# chapters/appendix/weave.md:357
 def cell_id(index):
     """The anchor of a chapter's cell."""
     return f"cell-{index}"
 
 
-# chapters/appendix/weave.md:361
+# chapters/appendix/weave.md:362
 def anchor_of(name):
     """The anchor of a definition; `KERNELS[MATMUL]` has to lose some."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-# chapters/appendix/weave.md:366
+# chapters/appendix/weave.md:367
 def cell_link(page, path, index):
     """A link to a cell; `number` writes its section's number into it."""
     target = page_of(path)
@@ -145,33 +156,33 @@ def cell_link(page, path, index):
     return reference
 
 
-# chapters/appendix/weave.md:374
+# chapters/appendix/weave.md:375
 def where(page, made):
     """A link to the cell that made a definition."""
     return cell_link(page, made.path, made.cell_index)
 
 
-# chapters/appendix/weave.md:384
+# chapters/appendix/weave.md:385
 def code(text):
     """Text set as code."""
     return nodes.literal("", text)
 
 
-# chapters/appendix/weave.md:389
+# chapters/appendix/weave.md:390
 def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:736
+# chapters/appendix/weave.md:737
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/weave.md:834
+# chapters/appendix/weave.md:835
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-# Tangled from weave: edit there, `make tangle`. sha256:981fc567f224
+# Tangled from weave: edit there, `make tangle`. sha256:fdbef47097c4
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
@@ -25,10 +25,9 @@ from companion.literate.loom import (
 )
 from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
-from companion.literate.tangle import tangle
 
 
-# chapters/appendix/weave.md:414
+# chapters/appendix/weave.md:415
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -41,7 +40,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:432
+# chapters/appendix/weave.md:433
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
@@ -51,7 +50,7 @@ SOLUTION = {
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:441
+# chapters/appendix/weave.md:442
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -67,7 +66,7 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:494
+# chapters/appendix/weave.md:495
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -85,7 +84,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:519
+# chapters/appendix/weave.md:520
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -101,7 +100,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:566
+# chapters/appendix/weave.md:567
 class CCell(CLexer):
     """C that may begin with the cell magic `%%c`."""
 
@@ -115,21 +114,21 @@ class CCell(CLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:579
+# chapters/appendix/weave.md:580
 class CudaCell(CCell, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:607
+# chapters/appendix/weave.md:608
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:613
+# chapters/appendix/weave.md:614
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -137,7 +136,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:620
+# chapters/appendix/weave.md:621
 def section_of(node):
     """The anchor of the section around a node, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -146,7 +145,7 @@ def section_of(node):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:645
+# chapters/appendix/weave.md:646
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -165,7 +164,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:667
+# chapters/appendix/weave.md:668
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -173,7 +172,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:674
+# chapters/appendix/weave.md:675
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -184,7 +183,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:705
+# chapters/appendix/weave.md:706
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page = app.env.docname
@@ -201,7 +200,7 @@ def link_names(app, doctree):
             literal.replace_self(target)
 
 
-# chapters/appendix/weave.md:983
+# chapters/appendix/weave.md:984
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -221,22 +220,18 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1015
+# chapters/appendix/weave.md:1032
 def bare(text):
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/weave.md:1021
+# chapters/appendix/weave.md:1038
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
-    order = LOOM.book.tangle_order
-    turn = order.index(chapter)
-    before, after = (
-        tangle(replace(LOOM.book, chapters=order[:end])).files
-        for end in (turn, turn + 1)
-    )
+    turn = LOOM.book.tangle_order.index(chapter)
+    before, after = LOOM.files_after(turn), LOOM.files_after(turn + 1)
     found = [
         Change(file, bare(before.get(file, "")), bare(text))
         for file, text in after.items()
@@ -244,7 +239,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1057
+# chapters/appendix/weave.md:1070
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -258,13 +253,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1074
+# chapters/appendix/weave.md:1087
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1079
+# chapters/appendix/weave.md:1092
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -275,20 +270,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1089
+# chapters/appendix/weave.md:1102
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1096
+# chapters/appendix/weave.md:1109
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1102
+# chapters/appendix/weave.md:1115
 def fold(page, change):
     """A file's change, folded: whole where new, else its difference."""
     new = not change.before
@@ -306,7 +301,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1162
+# chapters/appendix/weave.md:1175
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -317,7 +312,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1223
+# chapters/appendix/weave.md:1236
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -338,18 +333,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1243
+# chapters/appendix/weave.md:1256
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1251
+# chapters/appendix/weave.md:1264
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1254
+# chapters/appendix/weave.md:1267
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -373,13 +368,13 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1281
+# chapters/appendix/weave.md:1294
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1286
+# chapters/appendix/weave.md:1299
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -389,7 +384,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1321
+# chapters/appendix/weave.md:1334
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")
