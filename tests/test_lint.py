@@ -83,6 +83,9 @@ def test_a_clean_chapter(tmp_path):
          "chapters/first.md:9: a cell of 31 lines: at most 30"),
         (cell("x = 1\ny = '" + "y" * 80 + "'"),
          "chapters/first.md:10: 86 columns: at most 79"),
+        (cell("x = 1\nx;"),
+         "chapters/first.md:10: nbval shows what a semicolon hides: "
+         "end the cell with plt.show()"),
         ("This is\nSimply true.",
          "chapters/first.md:9: 'Simply' tells the reader nothing: "
          "leave it out"),

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:062c82369f5d
+# Tangled from record: edit there, `make tangle`. sha256:a39e6ead6009
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -175,7 +175,7 @@ FILLERS = re.compile(r"\b(simply|just|obviously)\b", re.I)
 
 # chapters/appendix/record.md:1979
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
-    """Cells too long or too wide."""
+    """Cells too long or too wide, or that end in a semicolon."""
     for cell in chapter.cells:
         lines = cell.source.split("\n")
         if len(lines) > CELL_LINES:
@@ -185,9 +185,13 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
             if len(line) > CELL_WIDTH:
                 width = f"{len(line)} columns"
                 yield cell.error(number, f"{width}: at most {CELL_WIDTH}")
+        compared = cell.language == "python" and "timing" not in cell.tags
+        if compared and lines[-1].endswith(";"):
+            yield cell.error(len(lines), "nbval shows what a semicolon hides:"
+                                         " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:1992
+# chapters/appendix/record.md:1996
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -198,7 +202,7 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2009
+# chapters/appendix/record.md:2013
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -214,7 +218,7 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2024
+# chapters/appendix/record.md:2028
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -226,7 +230,7 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2042
+# chapters/appendix/record.md:2046
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -236,7 +240,7 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2051
+# chapters/appendix/record.md:2055
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -252,7 +256,7 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2071
+# chapters/appendix/record.md:2075
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -263,7 +267,7 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2081
+# chapters/appendix/record.md:2085
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -272,7 +276,7 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2089
+# chapters/appendix/record.md:2093
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -282,7 +286,7 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2105
+# chapters/appendix/record.md:2109
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -293,7 +297,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2115
+# chapters/appendix/record.md:2119
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -306,7 +310,7 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2127
+# chapters/appendix/record.md:2131
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(

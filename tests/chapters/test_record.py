@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:41a940104d14
+# Tangled from record: edit there, `make tangle`. sha256:43f79a09b085
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -126,7 +126,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2145
+# chapters/appendix/record.md:2149
 def test_every_limit_can_be_broken():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
