@@ -339,8 +339,10 @@ def test_a_chapter_ends_with_what_the_library_gained(html):
         "companion/view.py +1 −1",
         "companion/buffer.py new, 5 lines",
     ]
-    assert "-    return pair.left + pair.right" in folds[0].get_text()
-    assert "+    return pair.right + pair.left" in folds[0].get_text()
+    (lost,), (gained,) = folds[0].select(".gd"), folds[0].select(".gi")
+    assert lost.get_text() == "-    return pair.left + pair.right"
+    assert gained.get_text() == "+    return pair.right + pair.left"
+    assert folds[1].select_one(".k").get_text() == "def"
     assert "chapters/" not in folds[0].select_one("pre").get_text()
 
 

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:fdbef47097c4
+# Tangled from weave: edit there, `make tangle`. sha256:ab4b8b3dd108
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -293,8 +293,8 @@ def fold(page, change):
         uri=uri(page, page_of(change.file)),
         count=f"new, {len(change.after)} lines" if new else count,
     )
-    block = nodes.literal_block()
-    block += nodes.Text("\n".join(change.after if new else change.diff))
+    text = "\n".join(change.after if new else change.diff)
+    block = nodes.literal_block(text, text)
     language = get_lexer_for_filename(change.file).aliases[0]
     block["language"] = language if new else "diff"
     closing = nodes.raw("", "</details>", format="html")
