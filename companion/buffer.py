@@ -1,8 +1,9 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:1b0ed7e44020
+# Tangled from arrays, blas: edit there, `make tangle`. sha256:33058381d620
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from itertools import product
@@ -18,27 +19,28 @@ from companion.view import Shape, View
 class Storage:
     """A flat run of bytes, and what owns it.  Many buffers may share one."""
 
-    __slots__ = ("memory",)
-
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    @property
+    # chapters/tensors/blas.md:1660
+    @functools.cached_property
     def address(self) -> int:
+        """Of the first byte in the machine; NumPy is asked once."""
         return self.memory.__array_interface__["data"][0]
 
+    # chapters/tensors/arrays.md:113
     @property
     def nbytes(self) -> int:
         return self.memory.size
 
 
-# chapters/tensors/arrays.md:120
+# chapters/tensors/arrays.md:118
 def allocate(nbytes: int) -> Storage:
     """`nbytes` bytes of fresh, uninitialised memory."""
     return Storage(np.empty(nbytes, np.uint8))
 
 
-# chapters/tensors/arrays.md:438
+# chapters/tensors/arrays.md:436
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -63,7 +65,7 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:481
+    # chapters/tensors/arrays.md:479
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -76,7 +78,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:737
+    # chapters/tensors/arrays.md:736
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -87,7 +89,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:985
+    # chapters/tensors/arrays.md:984
     def __str__(self) -> str:
         return text(self)
 
@@ -96,7 +98,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1075
+    # chapters/tensors/arrays.md:1074
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -112,7 +114,7 @@ class Buffer:
         return self.array.__dlpack__(**options)
 
 
-# chapters/tensors/arrays.md:470
+# chapters/tensors/arrays.md:468
 def window(storage: Storage, view: View, dtype: DType) -> np.ndarray:
     """The view as a NumPy array on the same memory."""
     size = dtype.itemsize
@@ -122,7 +124,7 @@ def window(storage: Storage, view: View, dtype: DType) -> np.ndarray:
                       view.offset * size, [s * size for s in view.strides])
 
 
-# chapters/tensors/arrays.md:895
+# chapters/tensors/arrays.md:894
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -130,7 +132,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:902
+# chapters/tensors/arrays.md:901
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -139,7 +141,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:915
+# chapters/tensors/arrays.md:914
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -152,7 +154,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:941
+# chapters/tensors/arrays.md:940
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -171,11 +173,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:964
+# chapters/tensors/arrays.md:963
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:967
+# chapters/tensors/arrays.md:966
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -192,7 +194,7 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1033
+# chapters/tensors/arrays.md:1032
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -209,7 +211,7 @@ def adopt(array: np.ndarray) -> Buffer:
                   view._replace(offset=-low.offset), dtype)
 
 
-# chapters/tensors/arrays.md:1049
+# chapters/tensors/arrays.md:1048
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -219,11 +221,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1093
+# chapters/tensors/arrays.md:1092
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1096
+# chapters/tensors/arrays.md:1095
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:81422effa746
+# Tangled from operations, blas: edit there, `make tangle`. sha256:4375129586e0
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -293,5 +293,5 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1560
+# chapters/tensors/blas.md:1561
 KERNELS[MATMUL] = matmul

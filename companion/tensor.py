@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:b965a51a94dd
+# Tangled from operations, blas: edit there, `make tangle`. sha256:3bfd94faf5a1
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -667,7 +667,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1574
+    # chapters/tensors/blas.md:1575
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -690,7 +690,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1602
+    # chapters/tensors/blas.md:1603
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:721c6f33a71e
+# Tangled from record: edit there, `make tangle`. sha256:0609a6ad8f3a
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -36,8 +36,8 @@ INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
 
-if not all(map(find_spec, ["companion", "ml_dtypes", "hypothesis"])):
-    %pip install --quiet "companion @ git+{url}@{branch}" hypothesis"""
+if not all(map(find_spec, "companion ml_dtypes hypothesis{tools}".split())):
+    %pip install --quiet "companion{extra} @ git+{url}@{branch}" hypothesis"""
 NOTE = """\
 *This notebook is the chapter [{title}]({url}) as it ran. Where the page
 quotes a time that was measured, the notebook has its `name`: yours will
@@ -53,7 +53,9 @@ def assemble(book: Book, name: str, values, web: Addresses):
     for cell in source.cells:
         if cell.cell_type == "markdown":
             cell.source = page.rewrite(cell.source)
-    install = INSTALL.format(url=web.repository, branch=web.branch)
+    extra, tools = ("[book]", " jupyter_book") if chapter.beside else ("", "")
+    install = INSTALL.format(url=web.repository, branch=web.branch,
+                             extra=extra, tools=tools)
     note = NOTE.format(title=chapter.title, url=web.page(page.name))
     head = [new_code_cell(install, id="install", execution_count=1),
             new_markdown_cell(note, id="note")]
@@ -61,7 +63,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source))
 
 
-# chapters/appendix/record.md:1509
+# chapters/appendix/record.md:1511
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -75,7 +77,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1534
+# chapters/appendix/record.md:1536
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -84,7 +86,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1542
+# chapters/appendix/record.md:1544
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -99,7 +101,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1563
+# chapters/appendix/record.md:1565
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -112,11 +114,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1580
+# chapters/appendix/record.md:1582
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1583
+# chapters/appendix/record.md:1585
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -132,7 +134,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1603
+# chapters/appendix/record.md:1605
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -154,13 +156,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1649
+# chapters/appendix/record.md:1651
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1654
+# chapters/appendix/record.md:1656
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -177,7 +179,7 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1670
+# chapters/appendix/record.md:1672
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -185,7 +187,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1680
+# chapters/appendix/record.md:1682
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -196,7 +198,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1690
+# chapters/appendix/record.md:1692
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -210,7 +212,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1706
+# chapters/appendix/record.md:1708
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -224,7 +226,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1719
+# chapters/appendix/record.md:1721
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:2c7982c82c92
+# Tangled from arrays: edit there, `make tangle`. sha256:32fb7f7cba95
 from __future__ import annotations
 
 import ast
@@ -14,14 +14,14 @@ from companion.dtype import (
     bfloat16,
     bool_,
     float64,
-    int32,
     int8,
+    int32,
     promote,
 )
 from companion.view import View
 
 
-# chapters/tensors/arrays.md:285
+# chapters/tensors/arrays.md:283
 def test_promotion_follows_the_standard():
     standard = [d for d in DTYPES.values() if d is not bfloat16]
     for a, b in product(standard, standard):
@@ -34,20 +34,20 @@ def test_promotion_follows_the_standard():
             assert promote(a, b) is a
 
 
-# chapters/tensors/arrays.md:298
+# chapters/tensors/arrays.md:296
 def test_promotion_does_not_depend_on_order():
     for a, b, c in product(DTYPES.values(), repeat=3):
         assert promote(a, a) is a and promote(a, b) is promote(b, a)
         assert promote(promote(a, b), c) is promote(a, promote(b, c))
 
 
-# chapters/tensors/arrays.md:1128
+# chapters/tensors/arrays.md:1127
 def permuted(draw, ours, theirs):
     order = tuple(draw(st.permutations(range(theirs.ndim))))
     return ours.permute(order), theirs.transpose(order)
 
 
-# chapters/tensors/arrays.md:1133
+# chapters/tensors/arrays.md:1132
 def flipped(draw, ours, theirs):
     axes = tuple(i for i in range(theirs.ndim) if draw(st.booleans()))
     steps = [-1 if i in axes else 1 for i in range(theirs.ndim)]
@@ -55,7 +55,7 @@ def flipped(draw, ours, theirs):
     return ours.flip(axes), theirs[(..., *slices)]
 
 
-# chapters/tensors/arrays.md:1140
+# chapters/tensors/arrays.md:1139
 def shrunk(draw, ours, theirs):
     slices = tuple(
         draw(st.slices(n).filter(lambda s: (s.step or 1) > 0))
@@ -64,20 +64,20 @@ def shrunk(draw, ours, theirs):
     return ours.shrink(ranges), theirs[(..., *slices)]
 
 
-# chapters/tensors/arrays.md:1148
+# chapters/tensors/arrays.md:1147
 def expanded(draw, ours, theirs):
     shape = tuple(draw(st.integers(0, 3)) if n == 1 else n
                   for n in theirs.shape)
     return ours.expand(shape), np.broadcast_to(theirs, shape)
 
 
-# chapters/tensors/arrays.md:1158
+# chapters/tensors/arrays.md:1157
 MOVES = (permuted, flipped, shrunk, expanded)
 many = settings(max_examples=200, deadline=None, database=None,
                 derandomize=True)
 
 
-# chapters/tensors/arrays.md:1163
+# chapters/tensors/arrays.md:1162
 def moved(draw, move, ours, theirs):
     """One movement on both sides; the storage must stay the same."""
     view, theirs = move(draw, ours.view, theirs)
@@ -88,7 +88,7 @@ def moved(draw, move, ours, theirs):
     return result, theirs
 
 
-# chapters/tensors/arrays.md:1173
+# chapters/tensors/arrays.md:1172
 @st.composite
 def pairs(draw):
     """A buffer after some movements, and NumPy's array after the same."""
@@ -101,7 +101,7 @@ def pairs(draw):
     return pair
 
 
-# chapters/tensors/arrays.md:1188
+# chapters/tensors/arrays.md:1187
 @many
 @given(pairs(), st.data())
 def test_movements_agree_and_copy_nothing(pair, data):
@@ -109,7 +109,7 @@ def test_movements_agree_and_copy_nothing(pair, data):
         moved(data.draw, move, *pair)
 
 
-# chapters/tensors/arrays.md:1200
+# chapters/tensors/arrays.md:1199
 @many
 @given(pairs(), st.data())
 def test_reshape_copies_only_where_it_must(pair, data):
@@ -128,7 +128,7 @@ def test_reshape_copies_only_where_it_must(pair, data):
     assert (ours.moved(view).array == expected).all()
 
 
-# chapters/tensors/arrays.md:1223
+# chapters/tensors/arrays.md:1222
 @many
 @given(pairs())
 def test_adopt_shares_memory(pair):
@@ -137,7 +137,7 @@ def test_adopt_shares_memory(pair):
     assert theirs.size == 0 or np.shares_memory(adopted.array, theirs)
 
 
-# chapters/tensors/arrays.md:1232
+# chapters/tensors/arrays.md:1231
 @many
 @given(pairs())
 def test_dense_copies_only_where_it_must(pair):
@@ -147,7 +147,7 @@ def test_dense_copies_only_where_it_must(pair):
     assert (ours.dense().array == theirs).all()
 
 
-# chapters/tensors/arrays.md:1242
+# chapters/tensors/arrays.md:1241
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_repeats_means_shared_elements(pair):
@@ -156,14 +156,14 @@ def test_repeats_means_shared_elements(pair):
     assert view.repeats == (len(cells) < view.size)
 
 
-# chapters/tensors/arrays.md:1259
+# chapters/tensors/arrays.md:1258
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_text_reads_back(pair):
     assert ast.literal_eval(text(pair[0])) == pair[1].tolist()
 
 
-# chapters/tensors/arrays.md:1266
+# chapters/tensors/arrays.md:1265
 def test_text_of_every_kind():
     for array, expected in (
             (np.array(5, np.uint8), "5"),
@@ -178,7 +178,7 @@ def test_text_of_every_kind():
     assert text(adopt(np.arange(6)), threshold=1) == "[0, 1, 2, 3, 4, 5]"
 
 
-# chapters/tensors/arrays.md:1288
+# chapters/tensors/arrays.md:1287
 def complaint(error, function, *arguments) -> str:
     """The message with which `function` refuses its arguments."""
     try:
@@ -188,7 +188,7 @@ def complaint(error, function, *arguments) -> str:
     raise AssertionError(f"{function.__name__} accepts {arguments}")
 
 
-# chapters/tensors/arrays.md:1298
+# chapters/tensors/arrays.md:1297
 def test_refusals():
     half = Buffer.empty((2,), bfloat16)
     outside = Buffer.empty((12,), int8).moved(View((3, 5), (5, 1)))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:43f79a09b085
+# Tangled from record: edit there, `make tangle`. sha256:1e64832d4b91
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -108,7 +108,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1767
+# chapters/appendix/record.md:1769
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -126,7 +126,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2149
+# chapters/appendix/record.md:2151
 def test_every_limit_can_be_broken():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))

@@ -1,0 +1,246 @@
+# Tangled from blas: edit there, `make tangle`. sha256:8b3ec252e415
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import math
+import platform
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib import import_module
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from companion.buffer import Buffer, adopt
+from companion.dtype import (
+    DType,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int8,
+    int32,
+    int64,
+    uint8,
+)
+from companion.native import POOL, CompileError, compiler, kernel
+from companion.timing import compare, limits, machine
+from companion.view import View
+
+# chapters/tensors/blas.md:1316
+MR, KC = 6, 1024  # as in kernels/sgemm.c
+
+
+# chapters/tensors/blas.md:1319
+def ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+# chapters/tensors/blas.md:1323
+def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
+    """Rows in a chunk of A, and chunks: four tasks or more a thread."""
+    strips = max(ceil(m, MR), 1)
+    wanted = ceil(4 * threads, max(tasks, 1)) if threads > 1 else 1
+    rows = ceil(strips, max(min(wanted, strips // 8), 1)) * MR
+    return rows, ceil(m, rows)
+
+
+# chapters/tensors/blas.md:1331
+def stack_axes(a: View, b: View,
+               c: View) -> list[tuple[int, int, int, int]]:
+    """(length, stride in a, in b, in c) of the axes before the matrix."""
+    axes = zip(c.shape[:-2], a.strides, b.strides, c.strides)
+    found = [axis for axis in axes if axis[0] != 1]
+    if len(found) > 8:
+        raise ValueError(f"matmul: {len(found)} axes before the matrices "
+                         f"of shape {c.shape}; expected at most 8: flatten")
+    return found
+
+
+# chapters/tensors/blas.md:1350
+LAYOUT = struct.Struct("18q2dP32q")
+
+
+# chapters/tensors/blas.md:1353
+@functools.lru_cache(maxsize=4096)
+def plan(a: View, b: View, c: View, alpha: float, beta: float,
+         width: int, threads: int) -> bytes:
+    """A `struct product`: how sgemm shall walk these views."""
+    (m, k), n = a.shape[-2:], b.shape[-1]
+    (ra, ca), (rb, cb), (rc, cc) = [v.strides[-2:] for v in (a, b, c)]
+    axes = stack_axes(a, b, c)
+    stack = math.prod(c.shape[:-2])
+    lone = m == 1 and cb == cc == 1 and (ca == 1 or n % width == 0)
+    wide = 16 * width if lone else width
+    panels = ceil(n, wide)
+    threads = threads if stack * m * n * k > 300_000 else 1
+    rows, chunks = cut(m, stack * panels, threads)
+    pack = cb != 1 or (m > 32 and abs(rb) * k > 1 << 16)
+    far = stack == 1 and ca != 1 and min(k, KC) * abs(ca) > 1 << 17
+    strips = ceil(m, MR) if far and n > 2 * width else 0
+    return LAYOUT.pack(
+        m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, wide, panels,
+        stack * panels * chunks, strips, pack, threads, len(axes),
+        alpha, beta, POOL.address, *chain(*axes),
+        *[0] * (32 - 4 * len(axes)))
+
+
+# chapters/tensors/blas.md:1386
+FLAVOURS = {float32: (), float64: ("-DREAL=double",),
+            int32: ("-DREAL=int", "-fwrapv"),
+            int64: ("-DREAL=long", "-fwrapv")}
+
+
+# chapters/tensors/blas.md:1391
+@functools.cache
+def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
+    """The compiled product and its panel's width; None without C."""
+    try:
+        library = kernel("kernels/sgemm.c", *FLAVOURS[dtype])
+    except CompileError as error:
+        tell(f"matrix products are NumPy's for now: {error}")
+        return None
+    function = library.sgemm
+    function.argtypes = [ctypes.c_void_p] * 4  # addresses, unchecked
+    return function, library.columns()
+
+
+# chapters/tensors/blas.md:1404
+@functools.cache
+def tell(line: str) -> None:
+    """One line on stderr, once."""
+    print(f"companion: {line}", file=sys.stderr)
+
+
+# chapters/tensors/blas.md:1412
+def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
+         beta: float = 0.0) -> None:
+    """c = alpha a @ b + beta c: matrices, or equal stacks of them."""
+    compiled = product(c.dtype)
+    if compiled is None:
+        numpy_product(c, a, b, alpha, beta)
+        return
+    if against_the_grain(a.view, b.view):
+        c, a, b = turned(c), turned(b), turned(a)
+    function, width = compiled
+    threads = POOL.threads
+    function(plan(a.view, b.view, c.view, alpha, beta, width, threads),
+             a.address, b.address, c.address)
+
+
+# chapters/tensors/blas.md:1427
+def against_the_grain(a: View, b: View) -> bool:
+    """Whether a lone row or column had better be the other."""
+    return ((a.shape[-2] == 1 and b.strides[-1] != 1)
+            or (b.shape[-1] == 1 and a.strides[-1] != 1))
+
+
+# chapters/tensors/blas.md:1433
+def turned(x: Buffer) -> Buffer:
+    """The matrices transposed."""
+    *stack, i, j = range(len(x.shape))
+    return x.moved(x.view.permute((*stack, j, i)))
+
+
+# chapters/tensors/blas.md:1441
+def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
+                  beta: float) -> None:
+    """What gemm does where there is no C compiler."""
+    result = np.matmul(a.array, b.array)
+    if alpha != 1 or beta != 0:
+        result = alpha * result + (beta * c.array if beta else 0)
+    np.copyto(c.array, result, casting="unsafe")
+
+
+# chapters/tensors/blas.md:1536
+WIDE = {float16: float32, bfloat16: float32,
+        bool_: int32, int8: int32, uint8: int32}
+
+
+# chapters/tensors/blas.md:1540
+def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
+    """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
+    dtype = WIDE.get(c.dtype)
+    if dtype is None:
+        gemm(c, a, b)
+        return
+    total = Buffer.empty(c.shape, dtype)
+    gemm(total, widened(a, dtype), widened(b, dtype))
+    np.copyto(c.array, total.array, casting="unsafe")
+
+
+# chapters/tensors/blas.md:1551
+def widened(x: Buffer, dtype: DType) -> Buffer:
+    """A copy of x in another dtype."""
+    wide = Buffer.empty(x.shape, dtype)
+    np.copyto(wide.array, x.array, casting="unsafe")
+    return wide
+
+
+# chapters/tensors/blas.md:1793
+CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
+GPT = [(768, n, k) for n, k in (
+    (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
+    (65, 384))]
+
+
+# chapters/tensors/blas.md:1799
+def peers() -> dict[str, Callable[..., Any] | None]:
+    """The products of other libraries, as f(a, b, out=c)."""
+    found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
+    found["torch"] = None
+    if importlib.util.find_spec("torch"):
+        torch = import_module("torch")
+        found["torch"] = lambda a, b, out: torch.matmul(
+            *map(torch.from_numpy, (a, b)), out=torch.from_numpy(out))
+    return found
+
+
+# chapters/tensors/blas.md:1810
+def bench(threads: int, quick: bool) -> Iterator[dict]:
+    """GFLOP/s of gemm and of its peers, on every case."""
+    peak = limits(threads).peak
+    for case in CUBES[:3] + GPT[:2] if quick else CUBES + GPT:
+        for name, peer in peers().items():
+            yield {"bench": "gemm", "case": "x".join(map(str, case)),
+                   "threads": threads, "unit": "GFLOP/s",
+                   "peer_name": name, **race(case, peer, threads, peak),
+                   "machine": machine(), "versions": versions(name),
+                   "date": date.today().isoformat()}
+
+
+# chapters/tensors/blas.md:1824
+def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
+         threads: int, peak: float) -> dict[str, float | None]:
+    """Rates of ours and of one peer's product, and how they compare."""
+    if peer is None:
+        return dict.fromkeys(
+            ("ours", "peer", "ratio", "spread", "limit_fraction"))
+    m, n, k = case
+    random = np.random.default_rng(0)
+    a = random.standard_normal((m, k), dtype=np.float32)
+    b = random.standard_normal((k, n), dtype=np.float32)
+    c, d = np.empty((2, m, n), np.float32)
+    x, y, z = map(adopt, (a, b, c))
+    found = compare(lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
+                    rounds=5 if m * n * k > 1 << 33 else 15,
+                    pause=0.03 if threads > 1 else 0.0)
+    work = 2e-9 * m * n * k
+    return {"ours": work / found.ours, "peer": work / found.peer,
+            "ratio": found.ratio, "spread": found.spread,
+            "limit_fraction": work / found.ours / peak}
+
+
+# chapters/tensors/blas.md:1845
+def versions(peer: str) -> dict[str, str]:
+    """What has been compared with what, for the record."""
+    found = {"python": platform.python_version(), "compiler": compiler()[1]}
+    if importlib.util.find_spec(peer):
+        found[peer] = import_module(peer).__version__
+    return found

@@ -1,0 +1,274 @@
+# Tangled from blas: edit there, `make tangle`. sha256:b8d6c117120b
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+from companion.buffer import Buffer, adopt
+from companion.dtype import float32, float64, int32, int64
+
+
+# chapters/tensors/blas.md:109
+class CompileError(RuntimeError):
+    """There is no C compiler, or it refused; the text says what to do."""
+
+
+# chapters/tensors/blas.md:113
+@functools.cache
+def compiler() -> tuple[str, str]:
+    """Path and version of the C compiler: $CC, or the first one found."""
+    names = (os.environ.get("CC") or "cc gcc clang").split()
+    found = list(filter(None, map(shutil.which, names)))
+    if not found:
+        raise CompileError(
+            f"no C compiler found (tried {', '.join(names)}): install one "
+            f"(Debian: apt install gcc; macOS: xcode-select --install) or "
+            f"name yours in CC")
+    version = subprocess.run(
+        [found[0], "--version"], capture_output=True, text=True)
+    return found[0], version.stdout.partition("\n")[0]
+
+
+# chapters/tensors/blas.md:138
+ARM = platform.machine() in ("aarch64", "arm64")
+FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
+         "-ffp-contract=fast", "-fvisibility=protected",
+         "-fPIC", "-shared", "-pthread", "-w")
+
+
+# chapters/tensors/blas.md:144
+def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
+    """Compile a text of C into the shared library `out`."""
+    command = [compiler()[0], *flags, "-x", "c", "-", "-lm", "-o", str(out)]
+    done = subprocess.run(
+        command, input=source, capture_output=True, text=True)
+    if done.returncode:
+        raise CompileError(complaint(done.stderr))
+
+
+# chapters/tensors/blas.md:153
+def complaint(report: str) -> str:
+    """Where the compiler first complains, and about what."""
+    found = re.search(r"(?m)^(.+?):(\d+):.*?error: (.*)$", report)
+    if found:
+        return "{}, line {}: {}".format(*found.groups())
+    return "the C compiler failed: " + report.strip().split("\n")[-1]
+
+
+# chapters/tensors/blas.md:176
+@functools.cache
+def cpu() -> str:
+    """The processor, as far as the flag `native` looks at it."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return f"{platform.machine()} {platform.processor()}"
+    first = info.read_text().partition("\n\n")[0]
+    names = r"(?m)^(?:model name|flags|Features|CPU part)\b.*"
+    return "\n".join(re.findall(names, first))
+
+
+# chapters/tensors/blas.md:187
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:24]
+
+
+# chapters/tensors/blas.md:191
+def key(source: str, flags: Iterable[str]) -> str:
+    """What compiled code depends on, as one hash (#line does not count)."""
+    text = re.sub(r"(?m)^#line .*\n", "", source)
+    parts = [text, *flags, compiler()[1], cpu()]
+    return digest("\0".join(parts).encode())
+
+
+# chapters/tensors/blas.md:209
+def cache() -> Path:
+    """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
+    default = platformdirs.user_cache_dir("companion")
+    folder = Path(os.environ.get("COMPANION_CACHE") or default)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise CompileError(f"cannot write to {folder}: name a folder of "
+                           f"yours in COMPANION_CACHE")
+    return folder
+
+
+# chapters/tensors/blas.md:221
+def build(source: str, *flags: str) -> Path:
+    """The shared library of a C text: from the cache, or made now."""
+    name = key(source, FLAGS + flags)
+    for library in cache().glob(f"{name}-*.so"):
+        if library.stem == f"{name}-{digest(library.read_bytes())}":
+            return library
+    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+        made = Path(folder, "made.so")
+        compile_c(source, FLAGS + flags, made)
+        name = f"{name}-{digest(made.read_bytes())}.so"
+        return made.replace(cache() / name)
+
+
+# chapters/tensors/blas.md:250
+FUNCTION = re.compile(
+    r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
+
+
+# chapters/tensors/blas.md:254
+def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
+    """[result, name, parameter …] of each function that C exports."""
+    macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
+    macros |= dict(re.findall(r"-D(\w+)=(\w+)", " ".join(flags)))
+    text = re.sub(r"\w+", lambda m: macros.get(m[0], m[0]), source)
+    for result, name, inside in FUNCTION.findall(text):
+        parameters = [] if inside == "void" else inside.split(",")
+        yield [result, name, *parameters]
+
+
+# chapters/tensors/blas.md:278
+SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
+           "float": ctypes.c_float, "double": ctypes.c_double}
+ELEMENTS = {"float": float32, "double": float64,
+            "int": int32, "long": int64}
+
+
+# chapters/tensors/blas.md:284
+def c_type(declaration: str) -> Any:
+    """What ctypes shall pass for `long n` or `const float *x`."""
+    word, *rest = declaration.replace("const ", "").split()
+    if "*" in declaration:
+        return pointer(word.rstrip("*"))
+    if word not in SCALARS:
+        raise CompileError(f"{declaration.strip()}: expected a pointer or "
+                           f"one of {', '.join(SCALARS)}")
+    return SCALARS[word]
+
+
+# chapters/tensors/blas.md:298
+@functools.cache
+def pointer(kind: str) -> type:
+    """A ctypes parameter: takes arrays, Buffers and addresses."""
+    class Pointer:
+        @staticmethod
+        def from_param(value: Any) -> Any:
+            return ctypes.c_void_p.from_param(address(value, kind))
+    return Pointer
+
+
+# chapters/tensors/blas.md:308
+def address(value: Any, kind: str) -> Any:
+    """Where the elements of an array or a Buffer of `kind` begin."""
+    if isinstance(value, np.ndarray):
+        value = adopt(value)
+    if not isinstance(value, Buffer):
+        return value
+    if value.dtype is not ELEMENTS.get(kind, value.dtype):
+        raise TypeError(f"{kind} *: expected {ELEMENTS[kind]}, got "
+                        f"{value.dtype}; convert it first")
+    return value.address
+
+
+# chapters/tensors/blas.md:320
+def load(source: str, *flags: str) -> ctypes.CDLL:
+    """The library of a C text, its functions ready to be called."""
+    library = ctypes.CDLL(str(build(source, *flags)))
+    for result, name, *parameters in prototypes(source, flags):
+        function = getattr(library, name)
+        function.restype = c_type(result)
+        function.argtypes = [c_type(p) for p in parameters]
+    return library
+
+
+# chapters/tensors/blas.md:344
+CELLS: dict[str, list[str]] = {}
+
+
+# chapters/tensors/blas.md:347
+def load_ipython_extension(shell: Any) -> None:
+    """%load_ext companion.native: the magic %%c FILE.c [flags]."""
+    magic = functools.partial(compile_cell, shell)
+    shell.register_magic_function(magic, "cell", "c")
+
+
+# chapters/tensors/blas.md:353
+def compile_cell(shell: Any, line: str, cell: str) -> None:
+    """Compile all cells of a file, bind its library to the file's name."""
+    file, *flags = line.split()
+    cells = list(CELLS.get(file, []))
+    again = [i for i, old in enumerate(cells) if names(old) & names(cell)]
+    place = slice(*(again[:1] * 2 or [len(cells)] * 2))
+    cells = [old for i, old in enumerate(cells) if i not in again]
+    where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
+    cells[place] = [where + cell]
+    library = load("".join(cells), *flags)
+    CELLS[file] = cells
+    shell.user_ns[Path(file).stem] = library
+
+
+# chapters/tensors/blas.md:367
+def names(cell: str) -> set[str]:
+    """The functions and structures that C text defines."""
+    start = r"(?m)^(?!enum|typedef|#)(?:\w+[ *]+)*?(\w+)"
+    return set(re.findall(start + r"(?:\([^;{}]*?\))? \{", cell))
+
+
+# chapters/tensors/blas.md:517
+def kernel(file: str, *flags: str) -> ctypes.CDLL:
+    """One of the library's C files, compiled and loaded."""
+    if file in CELLS:
+        return load("".join(CELLS[file]), *flags)
+    return load((resources.files("companion") / file).read_text(), *flags)
+
+
+# chapters/tensors/blas.md:1123
+def available() -> int:
+    """Processors this process may use, or what COMPANION_THREADS says."""
+    told = os.environ.get("COMPANION_THREADS")
+    if told is not None:
+        if not told.isdecimal() or int(told) < 1:
+            raise ValueError(f"COMPANION_THREADS: expected 1 or more, "
+                             f"got {told!r}")
+        return int(told)
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# chapters/tensors/blas.md:1136
+class Pool:
+    """The threads that kernels share."""
+
+    def __init__(self) -> None:
+        self.threads = available()
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Of the C function `parallel`, for kernels to call."""
+        parallel = kernel("kernels/pool.c").parallel
+        return ctypes.cast(parallel, ctypes.c_void_p).value or 0
+
+
+# chapters/tensors/blas.md:1152
+POOL = Pool()
+
+
+# chapters/tensors/blas.md:1155
+def set_threads(threads: int) -> None:
+    """How many threads kernels may use from now on."""
+    if threads < 1:
+        raise ValueError(f"set_threads: expected 1 or more, got {threads}")
+    POOL.threads = threads

@@ -1,0 +1,150 @@
+# Tangled from blas: edit there, `make tangle`. sha256:c6e24c071a2c
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from statistics import quantiles
+from time import perf_counter, sleep
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from companion.native import available, cpu, kernel
+
+
+# chapters/tensors/blas.md:403
+def best(run: Callable[[], Any], rounds: int = 5) -> float:
+    """The shortest of several times, in seconds."""
+    times = []
+    for _ in range(rounds):
+        start = perf_counter()
+        run()
+        times.append(perf_counter() - start)
+    return min(times)
+
+
+# chapters/tensors/blas.md:527
+class Limits(NamedTuple):
+    """What a machine can do: GFLOP/s, and GB/s from memory."""
+
+    peak: float
+    bandwidth: float
+
+
+# chapters/tensors/blas.md:534
+def limits(threads: int = 1) -> Limits:
+    """Measure the peak and the bandwidth of some threads together."""
+    library = kernel("kernels/limits.c")
+    steps, size = 1 << 17, 1 << 23
+    x = np.ones((2, threads, size), np.float32)
+
+    def work(i: int) -> float:
+        """The rate of one thread while the others work as well."""
+        count = library.multiply_add(steps, 0.5, 0.5, x[0, i])
+        return count / best(lambda: library.multiply_add(
+            steps, 0.5, 0.5, x[0, i]), 100)
+
+    def move(i: int) -> None:
+        library.update(size, 0.5, *x[:, i])
+
+    with ThreadPoolExecutor(threads) as workers:
+        peak = sum(workers.map(work, range(threads)))
+        seconds = best(lambda: list(workers.map(move, range(threads))), 15)
+    return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
+
+
+# chapters/tensors/blas.md:1682
+class Comparison(NamedTuple):
+    """Two programs timed in turn; a ratio above 1 is in favour of ours."""
+
+    ours: float
+    peer: float
+    ratio: float
+    spread: float
+
+
+# chapters/tensors/blas.md:1691
+def compare(ours: Callable[[], Any], peer: Callable[[], Any],
+            rounds: int = 15, pause: float = 0.0) -> Comparison:
+    """Best times in seconds, median and spread of peer time / our time."""
+    pairs = [(burst(ours, pause), burst(peer, pause))
+             for _ in range(rounds + 1)][1:]
+    low, middle, high = quantiles([p / o for o, p in pairs], n=4)
+    a, b = zip(*pairs)
+    return Comparison(min(a), min(b), middle, high - low)
+
+
+# chapters/tensors/blas.md:1701
+def burst(run: Callable[[], Any], pause: float) -> float:
+    """The shortest call of some milliseconds, after as many to warm up."""
+    sleep(pause)
+    shortest = []
+    for _ in "warm up", "measure":
+        times = [best(run, 1)]
+        while sum(times) < 4e-3:
+            times.append(best(run, 1))
+        shortest.append(min(times))
+    return shortest[1]
+
+
+# chapters/tensors/blas.md:1728
+BENCHES = {"gemm": "companion.blas"}
+THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+           "OMP_NUM_THREADS")
+
+
+# chapters/tensors/blas.md:1733
+def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
+    """The measurements of one bench, made by a process of its own."""
+    code = (f"import json\nfrom {BENCHES[name]} import bench\n"
+            f"for found in bench({threads}, {quick}):\n"
+            f"    print(json.dumps(found), flush=True)")
+    count = dict.fromkeys(THREADS, str(threads))
+    with subprocess.Popen([sys.executable, "-c", code], text=True,
+                          env=os.environ | count,
+                          stdout=subprocess.PIPE) as process:
+        for line in process.stdout or ():
+            yield json.loads(line)
+    if process.returncode:
+        raise SystemExit(f"bench {name}: failed on {threads} threads")
+
+
+# chapters/tensors/blas.md:1748
+def machine() -> str:
+    """The processor's name, and how many of them we may use."""
+    name = cpu().partition("\n")[0].partition(":")[2].strip()
+    return f"{name or platform.machine()}, {available()} processors"
+
+
+# chapters/tensors/blas.md:1757
+def main(argv: list[str]) -> int:
+    """Measure ours against the libraries people use: bench NAME."""
+    parser = argparse.ArgumentParser(prog="companion bench")
+    parser.add_argument("name", choices=BENCHES)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--threads", default="1,2", help="such as 1,2")
+    options = parser.parse_args(argv)
+    for threads in map(int, options.threads.split(",")):
+        for found in measure(options.name, threads, options.quick):
+            print(json.dumps(found) if options.json else row_of(found),
+                  flush=True)
+    return 0
+
+
+# chapters/tensors/blas.md:1772
+def row_of(found: dict) -> str:
+    """A measurement as a row of text."""
+    start = f"{found['case']:16} {found['threads']} threads"
+    if found["ratio"] is None:
+        return f"{start}  {found['peer_name']} is not installed"
+    return (f"{start} {found['ours']:8.1f} {found['unit']}"
+            f" {100 * found['limit_fraction']:4.0f} %"
+            f"  {found['ratio']:.2f} × {found['peer_name']}"
+            f" (± {found['spread'] / 2:.2f})")

@@ -1,0 +1,241 @@
+# Tangled from blas: edit there, `make tangle`. sha256:b3bed7bc88ea
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import io
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from hypothesis import given, settings, strategies as st
+
+from companion.blas import gemm, plan, product, tell
+from companion.buffer import adopt
+from companion.native import (
+    CompileError,
+    available,
+    build,
+    compiler,
+    cpu,
+    kernel,
+    load,
+    set_threads,
+)
+from companion.tensor import Tensor, rand
+
+# chapters/tensors/blas.md:1892
+SIZES = st.sampled_from(
+    [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
+     100, 130])
+STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
+
+
+# chapters/tensors/blas.md:1898
+def matrices(draw, stack, m, n, dtype, writable=False):
+    """A Buffer of random values in one of several layouts."""
+    layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
+    seed = draw(st.integers(0, 99))
+    if not writable and draw(st.booleans()):
+        stack = (1,) * len(stack)
+    shape = {"turned": (n, m), "steps": (2 * m, 3 * n)}.get(layout, (m, n))
+    values = np.random.default_rng(seed).integers(-9, 10, stack + shape)
+    x = values.astype(dtype)
+    return {"dense": x, "turned": x.swapaxes(-1, -2),
+            "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
+
+
+# chapters/tensors/blas.md:1911
+@st.composite
+def products(draw, dtypes=(np.float32, np.float64)):
+    """c, a, b of shapes that fit, in any layouts."""
+    dtype, stack = draw(st.sampled_from(dtypes)), draw(STACKS)
+    m, n, k = draw(SIZES), draw(SIZES), draw(SIZES)
+    return (matrices(draw, stack, m, n, dtype, writable=True),
+            matrices(draw, stack, m, k, dtype),
+            matrices(draw, stack, k, n, dtype))
+
+
+# chapters/tensors/blas.md:1925
+def spread_out(x, stack):
+    """A Buffer whose stack is as long as it should be, by stride 0."""
+    return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
+
+
+# chapters/tensors/blas.md:1931
+@settings(max_examples=300, deadline=None)
+@given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
+       st.sampled_from([1, 2, 3]))
+def test_gemm_against_numpy(operands, alpha, beta, threads):
+    c, a, b = operands
+    expected = alpha * np.matmul(a, b, dtype=np.float64) + beta * c
+    if beta == 0:
+        c[...] = np.nan
+    set_threads(threads)
+    stack = c.shape[:-2]
+    gemm(adopt(c), spread_out(a, stack), spread_out(b, stack), alpha, beta)
+    np.testing.assert_array_equal(c, expected)
+
+
+# chapters/tensors/blas.md:1950
+def test_large_products():
+    random = np.random.default_rng(0)
+    for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000)):
+        for left in ((m, k), (k, m)):
+            a = random.standard_normal(left, dtype=np.float32)
+            a = a if left == (m, k) else a.T
+            b = random.standard_normal((k, n), dtype=np.float32)
+            c = np.empty((m, n), np.float32)
+            gemm(adopt(c), adopt(a), adopt(b))
+            error = np.abs(c - a.astype(np.float64) @ b).max()
+            assert error < 1e-6 * k ** 0.5 * 10
+
+
+# chapters/tensors/blas.md:1967
+def levels_of_x86():
+    """Names of the x86 generations that this processor can run."""
+    needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+    return [level for level, flag in needs.items() if flag in cpu().split()]
+
+
+# chapters/tensors/blas.md:1974
+def test_every_width_of_vector():
+    a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
+    for level in levels_of_x86():
+        library = kernel("kernels/sgemm.c", f"-march={level}")
+        for n in (1, 17, 65, 70):
+            c = np.full((70, n), np.nan, np.float32)
+            views = [adopt(x).view for x in (a, a.T[:, :n], c)]
+            how = plan(*views, 1.0, 0.0, library.columns(), 2)
+            library.sgemm.argtypes = [ctypes.c_void_p] * 4
+            library.sgemm(how, *[adopt(x).address
+                                 for x in (a, a.T[:, :n], c)])
+            np.testing.assert_array_equal(c, a @ a.T[:, :n])
+
+
+# chapters/tensors/blas.md:1993
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
+       st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
+       st.sampled_from(["i1", "u1", "i4", "i8", "f2", "f4", "f8", "?"]))
+def test_operator_follows_numpy(left, right, kind):
+    random = np.random.default_rng(0)
+    a, b = [random.integers(0, 9, s).astype(kind) for s in (left, right)]
+    result = Tensor(a) @ Tensor(b)
+    np.testing.assert_array_equal(result.numpy(), a @ b)
+    assert result.numpy().dtype == a.dtype
+
+
+# chapters/tensors/blas.md:2006
+def test_operands_that_do_not_fit():
+    for a, b, message in (
+            (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
+            (rand(2, 3), 2, "expected vectors or matrices: use *")):
+        try:
+            a @ b
+        except ValueError as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(f"{a.shape} @ {b} went through")
+
+
+# chapters/tensors/blas.md:2022
+@contextlib.contextmanager
+def environment(**variables):
+    """Other variables for a while, and nothing remembered of before."""
+    remembered = (compiler, product, tell)
+    with mock.patch.dict(os.environ, variables):
+        for function in remembered:
+            function.cache_clear()
+        yield
+    for function in remembered:
+        function.cache_clear()
+
+
+# chapters/tensors/blas.md:2035
+def test_damaged_library_is_rebuilt():
+    with tempfile.TemporaryDirectory() as folder:
+        with environment(COMPANION_CACHE=folder):
+            source = "int three(void) { return 3; }"
+            library = build(source)
+            for damage in (b"", library.read_bytes()[:-100], b"not ELF"):
+                library.unlink()  # a mapped file must not shrink
+                library.write_bytes(damage)
+                assert load(source).three() == 3
+            assert len(list(Path(folder).iterdir())) == 1
+
+
+# chapters/tensors/blas.md:2049
+def compile_and_multiply(folder, results):
+    """What each process of the crowd does."""
+    with environment(COMPANION_CACHE=folder):
+        x = np.eye(100, dtype=np.float32)
+        gemm(adopt(x.copy()), adopt(x), adopt(x))
+        results.put(load("int four(void) { return 4; }").four())
+
+
+# chapters/tensors/blas.md:2058
+def test_many_processes_compile_at_once():
+    fork = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as folder:
+        results = fork.SimpleQueue()
+        crowd = [fork.Process(target=compile_and_multiply,
+                              args=(folder, results)) for _ in range(4)]
+        for process in crowd:
+            process.start()
+        for process in crowd:
+            process.join(60)
+        assert [process.exitcode for process in crowd] == [0] * 4
+        assert [results.get() for _ in crowd] == [4] * 4
+        assert not [p for p in Path(folder).iterdir() if p.is_dir()]
+
+
+# chapters/tensors/blas.md:2076
+def test_without_a_compiler():
+    said = io.StringIO()
+    with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
+        x = rand(3, 4)
+        y = [x @ rand(4, 5) for _ in range(2)]
+        gemm(adopt(z := np.ones((3, 3))), adopt(np.eye(3)),
+             adopt(np.eye(3)), 2.0, 1.0)
+    assert y[0].shape == (3, 5) and z[0].tolist() == [3, 1, 1]
+    lines = said.getvalue().splitlines()
+    assert len(lines) == 1 and "install one" in lines[0]
+
+
+# chapters/tensors/blas.md:2089
+def test_threads_from_the_environment():
+    with environment(COMPANION_THREADS="3"):
+        assert available() == 3
+    with environment(COMPANION_THREADS="many"):
+        try:
+            available()
+        except ValueError as error:
+            assert "expected 1 or more, got 'many'" in str(error)
+        else:
+            raise AssertionError("COMPANION_THREADS=many was accepted")
+
+
+# chapters/tensors/blas.md:2104
+def test_errors_name_the_line():
+    try:
+        load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
+    except CompileError as error:
+        assert str(error).startswith("blas.md, line 4: ")
+    else:
+        raise AssertionError("an unknown name was compiled")
+
+
+# chapters/tensors/blas.md:2114
+def test_prototypes_and_pointers():
+    library = load("double half(const double *x, long i) { return x[i]/2; }")
+    assert library.half(np.array([1.0, 3.0]), 1) == 1.5
+    try:
+        library.half(np.array([1], np.float32), 0)
+    except ctypes.ArgumentError as error:
+        assert "expected float64, got float32" in str(error)
+    else:
+        raise AssertionError("a float array passed as double *")
