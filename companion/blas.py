@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:8b3ec252e415
+# Tangled from blas: edit there, `make tangle`. sha256:f90cf48e2882
 from __future__ import annotations
 
 import ctypes
@@ -30,7 +30,7 @@ from companion.dtype import (
     uint8,
 )
 from companion.native import POOL, CompileError, compiler, kernel
-from companion.timing import compare, limits, machine
+from companion.timing import compare, limits, machine, steadiest
 from companion.view import View
 
 # chapters/tensors/blas.md:1316
@@ -183,14 +183,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1793
+# chapters/tensors/blas.md:1811
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1799
+# chapters/tensors/blas.md:1817
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -202,7 +202,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1810
+# chapters/tensors/blas.md:1828
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -215,7 +215,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    "date": date.today().isoformat()}
 
 
-# chapters/tensors/blas.md:1824
+# chapters/tensors/blas.md:1842
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
@@ -228,16 +228,17 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
     b = random.standard_normal((k, n), dtype=np.float32)
     c, d = np.empty((2, m, n), np.float32)
     x, y, z = map(adopt, (a, b, c))
-    found = compare(lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
-                    rounds=5 if m * n * k > 1 << 33 else 15,
-                    pause=0.03 if threads > 1 else 0.0)
+    found = steadiest(lambda: compare(
+        lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
+        rounds=5 if m * n * k > 1 << 33 else 15,
+        pause=0.03 if threads > 1 else 0.0))
     work = 2e-9 * m * n * k
     return {"ours": work / found.ours, "peer": work / found.peer,
             "ratio": found.ratio, "spread": found.spread,
             "limit_fraction": work / found.ours / peak}
 
 
-# chapters/tensors/blas.md:1845
+# chapters/tensors/blas.md:1864
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas: edit there, `make tangle`. sha256:33058381d620
+# Tangled from arrays, blas: edit there, `make tangle`. sha256:70c30fd6d63a
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from companion.dtype import DTYPES, DType, as_dtype, bfloat16
 from companion.view import Shape, View
 
 
-# chapters/tensors/arrays.md:103
+# chapters/tensors/arrays.md:104
 class Storage:
     """A flat run of bytes, and what owns it.  Many buffers may share one."""
 
@@ -28,19 +28,23 @@ class Storage:
         """Of the first byte in the machine; NumPy is asked once."""
         return self.memory.__array_interface__["data"][0]
 
-    # chapters/tensors/arrays.md:113
+    # chapters/tensors/arrays.md:114
     @property
     def nbytes(self) -> int:
         return self.memory.size
 
+    # chapters/tensors/arrays.md:1132
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Storage, (self.memory,)
 
-# chapters/tensors/arrays.md:118
+
+# chapters/tensors/arrays.md:119
 def allocate(nbytes: int) -> Storage:
     """`nbytes` bytes of fresh, uninitialised memory."""
     return Storage(np.empty(nbytes, np.uint8))
 
 
-# chapters/tensors/arrays.md:436
+# chapters/tensors/arrays.md:437
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -65,7 +69,7 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:479
+    # chapters/tensors/arrays.md:480
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -78,7 +82,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:736
+    # chapters/tensors/arrays.md:737
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -89,7 +93,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:984
+    # chapters/tensors/arrays.md:985
     def __str__(self) -> str:
         return text(self)
 
@@ -98,7 +102,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1074
+    # chapters/tensors/arrays.md:1075
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -111,10 +115,18 @@ class Buffer:
             raise BufferError(
                 "__dlpack__: NumPy exports no bfloat16; copy the elements "
                 "to a float32 buffer, which holds each of them exactly")
+        if self.view.size > 0 and min(self.view.strides, default=0) < 0:
+            raise BufferError(
+                f"__dlpack__: strides {self.view.strides} run backwards, "
+                f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
+    # chapters/tensors/arrays.md:1138
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Buffer, (self.storage, self.view, self.dtype)
 
-# chapters/tensors/arrays.md:468
+
+# chapters/tensors/arrays.md:469
 def window(storage: Storage, view: View, dtype: DType) -> np.ndarray:
     """The view as a NumPy array on the same memory."""
     size = dtype.itemsize
@@ -124,7 +136,7 @@ def window(storage: Storage, view: View, dtype: DType) -> np.ndarray:
                       view.offset * size, [s * size for s in view.strides])
 
 
-# chapters/tensors/arrays.md:894
+# chapters/tensors/arrays.md:895
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -132,7 +144,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:901
+# chapters/tensors/arrays.md:902
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -141,7 +153,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:914
+# chapters/tensors/arrays.md:915
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -154,7 +166,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:940
+# chapters/tensors/arrays.md:941
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -173,11 +185,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:963
+# chapters/tensors/arrays.md:964
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:966
+# chapters/tensors/arrays.md:967
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -194,7 +206,7 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1032
+# chapters/tensors/arrays.md:1033
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -211,7 +223,7 @@ def adopt(array: np.ndarray) -> Buffer:
                   view._replace(offset=-low.offset), dtype)
 
 
-# chapters/tensors/arrays.md:1048
+# chapters/tensors/arrays.md:1049
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -221,11 +233,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1092
+# chapters/tensors/arrays.md:1097
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1095
+# chapters/tensors/arrays.md:1100
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

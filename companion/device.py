@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:4375129586e0
+# Tangled from operations, blas: edit there, `make tangle`. sha256:bf362a0fb727
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from companion.blas import matmul
 from companion.buffer import Buffer, adopt
-from companion.dtype import DType, bfloat16, float16
+from companion.dtype import DType, bfloat16, float16, float32
 from companion.ops import (
     ADD,
     CAST,
@@ -51,7 +51,7 @@ from companion.ops import (
 from companion.view import View
 
 
-# chapters/tensors/operations.md:416
+# chapters/tensors/operations.md:428
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -62,7 +62,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:429
+# chapters/tensors/operations.md:441
 KERNELS: dict[Op, Callable[..., None]] = {
     NEG: ufunc(np.negative),
     RECIP: ufunc(np.reciprocal),
@@ -80,12 +80,12 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:451
+# chapters/tensors/operations.md:463
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
-# chapters/tensors/operations.md:455
+# chapters/tensors/operations.md:467
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     np.copyto(out.array, b.array)
@@ -94,24 +94,29 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[CAST], KERNELS[WHERE] = copy, select
 
-# chapters/tensors/operations.md:491
+# chapters/tensors/operations.md:503
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:494
+# chapters/tensors/operations.md:506
+def running(dtype: DType) -> np.dtype:
+    """What a sum of elements of `dtype` is kept in on the way."""
+    return float32.numpy if dtype in HALVES else dtype.numpy
+
+
+# chapters/tensors/operations.md:511
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        wide = np.float32 if x.dtype in HALVES else x.dtype.numpy
         result = function.reduce(
-            x.array, axis=axes, keepdims=True, dtype=wide)
+            x.array, axis=axes, keepdims=True, dtype=running(x.dtype))
         np.copyto(out.array, result, casting="unsafe")
     return kernel
 
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:520
+# chapters/tensors/operations.md:536
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -121,7 +126,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:529
+# chapters/tensors/operations.md:545
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -129,7 +134,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:543
+# chapters/tensors/operations.md:559
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -140,7 +145,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:560
+# chapters/tensors/operations.md:576
 def check_index(op: Op, index: Buffer, n: int) -> None:
     if index.view.size == 0:
         return
@@ -152,7 +157,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"indexed together count as one)")
 
 
-# chapters/tensors/operations.md:571
+# chapters/tensors/operations.md:587
 def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     check_index(GATHER, index, x.shape[0])
     np.copyto(out.array, x.array[index.array])
@@ -161,17 +166,18 @@ def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
 KERNELS[GATHER] = gather
 
 
-# chapters/tensors/operations.md:592
+# chapters/tensors/operations.md:608
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
-    out.array.fill(0)
-    np.add.at(out.array, index.array, x.array)
+    sums = np.zeros(out.shape, running(x.dtype))
+    np.add.at(sums, index.array, x.array)
+    np.copyto(out.array, sums, casting="unsafe")
 
 
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:614
+# chapters/tensors/operations.md:631
 def const(out: Buffer, arg: tuple[Any, DType]) -> None:
     value, dtype = arg
     try:
@@ -182,24 +188,27 @@ def const(out: Buffer, arg: tuple[Any, DType]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:624
+# chapters/tensors/operations.md:641
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:628
+# chapters/tensors/operations.md:645
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
+    if not out.array.flags.writeable:
+        raise ValueError("WRITE: the owner of this memory allows reading "
+                         "only; clone the tensor first")
     copy(out, value)
 
 
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
-# chapters/tensors/operations.md:642
+# chapters/tensors/operations.md:662
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:646
+# chapters/tensors/operations.md:666
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -218,7 +227,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/tensors/operations.md:676
+    # chapters/tensors/operations.md:696
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -230,7 +239,7 @@ class Device:
             f"{op} has no kernel on the device {self}; it has "
             f"{', '.join(sorted(map(str, KERNELS)))}")
 
-    # chapters/tensors/operations.md:695
+    # chapters/tensors/operations.md:715
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -239,12 +248,18 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
+    # chapters/tensors/operations.md:738
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name: a copied or pickled tensor stays on its device."""
+        return named, (self.name,)
 
+
+# chapters/tensors/operations.md:724
 CPU = Device()
 DEVICES = {"cpu": CPU}
 
 
-# chapters/tensors/operations.md:708
+# chapters/tensors/operations.md:728
 def named(device: str) -> Device:
     """The device of that name."""
     if device in DEVICES:
@@ -253,11 +268,11 @@ def named(device: str) -> Device:
                      f"{device!r}")
 
 
-# chapters/tensors/operations.md:1860
+# chapters/tensors/operations.md:1930
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1863
+# chapters/tensors/operations.md:1933
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -273,11 +288,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1900
+# chapters/tensors/operations.md:1970
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1903
+# chapters/tensors/operations.md:1973
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

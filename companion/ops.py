@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d24ec2540d1c
+# Tangled from operations: edit there, `make tangle`. sha256:8c15d1e009ad
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from companion.dtype import DType, bool_, float32, int64, promote
 from companion.view import Shape
 
 
-# chapters/tensors/operations.md:70
+# chapters/tensors/operations.md:72
 class Op:
     """One primitive: a name, and the number of tensors it reads."""
 
@@ -24,8 +24,10 @@ class Op:
     def __repr__(self) -> str:
         return self.name
 
+    __reduce__ = __repr__  # copied or pickled by name, as dtypes are
 
-# chapters/tensors/operations.md:92
+
+# chapters/tensors/operations.md:96
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
 NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
@@ -39,7 +41,7 @@ PAD, SHRINK, FLIP = Op("PAD", 1), Op("SHRINK", 1), Op("FLIP", 1)
 MATMUL, GATHER, SCATTER = Op("MATMUL", 2), Op("GATHER", 2), Op("SCATTER", 2)
 WRITE = Op("WRITE", 2)
 
-# chapters/tensors/operations.md:109
+# chapters/tensors/operations.md:113
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
     "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
@@ -52,7 +54,7 @@ FAMILIES = {
 }
 
 
-# chapters/tensors/operations.md:155
+# chapters/tensors/operations.md:159
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -70,12 +72,12 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-# chapters/tensors/operations.md:186
+# chapters/tensors/operations.md:190
 def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-# chapters/tensors/operations.md:190
+# chapters/tensors/operations.md:194
 def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
@@ -87,7 +89,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-# chapters/tensors/operations.md:210
+# chapters/tensors/operations.md:214
 def reshaped(x: Any, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
@@ -97,7 +99,7 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:219
+# chapters/tensors/operations.md:223
 def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
@@ -105,7 +107,7 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     return tuple([x.shape[i] for i in order])
 
 
-# chapters/tensors/operations.md:231
+# chapters/tensors/operations.md:235
 def expanded(x: Any, shape: Shape) -> Shape:
     if len(shape) != len(x.shape) or any(
             n != m and (n != 1 or m < 0) for n, m in zip(x.shape, shape)):
@@ -115,7 +117,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:240
+# chapters/tensors/operations.md:244
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -127,7 +129,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:256
+# chapters/tensors/operations.md:260
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -140,7 +142,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:281
+# chapters/tensors/operations.md:285
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -150,7 +152,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:290
+# chapters/tensors/operations.md:294
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -159,19 +161,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:301
+# chapters/tensors/operations.md:305
 SHAPE[CONST] = lambda arg: ()
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:323
+# chapters/tensors/operations.md:327
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool"}
 
 
-# chapters/tensors/operations.md:327
+# chapters/tensors/operations.md:331
 def check_kind(op: Op, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -179,7 +181,7 @@ def check_kind(op: Op, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:334
+# chapters/tensors/operations.md:338
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -189,7 +191,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:346
+# chapters/tensors/operations.md:350
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -206,7 +208,7 @@ DTYPE |= {op: kept(op, "f")
 DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
 
 
-# chapters/tensors/operations.md:367
+# chapters/tensors/operations.md:371
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -214,13 +216,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:374
+# chapters/tensors/operations.md:378
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:379
+# chapters/tensors/operations.md:383
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -228,11 +230,19 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:389
-DTYPE[CONST] = lambda arg: arg[1]
+# chapters/tensors/operations.md:393
+def known(dtype: Any) -> DType:
+    """`dtype`, where it is one of ours."""
+    if not isinstance(dtype, DType):
+        raise TypeError(f"dtype: expected one of companion's, such as "
+                        f"companion.float32; got {dtype!r:.60}")
+    return dtype
+
+
+DTYPE[CONST] = lambda arg: known(arg[1])
 DTYPE[IOTA] = lambda n: int64
 DTYPE[RANDOM] = lambda key, shape: float32
-DTYPE[CAST] = lambda x, dtype: dtype
+DTYPE[CAST] = lambda x, dtype: known(dtype)
 DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
 DTYPE[WHERE] = chosen
 DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)

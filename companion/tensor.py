@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:3bfd94faf5a1
+# Tangled from operations, blas: edit there, `make tangle`. sha256:0287f8a36fce
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -56,15 +56,16 @@ from companion.ops import (
     WHERE,
     WRITE,
     Op,
+    known,
     reduced,
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:734
+# chapters/tensors/operations.md:761
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:985
+# chapters/tensors/operations.md:1017
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -77,11 +78,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:975
+# chapters/tensors/operations.md:1007
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:737
+# chapters/tensors/operations.md:764
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -104,7 +105,7 @@ class Tensor:
         buffers = [s.buffer for s in src]
         return wrap(device.run(op, *buffers, arg=arg), device)
 
-    # chapters/tensors/operations.md:834
+    # chapters/tensors/operations.md:862
     @property
     def shape(self) -> Shape:
         return self.buffer.shape
@@ -125,7 +126,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:865
+    # chapters/tensors/operations.md:893
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -145,7 +146,7 @@ class Tensor:
         """A tensor on another library's memory; nothing is copied."""
         return wrap(from_dlpack(source))
 
-    # chapters/tensors/operations.md:889
+    # chapters/tensors/operations.md:917
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -162,12 +163,15 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:916
+    # chapters/tensors/operations.md:944
     def __bool__(self) -> bool:
         return bool(self.item())
 
     def __float__(self) -> float:
         return float(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __int__(self) -> int:
         return int(self.item())
@@ -182,7 +186,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1019
+    # chapters/tensors/operations.md:1051
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -193,7 +197,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1038
+    # chapters/tensors/operations.md:1070
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -212,7 +216,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1061
+    # chapters/tensors/operations.md:1093
     def transpose(self, a: int = -2, b: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -228,7 +232,7 @@ class Tensor:
     def mT(self) -> Tensor:
         return self.transpose(-2, -1)
 
-    # chapters/tensors/operations.md:1089
+    # chapters/tensors/operations.md:1121
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -241,15 +245,18 @@ class Tensor:
         at = axis_of(self, axis, self.ndim + 1)
         return self.reshape(self.shape[:at] + (1,) + self.shape[at:])
 
-    def flatten(self, start: int = 0, end: int = -1) -> Tensor:
-        """Merge the axes from `start` to `end`, both included."""
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Merge the axes from `start_dim` to `end_dim`, both included."""
         if not self.shape:
             return self.reshape(1)
-        a, b = axis_of(self, start), axis_of(self, end) + 1
+        a, b = axis_of(self, start_dim), axis_of(self, end_dim) + 1
+        if a >= b:
+            raise ValueError(f"flatten: axis {start_dim} comes after "
+                             f"{end_dim} in {self.shape}; swap them")
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1142
+    # chapters/tensors/operations.md:1177
     def broadcast(self, shape: Shape) -> Tensor:
         """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
         if shape == self.shape:
@@ -266,7 +273,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1224
+    # chapters/tensors/operations.md:1259
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -290,7 +297,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1333
+    # chapters/tensors/operations.md:1368
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -302,14 +309,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1373
+    # chapters/tensors/operations.md:1408
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1400
+    # chapters/tensors/operations.md:1447
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -318,14 +325,17 @@ class Tensor:
         if other is None:
             return NotImplemented
         if not isinstance(other, Tensor):
-            return floating(self) * inverse(other)
+            return narrowed(widened(self) * inverse(other), self)
         x, y = alike(self, other)
-        return floating(x) * y.reciprocal()
+        return narrowed(widened(x) * widened(y).reciprocal(), x)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return self.reciprocal() * other
+        other = operand(other)
+        if isinstance(other, Tensor):
+            return other / self
+        return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1426
+    # chapters/tensors/operations.md:1476
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -338,7 +348,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1460
+    # chapters/tensors/operations.md:1510
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -360,28 +370,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1504
-    def __pow__(self, exponent: Any) -> Tensor:
-        """Products for whole exponents, else exp(exponent · log x)."""
-        exponent = operand(exponent)
-        if exponent is None:
-            return NotImplemented
-        if isinstance(exponent, int):
-            return power(self, exponent)
-        if isinstance(exponent, float) and exponent.is_integer():
-            return power(floating(self), int(exponent))
-        if isinstance(exponent, float) and exponent == 0.5:
-            return self.sqrt()
-        x, y = alike(self, exponent)
-        return (x.log() * y).exp()
-
-    def __rpow__(self, base: Any) -> Tensor:
-        base = operand(base)
-        if base is None:
-            return NotImplemented
-        return as_tensor(base, floating(self).dtype, self.device) ** self
-
-    # chapters/tensors/operations.md:1537
+    # chapters/tensors/operations.md:1544
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -403,7 +392,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1579
+    # chapters/tensors/operations.md:1586
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -421,14 +410,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1638
+    # chapters/tensors/operations.md:1645
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1656
+    # chapters/tensors/operations.md:1663
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -441,7 +430,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1680
+    # chapters/tensors/operations.md:1687
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -466,7 +455,33 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1816
+    # chapters/tensors/operations.md:1748
+    def __pow__(self, exponent: Any) -> Tensor:
+        """Products for whole exponents, else exp(exponent · log x).
+
+        Powers of integers by a tensor of integers are float32.
+        """
+        exponent = operand(exponent)
+        if exponent is None:
+            return NotImplemented
+        if isinstance(exponent, int):
+            return power(self, exponent)
+        if isinstance(exponent, float) and exponent.is_integer():
+            return power(floating(self), int(exponent))
+        if isinstance(exponent, float) and exponent == 0.5:
+            return self.sqrt()
+        x, y = [floating(t) for t in alike(self, exponent)]
+        if isinstance(exponent, Tensor):
+            return signed_power(x, y)
+        return (x.log() * y).exp()
+
+    def __rpow__(self, base: Any) -> Tensor:
+        base = operand(base)
+        if base is None:
+            return NotImplemented
+        return as_tensor(base, floating(self).dtype, self.device) ** self
+
+    # chapters/tensors/operations.md:1886
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -474,7 +489,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2056
+    # chapters/tensors/operations.md:2126
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -498,25 +513,26 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2103
+    # chapters/tensors/operations.md:2173
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return floating(self).sum(axis, keepdim) / count(self, axis)
+        total = widened(self).sum(axis, keepdim)
+        return narrowed(total / count(self, axis), self)
 
+    # chapters/tensors/operations.md:2183
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
         """Mean squared deviation over n - correction (0 as in NumPy)."""
-        distance = self - self.mean(axis, keepdim=True)
-        total = distance.square().sum(axis, keepdim)
-        return total / max(count(self, axis) - correction, 0)
+        return narrowed(spread(self, axis, correction, keepdim), self)
 
     @torch_names
     def std(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
-        return self.var(axis, correction, keepdim).sqrt()
+        square = spread(self, axis, correction, keepdim)
+        return narrowed(square.sqrt(), self)
 
-    # chapters/tensors/operations.md:2131
+    # chapters/tensors/operations.md:2215
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -536,7 +552,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2330
+    # chapters/tensors/operations.md:2415
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         entries = spelled_out(self, index)
@@ -547,7 +563,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2367
+    # chapters/tensors/operations.md:2452
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -555,12 +571,12 @@ class Tensor:
                 f"assign: several elements of this {self.shape} view "
                 f"share memory; .clone() it first")
         if operand(value) is None:
-            value = Tensor(value, device=self.device)
+            value = Tensor(value, self.dtype, self.device)
         source = as_tensor(operand(value), self.dtype, self.device)
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2398
+    # chapters/tensors/operations.md:2483
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -575,7 +591,8 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2441
+    # chapters/tensors/operations.md:2526
+    @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
         at = axis_of(self, axis)
@@ -598,7 +615,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2470
+    # chapters/tensors/operations.md:2556
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -622,7 +639,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2553
+    # chapters/tensors/operations.md:2640
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -643,7 +660,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2607
+    # chapters/tensors/operations.md:2694
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -653,7 +670,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2631
+    # chapters/tensors/operations.md:2718
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -709,7 +726,7 @@ class Tensor:
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
 
-# chapters/tensors/operations.md:770
+# chapters/tensors/operations.md:797
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -717,13 +734,13 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:777
+# chapters/tensors/operations.md:804
 def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     return wrap(device.run(op, arg=arg), device)
 
 
-# chapters/tensors/operations.md:786
+# chapters/tensors/operations.md:813
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -738,32 +755,33 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     if dtype is None:
         usual = array.dtype == np.float64 and not foreign
         dtype = float32 if usual else as_dtype(array)
-    return array.astype(dtype.numpy) if foreign else fitted(array, dtype)
+    with np.errstate(all="ignore"):
+        result = array.astype(known(dtype).numpy)
+    return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:807
-def fitted(array: np.ndarray, dtype: DType) -> np.ndarray:
-    """Python's numbers in `dtype`; an error where an integer wraps."""
-    result = array.astype(dtype.numpy)
-    if array.dtype.kind in "iu" and dtype.kind in "iu" \
-            and (result != array).any():
+# chapters/tensors/operations.md:836
+def fitted(array: np.ndarray, result: np.ndarray,
+           dtype: DType) -> np.ndarray:
+    """`result`, Python's numbers in `dtype`; an error where one wraps."""
+    if dtype.kind in "iu" and (result != np.trunc(array)).any():
         raise OverflowError(
             f"Tensor: {array.min()} to {array.max()} do not fit {dtype}; "
             f"choose a wider dtype")
     return result
 
 
-# chapters/tensors/operations.md:818
+# chapters/tensors/operations.md:846
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:946
+# chapters/tensors/operations.md:978
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:949
+# chapters/tensors/operations.md:981
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -774,7 +792,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:959
+# chapters/tensors/operations.md:991
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -787,7 +805,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:978
+# chapters/tensors/operations.md:1010
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -795,7 +813,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:1005
+# chapters/tensors/operations.md:1037
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -808,7 +826,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1193
+# chapters/tensors/operations.md:1228
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -826,13 +844,13 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1250
+# chapters/tensors/operations.md:1285
 def constant(value: Scalar, dtype: DType, device: Device) -> Tensor:
     """A number as a 0-d tensor."""
     return leaf(CONST, (value, dtype), device)
 
 
-# chapters/tensors/operations.md:1255
+# chapters/tensors/operations.md:1290
 def as_tensor(value: Tensor | Scalar, dtype: DType,
               device: Device) -> Tensor:
     """A tensor of `dtype` on `device`, from a tensor or a number."""
@@ -844,7 +862,7 @@ def as_tensor(value: Tensor | Scalar, dtype: DType,
     return value.cast(dtype)
 
 
-# chapters/tensors/operations.md:1268
+# chapters/tensors/operations.md:1303
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype, whatever their shapes."""
     tensors = [t for t in operands if isinstance(t, Tensor)]
@@ -856,7 +874,7 @@ def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(value, dtype, device) for value in operands]
 
 
-# chapters/tensors/operations.md:1283
+# chapters/tensors/operations.md:1318
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     tensors = alike(*operands)
@@ -864,7 +882,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [t.broadcast(shape) for t in tensors]
 
 
-# chapters/tensors/operations.md:1301
+# chapters/tensors/operations.md:1336
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -874,7 +892,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1312
+# chapters/tensors/operations.md:1347
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -882,7 +900,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1319
+# chapters/tensors/operations.md:1354
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -893,7 +911,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1360
+# chapters/tensors/operations.md:1395
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -905,36 +923,37 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1388
+# chapters/tensors/operations.md:1423
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1393
+# chapters/tensors/operations.md:1428
+def widened(x: Tensor) -> Tensor:
+    """`x` as floats to compute with: all but float64 as float32."""
+    return x if x.dtype is float64 else x.cast(float32)
+
+
+# chapters/tensors/operations.md:1433
+def narrowed(result: Tensor, x: Tensor) -> Tensor:
+    """`result` in the float dtype in which `x` is answered."""
+    return result.cast(x.dtype if x.dtype.is_float else float32)
+
+
+# chapters/tensors/operations.md:1440
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1490
-def power(x: Tensor, n: int) -> Tensor:
-    """x ** n in about log2(n) products."""
-    if n < 0:
-        return power(x, -n).reciprocal()
-    if n < 2:
-        return x if n else ones_like(x)
-    half = power(x, n // 2)
-    return half * half * x if n % 2 else half * half
-
-
-# chapters/tensors/operations.md:1559
+# chapters/tensors/operations.md:1566
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1568
+# chapters/tensors/operations.md:1575
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -944,7 +963,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1610
+# chapters/tensors/operations.md:1617
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -954,7 +973,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1619
+# chapters/tensors/operations.md:1626
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -970,13 +989,33 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         t.broadcast(shape) for t in (condition, a, b)])
 
 
-# chapters/tensors/operations.md:1649
+# chapters/tensors/operations.md:1656
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1715
+# chapters/tensors/operations.md:1722
+def power(x: Tensor, n: int) -> Tensor:
+    """x ** n in about log2(n) products."""
+    if n < 0:
+        return power(x, -n).reciprocal()
+    if n < 2:
+        return x if n else ones_like(x)
+    half = power(x, n // 2)
+    return half * half * x if n % 2 else half * half
+
+
+# chapters/tensors/operations.md:1736
+def signed_power(x: Tensor, y: Tensor) -> Tensor:
+    """exp(y · log|x|), negative where x is and y is odd."""
+    size = (x.abs().log() * y).exp()
+    size = where((y == 0) | (x.abs() == 1), 1, size)
+    turned = where(y % 2 == 1, -size, size)
+    return where(x < 0, where(y == y.floor(), turned, math.nan), size)
+
+
+# chapters/tensors/operations.md:1785
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -984,34 +1023,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return number.broadcast(sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1722
+# chapters/tensors/operations.md:1792
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1727
+# chapters/tensors/operations.md:1797
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1732
+# chapters/tensors/operations.md:1802
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1736
+# chapters/tensors/operations.md:1806
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1740
+# chapters/tensors/operations.md:1810
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1752
+# chapters/tensors/operations.md:1822
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1026,7 +1065,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:1766
+# chapters/tensors/operations.md:1836
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1037,7 +1076,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:1789
+# chapters/tensors/operations.md:1859
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1046,14 +1085,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:1797
-def one_hot(index: Tensor, classes: int) -> Tensor:
+# chapters/tensors/operations.md:1867
+def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
-    hits = index.unsqueeze(-1) == arange(classes, device=index.device)
+    hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:1805
+# chapters/tensors/operations.md:1875
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1063,7 +1102,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:1933
+# chapters/tensors/operations.md:2003
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1089,11 +1128,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:1967
+# chapters/tensors/operations.md:2037
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:1970
+# chapters/tensors/operations.md:2040
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1111,7 +1150,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:1989
+# chapters/tensors/operations.md:2059
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1122,7 +1161,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:1999
+# chapters/tensors/operations.md:2069
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1135,7 +1174,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2036
+# chapters/tensors/operations.md:2106
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1145,17 +1184,27 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
                            if i not in axes])
 
 
-# chapters/tensors/operations.md:2096
+# chapters/tensors/operations.md:2166
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2167
+# chapters/tensors/operations.md:2196
+def spread(x: Tensor, axis: Axes, correction: int,
+           keepdim: bool) -> Tensor:
+    """The variance, before halves are narrowed to halves again."""
+    wide = widened(x)
+    distance = wide - wide.mean(axis, keepdim=True)
+    total = distance.square().sum(axis, keepdim)
+    return total / max(count(x, axis) - correction, 0)
+
+
+# chapters/tensors/operations.md:2251
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2170
+# chapters/tensors/operations.md:2254
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1171,7 +1220,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (low, high + 1, abs(walk.step)), walk.step < 0
 
 
-# chapters/tensors/operations.md:2193
+# chapters/tensors/operations.md:2277
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     axes = [e for e in entries if e is not None]
@@ -1186,7 +1235,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
                       if e is None or isinstance(e, slice)])
 
 
-# chapters/tensors/operations.md:2218
+# chapters/tensors/operations.md:2302
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1199,7 +1248,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2234
+# chapters/tensors/operations.md:2318
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1220,14 +1269,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2263
+# chapters/tensors/operations.md:2347
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2269
+# chapters/tensors/operations.md:2353
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1244,7 +1293,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2285
+# chapters/tensors/operations.md:2369
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1252,23 +1301,24 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2296
+# chapters/tensors/operations.md:2380
 def as_index(entry: Any) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
         entry = Tensor(entry, int64 if isinstance(entry, list)
                        and not entry else None)
-    bad_tensor = isinstance(entry, Tensor) and entry.dtype.is_float
+    bad_tensor = isinstance(entry, Tensor) and (
+        entry.dtype.is_float or entry.dtype is bool_ and not entry.shape)
     known = entry is None or entry is Ellipsis or isinstance(
         entry, slice) or hasattr(entry, "__index__")
     if bad_tensor or not known or isinstance(entry, bool):
         raise TypeError(
-            f"index: expected integers, slices, None, ... or tensors of "
-            f"integers or bools, got {entry!r:.60}")
+            f"index: expected integers, slices, None, ..., tensors of "
+            f"integers or masks with axes, got {entry!r:.60}")
     return entry
 
 
-# chapters/tensors/operations.md:2311
+# chapters/tensors/operations.md:2396
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis: ellipsis filled in, masks as places."""
     entries = [as_index(e) for e in
@@ -1284,7 +1334,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return places(x, entries[:at] + fill + entries[at + 1:])
 
 
-# chapters/tensors/operations.md:2384
+# chapters/tensors/operations.md:2469
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1297,7 +1347,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2498
+# chapters/tensors/operations.md:2584
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1306,13 +1356,14 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2518
+# chapters/tensors/operations.md:2604
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
     parts = list(tensors)
-    if not parts:
-        raise ValueError("cat: expected at least one tensor, got none")
+    if not parts or not all(isinstance(p, Tensor) for p in parts):
+        raise ValueError(f"cat: expected at least one tensor, and tensors "
+                         f"only; got {str(parts):.60}")
     at = axis_of(parts[0], axis)
     if len({(p.ndim, p.shape[:at], p.shape[at + 1:]) for p in parts}) > 1:
         raise ValueError(
@@ -1325,14 +1376,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2536
+# chapters/tensors/operations.md:2623
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2598
+# chapters/tensors/operations.md:2685
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1340,7 +1391,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2621
+# chapters/tensors/operations.md:2708
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1349,7 +1400,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2653
+# chapters/tensors/operations.md:2740
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

@@ -180,6 +180,19 @@ def test_division_is_floating(shapes, seed, dtypes):
 
 
 @many
+@given(SHAPE_PAIRS, SEEDS)
+def test_powers_by_tensors(shapes, seed):
+    a, b = [
+        values(s, float64, seed + i) + 0.0  # no -0.0
+        for i, s in enumerate(shapes.input_shapes)
+    ]
+    a = np.where(a == -math.inf, -2.0, a)
+    b = np.where(np.abs(b) < 2, np.round(b * 4) / 2, b)
+    with np.errstate(all="ignore"):
+        agree(Tensor(a) ** Tensor(b), np.power(a, b), rtol=1e-13)
+
+
+@many
 @given(SHAPES, SEEDS, st.sampled_from(list(DTYPES.values())))
 def test_numbers_beside_tensors(shape, seed, dtype):
     a = values(shape, dtype, seed)
@@ -216,6 +229,7 @@ def test_numpy_operands_on_either_side(shape, seed):
         agree(a - x, a - b)
         agree(np.float32(2) * x, 2 * b)
         agree(a < x, a < b)
+        agree(a.astype(float) / x, a.astype(float) * (1 / b.astype(float)))
     assert isinstance(np.float64(1) / x, Tensor)
 
 

@@ -1,8 +1,10 @@
-# Tangled from operations: edit there, `make tangle`. sha256:f493238770e7
+# Tangled from operations: edit there, `make tangle`. sha256:99cd05116e40
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -10,13 +12,23 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as hnp
 
 from companion.device import Device, threefry
-from companion.dtype import bfloat16, bool_, float32, int8, int64, uint8
-from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SHAPE
+from companion.dtype import (
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    int8,
+    int64,
+    uint8,
+)
+from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SCATTER, SHAPE
 from companion.tensor import (
     Generator,
     Tensor,
     arange,
     cat,
+    from_numpy,
+    full,
     one_hot,
     ones,
     rand,
@@ -27,7 +39,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1115
+# chapters/tensors/operations.md:1150
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -36,7 +48,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:1883
+# chapters/tensors/operations.md:1953
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -49,7 +61,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2352
+# chapters/tensors/operations.md:2437
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -57,11 +69,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2903
+# chapters/tensors/operations.md:2990
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:2907
+# chapters/tensors/operations.md:2994
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -72,7 +84,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:2920
+# chapters/tensors/operations.md:3007
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -84,7 +96,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:2932
+# chapters/tensors/operations.md:3019
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -96,7 +108,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:2948
+# chapters/tensors/operations.md:3035
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -104,7 +116,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:2956
+# chapters/tensors/operations.md:3043
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -113,7 +125,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:2967
+# chapters/tensors/operations.md:3054
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -124,7 +136,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:2982
+# chapters/tensors/operations.md:3069
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -132,7 +144,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:2990
+# chapters/tensors/operations.md:3077
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -142,7 +154,30 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3003
+# chapters/tensors/operations.md:3090
+def test_halves_keep_their_range():
+    for half, many in ((float16, 70_000), (bfloat16, 1024)):
+        x = full((many,), 3.0, half)
+        assert x.mean().item() == 3 and x.var().item() == 0
+        spots = zeros(many, dtype=int64)
+        total = Tensor.apply(SCATTER, full((1000,), 1.0, half),
+                             spots[:1000], arg=1)
+        assert total.item() == 1000 and total.dtype is half
+    wide = Tensor([-300.0, 300.0], float16)
+    assert wide.std(correction=0).item() == 300
+    assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
+
+
+# chapters/tensors/operations.md:3104
+def test_copies_work_like_their_originals():
+    x = arange(6).reshape(2, 3)[:, ::-1]
+    x.numpy()
+    for y in (deepcopy(x), pickle.loads(pickle.dumps(x))):
+        y.assign(7)
+        assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
+
+
+# chapters/tensors/operations.md:3116
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -152,7 +187,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3013
+# chapters/tensors/operations.md:3126
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -162,10 +197,15 @@ def test_refusals():
     assert "compare first" in complaint(TypeError, lambda: x & x)
     assert "bools" in complaint(TypeError, lambda: where(x, 1, 0))
     assert "number" in complaint(TypeError, lambda: x.maximum("2"))
-    assert "expected at least" in complaint(ValueError, lambda: cat([]))
+    assert "at least one" in complaint(ValueError, lambda: cat([]))
+    assert "only" in complaint(ValueError, lambda: cat([x, 1.0]))
+    assert "swap" in complaint(ValueError, lambda: x.flatten(1, 0))
+    assert "float32" in complaint(TypeError, lambda: x.cast(np.float32))
+    assert "float32" in complaint(TypeError, lambda: zeros(2, dtype=float))
+    assert "float32" in complaint(TypeError, lambda: Tensor([1], "int8"))
 
 
-# chapters/tensors/operations.md:3028
+# chapters/tensors/operations.md:3146
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -176,6 +216,10 @@ def test_refusals_of_indices_and_writes():
     assert "clone" in complaint(ValueError, lambda: wide.assign(0))
     assert "wider" in complaint(OverflowError, lambda: x.to(int8) + 200)
     assert "wider" in complaint(OverflowError, lambda: Tensor([256], uint8))
+    assert "wider" in complaint(OverflowError, lambda: Tensor([3e2], uint8))
+    assert "with axes" in complaint(TypeError, lambda: x[Tensor(True)])
+    fixed = from_numpy(np.broadcast_to(np.ones(1), (1,)))
+    assert "clone" in complaint(ValueError, lambda: fixed.assign(0))
     assert "rows of equal" in complaint(ValueError, lambda: Tensor([[1], 2]))
     assert "cannot meet" in complaint(
         ValueError, lambda: x + Tensor([1], device=Device()))
