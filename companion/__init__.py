@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:5e3e3992404f  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:aa47e5c44ded  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2752
+# chapters/tensors/operations.md:2753
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",

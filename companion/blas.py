@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:f90cf48e2882
+# Tangled from blas: edit there, `make tangle`. sha256:ca3407678483
 from __future__ import annotations
 
 import ctypes
@@ -44,11 +44,11 @@ def ceil(a: int, b: int) -> int:
 
 # chapters/tensors/blas.md:1323
 def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
-    """Rows in a chunk of A, and chunks: four tasks or more a thread."""
+    """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
-    wanted = ceil(4 * threads, max(tasks, 1)) if threads > 1 else 1
+    wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
     rows = ceil(strips, max(min(wanted, strips // 8), 1)) * MR
-    return rows, ceil(m, rows)
+    return (rows, ceil(m, rows)) if threads > 1 else (strips * MR, 1)
 
 
 # chapters/tensors/blas.md:1331

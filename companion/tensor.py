@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:0287f8a36fce
+# Tangled from operations, blas: edit there, `make tangle`. sha256:17197df466b9
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from companion.ops import (
     WHERE,
     WRITE,
     Op,
+    check_kind,
     known,
     reduced,
 )
@@ -217,10 +218,10 @@ class Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
     # chapters/tensors/operations.md:1093
-    def transpose(self, a: int = -2, b: int = -1) -> Tensor:
+    def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
-        a, b = axis_of(self, a), axis_of(self, b)
+        a, b = axis_of(self, dim0), axis_of(self, dim1)
         order[a], order[b] = b, a
         return self.permute(order)
 
@@ -489,7 +490,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2126
+    # chapters/tensors/operations.md:2127
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -513,13 +514,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2173
+    # chapters/tensors/operations.md:2174
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2183
+    # chapters/tensors/operations.md:2184
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -532,7 +533,7 @@ class Tensor:
         square = spread(self, axis, correction, keepdim)
         return narrowed(square.sqrt(), self)
 
-    # chapters/tensors/operations.md:2215
+    # chapters/tensors/operations.md:2216
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -552,7 +553,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2415
+    # chapters/tensors/operations.md:2416
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         entries = spelled_out(self, index)
@@ -563,7 +564,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2452
+    # chapters/tensors/operations.md:2453
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -576,7 +577,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2483
+    # chapters/tensors/operations.md:2484
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -591,7 +592,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2526
+    # chapters/tensors/operations.md:2527
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -615,7 +616,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2556
+    # chapters/tensors/operations.md:2557
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -639,7 +640,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2640
+    # chapters/tensors/operations.md:2641
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -660,7 +661,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2694
+    # chapters/tensors/operations.md:2695
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -670,7 +671,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2718
+    # chapters/tensors/operations.md:2719
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1154,6 +1155,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
+    check_kind(RANDOM, dtype, "f")
     wide = float64 if dtype is float64 else float32
     u, v = [rand(*shape, dtype=wide, device=device, generator=generator)
             for _ in range(2)]
@@ -1161,7 +1163,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2069
+# chapters/tensors/operations.md:2070
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1174,7 +1176,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2106
+# chapters/tensors/operations.md:2107
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1184,13 +1186,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
                            if i not in axes])
 
 
-# chapters/tensors/operations.md:2166
+# chapters/tensors/operations.md:2167
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2196
+# chapters/tensors/operations.md:2197
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1200,11 +1202,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2251
+# chapters/tensors/operations.md:2252
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2254
+# chapters/tensors/operations.md:2255
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1220,7 +1222,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (low, high + 1, abs(walk.step)), walk.step < 0
 
 
-# chapters/tensors/operations.md:2277
+# chapters/tensors/operations.md:2278
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     axes = [e for e in entries if e is not None]
@@ -1235,7 +1237,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
                       if e is None or isinstance(e, slice)])
 
 
-# chapters/tensors/operations.md:2302
+# chapters/tensors/operations.md:2303
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1248,7 +1250,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2318
+# chapters/tensors/operations.md:2319
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1269,14 +1271,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2347
+# chapters/tensors/operations.md:2348
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2353
+# chapters/tensors/operations.md:2354
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1293,7 +1295,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2369
+# chapters/tensors/operations.md:2370
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1301,7 +1303,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2380
+# chapters/tensors/operations.md:2381
 def as_index(entry: Any) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1318,7 +1320,7 @@ def as_index(entry: Any) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2396
+# chapters/tensors/operations.md:2397
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis: ellipsis filled in, masks as places."""
     entries = [as_index(e) for e in
@@ -1334,7 +1336,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return places(x, entries[:at] + fill + entries[at + 1:])
 
 
-# chapters/tensors/operations.md:2469
+# chapters/tensors/operations.md:2470
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1347,7 +1349,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2584
+# chapters/tensors/operations.md:2585
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1356,7 +1358,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2604
+# chapters/tensors/operations.md:2605
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1376,14 +1378,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2623
+# chapters/tensors/operations.md:2624
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2685
+# chapters/tensors/operations.md:2686
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1391,7 +1393,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2708
+# chapters/tensors/operations.md:2709
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1400,7 +1402,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2740
+# chapters/tensors/operations.md:2741
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:99cd05116e40
+# Tangled from operations: edit there, `make tangle`. sha256:c1d6071a44f1
 from __future__ import annotations
 
 import math
@@ -61,7 +61,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2437
+# chapters/tensors/operations.md:2438
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -69,11 +69,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2990
+# chapters/tensors/operations.md:2991
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:2994
+# chapters/tensors/operations.md:2995
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -84,7 +84,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3007
+# chapters/tensors/operations.md:3008
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -96,7 +96,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3019
+# chapters/tensors/operations.md:3020
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -108,7 +108,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3035
+# chapters/tensors/operations.md:3036
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -116,7 +116,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3043
+# chapters/tensors/operations.md:3044
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -125,7 +125,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3054
+# chapters/tensors/operations.md:3055
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -136,7 +136,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3069
+# chapters/tensors/operations.md:3070
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -144,7 +144,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3077
+# chapters/tensors/operations.md:3078
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -154,7 +154,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3090
+# chapters/tensors/operations.md:3091
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -168,7 +168,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3104
+# chapters/tensors/operations.md:3105
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -177,7 +177,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3116
+# chapters/tensors/operations.md:3117
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -187,7 +187,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3126
+# chapters/tensors/operations.md:3127
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -203,9 +203,10 @@ def test_refusals():
     assert "float32" in complaint(TypeError, lambda: x.cast(np.float32))
     assert "float32" in complaint(TypeError, lambda: zeros(2, dtype=float))
     assert "float32" in complaint(TypeError, lambda: Tensor([1], "int8"))
+    assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3146
+# chapters/tensors/operations.md:3148
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
