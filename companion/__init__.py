@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:aa47e5c44ded  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:fcbbc222c3f6  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2753
+# chapters/tensors/operations.md:2755
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -39,5 +39,5 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1624
+# chapters/tensors/blas.md:1625
 EXPORTS["set_threads"] = "companion.native"

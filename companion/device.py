@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:bf362a0fb727
+# Tangled from operations, blas: edit there, `make tangle`. sha256:b46934b7dbda
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -268,11 +268,11 @@ def named(device: str) -> Device:
                      f"{device!r}")
 
 
-# chapters/tensors/operations.md:1930
+# chapters/tensors/operations.md:1932
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1933
+# chapters/tensors/operations.md:1935
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -288,11 +288,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1970
+# chapters/tensors/operations.md:1972
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1973
+# chapters/tensors/operations.md:1975
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -308,5 +308,5 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1561
+# chapters/tensors/blas.md:1562
 KERNELS[MATMUL] = matmul

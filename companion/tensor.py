@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:17197df466b9
+# Tangled from operations, blas: edit there, `make tangle`. sha256:82716bfa089b
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -480,9 +480,11 @@ class Tensor:
         base = operand(base)
         if base is None:
             return NotImplemented
-        return as_tensor(base, floating(self).dtype, self.device) ** self
+        if not isinstance(base, Tensor):
+            base = as_tensor(base, floating(self).dtype, self.device)
+        return base ** self
 
-    # chapters/tensors/operations.md:1886
+    # chapters/tensors/operations.md:1888
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -490,7 +492,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2127
+    # chapters/tensors/operations.md:2129
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -514,13 +516,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2174
+    # chapters/tensors/operations.md:2176
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2184
+    # chapters/tensors/operations.md:2186
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -533,7 +535,7 @@ class Tensor:
         square = spread(self, axis, correction, keepdim)
         return narrowed(square.sqrt(), self)
 
-    # chapters/tensors/operations.md:2216
+    # chapters/tensors/operations.md:2218
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -553,7 +555,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2416
+    # chapters/tensors/operations.md:2418
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         entries = spelled_out(self, index)
@@ -564,7 +566,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2453
+    # chapters/tensors/operations.md:2455
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -577,7 +579,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2484
+    # chapters/tensors/operations.md:2486
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -592,7 +594,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2527
+    # chapters/tensors/operations.md:2529
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -616,7 +618,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2557
+    # chapters/tensors/operations.md:2559
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -640,7 +642,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2641
+    # chapters/tensors/operations.md:2643
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -661,7 +663,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2695
+    # chapters/tensors/operations.md:2697
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -671,7 +673,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2719
+    # chapters/tensors/operations.md:2721
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -685,7 +687,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1575
+    # chapters/tensors/blas.md:1576
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -708,7 +710,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1603
+    # chapters/tensors/blas.md:1604
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -1016,7 +1018,7 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x < 0, where(y == y.floor(), turned, math.nan), size)
 
 
-# chapters/tensors/operations.md:1785
+# chapters/tensors/operations.md:1787
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1024,34 +1026,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return number.broadcast(sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1792
+# chapters/tensors/operations.md:1794
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1797
+# chapters/tensors/operations.md:1799
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1802
+# chapters/tensors/operations.md:1804
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1806
+# chapters/tensors/operations.md:1808
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1810
+# chapters/tensors/operations.md:1812
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1822
+# chapters/tensors/operations.md:1824
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1066,7 +1068,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:1836
+# chapters/tensors/operations.md:1838
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1077,7 +1079,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:1859
+# chapters/tensors/operations.md:1861
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1086,14 +1088,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:1867
+# chapters/tensors/operations.md:1869
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:1875
+# chapters/tensors/operations.md:1877
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1103,7 +1105,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2003
+# chapters/tensors/operations.md:2005
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1129,11 +1131,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2037
+# chapters/tensors/operations.md:2039
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2040
+# chapters/tensors/operations.md:2042
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1151,7 +1153,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2059
+# chapters/tensors/operations.md:2061
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1163,7 +1165,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2070
+# chapters/tensors/operations.md:2072
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1176,7 +1178,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2107
+# chapters/tensors/operations.md:2109
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1186,13 +1188,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
                            if i not in axes])
 
 
-# chapters/tensors/operations.md:2167
+# chapters/tensors/operations.md:2169
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2197
+# chapters/tensors/operations.md:2199
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1202,11 +1204,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2252
+# chapters/tensors/operations.md:2254
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2255
+# chapters/tensors/operations.md:2257
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1222,7 +1224,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (low, high + 1, abs(walk.step)), walk.step < 0
 
 
-# chapters/tensors/operations.md:2278
+# chapters/tensors/operations.md:2280
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     axes = [e for e in entries if e is not None]
@@ -1237,7 +1239,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
                       if e is None or isinstance(e, slice)])
 
 
-# chapters/tensors/operations.md:2303
+# chapters/tensors/operations.md:2305
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1250,7 +1252,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2319
+# chapters/tensors/operations.md:2321
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1271,14 +1273,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2348
+# chapters/tensors/operations.md:2350
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2354
+# chapters/tensors/operations.md:2356
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1295,7 +1297,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2370
+# chapters/tensors/operations.md:2372
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1303,7 +1305,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2381
+# chapters/tensors/operations.md:2383
 def as_index(entry: Any) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1320,7 +1322,7 @@ def as_index(entry: Any) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2397
+# chapters/tensors/operations.md:2399
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis: ellipsis filled in, masks as places."""
     entries = [as_index(e) for e in
@@ -1336,7 +1338,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return places(x, entries[:at] + fill + entries[at + 1:])
 
 
-# chapters/tensors/operations.md:2470
+# chapters/tensors/operations.md:2472
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1349,7 +1351,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2585
+# chapters/tensors/operations.md:2587
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1358,7 +1360,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2605
+# chapters/tensors/operations.md:2607
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1378,14 +1380,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2624
+# chapters/tensors/operations.md:2626
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2686
+# chapters/tensors/operations.md:2688
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1393,7 +1395,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2709
+# chapters/tensors/operations.md:2711
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1402,7 +1404,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2741
+# chapters/tensors/operations.md:2743
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

@@ -230,6 +230,7 @@ def test_numpy_operands_on_either_side(shape, seed):
         agree(np.float32(2) * x, 2 * b)
         agree(a < x, a < b)
         agree(a.astype(float) / x, a.astype(float) * (1 / b.astype(float)))
+        assert (a.astype(float) ** x).dtype is float64
     assert isinstance(np.float64(1) / x, Tensor)
 
 

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:c1d6071a44f1
+# Tangled from operations: edit there, `make tangle`. sha256:b0913346333a
 from __future__ import annotations
 
 import math
@@ -48,7 +48,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:1953
+# chapters/tensors/operations.md:1955
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -61,7 +61,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2438
+# chapters/tensors/operations.md:2440
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -69,11 +69,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2991
+# chapters/tensors/operations.md:2993
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:2995
+# chapters/tensors/operations.md:2997
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -84,7 +84,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3008
+# chapters/tensors/operations.md:3010
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -96,7 +96,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3020
+# chapters/tensors/operations.md:3022
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -108,7 +108,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3036
+# chapters/tensors/operations.md:3038
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -116,7 +116,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3044
+# chapters/tensors/operations.md:3046
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -125,7 +125,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3055
+# chapters/tensors/operations.md:3057
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -136,7 +136,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3070
+# chapters/tensors/operations.md:3072
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -144,7 +144,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3078
+# chapters/tensors/operations.md:3080
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -154,7 +154,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3091
+# chapters/tensors/operations.md:3093
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -168,7 +168,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3105
+# chapters/tensors/operations.md:3107
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -177,7 +177,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3117
+# chapters/tensors/operations.md:3119
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -187,7 +187,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3127
+# chapters/tensors/operations.md:3129
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -206,7 +206,7 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3148
+# chapters/tensors/operations.md:3150
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
