@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:e727fb7ba632
+# Tangled from blas: edit there, `make tangle`. sha256:097516fd409a
 from __future__ import annotations
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from companion.native import available, cpu, kernel
+from companion.native import cpu, kernel
 
 
 # chapters/tensors/blas.md:403
@@ -132,7 +132,7 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
-    return f"{name or platform.machine()}, {available()} processors"
+    return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
 # chapters/tensors/blas.md:1776
