@@ -44,7 +44,8 @@ def test_outputs_cache_and_prose(tmp_path, monkeypatch):
     assert outputs(again)[1] == number
     assert "Other prose." in again.cells[0].source
 
-    monkeypatch.setattr(module, "run_cells", lambda *_: pytest.fail("ran again"))
+    told = "ran again"
+    monkeypatch.setattr(module, "run_cells", lambda *_: pytest.fail(told))
     execute(small_book(tmp_path, first=edited), "first")
 
 
