@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:4a737de55269
+# Tangled from blas: edit there, `make tangle`. sha256:9093f1849b1f
 from __future__ import annotations
 
 import ctypes
@@ -33,16 +33,16 @@ from companion.native import POOL, CompileError, compiler, kernel
 from companion.timing import compare, limits, machine, steadiest
 from companion.view import View
 
-# chapters/tensors/blas.md:1317
+# chapters/tensors/blas.md:1318
 MR, KC = 6, 1024  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1320
+# chapters/tensors/blas.md:1321
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1324
+# chapters/tensors/blas.md:1325
 def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
@@ -52,7 +52,7 @@ def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1333
+# chapters/tensors/blas.md:1334
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -64,11 +64,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1352
+# chapters/tensors/blas.md:1353
 LAYOUT = struct.Struct("18q2dP32q")
 
 
-# chapters/tensors/blas.md:1355
+# chapters/tensors/blas.md:1356
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          width: int, threads: int) -> bytes:
@@ -92,13 +92,13 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1388
+# chapters/tensors/blas.md:1389
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1393
+# chapters/tensors/blas.md:1394
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     """The compiled product and its panel's width; None without C."""
@@ -112,14 +112,14 @@ def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     return function, library.columns()
 
 
-# chapters/tensors/blas.md:1406
+# chapters/tensors/blas.md:1407
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1414
+# chapters/tensors/blas.md:1415
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them."""
@@ -135,21 +135,21 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
              a.address, b.address, c.address)
 
 
-# chapters/tensors/blas.md:1429
+# chapters/tensors/blas.md:1430
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1435
+# chapters/tensors/blas.md:1436
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1443
+# chapters/tensors/blas.md:1444
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -159,12 +159,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1538
+# chapters/tensors/blas.md:1539
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1542
+# chapters/tensors/blas.md:1543
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -176,7 +176,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1553
+# chapters/tensors/blas.md:1554
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -184,14 +184,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1813
+# chapters/tensors/blas.md:1817
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1819
+# chapters/tensors/blas.md:1823
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -203,7 +203,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1830
+# chapters/tensors/blas.md:1834
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -216,7 +216,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    "date": date.today().isoformat()}
 
 
-# chapters/tensors/blas.md:1844
+# chapters/tensors/blas.md:1848
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
@@ -239,7 +239,7 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
             "limit_fraction": work / found.ours / peak}
 
 
-# chapters/tensors/blas.md:1866
+# chapters/tensors/blas.md:1870
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:f8503ecc9baa
+# Tangled from blas: edit there, `make tangle`. sha256:aec8b683c037
 from __future__ import annotations
 
 import contextlib
@@ -234,7 +234,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1124
+# chapters/tensors/blas.md:1125
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -248,7 +248,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1137
+# chapters/tensors/blas.md:1138
 class Pool:
     """The threads that kernels share."""
 
@@ -262,11 +262,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1153
+# chapters/tensors/blas.md:1154
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1156
+# chapters/tensors/blas.md:1157
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if threads < 1:

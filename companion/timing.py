@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:551003834f1b
+# Tangled from blas: edit there, `make tangle`. sha256:0468e887110a
 from __future__ import annotations
 
 import argparse
@@ -59,7 +59,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1684
+# chapters/tensors/blas.md:1688
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -69,7 +69,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1693
+# chapters/tensors/blas.md:1697
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -80,7 +80,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1703
+# chapters/tensors/blas.md:1707
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -93,7 +93,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1720
+# chapters/tensors/blas.md:1724
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -106,13 +106,13 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1748
+# chapters/tensors/blas.md:1752
 BENCHES = {"gemm": "companion.blas"}
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1753
+# chapters/tensors/blas.md:1757
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -128,14 +128,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1768
+# chapters/tensors/blas.md:1772
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1777
+# chapters/tensors/blas.md:1781
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -151,7 +151,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1792
+# chapters/tensors/blas.md:1796
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:16} {found['threads']} threads"
