@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:fcbbc222c3f6  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:8314a16123d2  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -39,5 +39,5 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1625
+# chapters/tensors/blas.md:1630
 EXPORTS["set_threads"] = "companion.native"

@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:ad39e16ed097  # noqa: E501
+# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:ef226c1f3ee7  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def purpose(module: str) -> str:
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1805
+# chapters/tensors/blas.md:1810
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/appendix/tangle.md:2610

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas: edit there, `make tangle`. sha256:5671e0682135
+# Tangled from arrays, blas: edit there, `make tangle`. sha256:a77b788f51f5
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1661
+    # chapters/tensors/blas.md:1666
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""

@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:b46934b7dbda
+# Tangled from operations, blas: edit there, `make tangle`. sha256:e56eedf297a5
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -308,5 +308,5 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1562
+# chapters/tensors/blas.md:1564
 KERNELS[MATMUL] = matmul

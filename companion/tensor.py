@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:82716bfa089b
+# Tangled from operations, blas: edit there, `make tangle`. sha256:c741efe24e3d
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -687,13 +687,16 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1576
+    # chapters/tensors/blas.md:1578
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
         Matrices, vectors, and stacks of matrices that broadcast.
         """
-        a, b = alike(self, required(other))
+        a, b = self, other
+        if not (isinstance(b, Tensor) and a.dtype is b.dtype
+                and a.device is b.device):
+            a, b = alike(a, required(b))
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
@@ -710,7 +713,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1604
+    # chapters/tensors/blas.md:1609
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
