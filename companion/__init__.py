@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:8314a16123d2  # noqa: E501
+# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:e9aa6a7f45a5  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2622
+# chapters/appendix/tangle.md:2638
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2626
+# chapters/appendix/tangle.md:2642
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name not in EXPORTS:
@@ -22,7 +22,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2635
+# chapters/appendix/tangle.md:2651
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 

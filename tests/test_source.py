@@ -135,6 +135,9 @@ def test_a_notebook_is_a_chapter(tmp_path):
 def test_a_notebook_that_is_none(tmp_path):
     told = message(chapter, tmp_path, '{"cells":\n', "x.ipynb")
     assert told == "x.ipynb:2: not a notebook: Expecting value"
+    for text in ("{}", "[]"):
+        told = message(chapter, tmp_path, text, "x.ipynb")
+        assert told == "x.ipynb:1: not a notebook: its `cells` are missing"
 
 
 TOC = "parts:\n- caption: A\n  numbered: true\n  chapters:\n"
@@ -189,3 +192,23 @@ def test_an_unknown_chapter(tmp_path):
     found = book(tmp_path, TOC + "  - file: chapters/a\n", "chapters/a")
     told = message(found.chapter, "b")
     assert told == "_toc.yml:1: no chapter called 'b'"
+
+
+def test_front_matter_that_names_a_module_bare(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text("---\ncompanion: view.py\n---\n# A\n")
+    with pytest.raises(SourceError) as error:
+        read_chapter("a.md", tmp_path)
+    assert str(error.value) == (
+        "a.md:1: `companion: view.py` in the front matter: "
+        "write `companion: {module: NAME.py}`"
+    )
+
+
+def test_a_file_that_is_no_name(tmp_path):
+    page = tmp_path / "a.md"
+    page.write_text(
+        "# A\n```{code-cell} python\n:tags: [tangle]\n:file: 3\nx = 1\n```\n"
+    )
+    with pytest.raises(SourceError, match="unknown suffix in 3"):
+        read_chapter("a.md", tmp_path)

@@ -1,9 +1,9 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:cd4baff7caa7
+# Tangled from tangle: edit there, `make tangle`. sha256:c7e8bcf75647
 """The floors of the house: who may import whom."""
 
 from companion.literate.source import SourceError
 
-# chapters/appendix/tangle.md:1326
+# chapters/appendix/tangle.md:1342
 FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
@@ -18,19 +18,19 @@ FLOORS = (
 BESIDE = "literate __init__ __main__"
 
 
-# chapters/appendix/tangle.md:1344
+# chapters/appendix/tangle.md:1360
 def room(file: str) -> str:
     """`view` for companion/view.py, `kernels` for what is in there."""
     return file.split("/")[1].removesuffix(".py")
 
 
-# chapters/appendix/tangle.md:1349
+# chapters/appendix/tangle.md:1365
 def beside(file: str) -> bool:
     """Whether a file is one of the tools beside the house."""
     return room(file) in BESIDE.split()
 
 
-# chapters/appendix/tangle.md:1354
+# chapters/appendix/tangle.md:1370
 def floor(file: str) -> int | None:
     """The floor a file stands on; None for what the table lacks."""
     for number, rooms in enumerate(FLOORS):
@@ -39,7 +39,7 @@ def floor(file: str) -> int | None:
     return None
 
 
-# chapters/appendix/tangle.md:2024
+# chapters/appendix/tangle.md:2040
 def check_floors(modules, links) -> None:
     """Every module stands on a floor and imports only downwards."""
     for module in modules:
@@ -54,7 +54,7 @@ def check_floors(modules, links) -> None:
                 f"{height(other)}: move one of the two")
 
 
-# chapters/appendix/tangle.md:2038
+# chapters/appendix/tangle.md:2054
 def may_import(file: str, other: str) -> bool:
     """Whether an import leads downwards, or stays among the tools."""
     if beside(other):
@@ -62,13 +62,13 @@ def may_import(file: str, other: str) -> bool:
     return not beside(file) and (floor(file) or 0) >= (floor(other) or 0)
 
 
-# chapters/appendix/tangle.md:2045
+# chapters/appendix/tangle.md:2061
 def height(file: str) -> str:
     """Where a file stands, in words."""
     return "beside the house" if beside(file) else f"on floor {floor(file)}"
 
 
-# chapters/appendix/tangle.md:2062
+# chapters/appendix/tangle.md:2078
 def check_cycles(links) -> None:
     """No module imports itself by way of others."""
     graph: dict[str, dict] = {}
@@ -79,7 +79,7 @@ def check_cycles(links) -> None:
         walk(file, (), graph, done)
 
 
-# chapters/appendix/tangle.md:2072
+# chapters/appendix/tangle.md:2088
 def walk(file, path, graph, done) -> None:
     """Follow the imports of a file that `path` led to."""
     if file in path:

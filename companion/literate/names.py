@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0e24e09c9d65
+# Tangled from tangle: edit there, `make tangle`. sha256:0a11082166ac
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -7,7 +7,7 @@ import symtable
 from functools import cache
 from typing import NamedTuple
 
-# chapters/appendix/tangle.md:1092
+# chapters/appendix/tangle.md:1108
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
 
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
@@ -15,7 +15,7 @@ KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
-# chapters/appendix/tangle.md:1099
+# chapters/appendix/tangle.md:1115
 class Use(NamedTuple):
     """A name taken from outside, in a scope that begins at `line`.
 
@@ -27,7 +27,7 @@ class Use(NamedTuple):
     now: bool
 
 
-# chapters/appendix/tangle.md:1114
+# chapters/appendix/tangle.md:1130
 class Names(NamedTuple):
     """What a text binds at its top level, and what it uses."""
 
@@ -35,7 +35,7 @@ class Names(NamedTuple):
     uses: list[Use]
 
 
-# chapters/appendix/tangle.md:1121
+# chapters/appendix/tangle.md:1137
 def names_in(text: str) -> Names:
     """The names of a text, builtins too."""
     top = symtable.symtable(text, "cell", "exec")
@@ -45,7 +45,7 @@ def names_in(text: str) -> Names:
     return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1134
+# chapters/appendix/tangle.md:1150
 @cache
 def lines_of(text: str) -> dict[str, list[int]]:
     """The lines on which each name of a text stands."""
@@ -56,21 +56,21 @@ def lines_of(text: str) -> dict[str, list[int]]:
     return lines
 
 
-# chapters/appendix/tangle.md:1144
+# chapters/appendix/tangle.md:1160
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
     lines = lines_of(text).get(use.name, ())
     return min([n for n in lines if n >= use.line], default=use.line)
 
 
-# chapters/appendix/tangle.md:1154
+# chapters/appendix/tangle.md:1170
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     found = scope.get_symbols()
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1160
+# chapters/appendix/tangle.md:1176
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:a32091dffdfe
+# Tangled from tangle: edit there, `make tangle`. sha256:0e0df45e224f
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -265,7 +265,7 @@ def target_file(cell: Cell, named: str | None) -> str | None:
             "no file to tangle to: give the cell `:file:` or"
             " the front matter `companion: {module: …}`",
         )
-    file = PurePosixPath(named)
+    file = PurePosixPath(str(named))
     if file.suffix not in SUFFIXES:
         known = " ".join(SUFFIXES)
         raise cell.error(1, f"unknown suffix in {named!r}: not in {known}")
@@ -300,6 +300,15 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
 
 
 # chapters/appendix/tangle.md:558
+def check_front(front: dict, path: str) -> None:
+    """The front matter's own part must be a mapping, if it is there."""
+    own = front.get("companion", {})
+    if not isinstance(own, dict):
+        raise SourceError(path, 1, f"`companion: {own}` in the front matter:"
+                          " write `companion: {module: NAME.py}`")
+
+
+# chapters/appendix/tangle.md:570
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -311,13 +320,14 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
         if not start:
             raise unclosed(path, 0, "---")
     front = load_yaml("\n".join(lines[1:start]), path, 2)
+    check_front(front, path)
     blank = [""] * start + ["" if start else lines[0]] + lines[start + 1 :]
     title = next((x[2:] for x in blank if x.startswith("# ")), name)
     chapter = Chapter(name, path, title.strip(), front, text)
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:579
+# chapters/appendix/tangle.md:592
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -335,16 +345,19 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:600
+# chapters/appendix/tangle.md:613
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
         notebook = json.loads(text)
+        found = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     except json.JSONDecodeError as error:
         message = f"not a notebook: {error.msg}"
         raise SourceError(path, error.lineno, message) from None
+    except (KeyError, TypeError):
+        message = "not a notebook: its `cells` are missing"
+        raise SourceError(path, 1, message) from None
     chapter = Chapter(name, path, name, notebook.get("metadata", {}), text)
-    found = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     cells = (
         make_cell(
             chapter,
@@ -352,14 +365,14 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
             n - 1,
             1,
             "".join(cell["source"]).rstrip(),
-            cell["metadata"],
+            cell.get("metadata", {}),
         )
         for n, cell in enumerate(found, 1)
     )
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:627
+# chapters/appendix/tangle.md:643
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -374,7 +387,7 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:647
+# chapters/appendix/tangle.md:663
 def toc_files(node) -> list[str]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -384,7 +397,7 @@ def toc_files(node) -> list[str]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:656
+# chapters/appendix/tangle.md:672
 def check_toc(root: Path, text: str, files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     names: dict[str, str] = {}
@@ -404,7 +417,7 @@ def check_toc(root: Path, text: str, files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:679
+# chapters/appendix/tangle.md:695
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -422,7 +435,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:700
+# chapters/appendix/tangle.md:716
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}

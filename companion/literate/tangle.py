@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:918c0d8fc6c1
+# Tangled from tangle: edit there, `make tangle`. sha256:ab8146eb7f55
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -37,7 +37,7 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1202
+# chapters/appendix/tangle.md:1218
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -60,7 +60,7 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1227
+# chapters/appendix/tangle.md:1243
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order."""
@@ -69,7 +69,7 @@ class Library:
     definitions: list[Definition] = field(default_factory=list)
 
 
-# chapters/appendix/tangle.md:1294
+# chapters/appendix/tangle.md:1310
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -94,7 +94,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1373
+# chapters/appendix/tangle.md:1389
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -106,7 +106,7 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1387
+# chapters/appendix/tangle.md:1403
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -116,7 +116,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1396
+# chapters/appendix/tangle.md:1412
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -130,7 +130,7 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1414
+# chapters/appendix/tangle.md:1430
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -158,7 +158,7 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1449
+    # chapters/appendix/tangle.md:1465
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -171,7 +171,7 @@ class Tangler:
             for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1484
+    # chapters/appendix/tangle.md:1500
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -196,7 +196,7 @@ class Tangler:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1514
+    # chapters/appendix/tangle.md:1530
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -225,7 +225,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1552
+    # chapters/appendix/tangle.md:1568
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -249,7 +249,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1581
+    # chapters/appendix/tangle.md:1597
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -279,7 +279,7 @@ class Tangler:
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1616
+    # chapters/appendix/tangle.md:1632
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -302,7 +302,7 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1646
+    # chapters/appendix/tangle.md:1662
     def key(self, module, name, anywhere=False) -> tuple[str, str]:
         """Where the index keeps a name that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -324,7 +324,7 @@ class Tangler:
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1775
+    # chapters/appendix/tangle.md:1791
     def resolve_all(self, module: Module, found: dict[int, Names]) -> None:
         """Give the module the imports that its free names need."""
         own = set(module.imports)
@@ -342,7 +342,7 @@ class Tangler:
                     module.reasons[use.name] = blame
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:1798
+    # chapters/appendix/tangle.md:1814
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -360,7 +360,7 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1821
+    # chapters/appendix/tangle.md:1837
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -384,7 +384,7 @@ class Tangler:
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:1919
+    # chapters/appendix/tangle.md:1935
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -410,7 +410,7 @@ class Tangler:
         self.note(module, layout, found, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:1961
+    # chapters/appendix/tangle.md:1977
     def note(self, module, layout, found, shift) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for file, n in self.index if file == module.file}
@@ -436,7 +436,7 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:1992
+    # chapters/appendix/tangle.md:2008
     def links(self, modules):
         """Yield (file, file it imports, how to blame the need)."""
         for module in modules:
@@ -446,7 +446,7 @@ class Tangler:
                     yield module.file, other, module.reasons[name]
 
 
-# chapters/appendix/tangle.md:1465
+# chapters/appendix/tangle.md:1481
 def readable(cell: Cell) -> str:
     """What Python can read of a page's own cell: magics left out."""
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -457,7 +457,7 @@ def readable(cell: Cell) -> str:
     return text
 
 
-# chapters/appendix/tangle.md:1754
+# chapters/appendix/tangle.md:1770
 def user(piece: Piece, use: Use) -> Piece:
     """The piece itself, or the member given later, that uses a name."""
     chapters = {part.cell.chapter for part in [piece, *piece.body]}
@@ -467,7 +467,7 @@ def user(piece: Piece, use: Use) -> Piece:
     return layout.origins[line_of(use, layout.text)][0]
 
 
-# chapters/appendix/tangle.md:1763
+# chapters/appendix/tangle.md:1779
 def error_at(piece: Piece, use: Use, message: str) -> SourceError:
     """An error at the line where a piece uses a name."""
     layout = alone(piece)
@@ -475,7 +475,7 @@ def error_at(piece: Piece, use: Use, message: str) -> SourceError:
     return part.cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:1863
+# chapters/appendix/tangle.md:1879
 def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
     """The book's order, with what a piece needs at import before it."""
     made = {n: p for p in module.body for n in p.names if n.isidentifier()}
@@ -497,7 +497,7 @@ def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
     return ordered
 
 
-# chapters/appendix/tangle.md:1887
+# chapters/appendix/tangle.md:1903
 def needs(piece: Piece, made, found, later, lazy) -> list[str]:
     """The names that must exist when a piece runs, nearest first."""
     uses = found[id(piece)].uses
@@ -512,14 +512,14 @@ def needs(piece: Piece, made, found, later, lazy) -> list[str]:
     return names
 
 
-# chapters/appendix/tangle.md:1904
+# chapters/appendix/tangle.md:1920
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:1948
+# chapters/appendix/tangle.md:1964
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -528,7 +528,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:2006
+# chapters/appendix/tangle.md:2022
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -537,7 +537,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2657
+# chapters/appendix/tangle.md:2673
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -556,7 +556,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2678
+# chapters/appendix/tangle.md:2694
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -576,7 +576,7 @@ def run(options: argparse.Namespace) -> int | None:
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2702
+# chapters/appendix/tangle.md:2718
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -597,7 +597,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:2725
+# chapters/appendix/tangle.md:2741
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -610,7 +610,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2737
+# chapters/appendix/tangle.md:2753
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -626,7 +626,7 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2755
+# chapters/appendix/tangle.md:2771
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():
