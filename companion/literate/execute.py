@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:a97fc243dded
+# Tangled from record: edit there, `make tangle`. sha256:b79eee3506b3
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -289,16 +289,17 @@ def cached(path: Path, key: str):
         return None
     try:
         done = nbformat.read(path, as_version=4)
-    except nbformat.reader.NotJSONError:
+        return done if done.metadata["execution"]["key"] == key else None
+    except (ValueError, TypeError, LookupError, AttributeError,
+            nbformat.ValidationError):
         return None
-    return done if done.metadata["execution"]["key"] == key else None
 
 
-# chapters/appendix/record.md:874
+# chapters/appendix/record.md:892
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:877
+# chapters/appendix/record.md:895
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -323,7 +324,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:903
+# chapters/appendix/record.md:921
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -335,24 +336,36 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:920
+# chapters/appendix/record.md:938
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:923
+# chapters/appendix/record.md:941
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
                if tagged(cell, "gpu") and cell.execution_count is None]
     known = recorded_cells(book.root / RECORD / f"{name}.ipynb")
-    for index, cell in enumerate(waiting):
-        if index < len(known):
-            cell.metadata["recorded"] = known[index].metadata["recorded"]
-            cell.outputs = known[index].outputs
+    for cell, ran in zip(waiting, paired(waiting, known), strict=True):
+        if ran:
+            cell.metadata["recorded"] = ran.metadata["recorded"]
+            cell.outputs = ran.outputs
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:935
+# chapters/appendix/record.md:953
+def paired(waiting: list, known: list) -> list:
+    """For each cell its recording: of its source, or else of its place."""
+    same = {ran.metadata["recorded"]["source"]: ran for ran in known}
+    keys = [hashed(cell.source)[:12] for cell in waiting]
+    if len(keys) != len(known):  # cells came or went: places say nothing
+        known = [None] * len(keys)
+    free = [ran if ran and ran.metadata["recorded"]["source"] not in keys
+            else None for ran in known]
+    return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
+
+
+# chapters/appendix/record.md:964
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -361,7 +374,7 @@ def recorded_cells(path: Path) -> list:
     return [c for c in code_cells(notebook) if "recorded" in c.metadata]
 
 
-# chapters/appendix/record.md:947
+# chapters/appendix/record.md:992
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -374,7 +387,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1023
+# chapters/appendix/record.md:1068
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
@@ -383,7 +396,7 @@ def run_chapters(options) -> None:
         print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:1031
+# chapters/appendix/record.md:1076
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

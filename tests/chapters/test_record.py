@@ -1,10 +1,17 @@
-# Tangled from record: edit there, `make tangle`. sha256:1e64832d4b91
+# Tangled from record: edit there, `make tangle`. sha256:e7ab1eec9261
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import nbformat
+from nbformat.v4 import new_code_cell, new_notebook
 
-from companion.literate.execute import code_cells, execute
+from companion.literate.execute import (
+    cached,
+    code_cells,
+    execute,
+    paired,
+    sign_recording,
+)
 from companion.literate.lint import problems
 from companion.literate.markdown import Addresses, Page, addresses
 from companion.literate.notebook import notebook_path, stale, write_notebook
@@ -83,7 +90,36 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:1005
+# chapters/appendix/record.md:876
+def test_a_damaged_cache_counts_as_none():
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "fruit-stage.ipynb")
+        done = new_notebook(metadata={"execution": {"key": "right"}})
+        done.cells.append(new_code_cell("one\ntwo"))
+        path.write_text(nbformat.writes(done))
+        assert cached(path, "right") == done
+        assert cached(path, "wrong") is None
+        for damage in (b"", b"\xff", b"{}", b"[]", b"null",
+                       path.read_bytes()[:-9], b'{"metadata": {}}'):
+            path.write_bytes(damage)
+            assert cached(path, "right") is None, damage
+
+
+# chapters/appendix/record.md:975
+def test_a_recording_stays_with_its_source():
+    def recorded(source):
+        made = new_code_cell(source)
+        sign_recording(made, "a GPU")
+        return made
+
+    one, two, new = map(recorded, ("one", "two", "new"))
+    assert paired([new, one, two], [one, two]) == [None, one, two]
+    assert paired([two, one], [one, two]) == [two, one]
+    assert paired([one, new], [one, two]) == [one, two]  # edited
+    assert paired([new, one], [one, two]) == [None, one]
+
+
+# chapters/appendix/record.md:1050
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -100,7 +136,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1462
+# chapters/appendix/record.md:1507
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -108,7 +144,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1769
+# chapters/appendix/record.md:1814
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -126,7 +162,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2151
+# chapters/appendix/record.md:2196
 def test_every_limit_can_be_broken():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
