@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas: edit there, `make tangle`. sha256:e9aa6a7f45a5  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training: edit there, `make tangle`. sha256:2710161e1fca  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -39,5 +39,34 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1630
+# chapters/tensors/blas.md:1674
 EXPORTS["set_threads"] = "companion.native"
+
+# chapters/tensors/activations.md:832
+EXPORTS["gelu"] = "companion.activations"
+EXPORTS["leaky_relu"] = "companion.activations"
+EXPORTS["relu"] = "companion.activations"
+EXPORTS["silu"] = "companion.activations"
+
+# chapters/tensors/layers.md:868
+EXPORTS |= dict.fromkeys((
+    "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
+    "he", "parameter", "xavier"), "companion.layers")
+
+# chapters/tensors/losses.md:542
+EXPORTS |= dict.fromkeys((
+    "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
+
+# chapters/gradients/autograd.md:1733
+EXPORTS["grad"] = "companion.tensor"
+EXPORTS["gradcheck"] = "companion.tensor"
+EXPORTS["no_grad"] = "companion.autograd"
+
+# chapters/gradients/optimizers.md:778
+EXPORTS |= dict.fromkeys((
+    "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
+
+# chapters/gradients/training.md:857
+EXPORTS |= dict.fromkeys((
+    "Batches", "EarlyStopping", "Trainer", "accuracy", "clip_grad_norm",
+    "evaluate", "one_cycle", "warmup_cosine"), "companion.training")

@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas: edit there, `make tangle`. sha256:95876e1329b2  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:79c070302ba2  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/record.md:1042
+# chapters/appendix/record.md:1089
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1810
+# chapters/tensors/blas.md:1854
 COMMANDS["bench"] = "companion.timing"
+
+# chapters/tensors/perceptron.md:357
+COMMANDS["milestone"] = "companion.milestones.report"
 
 # chapters/appendix/tangle.md:2626
 if __name__ == "__main__" and __package__:

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:9093f1849b1f
+# Tangled from blas: edit there, `make tangle`. sha256:12d38c53adb6
 from __future__ import annotations
 
 import ctypes
@@ -33,16 +33,16 @@ from companion.native import POOL, CompileError, compiler, kernel
 from companion.timing import compare, limits, machine, steadiest
 from companion.view import View
 
-# chapters/tensors/blas.md:1318
+# chapters/tensors/blas.md:1329
 MR, KC = 6, 1024  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1321
+# chapters/tensors/blas.md:1332
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1325
+# chapters/tensors/blas.md:1336
 def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
@@ -52,7 +52,7 @@ def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1334
+# chapters/tensors/blas.md:1345
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -64,15 +64,31 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1353
+# chapters/tensors/blas.md:1364
 LAYOUT = struct.Struct("18q2dP32q")
 
 
-# chapters/tensors/blas.md:1356
+# chapters/tensors/blas.md:1367
+def check_fit(a: View, b: View, c: View) -> None:
+    """C code writes where it is told to, so C has to be there."""
+    fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
+            and c.shape == (*a.shape[:-1], b.shape[-1]))
+    if not fits:
+        raise ValueError(f"gemm: {a.shape} @ {b.shape} does not make "
+                         f"{c.shape}; expected (..., M, K), (..., K, N) "
+                         f"and (..., M, N)")
+    if 0 not in c.shape and any(
+            n > 1 and s == 0 for n, s in zip(c.shape, c.strides)):
+        raise ValueError(f"gemm: the result repeats elements (strides "
+                         f"{c.strides}); give it memory of its own")
+
+
+# chapters/tensors/blas.md:1385
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          width: int, threads: int) -> bytes:
     """A `struct product`: how sgemm shall walk these views."""
+    check_fit(a, b, c)
     (m, k), n = a.shape[-2:], b.shape[-1]
     (ra, ca), (rb, cb), (rc, cc) = [v.strides[-2:] for v in (a, b, c)]
     axes = stack_axes(a, b, c)
@@ -92,19 +108,19 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1389
+# chapters/tensors/blas.md:1419
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1394
+# chapters/tensors/blas.md:1424
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     """The compiled product and its panel's width; None without C."""
     try:
         library = kernel("kernels/sgemm.c", *FLAVOURS[dtype])
-    except CompileError as error:
+    except (CompileError, OSError) as error:
         tell(f"matrix products are NumPy's for now: {error}")
         return None
     function = library.sgemm
@@ -112,17 +128,24 @@ def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     return function, library.columns()
 
 
-# chapters/tensors/blas.md:1407
+# chapters/tensors/blas.md:1437
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1415
+# chapters/tensors/blas.md:1445
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
-    """c = alpha a @ b + beta c: matrices, or equal stacks of them."""
+    """c = alpha a @ b + beta c: matrices, or equal stacks of them.
+
+    c must not share memory with a or b.
+    """
+    if not a.dtype is b.dtype is c.dtype or c.dtype not in FLAVOURS:
+        raise TypeError(f"gemm: {a.dtype} @ {b.dtype} into {c.dtype}; "
+                        f"expected one dtype, of "
+                        f"{', '.join(map(str, FLAVOURS))}")
     compiled = product(c.dtype)
     if compiled is None:
         numpy_product(c, a, b, alpha, beta)
@@ -135,21 +158,21 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
              a.address, b.address, c.address)
 
 
-# chapters/tensors/blas.md:1430
+# chapters/tensors/blas.md:1469
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1436
+# chapters/tensors/blas.md:1475
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1444
+# chapters/tensors/blas.md:1483
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -159,12 +182,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1539
+# chapters/tensors/blas.md:1578
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1543
+# chapters/tensors/blas.md:1582
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -176,7 +199,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1554
+# chapters/tensors/blas.md:1593
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -184,14 +207,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1817
+# chapters/tensors/blas.md:1861
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1823
+# chapters/tensors/blas.md:1867
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -203,7 +226,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1834
+# chapters/tensors/blas.md:1878
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -216,7 +239,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    "date": date.today().isoformat()}
 
 
-# chapters/tensors/blas.md:1848
+# chapters/tensors/blas.md:1892
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
@@ -229,6 +252,8 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
     b = random.standard_normal((k, n), dtype=np.float32)
     c, d = np.empty((2, m, n), np.float32)
     x, y, z = map(adopt, (a, b, c))
+    gemm(z, x, y)
+    np.testing.assert_allclose(c, peer(a, b, out=d), atol=1e-5 * k)
     found = steadiest(lambda: compare(
         lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
         rounds=5 if m * n * k > 1 << 33 else 15,
@@ -239,7 +264,7 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
             "limit_fraction": work / found.ours / peak}
 
 
-# chapters/tensors/blas.md:1870
+# chapters/tensors/blas.md:1916
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}

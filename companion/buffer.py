@@ -1,4 +1,4 @@
-# Tangled from arrays, blas: edit there, `make tangle`. sha256:a77b788f51f5
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:e0bd190639e2  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1666
+    # chapters/tensors/blas.md:1710
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""
@@ -36,6 +36,9 @@ class Storage:
     # chapters/tensors/arrays.md:1132
     def __reduce__(self) -> tuple[Any, ...]:
         return Storage, (self.memory,)
+
+    # chapters/gradients/autograd.md:950
+    version = 0
 
 
 # chapters/tensors/arrays.md:119

@@ -1,24 +1,27 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:e56eedf297a5
+# Tangled from operations, blas, activations, autograd: edit there, `make tangle`. sha256:159cad842faf  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
 
 import contextvars
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
 
-from companion.blas import matmul
+from companion.blas import FLAVOURS, WIDE, matmul, tell, widened
 from companion.buffer import Buffer, adopt
 from companion.dtype import DType, bfloat16, float16, float32
+from companion.native import CompileError, kernel
 from companion.ops import (
     ADD,
     CAST,
     CONST,
     DTYPE,
     EQUAL,
+    ERF,
     EXP,
     EXPAND,
     FLIP,
@@ -193,14 +196,14 @@ def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:645
+# chapters/gradients/autograd.md:957
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
-    if not out.array.flags.writeable:
-        raise ValueError("WRITE: the owner of this memory allows reading "
-                         "only; clone the tensor first")
+    """Overwrite, and leave a trace of it."""
     copy(out, value)
+    out.storage.version += 1
 
 
+# chapters/tensors/operations.md:652
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 # chapters/tensors/operations.md:662
@@ -308,5 +311,35 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1564
+# chapters/tensors/blas.md:1603
 KERNELS[MATMUL] = matmul
+
+
+# chapters/tensors/activations.md:442
+@functools.cache
+def erf_for(dtype: DType) -> Callable[..., None] | None:
+    """The compiled function for a dtype; None without a C compiler."""
+    try:
+        return kernel("kernels/erf.c", *FLAVOURS[dtype]).erf_each
+    except CompileError as error:
+        tell(f"erf is computed one by one in Python: {error}")
+        return None
+
+
+# chapters/tensors/activations.md:452
+def erf(out: Buffer, x: Buffer, _: None) -> None:
+    """The kernel of ERF."""
+    dtype = WIDE.get(x.dtype, x.dtype)
+    dense = widened(x, dtype)
+    result = dense if out.dtype is not dtype else out
+    function = erf_for(dtype)
+    if function is None:
+        slow = np.vectorize(math.erf, otypes=[dtype.numpy])
+        np.copyto(result.array, slow(dense.array))
+    else:
+        function(x.view.size, dense, result)
+    if result is not out:
+        copy(out, result)
+
+
+KERNELS[ERF] = erf

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:aec8b683c037
+# Tangled from blas: edit there, `make tangle`. sha256:40b7c693be21
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +33,9 @@ class CompileError(RuntimeError):
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
-    names = (os.environ.get("CC") or "cc gcc clang").split()
+    told = os.environ.get("CC", "").split()
+    names = told[-1:] if told[:1] == ["ccache"] else told[:1]
+    names = names or ["cc", "gcc", "clang"]
     found = list(filter(None, map(shutil.which, names)))
     if not found:
         raise CompileError(
@@ -45,24 +47,25 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:138
+# chapters/tensors/blas.md:140
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/tensors/blas.md:144
+# chapters/tensors/blas.md:146
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile a text of C into the shared library `out`."""
     command = [compiler()[0], *flags, "-x", "c", "-", "-lm", "-o", str(out)]
-    done = subprocess.run(
-        command, input=source, capture_output=True, text=True)
+    english = os.environ | {"LC_ALL": "", "LC_MESSAGES": "C", "LANGUAGE": ""}
+    done = subprocess.run(command, input=source, capture_output=True,
+                          text=True, env=english)
     if done.returncode:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/tensors/blas.md:153
+# chapters/tensors/blas.md:156
 def complaint(report: str) -> str:
     """Where the compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?):(\d+):.*?error: (.*)$", report)
@@ -71,7 +74,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:176
+# chapters/tensors/blas.md:179
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -83,12 +86,12 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:187
+# chapters/tensors/blas.md:190
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:191
+# chapters/tensors/blas.md:194
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -96,16 +99,13 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:209
+# chapters/tensors/blas.md:212
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
     folder = Path(os.environ.get("COMPANION_CACHE") or default)
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK):
-        raise CompileError(f"cannot write to {folder}: name a folder of "
-                           f"yours in COMPANION_CACHE")
     return folder
 
 
@@ -116,6 +116,9 @@ def build(source: str, *flags: str) -> Path:
     for library in cache().glob(f"{name}-*.so"):
         if library.stem == f"{name}-{digest(library.read_bytes())}":
             return library
+    if not os.access(cache(), os.W_OK):
+        raise CompileError(f"cannot write to {cache()}: name a folder of "
+                           f"yours in COMPANION_CACHE")
     with tempfile.TemporaryDirectory(dir=cache()) as folder:
         made = Path(folder, "made.so")
         compile_c(source, FLAGS + flags, made)
@@ -123,12 +126,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:250
+# chapters/tensors/blas.md:253
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:254
+# chapters/tensors/blas.md:257
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -139,14 +142,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:278
+# chapters/tensors/blas.md:281
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:284
+# chapters/tensors/blas.md:287
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -158,7 +161,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:298
+# chapters/tensors/blas.md:301
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -169,10 +172,13 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:308
+# chapters/tensors/blas.md:311
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
+        if not value.flags.c_contiguous:
+            raise TypeError(f"{kind} *: expected elements side by side, got "
+                            f"strides {value.strides}; pass a copy")
         value = adopt(value)
     if not isinstance(value, Buffer):
         return value
@@ -182,7 +188,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:320
+# chapters/tensors/blas.md:331
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     library = ctypes.CDLL(str(build(source, *flags)))
@@ -193,18 +199,18 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:344
+# chapters/tensors/blas.md:355
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:347
+# chapters/tensors/blas.md:358
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/tensors/blas.md:353
+# chapters/tensors/blas.md:364
 def compile_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its library to the file's name."""
     file, *flags = line.split()
@@ -219,14 +225,14 @@ def compile_cell(shell: Any, line: str, cell: str) -> None:
     shell.user_ns[Path(file).stem] = library
 
 
-# chapters/tensors/blas.md:367
+# chapters/tensors/blas.md:378
 def names(cell: str) -> set[str]:
     """The functions and structures that C text defines."""
     start = r"(?m)^(?!enum|typedef|#)(?:\w+[ *]+)*?(\w+)"
     return set(re.findall(start + r"(?:\([^;{}]*?\))? \{", cell))
 
 
-# chapters/tensors/blas.md:517
+# chapters/tensors/blas.md:528
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -234,7 +240,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1125
+# chapters/tensors/blas.md:1136
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -248,7 +254,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1138
+# chapters/tensors/blas.md:1149
 class Pool:
     """The threads that kernels share."""
 
@@ -262,13 +268,13 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1154
+# chapters/tensors/blas.md:1165
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1157
+# chapters/tensors/blas.md:1168
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
-    if threads < 1:
-        raise ValueError(f"set_threads: expected 1 or more, got {threads}")
+    if not isinstance(threads, int) or threads < 1:
+        raise ValueError(f"set_threads: expected 1 or more, got {threads!r}")
     POOL.threads = threads

@@ -1,4 +1,4 @@
-# Tangled from operations, blas: edit there, `make tangle`. sha256:c741efe24e3d
+# Tangled from operations, blas, activations, layers, autograd: edit there, `make tangle`. sha256:3e9c9d7c2f2c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -11,6 +11,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from companion.autograd import (
+    RECORDING,
+    Record,
+    check_rule,
+    recording,
+    remember,
+    sweep,
+)
 from companion.buffer import Buffer, adopt, from_dlpack, text
 from companion.device import CPU, Device, moved, named
 from companion.dtype import (
@@ -30,6 +38,7 @@ from companion.ops import (
     CAST,
     CONST,
     EQUAL,
+    ERF,
     EXP,
     EXPAND,
     FLIP,
@@ -99,12 +108,19 @@ class Tensor:
         self.buffer = device.adopt(read(data, dtype))
         self.device = device
 
+    # chapters/gradients/autograd.md:288
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None) -> Tensor:
         """Every operation on tensors is this one."""
         device = src[0].device
         buffers = [s.buffer for s in src]
-        return wrap(device.run(op, *buffers, arg=arg), device)
+        watched = RECORDING.get() and any(s.requires_grad for s in src)
+        if watched:
+            check_rule(op)
+        y = wrap(device.run(op, *buffers, arg=arg), device)
+        if watched:
+            remember(y, op, src, arg)
+        return y
 
     # chapters/tensors/operations.md:862
     @property
@@ -687,7 +703,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1578
+    # chapters/tensors/blas.md:1617
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -713,7 +729,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1609
+    # chapters/tensors/blas.md:1648
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -722,6 +738,7 @@ class Tensor:
 
     def dot(self, other: Tensor) -> Tensor:
         """The inner product of two vectors."""
+        other = required(other)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: use @")
@@ -729,7 +746,105 @@ class Tensor:
 
     def outer(self, other: Tensor) -> Tensor:
         """All products of an element of self and one of other."""
+        other = required(other)
+        if self.ndim != 1 or other.ndim != 1:
+            raise ValueError(f"outer: shapes {self.shape} and {other.shape}; "
+                             f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
+
+    # chapters/tensors/activations.md:96
+    def relu(self) -> Tensor:
+        """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
+        return self.maximum(0)
+
+    # chapters/tensors/activations.md:200
+    def sigmoid(self) -> Tensor:
+        """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
+        x = floating(self)
+        negative = x < 0
+        e = where(negative, x, -x).exp()
+        return where(negative, e, 1) / (1 + e)
+
+    # chapters/tensors/activations.md:279
+    def tanh(self) -> Tensor:
+        """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
+        x = floating(self)
+        e = (x.abs() * -2).exp()
+        far = (1 - e) / (1 + e) * x.sign()
+        near = x.clamp(-0.625, 0.625)
+        square = near * near
+        bend = (polynomial(square, TANH_NUMERATOR)
+                / polynomial(square, TANH_DENOMINATOR))
+        return where(x.abs() < 0.625, near + near * square * bend, far)
+
+    # chapters/tensors/activations.md:337
+    @torch_names
+    def softmax(self, axis: int) -> Tensor:
+        """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
+        x = floating(self)
+        e = (x - x.max(axis, keepdim=True)).exp()
+        return e / e.sum(axis, keepdim=True)
+
+    # chapters/tensors/activations.md:382
+    @torch_names
+    def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
+        """log(sum(exp(x))); of a row that is all -inf, -inf."""
+        x = floating(self)
+        top = x.max(axis, keepdim=True)
+        top = where(top.abs() < math.inf, top, 0)
+        total = (x - top).exp().sum(axis, keepdim=True).log() + top
+        return total if keepdim else total.squeeze(axes_of(x, axis))
+
+    @torch_names
+    def log_softmax(self, axis: int) -> Tensor:
+        """log(softmax(x)), without rounding softmax first."""
+        x = floating(self)
+        x = x - x.max(axis, keepdim=True)
+        return x - x.exp().sum(axis, keepdim=True).log()
+
+    # chapters/tensors/activations.md:475
+    def erf(self) -> Tensor:
+        """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
+        return Tensor.apply(ERF, floating(self))
+
+    # chapters/tensors/layers.md:70
+    requires_grad = False
+
+    # chapters/gradients/autograd.md:221
+    grad: Tensor | None = None
+    record: Record | None = None
+
+    def requires_grad_(self, on: bool = True) -> Tensor:
+        """Ask for a gradient of this tensor (a leaf of a float dtype)."""
+        if on and not self.dtype.is_float:
+            raise TypeError(f"requires_grad_: {self.dtype} has no "
+                            f"gradient; expected a float dtype")
+        if not self.is_leaf and not on:
+            raise RuntimeError("requires_grad_: this was computed from what "
+                               "needs a gradient; use .detach()")
+        self.requires_grad = on
+        return self
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether it was given, not computed from what needs a gradient."""
+        return self.record is None
+
+    # chapters/gradients/autograd.md:821
+    def backward(self, gradient: Tensor | None = None,
+                 retain_graph: bool = False,
+                 create_graph: bool = False) -> None:
+        """Add to the .grad of every leaf this was computed from."""
+        seed, taken = seed_for(self, gradient), set[int]()
+        with recording(create_graph):
+            for x, g in sweep(self, seed, retain_graph or create_graph):
+                if x.is_leaf:
+                    g = g if x.grad is None else x.grad + g
+                    x.grad = own(g, taken)
+
+    def detach(self) -> Tensor:
+        """The same memory, with no past and no wish for a gradient."""
+        return wrap(self.buffer, self.device)
 
 
 # chapters/tensors/operations.md:797
@@ -1413,3 +1528,123 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
     near = (a - b).abs() <= b.abs() * rtol + atol
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
+
+
+# chapters/tensors/activations.md:258
+TANH_NUMERATOR = (
+    -9.64399179425052238628e-1, -9.92877231001918586564e1,
+    -1.61468768441708447952e3)
+TANH_DENOMINATOR = (
+    1.0, 1.12811678491632931402e2, 2.23548839060100448583e3,
+    4.84406305325125486048e3)
+
+
+# chapters/tensors/activations.md:266
+def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
+    """Horner's rule, highest power first."""
+    value: Any = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = x * value + coefficient
+    return value
+
+
+# chapters/gradients/autograd.md:780
+def grad(y: Tensor, inputs: Sequence[Tensor],
+         gradient: Tensor | None = None, retain_graph: bool = False,
+         create_graph: bool = False) -> list[Tensor | None]:
+    """The gradients of `y` with respect to `inputs`; None if unrelated.
+
+    `gradient`, of y's shape, weighs the elements of y; a y of one
+    element needs none. With `create_graph` the gradients are recorded
+    and can be differentiated again.
+    """
+    seed, wanted = seed_for(y, gradient), {id(x) for x in inputs}
+    with recording(create_graph):
+        found = {id(x): g for x, g in sweep(
+            y, seed, retain_graph or create_graph) if id(x) in wanted}
+    return [found.get(id(x)) for x in inputs]
+
+
+# chapters/gradients/autograd.md:799
+def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
+    """The gradient to start from: the given one, or 1 for a number."""
+    if not y.requires_grad:
+        raise RuntimeError(
+            "backward: nothing here asks for a gradient; call "
+            ".requires_grad_() on an input before computing")
+    if gradient is None and y.size != 1:
+        raise ValueError(
+            f"backward: a gradient is defined for one number, this is "
+            f"of shape {y.shape}; .sum() it, or pass gradient=")
+    if gradient is not None and gradient.shape != y.shape:
+        raise ValueError(f"backward: gradient of shape {gradient.shape} "
+                         f"for a value of shape {y.shape}")
+    return ones_like(y) if gradient is None else \
+        gradient.cast(y.dtype).clone()
+
+
+# chapters/gradients/autograd.md:837
+def own(g: Tensor, taken: set[int]) -> Tensor:
+    """`g` dense, in memory that no gradient among `taken` uses."""
+    buffer = g.buffer
+    if id(buffer.storage) in taken or not buffer.view.is_dense:
+        g = g.clone()
+    taken.add(id(g.buffer.storage))
+    return g
+
+
+# chapters/gradients/autograd.md:1020
+def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
+                    v: Tensor) -> Tensor:
+    """H v for the Hessian H of `f` at `x`, without forming H.
+
+    Pearlmutter (1994): differentiate the slope along v. Cost: a small
+    multiple of f; memory: the graph of f and of its gradient.
+    """
+    at = x.detach().requires_grad_()
+    (g,) = grad(f(at), [at], create_graph=True)
+    along = zeros_like(x) if g is None else (g * v).sum()
+    if not along.requires_grad:
+        return zeros_like(x)
+    (product,) = grad(along, [at])
+    return zeros_like(x) if product is None else product
+
+
+# chapters/gradients/autograd.md:1345
+def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
+              step: float = 1e-5, tolerance: float = 1e-6) -> None:
+    """Compare the gradients of `f` with central differences (float64).
+
+    Every input that requires a gradient is checked in every element,
+    with a random weight on every element of the result. Raises
+    AssertionError with the largest difference where they disagree.
+    """
+    wanted = [x for x in inputs if x.requires_grad]
+    if any(x.dtype is not float64 for x in wanted):
+        raise TypeError("gradcheck: differences need float64; cast first")
+    y = f(*inputs)
+    weight = rand(*y.shape, dtype=float64, device=y.device) + 0.5
+    for x, g in zip(wanted, grad((y * weight).sum(), wanted)):
+        actual = np.zeros(x.shape) if g is None else g.numpy()
+        expected = differences(
+            lambda: float((f(*inputs) * weight).sum()), x, step)
+        worst = np.abs(actual - expected).max(initial=0)
+        if not worst <= tolerance * (1 + np.abs(expected).max(initial=0)):
+            raise AssertionError(f"gradcheck: the gradient of an input of "
+                                 f"shape {x.shape} is off by {worst:.3g}")
+
+
+# chapters/gradients/autograd.md:1371
+def differences(f: Callable[[], float], x: Tensor,
+                step: float) -> np.ndarray:
+    """Central differences of `f` in each element of x, moved in place."""
+    values, slopes, memory = np.array(x), np.zeros(x.shape), x.detach()
+    for i in np.ndindex(*x.shape):
+        moved = np.zeros(x.shape)
+        moved[i] = step
+        memory.assign(values + moved)
+        above = f()
+        memory.assign(values - moved)
+        slopes[i] = (above - f()) / (2 * step)
+    memory.assign(values)
+    return slopes

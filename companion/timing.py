@@ -1,8 +1,9 @@
-# Tangled from blas: edit there, `make tangle`. sha256:0468e887110a
+# Tangled from blas, activations: edit there, `make tangle`. sha256:a2bf7f1f59f0  # noqa: E501
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -15,10 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from companion.buffer import Buffer
 from companion.native import cpu, kernel
+from companion.ops import Op
 
 
-# chapters/tensors/blas.md:403
+# chapters/tensors/blas.md:414
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -29,7 +32,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:527
+# chapters/tensors/blas.md:538
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -37,7 +40,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:534
+# chapters/tensors/blas.md:545
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -59,7 +62,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1688
+# chapters/tensors/blas.md:1732
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -69,7 +72,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1697
+# chapters/tensors/blas.md:1741
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -80,7 +83,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1707
+# chapters/tensors/blas.md:1751
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -93,7 +96,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1724
+# chapters/tensors/blas.md:1768
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -106,13 +109,13 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1752
+# chapters/tensors/blas.md:1796
 BENCHES = {"gemm": "companion.blas"}
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1757
+# chapters/tensors/blas.md:1801
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -128,14 +131,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1772
+# chapters/tensors/blas.md:1816
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1781
+# chapters/tensors/blas.md:1825
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -151,7 +154,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1796
+# chapters/tensors/blas.md:1840
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:16} {found['threads']} threads"
@@ -161,3 +164,53 @@ def row_of(found: dict) -> str:
             f" {100 * found['limit_fraction']:4.0f} %"
             f"  {found['ratio']:.2f} × {found['peer_name']}"
             f" (± {found['spread'] / 2:.2f})")
+
+
+# chapters/tensors/activations.md:550
+def bytes_seen(buffer: Buffer) -> int:
+    """Memory behind a buffer; what an EXPAND repeats counts once."""
+    n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
+                  if stride != 0)
+    return n * buffer.dtype.itemsize
+
+
+# chapters/tensors/activations.md:557
+class Timed:
+    """A device that counts time, bytes and calls, and delegates."""
+
+    def __init__(self, device: Any):
+        self.device = device
+        self.name = f"timed {device.name}"
+        self.calls: list[tuple[Op, float, int]] = []
+
+    def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
+        start = perf_counter()
+        out = self.device.run(op, *src, arg=arg)
+        seconds = perf_counter() - start
+        fresh = not any(out.storage is s.storage for s in src)
+        moved = sum(map(bytes_seen, (out, *src))) if fresh else 0
+        self.calls.append((op, seconds, moved))
+        return out
+
+    # chapters/tensors/activations.md:580
+    def __repr__(self) -> str:
+        return self.name
+
+    def adopt(self, array: np.ndarray) -> Buffer:
+        return self.device.adopt(array)
+
+    def host(self, buffer: Buffer) -> Buffer:
+        return self.device.host(buffer)
+
+    def table(self) -> str:
+        """Calls, milliseconds and megabytes for each primitive."""
+        totals: dict[Op, list[float]] = {}
+        for op, seconds, moved in self.calls:
+            row = totals.setdefault(op, [0, 0.0, 0.0])
+            row[0] += 1
+            row[1] += seconds * 1e3
+            row[2] += moved / 1e6
+        rows = [f"{'op':10}{'calls':>6}{'ms':>9}{'MB':>9}"]
+        rows += [f"{str(op):10}{n:6.0f}{ms:9.2f}{mb:9.1f}"
+                 for op, (n, ms, mb) in totals.items()]
+        return "\n".join(rows)

@@ -1,5 +1,5 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:ac02168b49e9 */
-#line 984 "chapters/tensors/blas.md"
+/* Tangled from blas: edit there, `make tangle`. sha256:bbf835d11ae9 */
+#line 995 "chapters/tensors/blas.md"
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -19,13 +19,13 @@ static struct pool {
   pthread_cond_t wake;
   task *f;
   void *job;
-  long n, workers, asleep, seats, cpu;
-  atomic_long next, active, turn;
+  long n, workers, asleep, seats;
+  atomic_long next, active, turn, cpu;
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER,
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER}, fresh;
 
-#line 1015 "chapters/tensors/blas.md"
+#line 1026 "chapters/tensors/blas.md"
 static void drain(void) {
   for (long i; (i = pool.next++) < pool.n;) pool.f(pool.job, i);
 }
@@ -34,7 +34,7 @@ static void drain(void) {
 static void avoid(long cpu) {
 #ifdef __linux__
   cpu_set_t set;
-  sched_getaffinity(getpid(), sizeof set, &set);
+  if (sched_getaffinity(getpid(), sizeof set, &set)) return;
   CPU_CLR(cpu, &set);
   if (CPU_COUNT(&set)) sched_setaffinity(0, sizeof set, &set);
 #endif
@@ -47,7 +47,7 @@ static long here(void) {
   return 0;
 }
 
-#line 1048 "chapters/tensors/blas.md"
+#line 1059 "chapters/tensors/blas.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
     for (int spin = 0; spin < 2000 && pool.turn == turn; spin++) relax();
@@ -74,7 +74,7 @@ static void offer(long seats) {
   pthread_mutex_unlock(&pool.lock);
 }
 
-#line 1080 "chapters/tensors/blas.md"
+#line 1091 "chapters/tensors/blas.md"
 /* f(job, i) for every i < n, on so many threads */
 void parallel(task *f, void *job, long n, long threads) {
   if (n < 2 || threads < 2 || pthread_mutex_trylock(&pool.busy)) {

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:b79eee3506b3
+# Tangled from record: edit there, `make tangle`. sha256:2c372f98ae0b
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -365,7 +365,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:964
+# chapters/appendix/record.md:966
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -374,7 +374,7 @@ def recorded_cells(path: Path) -> list:
     return [c for c in code_cells(notebook) if "recorded" in c.metadata]
 
 
-# chapters/appendix/record.md:992
+# chapters/appendix/record.md:994
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -387,7 +387,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1068
+# chapters/appendix/record.md:1070
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
@@ -396,7 +396,7 @@ def run_chapters(options) -> None:
         print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:1076
+# chapters/appendix/record.md:1078
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:7b6973778946
+# Tangled from record: edit there, `make tangle`. sha256:b6d944c0c6d7
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -19,13 +19,13 @@ from companion.literate.source import Book, Chapter, SourceError, read_book
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, tangle
 
-# chapters/appendix/record.md:1842
+# chapters/appendix/record.md:1844
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
             "bibliography", "list-table", "image")
 
 
-# chapters/appendix/record.md:1847
+# chapters/appendix/record.md:1849
 def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
     lines, begin = chapter.text.split("\n"), 0
@@ -36,7 +36,7 @@ def page_blocks(chapter: Chapter) -> Iterator[Block]:
     yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-# chapters/appendix/record.md:1857
+# chapters/appendix/record.md:1859
 def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
     """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
@@ -47,13 +47,13 @@ def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
             yield from inner_blocks(path, block.body, block.line)
 
 
-# chapters/appendix/record.md:1870
+# chapters/appendix/record.md:1872
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-# chapters/appendix/record.md:1875
+# chapters/appendix/record.md:1877
 def read_aloud(match: re.Match) -> str:
     """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
@@ -61,13 +61,13 @@ def read_aloud(match: re.Match) -> str:
     return match["text"] if match["target"] else ""
 
 
-# chapters/appendix/record.md:1882
+# chapters/appendix/record.md:1884
 def words(text: str) -> int:
     """How many words a reader reads."""
     return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# chapters/appendix/record.md:1896
+# chapters/appendix/record.md:1898
 @dataclass
 class Measures:
     """What the table shows of one chapter."""
@@ -84,7 +84,7 @@ class Measures:
     asides: int = 0
 
 
-# chapters/appendix/record.md:1915
+# chapters/appendix/record.md:1917
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     cells = [cell.source.split("\n") for cell in chapter.cells]
@@ -102,7 +102,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
     return found
 
 
-# chapters/appendix/record.md:1937
+# chapters/appendix/record.md:1939
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -112,7 +112,7 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:1946
+# chapters/appendix/record.md:1948
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -129,14 +129,14 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:1962
+# chapters/appendix/record.md:1964
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     path = book.root / EXECUTED / f"{chapter.name}-stage.ipynb"
     return nbformat.read(path, as_version=4) if path.exists() else None
 
 
-# chapters/appendix/record.md:1977
+# chapters/appendix/record.md:1979
 COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
@@ -144,7 +144,7 @@ COLUMNS = {
 }
 
 
-# chapters/appendix/record.md:1984
+# chapters/appendix/record.md:1986
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
@@ -157,7 +157,7 @@ def row(found: Measures) -> list:
     ]
 
 
-# chapters/appendix/record.md:1996
+# chapters/appendix/record.md:1998
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -168,12 +168,12 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2022
+# chapters/appendix/record.md:2024
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b", re.I)
 
 
-# chapters/appendix/record.md:2026
+# chapters/appendix/record.md:2028
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or too wide, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -191,7 +191,7 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2043
+# chapters/appendix/record.md:2045
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -202,7 +202,7 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2060
+# chapters/appendix/record.md:2062
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -218,7 +218,7 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2075
+# chapters/appendix/record.md:2077
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -230,7 +230,7 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2093
+# chapters/appendix/record.md:2095
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -240,7 +240,7 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2102
+# chapters/appendix/record.md:2104
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -256,7 +256,7 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2122
+# chapters/appendix/record.md:2124
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -267,7 +267,7 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2132
+# chapters/appendix/record.md:2134
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -276,7 +276,7 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2140
+# chapters/appendix/record.md:2142
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -286,7 +286,7 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2156
+# chapters/appendix/record.md:2158
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -297,7 +297,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2166
+# chapters/appendix/record.md:2168
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -310,7 +310,7 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2178
+# chapters/appendix/record.md:2180
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:89a3fe872ec9
+# Tangled from record: edit there, `make tangle`. sha256:62be80ddb8f6
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
@@ -19,7 +19,7 @@ from companion.literate.source import (
 )
 
 
-# chapters/appendix/record.md:1105
+# chapters/appendix/record.md:1107
 @dataclass(frozen=True)
 class Block:
     """A run of prose (no name), a plain `fence`, or a directive."""
@@ -31,7 +31,7 @@ class Block:
     options: dict = field(default_factory=dict)
 
 
-# chapters/appendix/record.md:1116
+# chapters/appendix/record.md:1118
 def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     """Cut a page's text, which begins at `line`, into its blocks."""
     lines, begin, at = text.split("\n"), 0, 0
@@ -46,11 +46,11 @@ def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     yield Block("", line + begin, "\n".join(lines[begin:]))
 
 
-# chapters/appendix/record.md:1133
+# chapters/appendix/record.md:1135
 DIRECTIVE = re.compile(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)")
 
 
-# chapters/appendix/record.md:1136
+# chapters/appendix/record.md:1138
 def fenced(lines: list[str], line: int) -> Block:
     """The block that a fence and its body make."""
     head = DIRECTIVE.match(lines[0])
@@ -64,7 +64,7 @@ def fenced(lines: list[str], line: int) -> Block:
     return Block(head[1], line + 1 + taken, body, head[2], options)
 
 
-# chapters/appendix/record.md:1159
+# chapters/appendix/record.md:1161
 UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
 INLINE = re.compile(
     r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
@@ -75,7 +75,7 @@ INLINE = re.compile(
 )
 
 
-# chapters/appendix/record.md:1169
+# chapters/appendix/record.md:1171
 def text_and_target(content: str) -> tuple[str, str]:
     """`text <target>` as a pair; without a text, an empty one."""
     content = " ".join(content.split())
@@ -83,7 +83,7 @@ def text_and_target(content: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", content)
 
 
-# chapters/appendix/record.md:1183
+# chapters/appendix/record.md:1185
 @dataclass(frozen=True)
 class Addresses:
     """Where the book's pages, labels and sources stand on the web."""
@@ -109,7 +109,7 @@ class Addresses:
         return self.labels.get("{" + directive + "}", ("intro", ""))[0]
 
 
-# chapters/appendix/record.md:1211
+# chapters/appendix/record.md:1213
 def addresses(book: Book) -> Addresses:
     """Read `_config.yml`, every chapter's labels, and the sources."""
     text = (book.root / "_config.yml").read_text(encoding="utf-8")
@@ -129,19 +129,19 @@ def addresses(book: Book) -> Addresses:
     )
 
 
-# chapters/appendix/record.md:1230
+# chapters/appendix/record.md:1232
 def page_of(chapter: Chapter) -> str:
     """A chapter's page, as addresses name it."""
     return chapter.path.removesuffix(".md")
 
 
-# chapters/appendix/record.md:1238
+# chapters/appendix/record.md:1240
 LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
 NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
 LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
 
 
-# chapters/appendix/record.md:1243
+# chapters/appendix/record.md:1245
 def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     """What a reference may name on this page, with its text."""
     found = {name: (page, name) for name in NAMED.findall(text)}
@@ -150,7 +150,7 @@ def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     return found | dict.fromkeys(LISTING.findall(text), (page, ""))
 
 
-# chapters/appendix/record.md:1251
+# chapters/appendix/record.md:1253
 def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     """`{key: "Knuth 1984"}` for every entry of the bibliography."""
     found = {}
@@ -165,7 +165,7 @@ def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     return found
 
 
-# chapters/appendix/record.md:1278
+# chapters/appendix/record.md:1280
 @dataclass(frozen=True)
 class Page:
     """One page being rewritten, and what its text may refer to."""
@@ -194,7 +194,7 @@ class Page:
         kept = [line for line in lines if not UNSEEN.match(line)]
         return INLINE.sub(self.span, "\n".join(kept))
 
-    # chapters/appendix/record.md:1312
+    # chapters/appendix/record.md:1314
     def span(self, match: re.Match) -> str:
         """One role, link, code span or formula."""
         if match["role"]:
@@ -220,14 +220,14 @@ class Page:
             return f"{bang}[{text}]({self.web.page(page, anchor)})"
         return f"{bang}[{text}]({self.web.file(path)})"
 
-    # chapters/appendix/record.md:1343
+    # chapters/appendix/record.md:1345
     def resolve(self, path: str) -> str:
         """A path relative to this page, or absolute, from the root."""
         here = posixpath.join("/", posixpath.dirname(self.name))
         return posixpath.normpath(posixpath.join(here, path))[1:]
 
 
-# chapters/appendix/record.md:1354
+# chapters/appendix/record.md:1356
 def reference(page: Page, text: str, label: str) -> str:
     where, title = page.web.labels.get(label, (page.name, label))
     text = re.sub(r"\s*(%s|\{number\})", "", text) or title
@@ -235,21 +235,21 @@ def reference(page: Page, text: str, label: str) -> str:
     return f"[{text}]({page.web.page(where, anchor)})"
 
 
-# chapters/appendix/record.md:1361
+# chapters/appendix/record.md:1363
 def document(page: Page, text: str, target: str) -> str:
     where = page.resolve(target)
     text = text or page.web.titles.get(where, target)
     return f"[{text}]({page.web.page(where)})"
 
 
-# chapters/appendix/record.md:1367
+# chapters/appendix/record.md:1369
 def term(page: Page, text: str, target: str) -> str:
     anchor = "term-" + re.sub(r"[^a-zA-Z0-9._]+", "-", target)
     where = page.web.page(page.web.holding("glossary"), anchor)
     return f"[{text or target}]({where})"
 
 
-# chapters/appendix/record.md:1373
+# chapters/appendix/record.md:1375
 def cite(page: Page, text: str, target: str) -> str:
     where = page.web.page(page.web.holding("bibliography"))
     keys = [key.strip() for key in target.split(",")]
@@ -257,22 +257,22 @@ def cite(page: Page, text: str, target: str) -> str:
     return ", ".join(f"[{name}]({where})" for name in cited)
 
 
-# chapters/appendix/record.md:1383
+# chapters/appendix/record.md:1385
 def glued(page: Page, text: str, target: str) -> str:
     return page.glued.get(target, f"`{target}`")
 
 
-# chapters/appendix/record.md:1387
+# chapters/appendix/record.md:1389
 def as_code(page: Page, text: str, target: str) -> str:
     return f"`{text or target}`"
 
 
-# chapters/appendix/record.md:1391
+# chapters/appendix/record.md:1393
 def wrapped(before: str, after: str):
     return lambda page, text, target: before + (text or target) + after
 
 
-# chapters/appendix/record.md:1395
+# chapters/appendix/record.md:1397
 def nothing(page: Page, *ignored) -> str:
     return ""
 
@@ -292,7 +292,7 @@ ROLES = {
 }
 
 
-# chapters/appendix/record.md:1423
+# chapters/appendix/record.md:1425
 def quote(page: Page, block: Block, title: str = "") -> str:
     """A box of the page as a quotation with a bold title."""
     heading = page.inline(block.argument) or title
@@ -300,29 +300,29 @@ def quote(page: Page, block: Block, title: str = "") -> str:
     return quoted(text + page.rewrite(block.body))
 
 
-# chapters/appendix/record.md:1430
+# chapters/appendix/record.md:1432
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
-# chapters/appendix/record.md:1434
+# chapters/appendix/record.md:1436
 def figure(page: Page, block: Block) -> str:
     image = page.link("!", block.options.get("alt", ""), block.argument)
     caption = page.rewrite(block.body)
     return f"{image}\n\n{quoted(caption)}" if caption else image
 
 
-# chapters/appendix/record.md:1440
+# chapters/appendix/record.md:1442
 def formula(page: Page, block: Block) -> str:
     return f"$$\n{(block.argument + block.body).strip()}\n$$"
 
 
-# chapters/appendix/record.md:1444
+# chapters/appendix/record.md:1446
 def listing(page: Page, block: Block) -> str:
     return f"```{block.argument}\n{block.body.strip()}\n```"
 
 
-# chapters/appendix/record.md:1451
+# chapters/appendix/record.md:1453
 def titled(page: Page, block: Block) -> str:
     """What the directive holds, under its title."""
     heading = page.inline(block.argument)
@@ -330,7 +330,7 @@ def titled(page: Page, block: Block) -> str:
     return title + page.rewrite(block.body)
 
 
-# chapters/appendix/record.md:1458
+# chapters/appendix/record.md:1460
 def list_table(page: Page, block: Block) -> str:
     """Rows written as nested lists, as a Markdown table."""
     rows = re.split(r"^\* ", block.body, flags=re.M)[1:]
@@ -341,19 +341,19 @@ def list_table(page: Page, block: Block) -> str:
     return page.inline("\n".join(title + lines))
 
 
-# chapters/appendix/record.md:1468
+# chapters/appendix/record.md:1470
 def list_items(text: str) -> list[str]:
     return re.split(r"^ *- ?", text, flags=re.M)[1:]
 
 
-# chapters/appendix/record.md:1472
+# chapters/appendix/record.md:1474
 def elsewhere(page: Page, block: Block) -> str:
     """What only a web page can show."""
     where = page.web.page(page.name)
     return f"*[This part is interactive: see it on the page]({where}).*"
 
 
-# chapters/appendix/record.md:1481
+# chapters/appendix/record.md:1483
 DIRECTIVES = {
     **dict.fromkeys(["figure", "image"], figure),
     **dict.fromkeys(["code", "code-block", "sourcecode"], listing),

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:c8cb1a979ab4
+# Tangled from record: edit there, `make tangle`. sha256:8d617a335cc0
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -31,7 +31,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1523
+# chapters/appendix/record.md:1525
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -44,7 +44,7 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:1535
+# chapters/appendix/record.md:1537
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -63,7 +63,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source))
 
 
-# chapters/appendix/record.md:1556
+# chapters/appendix/record.md:1558
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -77,7 +77,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1581
+# chapters/appendix/record.md:1583
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -86,7 +86,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1589
+# chapters/appendix/record.md:1591
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -101,7 +101,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1610
+# chapters/appendix/record.md:1612
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -114,11 +114,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1627
+# chapters/appendix/record.md:1629
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1630
+# chapters/appendix/record.md:1632
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -134,7 +134,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1650
+# chapters/appendix/record.md:1652
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -156,13 +156,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1696
+# chapters/appendix/record.md:1698
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1701
+# chapters/appendix/record.md:1703
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -179,7 +179,7 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1717
+# chapters/appendix/record.md:1719
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -187,7 +187,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1727
+# chapters/appendix/record.md:1729
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -198,7 +198,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1737
+# chapters/appendix/record.md:1739
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -212,7 +212,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1753
+# chapters/appendix/record.md:1755
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -226,7 +226,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1766
+# chapters/appendix/record.md:1768
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

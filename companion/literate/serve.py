@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:213c81760030
+# Tangled from record: edit there, `make tangle`. sha256:f82230ae5c0d
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -13,12 +13,12 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-# chapters/appendix/record.md:2224
+# chapters/appendix/record.md:2226
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2228
+# chapters/appendix/record.md:2230
 def rebuild(changed_paths=()) -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     for path in changed_paths:
@@ -26,14 +26,14 @@ def rebuild(changed_paths=()) -> None:
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2235
+# chapters/appendix/record.md:2237
 def ignored(path: str) -> bool:
     """The record, and what editors and browsers leave behind."""
     name = Path(path).name
     return "notebooks" in Path(path).parts or name.startswith((".", "#"))
 
 
-# chapters/appendix/record.md:2244
+# chapters/appendix/record.md:2246
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2255
+# chapters/appendix/record.md:2257
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:221a6eab8ac4
+# Tangled from blas: edit there, `make tangle`. sha256:cb7bcd7bacd8
 from __future__ import annotations
 
 import contextlib
@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 from companion.blas import gemm, plan, product, tell
 from companion.buffer import adopt
 from companion.native import (
+    POOL,
     CompileError,
     available,
     build,
@@ -23,18 +24,17 @@ from companion.native import (
     cpu,
     kernel,
     load,
-    set_threads,
 )
 from companion.tensor import Tensor, rand
 
-# chapters/tensors/blas.md:1917
+# chapters/tensors/blas.md:1963
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
      100, 130])
 STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 
-# chapters/tensors/blas.md:1923
+# chapters/tensors/blas.md:1969
 def matrices(draw, stack, m, n, dtype, writable=False):
     """A Buffer of random values in one of several layouts."""
     layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
@@ -48,7 +48,7 @@ def matrices(draw, stack, m, n, dtype, writable=False):
             "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
 
 
-# chapters/tensors/blas.md:1936
+# chapters/tensors/blas.md:1982
 @st.composite
 def products(draw, dtypes=(np.float32, np.float64)):
     """c, a, b of shapes that fit, in any layouts."""
@@ -59,13 +59,13 @@ def products(draw, dtypes=(np.float32, np.float64)):
             matrices(draw, stack, k, n, dtype))
 
 
-# chapters/tensors/blas.md:1950
+# chapters/tensors/blas.md:1996
 def spread_out(x, stack):
     """A Buffer whose stack is as long as it should be, by stride 0."""
     return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
 
 
-# chapters/tensors/blas.md:1956
+# chapters/tensors/blas.md:2002
 @settings(max_examples=300, deadline=None)
 @given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
        st.sampled_from([1, 2, 3]))
@@ -74,13 +74,14 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     expected = alpha * np.matmul(a, b, dtype=np.float64) + beta * c
     if beta == 0:
         c[...] = np.nan
-    set_threads(threads)
     stack = c.shape[:-2]
-    gemm(adopt(c), spread_out(a, stack), spread_out(b, stack), alpha, beta)
+    with mock.patch.object(POOL, "threads", threads):
+        gemm(adopt(c), spread_out(a, stack), spread_out(b, stack),
+             alpha, beta)
     np.testing.assert_array_equal(c, expected)
 
 
-# chapters/tensors/blas.md:1975
+# chapters/tensors/blas.md:2022
 def test_large_products():
     random = np.random.default_rng(0)
     for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000)):
@@ -89,19 +90,20 @@ def test_large_products():
             a = a if left == (m, k) else a.T
             b = random.standard_normal((k, n), dtype=np.float32)
             c = np.empty((m, n), np.float32)
-            gemm(adopt(c), adopt(a), adopt(b))
+            with mock.patch.object(POOL, "threads", 3):
+                gemm(adopt(c), adopt(a), adopt(b))
             error = np.abs(c - a.astype(np.float64) @ b).max()
             assert error < 1e-6 * k ** 0.5 * 10
 
 
-# chapters/tensors/blas.md:1992
+# chapters/tensors/blas.md:2040
 def levels_of_x86():
     """Names of the x86 generations that this processor can run."""
     needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
     return [level for level, flag in needs.items() if flag in cpu().split()]
 
 
-# chapters/tensors/blas.md:1999
+# chapters/tensors/blas.md:2047
 def test_every_width_of_vector():
     a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
     for level in levels_of_x86():
@@ -116,7 +118,7 @@ def test_every_width_of_vector():
             np.testing.assert_array_equal(c, a @ a.T[:, :n])
 
 
-# chapters/tensors/blas.md:2018
+# chapters/tensors/blas.md:2066
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
        st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
@@ -129,7 +131,7 @@ def test_operator_follows_numpy(left, right, kind):
     assert result.numpy().dtype == a.dtype
 
 
-# chapters/tensors/blas.md:2031
+# chapters/tensors/blas.md:2079
 def test_operands_that_do_not_fit():
     for a, b, message in (
             (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
@@ -142,7 +144,26 @@ def test_operands_that_do_not_fit():
             raise AssertionError(f"{a.shape} @ {b} went through")
 
 
-# chapters/tensors/blas.md:2047
+# chapters/tensors/blas.md:2096
+def test_gemm_refuses_what_does_not_fit():
+    def ones(*shape, dtype=np.float32):
+        return adopt(np.ones(shape, dtype))
+
+    for c, a, b, message in (
+            (ones(2, 2), ones(2, 3), ones(3, 9), "does not make (2, 2)"),
+            (ones(2, 2), ones(2, 3), ones(2, 2), "(2, 3) @ (2, 2)"),
+            (adopt(np.broadcast_to(np.float32(0), (2, 2))), ones(2, 2),
+             ones(2, 2), "repeats elements"),
+            (ones(2, 2), ones(2, 2, dtype="f8"), ones(2, 2), "one dtype")):
+        try:
+            gemm(c, a, b)
+        except (TypeError, ValueError) as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(f"gemm made no objection: {message}")
+
+
+# chapters/tensors/blas.md:2118
 @contextlib.contextmanager
 def environment(**variables):
     """Other variables for a while, and nothing remembered of before."""
@@ -155,7 +176,7 @@ def environment(**variables):
         function.cache_clear()
 
 
-# chapters/tensors/blas.md:2060
+# chapters/tensors/blas.md:2131
 def test_damaged_library_is_rebuilt():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -168,7 +189,7 @@ def test_damaged_library_is_rebuilt():
         assert len(list(Path(folder).iterdir())) == 1
 
 
-# chapters/tensors/blas.md:2074
+# chapters/tensors/blas.md:2145
 def compile_and_multiply(folder, results):
     """What each process of the crowd does."""
     with environment(COMPANION_CACHE=folder):
@@ -177,7 +198,7 @@ def compile_and_multiply(folder, results):
         results.put(load("int four(void) { return 4; }").four())
 
 
-# chapters/tensors/blas.md:2083
+# chapters/tensors/blas.md:2154
 def test_many_processes_compile_at_once():
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +214,7 @@ def test_many_processes_compile_at_once():
         assert not [p for p in Path(folder).iterdir() if p.is_dir()]
 
 
-# chapters/tensors/blas.md:2101
+# chapters/tensors/blas.md:2172
 def test_without_a_compiler():
     said = io.StringIO()
     with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
@@ -206,7 +227,7 @@ def test_without_a_compiler():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/blas.md:2114
+# chapters/tensors/blas.md:2185
 def test_threads_from_the_environment():
     with environment(COMPANION_THREADS="3"):
         assert available() == 3
@@ -219,7 +240,7 @@ def test_threads_from_the_environment():
             raise AssertionError("COMPANION_THREADS=many was accepted")
 
 
-# chapters/tensors/blas.md:2129
+# chapters/tensors/blas.md:2200
 def test_errors_name_the_line():
     try:
         load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
@@ -229,7 +250,7 @@ def test_errors_name_the_line():
         raise AssertionError("an unknown name was compiled")
 
 
-# chapters/tensors/blas.md:2139
+# chapters/tensors/blas.md:2210
 def test_prototypes_and_pointers():
     library = load("double half(const double *x, long i) { return x[i]/2; }")
     assert library.half(np.array([1.0, 3.0]), 1) == 1.5

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:e7ab1eec9261
+# Tangled from record: edit there, `make tangle`. sha256:c4002c71432d
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -105,7 +105,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path, "right") is None, damage
 
 
-# chapters/appendix/record.md:975
+# chapters/appendix/record.md:977
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -119,7 +119,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1050
+# chapters/appendix/record.md:1052
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -136,7 +136,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1507
+# chapters/appendix/record.md:1509
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -144,7 +144,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1814
+# chapters/appendix/record.md:1816
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -162,7 +162,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2196
+# chapters/appendix/record.md:2198
 def test_every_limit_can_be_broken():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))

@@ -1,0 +1,149 @@
+# Tangled from activations: edit there, `make tangle`. sha256:e483abf0efb1
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from companion.activations import gelu, leaky_relu, relu, silu
+from companion.device import CPU
+from companion.dtype import bfloat16, float16, float32, float64
+from companion.ops import FAMILIES
+from companion.tensor import Tensor, randn, zeros
+from companion.timing import Timed
+
+
+# chapters/tensors/activations.md:681
+def reference(f, values):
+    return np.array([f(v) for v in values.astype(np.float64)])
+
+
+# chapters/tensors/activations.md:685
+def logistic(v):
+    if v < 0:
+        return math.exp(v) / (1 + math.exp(v))
+    return 1 / (1 + math.exp(-v))
+
+
+EXACT = {
+    "sigmoid": (Tensor.sigmoid, logistic),
+    "tanh": (Tensor.tanh, math.tanh),
+    "erf": (Tensor.erf, math.erf),
+    "gelu": (gelu, lambda v: v * (1 + math.erf(v / 2 ** .5)) / 2),
+    "silu": (silu, lambda v: v * logistic(v)),
+    "relu": (relu, lambda v: max(v, 0.0)),
+    "leaky_relu": (leaky_relu, lambda v: v if v > 0 else 0.01 * v),
+}
+POINTS = np.concatenate(
+    [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
+
+
+# chapters/tensors/activations.md:707
+def test_values_are_right_to_the_last_digits():
+    for name, (f, exact) in EXACT.items():
+        for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
+            x = Tensor(POINTS, dtype)
+            truth = reference(exact, x.numpy())
+            error = np.abs(f(x).numpy() - truth)
+            assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
+
+
+# chapters/tensors/activations.md:717
+def test_tanh_and_sigmoid_keep_their_relative_precision():
+    x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
+    for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
+        truth = reference(exact, x.astype(np.float32))
+        error = np.abs(f(Tensor(x, float32)).numpy() / truth - 1)
+        assert error.max() < 5e-7
+
+
+# chapters/tensors/activations.md:726
+def test_nothing_overflows_at_ten_thousand():
+    x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
+    for name, (f, _) in EXACT.items():
+        assert np.isfinite(f(x).numpy()).all(), name
+    for f in (x.softmax, x.log_softmax):
+        assert np.isfinite(f(0).numpy()).all()
+    assert x.softmax(0).tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
+    assert x.log_softmax(0)[0].item() == -2e4
+
+
+# chapters/tensors/activations.md:739
+def test_nan_passes_through_and_infinity_saturates():
+    x = Tensor([math.nan, math.inf, -math.inf])
+    assert np.isnan([f(x).numpy()[0] for f in (
+        Tensor.sigmoid, Tensor.tanh, relu, silu, gelu)]).all()
+    assert x.sigmoid().tolist()[1:] == [1.0, 0.0]
+    assert x.tanh().tolist()[1:] == [1.0, -1.0]
+
+
+# chapters/tensors/activations.md:748
+def test_sigmoid_has_no_corner_at_zero():
+    h = 1e-4
+    left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
+    assert middle == 0.5
+    assert abs((right - middle) / h - 0.25) < 1e-6
+    assert abs((middle - left) / h - 0.25) < 1e-6
+
+
+# chapters/tensors/activations.md:757
+def test_shapes_without_elements_and_without_axes():
+    for name, (f, _) in EXACT.items():
+        assert f(zeros(0, 3)).shape == (0, 3), name
+        assert f(Tensor(0.5)).shape == (), name
+    assert zeros(0, 3).softmax(1).shape == (0, 3)
+
+
+# chapters/tensors/activations.md:767
+def test_strided_operands_give_the_same_values():
+    x = randn(6, 4)
+    for name, (f, _) in EXACT.items():
+        assert f(x.T).tolist() == f(x.T.contiguous()).tolist(), name
+    assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
+
+
+# chapters/tensors/activations.md:775
+def test_rows_of_softmax_add_up_and_ignore_a_shift():
+    x = randn(7, 5, dtype=float64)
+    assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
+    assert np.allclose((x + 1000).softmax(0).numpy(), x.softmax(0).numpy())
+    assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
+
+
+# chapters/tensors/activations.md:783
+def test_logsumexp_of_nothing_possible():
+    assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
+    assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
+
+
+# chapters/tensors/activations.md:791
+def test_halves_stay_halves():
+    for dtype in (float16, bfloat16):
+        x = Tensor([-3.0, 0.5, 3.0], dtype)
+        for name, (f, exact) in EXACT.items():
+            y = f(x)
+            assert y.dtype is dtype, name
+            truth = reference(exact, x.to(float64).numpy())
+            assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
+
+
+# chapters/tensors/activations.md:806
+def test_a_timed_device_gives_the_same_values():
+    x = randn(4, 6)
+    timed = Timed(CPU)
+    watched = x.to(timed).softmax(1)
+    assert watched.tolist() == x.softmax(1).tolist()
+    ops = [str(op) for op, _, _ in timed.calls]
+    assert ops.count("EXP") == 1 and ops.count("SUM") == 1
+    assert all(moved == 0 for op, _, moved in timed.calls
+               if op in FAMILIES["movement"])
+
+
+# chapters/tensors/activations.md:818
+def test_bad_requests_say_what_to_do():
+    try:
+        gelu(Tensor([1.0]), "sigmoid")
+    except ValueError as error:
+        assert "'none' or 'tanh'" in str(error)
+    else:
+        raise AssertionError("expected an error")

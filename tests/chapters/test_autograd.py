@@ -1,0 +1,396 @@
+# Tangled from autograd: edit there, `make tangle`. sha256:a07b75434799
+from __future__ import annotations
+
+import math
+import weakref
+
+import numpy as np
+
+from companion.autograd import GRADIENT, NEEDS, RECORDING, no_grad
+from companion.device import Device
+from companion.dtype import bool_, float32, float64, int64
+from companion.ops import (
+    ADD,
+    CAST,
+    EQUAL,
+    ERF,
+    EXP,
+    EXPAND,
+    FLIP,
+    GATHER,
+    IDIV,
+    LESS,
+    LOG,
+    MATMUL,
+    MAX,
+    MAXIMUM,
+    MOD,
+    MUL,
+    NEG,
+    PAD,
+    PERMUTE,
+    RECIP,
+    RESHAPE,
+    SCATTER,
+    SHRINK,
+    SIN,
+    SQRT,
+    SUM,
+    WHERE,
+)
+from companion.tensor import (
+    Tensor,
+    arange,
+    grad,
+    gradcheck,
+    hessian_product,
+    ones_like,
+    rand,
+    zeros,
+    zeros_like,
+)
+
+
+# chapters/gradients/autograd.md:1074
+def push(f, x, change):
+    """How f(x) changes when x does: J · change, by two sweeps."""
+    x = x.detach().requires_grad_()
+    y = f(x)
+    u = zeros_like(y).requires_grad_()
+    (pulled,) = grad(y, [x], u, create_graph=True)
+    (pushed,) = grad((pulled * change).sum(), [u])
+    return pushed
+
+
+# chapters/gradients/autograd.md:1254
+class Scales(Device):
+    """The CPU, with the bytes that its results hold at each moment."""
+
+    def __init__(self):
+        self.alive, self.known, self.curve = 0, set(), []
+
+    def run(self, op, *src, arg=None):
+        out = super().run(op, *src, arg=arg)
+        self.weigh(out.storage)
+        return out
+
+    def weigh(self, storage):
+        if id(storage) not in self.known:
+            self.known.add(id(storage))
+            self.alive += storage.nbytes
+            weakref.finalize(storage, self.drop, id(storage),
+                             storage.nbytes)
+        self.curve.append(self.alive)
+
+    def drop(self, key, nbytes):
+        self.known.remove(key)
+        self.alive -= nbytes
+
+
+# chapters/gradients/autograd.md:1280
+def deep(x, layers):
+    for _ in range(layers):
+        x = x.sin()
+    return x.sum()
+
+
+# chapters/gradients/autograd.md:1286
+def weighed(retain=False, layers=50):
+    """The scales after a deep chain, forwards and backwards."""
+    scales = Scales()
+    x = zeros(1000, 250, device=scales).requires_grad_()
+    loss = deep(x, layers)
+    forward = len(scales.curve)
+    loss.backward(retain_graph=retain)
+    return scales, forward, scales.alive, loss
+
+
+# chapters/gradients/autograd.md:1403
+def wide(*shape, low=-1.0):
+    """A float64 leaf with values from `low` to 1."""
+    x = rand(*shape, dtype=float64) * (1 - low) + low
+    return x.requires_grad_()
+
+
+ROWS = Tensor([2, 0, 2, -1])
+EXAMPLES = {
+    NEG: ([wide(3, 4)], None), SIN: ([wide(4)], None),
+    EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
+    ERF: ([wide(3)], None), RECIP: ([wide(3, low=0.3)], None),
+    LOG: ([wide(3, low=0.3)], None), SQRT: ([wide(3, low=0.3)], None),
+    ADD: ([wide(3), wide(3)], None), MUL: ([wide(3), wide(3)], None),
+    MAXIMUM: ([wide(9), wide(9)], None),
+    MOD: ([wide(4, low=0.7), wide(4, low=0.3)], None),
+    WHERE: ([wide(5) > 0, wide(5), wide(5)], None),
+    SUM: ([wide(2, 3, 4)], (0, 2)), MAX: ([wide(2, 3, 4)], (0, 2)),
+    RESHAPE: ([wide(2, 3)], (3, 2)), FLIP: ([wide(3, 4)], (1,)),
+    PERMUTE: ([wide(2, 3, 4)], (2, 0, 1)),
+    EXPAND: ([wide(1, 3, 1)], (2, 3, 4)),
+    PAD: ([wide(3, 4)], ((1, 2, 1), (0, 1, 3))),
+    SHRINK: ([wide(5, 7)], ((1, 4, 2), (0, 7, 3))),
+    MATMUL: ([wide(2, 3, 4), wide(2, 4, 5)], None),
+    GATHER: ([wide(3, 2), ROWS], None), SCATTER: ([wide(4, 2), ROWS], 3),
+}
+FLAT = {LESS, EQUAL, IDIV}
+
+
+# chapters/gradients/autograd.md:1434
+def test_every_rule_agrees_with_finite_differences():
+    assert set(EXAMPLES) == set(GRADIENT) - FLAT
+    for op, (inputs, arg) in EXAMPLES.items():
+        gradcheck(
+            lambda *xs, op=op, arg=arg: Tensor.apply(op, *xs, arg=arg),
+            *inputs)
+
+
+# chapters/gradients/autograd.md:1443
+def test_every_rule_can_be_differentiated_again():
+    for op, (inputs, arg) in EXAMPLES.items():
+        def slope_of(*xs, op=op, arg=arg):
+            y = Tensor.apply(op, *xs, arg=arg)
+            wanted = [x for x in xs if x.requires_grad]
+            found = grad((y * y).sum(), wanted, create_graph=True)
+            return sum(((g * g).sum() for g in found), zeros(1))
+        gradcheck(slope_of, *inputs, tolerance=1e-4)
+
+
+# chapters/gradients/autograd.md:1457
+def gradients_in(dtype, op, inputs, arg):
+    """The gradients of an example with its floats cast to `dtype`."""
+    xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
+          else x for x in inputs]
+    y = Tensor.apply(op, *xs, arg=dtype if op is CAST else arg)
+    return grad((y * y).sum(), [x for x in xs if x.requires_grad])
+
+
+# chapters/gradients/autograd.md:1466
+def test_float32_gives_the_numbers_of_float64():
+    for op, example in EXAMPLES.items():
+        exact = gradients_in(float64, op, *example)
+        for g, e in zip(gradients_in(float32, op, *example), exact):
+            assert g.dtype is float32, op
+            assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
+
+
+# chapters/gradients/autograd.md:1478
+def spoilt(x):
+    """The shape and dtype of x, and none of its values."""
+    if x.dtype.is_float:
+        return x.detach() * math.nan
+    return x == ~x if x.dtype is bool_ else x * 0 - 1000
+
+
+# chapters/gradients/autograd.md:1486
+def test_rules_read_only_what_the_table_says():
+    for op, (inputs, arg) in EXAMPLES.items():
+        values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
+        needs = [values[i] for i in NEEDS.get(op, ())]
+        seen = [v if any(v is n for n in needs) else spoilt(v)
+                for v in values]
+        g = ones_like(values[-1])
+        for rule in filter(None, GRADIENT[op]):
+            with no_grad():
+                clean = rule(g, values[-1], *inputs, arg).numpy()
+                dirty = rule(g, seen[-1], *seen[:-1], arg).numpy()
+            assert np.array_equal(clean, dirty), op
+
+
+# chapters/gradients/autograd.md:1505
+def test_a_value_used_twice():
+    gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
+
+
+# chapters/gradients/autograd.md:1510
+def test_broadcasting_both_ways():
+    gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
+    gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
+    gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
+
+
+# chapters/gradients/autograd.md:1517
+def test_slices_that_overlap():
+    gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
+
+
+# chapters/gradients/autograd.md:1522
+def test_repeated_indices_add_up():
+    gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
+
+
+# chapters/gradients/autograd.md:1527
+def test_shared_weights():
+    gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
+              wide(3, 3), wide(2, 3))
+
+
+# chapters/gradients/autograd.md:1535
+def test_ties_share_the_gradient():
+    x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
+    x.max().backward()
+    assert x.grad.tolist() == [0.5, 0.0, 0.5]
+    x = Tensor([2.0]).requires_grad_()
+    x.maximum(x).backward()
+    assert x.grad.tolist() == [1.0]
+
+
+# chapters/gradients/autograd.md:1545
+def test_nothing_at_all():
+    for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
+              lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
+              lambda x: x[Tensor([], int64)], lambda x: x.pad([(1, 1)] * 2),
+              lambda x: x.T.reshape(3, 0).broadcast((2, 3, 0))):
+        x = zeros(0, 3).requires_grad_()
+        f(x).sum().backward()
+        assert x.grad.shape == (0, 3)
+
+
+# chapters/gradients/autograd.md:1558
+def test_gradients_accumulate_until_they_are_cleared():
+    x = Tensor(3.0).requires_grad_()
+    for _ in range(2):
+        (x * x).backward()
+    assert x.grad.item() == 12.0
+
+
+# chapters/gradients/autograd.md:1566
+def test_integers_between_floats_do_not_pass_gradients():
+    x = Tensor([1.5, -0.5]).requires_grad_()
+    (x * (x > 0)).sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0]
+
+
+# chapters/gradients/autograd.md:1576
+def message(call):
+    try:
+        call()
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error)
+    raise AssertionError("expected an error")
+
+
+# chapters/gradients/autograd.md:1585
+def test_bad_requests_say_what_to_do():
+    x = Tensor([1.0, 2.0]).requires_grad_()
+    assert "nothing here asks" in message(zeros(1).backward)
+    assert "defined for one number" in message((x * 2).backward)
+    assert "int64" in message(arange(3).requires_grad_)
+    y = (x * x).sum()
+    y.backward()
+    assert "retain_graph=True" in message(y.backward)
+    assert "no_grad" in message(lambda: x.assign(0))
+    assert x.tolist() == [1.0, 2.0]
+
+
+# chapters/gradients/autograd.md:1600
+def test_bad_checks_say_what_to_do():
+    x = Tensor([1.0]).requires_grad_()
+    assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
+    assert "use .detach()" in message(
+        lambda: (x * 2).requires_grad_(False))
+    assert "gradient of shape (3,)" in message(
+        lambda: (x * 2).backward(zeros(3)))
+
+
+# chapters/gradients/autograd.md:1612
+def test_a_failed_block_turns_recording_on_again():
+    try:
+        with no_grad():
+            raise KeyError
+    except KeyError:
+        assert RECORDING.get()
+
+
+# chapters/gradients/autograd.md:1621
+def test_no_grad_and_detach_leave_no_record():
+    x = Tensor([1.0]).requires_grad_()
+    with no_grad():
+        assert (x * 2).is_leaf
+    assert (x.detach() * 2).is_leaf
+    assert x.detach().buffer.storage is x.buffer.storage
+
+
+# chapters/gradients/autograd.md:1634
+def test_a_hundred_thousand_operations_in_a_row():
+    x = Tensor([1.0]).requires_grad_()
+    y = x
+    for _ in range(100_000):
+        y = -y
+    y.backward()
+    assert x.grad.tolist() == [1.0]
+
+
+# chapters/gradients/autograd.md:1644
+def test_overwritten_values_are_noticed():
+    for write_over, f in (
+            ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
+            ("a", lambda x, a: a.sin()), ("y", lambda x, a: a.max())):
+        x = Tensor([1.0, 2.0]).requires_grad_()
+        a = x * 3
+        y = f(x, a)
+        (y if write_over == "y" else a).detach().assign(0)
+        assert "written to after" in message(y.sum().backward)
+
+
+# chapters/gradients/autograd.md:1656
+def test_harmless_writes_are_allowed():
+    table, bias = zeros(3, 2).requires_grad_(), zeros(2)
+    y = table[Tensor([1, 1])] + bias
+    table.detach().assign(5)
+    bias.assign(7)
+    y.sum().backward()
+    assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
+
+
+# chapters/gradients/autograd.md:1668
+def test_a_sweep_lets_go_of_the_graph():
+    scales, _, after, loss = weighed(layers=9)
+    assert max(scales.curve) > 10 * 10 ** 6
+    assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
+
+
+# chapters/gradients/autograd.md:1675
+def test_a_dropped_graph_is_gone_at_once():
+    scales = Scales()
+    x = zeros(1000, 250, device=scales).requires_grad_()
+    start = scales.alive
+    loss = deep(x, 9)
+    assert scales.alive > start + 8 * 10 ** 6
+    del loss
+    assert scales.alive == start
+
+
+# chapters/gradients/autograd.md:1688
+def test_gradients_own_their_memory():
+    a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
+    weight = Tensor([1.0, 2.0, 3.0])
+    (a + b).backward(weight)
+    a.grad.assign(0)
+    assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
+
+
+# chapters/gradients/autograd.md:1697
+def test_kept_graphs_can_be_walked_again():
+    x = Tensor(3.0).requires_grad_()
+    y = x * x
+    y.backward(retain_graph=True)
+    assert grad(y, [x], create_graph=True)[0].item() == 6.0
+    y.backward()
+    assert x.grad.item() == 12.0
+
+
+# chapters/gradients/autograd.md:1709
+def test_products_with_hessians_and_jacobians():
+    x, v = wide(4).detach(), wide(4).detach()
+
+    def f(x):
+        return (x[1:] * x[:-1].sin()).sum()
+
+    h = Tensor(1e-5, float64)
+    ahead, behind = [grad(f(at), [at])[0] for at in (
+        (x + v * h).requires_grad_(), (x - v * h).requires_grad_())]
+    found = hessian_product(f, x, v).numpy()
+    assert np.allclose(found, ((ahead - behind) / (2 * h)).numpy())
+    assert hessian_product(lambda x: x.sum(), x, v).tolist() == [0] * 4
+    x.requires_grad_()
+    (g,) = grad(f(x), [x])
+    assert np.isclose(push(f, x, v).item(), (g * v).sum().item())
