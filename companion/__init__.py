@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training: edit there, `make tangle`. sha256:2710161e1fca  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training: edit there, `make tangle`. sha256:910c8475ee38  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1674
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:832
+# chapters/tensors/activations.md:825
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
@@ -57,7 +57,7 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:1733
+# chapters/gradients/autograd.md:1736
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"

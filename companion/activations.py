@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:cec03a43e438
+# Tangled from activations: edit there, `make tangle`. sha256:2f21e8d4ef58
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# chapters/tensors/activations.md:492
+# chapters/tensors/activations.md:485
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -33,7 +33,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:506
+# chapters/tensors/activations.md:499
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

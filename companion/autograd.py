@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:1d6a72a23c84
+# Tangled from autograd: edit there, `make tangle`. sha256:7766ea56b97b
 from __future__ import annotations
 
 import math
@@ -278,7 +278,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:971
+# chapters/gradients/autograd.md:974
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd: edit there, `make tangle`. sha256:159cad842faf  # noqa: E501
+# Tangled from operations, blas, activations, autograd: edit there, `make tangle`. sha256:aa1f7d85ca4b  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -199,6 +199,9 @@ def iota(out: Buffer, n: int) -> None:
 # chapters/gradients/autograd.md:957
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     """Overwrite, and leave a trace of it."""
+    if not out.array.flags.writeable:
+        raise ValueError("WRITE: the owner of this memory allows reading "
+                         "only; clone the tensor first")
     copy(out, value)
     out.storage.version += 1
 
@@ -315,7 +318,7 @@ KERNELS[RANDOM] = random
 KERNELS[MATMUL] = matmul
 
 
-# chapters/tensors/activations.md:442
+# chapters/tensors/activations.md:435
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
@@ -326,7 +329,7 @@ def erf_for(dtype: DType) -> Callable[..., None] | None:
         return None
 
 
-# chapters/tensors/activations.md:452
+# chapters/tensors/activations.md:445
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd: edit there, `make tangle`. sha256:3e9c9d7c2f2c  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd: edit there, `make tangle`. sha256:063d98b0b7dc  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -802,7 +802,7 @@ class Tensor:
         x = x - x.max(axis, keepdim=True)
         return x - x.exp().sum(axis, keepdim=True).log()
 
-    # chapters/tensors/activations.md:475
+    # chapters/tensors/activations.md:468
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -1593,7 +1593,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1020
+# chapters/gradients/autograd.md:1023
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1610,7 +1610,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1345
+# chapters/gradients/autograd.md:1348
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1634,7 +1634,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1371
+# chapters/gradients/autograd.md:1374
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations: edit there, `make tangle`. sha256:a2bf7f1f59f0  # noqa: E501
+# Tangled from blas, activations: edit there, `make tangle`. sha256:0dd85d77d6b5  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -166,7 +166,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/activations.md:550
+# chapters/tensors/activations.md:543
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -174,7 +174,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:557
+# chapters/tensors/activations.md:550
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -192,7 +192,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:580
+    # chapters/tensors/activations.md:573
     def __repr__(self) -> str:
         return self.name
 

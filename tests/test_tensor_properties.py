@@ -605,16 +605,19 @@ def test_long_axes():
     assert full((n,), 1.0).prod().item() == 1.0
 
 
-OURS_ALONE = {"apply", "assign", "broadcast", "cast", "from_dlpack", "pad"}
+OURS_ALONE = {
+    "apply", "assign", "broadcast", "cast", "from_dlpack", "pad", "record",
+}
 
 
 @pytest.mark.needs("torch")
 def test_names_are_pytorchs():
-    """Those of torch.nn.functional included."""
+    """Those of torch.autograd and torch.nn.functional included."""
     import torch
     from torch.nn import functional
 
     methods = {name for name in dir(Tensor) if not name.startswith("_")}
     assert methods - set(dir(torch.Tensor)) <= OURS_ALONE
     functions = {n for n, m in EXPORTS.items() if m == "companion.tensor"}
-    assert functions and functions <= {*dir(torch), *dir(functional)}
+    theirs = {*dir(torch), *dir(torch.autograd), *dir(functional)}
+    assert functions and functions <= theirs

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:ab4b8b3dd108
+# Tangled from weave: edit there, `make tangle`. sha256:f7465dca3a1c
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
-from pygments.lexers import CLexer, CudaLexer, get_lexer_for_filename
+from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
@@ -285,7 +285,7 @@ FOLD = """\
 
 # chapters/appendix/weave.md:1115
 def fold(page, change):
-    """A file's change, folded: whole where new, else its difference."""
+    """A file's change, folded: a link, and what differs from before."""
     new = not change.before
     count = f"+{change.count('+')} −{change.count('-')}"
     opening = FOLD.format(
@@ -293,10 +293,10 @@ def fold(page, change):
         uri=uri(page, page_of(change.file)),
         count=f"new, {len(change.after)} lines" if new else count,
     )
-    text = "\n".join(change.after if new else change.diff)
-    block = nodes.literal_block(text, text)
-    language = get_lexer_for_filename(change.file).aliases[0]
-    block["language"] = language if new else "diff"
+    if new:
+        return [nodes.raw("", opening + "</details>", format="html")]
+    text = "\n".join(change.diff)
+    block = nodes.literal_block(text, text, language="diff")
     closing = nodes.raw("", "</details>", format="html")
     return [nodes.raw("", opening, format="html"), block, closing]
 

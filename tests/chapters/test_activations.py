@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:e483abf0efb1
+# Tangled from activations: edit there, `make tangle`. sha256:5cedc780324b
 from __future__ import annotations
 
 import math
@@ -13,12 +13,12 @@ from companion.tensor import Tensor, randn, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/activations.md:681
+# chapters/tensors/activations.md:674
 def reference(f, values):
     return np.array([f(v) for v in values.astype(np.float64)])
 
 
-# chapters/tensors/activations.md:685
+# chapters/tensors/activations.md:678
 def logistic(v):
     if v < 0:
         return math.exp(v) / (1 + math.exp(v))
@@ -38,7 +38,7 @@ POINTS = np.concatenate(
     [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
 
 
-# chapters/tensors/activations.md:707
+# chapters/tensors/activations.md:700
 def test_values_are_right_to_the_last_digits():
     for name, (f, exact) in EXACT.items():
         for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
@@ -48,7 +48,7 @@ def test_values_are_right_to_the_last_digits():
             assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
 
 
-# chapters/tensors/activations.md:717
+# chapters/tensors/activations.md:710
 def test_tanh_and_sigmoid_keep_their_relative_precision():
     x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
     for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
@@ -57,7 +57,7 @@ def test_tanh_and_sigmoid_keep_their_relative_precision():
         assert error.max() < 5e-7
 
 
-# chapters/tensors/activations.md:726
+# chapters/tensors/activations.md:719
 def test_nothing_overflows_at_ten_thousand():
     x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
     for name, (f, _) in EXACT.items():
@@ -68,7 +68,7 @@ def test_nothing_overflows_at_ten_thousand():
     assert x.log_softmax(0)[0].item() == -2e4
 
 
-# chapters/tensors/activations.md:739
+# chapters/tensors/activations.md:732
 def test_nan_passes_through_and_infinity_saturates():
     x = Tensor([math.nan, math.inf, -math.inf])
     assert np.isnan([f(x).numpy()[0] for f in (
@@ -77,7 +77,7 @@ def test_nan_passes_through_and_infinity_saturates():
     assert x.tanh().tolist()[1:] == [1.0, -1.0]
 
 
-# chapters/tensors/activations.md:748
+# chapters/tensors/activations.md:741
 def test_sigmoid_has_no_corner_at_zero():
     h = 1e-4
     left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
@@ -86,7 +86,7 @@ def test_sigmoid_has_no_corner_at_zero():
     assert abs((middle - left) / h - 0.25) < 1e-6
 
 
-# chapters/tensors/activations.md:757
+# chapters/tensors/activations.md:750
 def test_shapes_without_elements_and_without_axes():
     for name, (f, _) in EXACT.items():
         assert f(zeros(0, 3)).shape == (0, 3), name
@@ -94,7 +94,7 @@ def test_shapes_without_elements_and_without_axes():
     assert zeros(0, 3).softmax(1).shape == (0, 3)
 
 
-# chapters/tensors/activations.md:767
+# chapters/tensors/activations.md:760
 def test_strided_operands_give_the_same_values():
     x = randn(6, 4)
     for name, (f, _) in EXACT.items():
@@ -102,7 +102,7 @@ def test_strided_operands_give_the_same_values():
     assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
 
 
-# chapters/tensors/activations.md:775
+# chapters/tensors/activations.md:768
 def test_rows_of_softmax_add_up_and_ignore_a_shift():
     x = randn(7, 5, dtype=float64)
     assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
@@ -110,13 +110,13 @@ def test_rows_of_softmax_add_up_and_ignore_a_shift():
     assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
 
 
-# chapters/tensors/activations.md:783
+# chapters/tensors/activations.md:776
 def test_logsumexp_of_nothing_possible():
     assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
     assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
 
 
-# chapters/tensors/activations.md:791
+# chapters/tensors/activations.md:784
 def test_halves_stay_halves():
     for dtype in (float16, bfloat16):
         x = Tensor([-3.0, 0.5, 3.0], dtype)
@@ -127,7 +127,7 @@ def test_halves_stay_halves():
             assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
 
 
-# chapters/tensors/activations.md:806
+# chapters/tensors/activations.md:799
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -139,7 +139,7 @@ def test_a_timed_device_gives_the_same_values():
                if op in FAMILIES["movement"])
 
 
-# chapters/tensors/activations.md:818
+# chapters/tensors/activations.md:811
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")
