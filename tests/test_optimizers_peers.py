@@ -70,7 +70,5 @@ def test_trajectories_equal_pytorchs(name, dtype, data, slow):
     theirs = trajectory(
         torch.tensor, getattr(torch.optim, kind), setting, dtype, slow
     )
-    # Dividing by a gradient's own size magnifies rounding near zero: we
-    # multiply by the reciprocal, PyTorch divides, a last digit apart.
-    unit = {"float32": 5e-3, "float64": 1e-7}[dtype]
+    unit = {"float32": 5e-3, "float64": 1e-9}[dtype]
     np.testing.assert_allclose(ours, theirs, rtol=unit, atol=unit)
