@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:c7e8bcf75647
+# Tangled from tangle: edit there, `make tangle`. sha256:73b7644bfa8b
 """The floors of the house: who may import whom."""
 
 from companion.literate.source import SourceError
@@ -9,7 +9,7 @@ FLOORS = (
     "kernels native blas device timing",
     "autograd tensor",
     "activations layers losses optim training data milestones",
-    "gpu",
+    "cuda gpu",
     "convolution tokenizer embedding sequence attention transformer",
     "compiler",
     "profile cache quantize compress accelerate distributed benchmark",
