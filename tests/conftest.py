@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import companion.device
+
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ASK = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
@@ -54,6 +56,12 @@ def need_tool(tool):
 def need():
     """`need("chromium")` gives the tool or skips the test."""
     return need_tool
+
+
+@pytest.fixture(scope="session", params=["cpu"])
+def device(request):
+    """Each device on which every operation is tested."""
+    return companion.device.named(request.param)
 
 
 @pytest.fixture(scope="session")
