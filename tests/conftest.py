@@ -26,12 +26,16 @@ TOOLS = {
         lambda: not subprocess.run(ASK, capture_output=True).returncode,
         "connect to a network",
     ),
+    "datasets": (
+        lambda: os.environ.get("COMPANION_DATA"),
+        "put the real files into a folder named by COMPANION_DATA",
+    ),
     "gpu": (
         lambda: shutil.which("nvidia-smi"),
         "run on a machine with an NVIDIA GPU",
     ),
 }
-NOWHERE_IN_CI = ("gpu",)
+NOWHERE_IN_CI = ("gpu", "datasets")  # hardware; and 340 MB from elsewhere
 
 settings.register_profile("book", deadline=None, print_blob=True)
 settings.load_profile("book")
