@@ -1,10 +1,15 @@
 """Every primitive on a device with memory of its own, beside the CPU."""
 
+import importlib.util
+import operator
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import stand_in
 
 from companion.buffer import adopt
-from companion.cuda import Emulator
+from companion.cuda import Card, Emulator
 from companion.device import CPU, named
 from companion.dtype import DTYPES, bool_, float32
 from companion.gpu import CUDA_CODE, GPU, LAUNCH, OutOfMemory, connect
@@ -28,17 +33,29 @@ from companion.ops import (
 )
 from companion.tensor import Tensor
 
-DEVICES = ["emulated", pytest.param("cuda", marks=pytest.mark.needs("gpu"))]
+DEVICES = ["emulated", "stand-in",
+           pytest.param("cuda", marks=pytest.mark.needs("gpu"))]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5,
              "float64": 1e-12}
 SHAPES = [(), (1,), (7,), (0, 3), (3, 4), (33, 65), (2, 3, 1, 5)]
 
 
+def stand_in_card():
+    """A Card that talks to our stand-in for CuPy."""
+    card = Card.__new__(Card)
+    card.arrays = stand_in.module()
+    card.blas = SimpleNamespace(gemmStridedBatchedEx=stand_in.gemm)
+    return card
+
+
+STAND_IN = GPU("stand-in", stand_in_card())
+
+
 @pytest.fixture(params=DEVICES)
 def gpu(request):
     """The device under test."""
-    return named(request.param)
+    return STAND_IN if request.param == "stand-in" else named(request.param)
 
 
 def draw(shape, dtype, seed=0):
@@ -242,7 +259,8 @@ def test_products_of_views(gpu, left):
     same(gpu, MATMUL, a, b, moves=left)
 
 
-def test_no_copy_for_a_transposed_product(gpu):
+def test_no_copy_for_a_transposed_product():
+    gpu = named("emulated")
     x = Tensor(draw((5, 6), float32), device=gpu)
     before = gpu.memory().used
     y = x.T @ x
@@ -275,12 +293,56 @@ def test_no_room_is_said_and_survived():
     assert gpu.memory().used == 0
 
 
-def test_cuda_without_a_card_says_what_to_do():
-    import cupy
-    if cupy.is_available():
-        pytest.skip("a card is there")
-    with pytest.raises(RuntimeError, match="cpu|emulated"):
+def test_cuda_without_a_card_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(Card, "__init__", lambda self: setattr(
+        self, "arrays", SimpleNamespace(is_available=lambda: False)))
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU .* 'emulated'"):
         connect("cuda")
+    monkeypatch.setattr("companion.gpu.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="CuPy is not installed"):
+        connect("cuda")
+
+
+def test_a_copy_under_way_waits_for_the_past_and_is_waited_for():
+    stand_in.QUEUE.clear()
+    tensor, arrive = STAND_IN.begin(Tensor([1.0, 2.0]))
+    assert stand_in.QUEUE == [
+        ("present", "record"), ("bus", "wait"), ("bus", "record")]
+    arrive()
+    assert stand_in.QUEUE[3:] == [("present", "wait")]
+    assert len(STAND_IN.card.sent) == 1
+    STAND_IN.begin(Tensor([3.0]))
+    assert len(STAND_IN.card.sent) == 1, "what has passed is let go"
+    assert tensor.tolist() == [1.0, 2.0]
+
+
+def test_memory_of_a_card_tells_the_pool_from_the_tensors():
+    assert STAND_IN.memory() == (10, 20, 30, 40)
+    assert "10 bytes in use by tensors, 20 bytes kept" in str(
+        STAND_IN.memory())
+
+
+def test_an_emulated_buffer_is_not_numpys(gpu):
+    x = Tensor([1.0, 2.0], device=named("emulated"))
+    with pytest.raises(BufferError, match="numpy"):
+        x.buffer.array  # noqa: B018
+    with pytest.raises(BufferError, match="numpy"):
+        np.from_dlpack(x)
+
+
+@pytest.mark.parametrize("name", [
+    "empty", "ndarray", "RawModule", "is_available", "from_dlpack",
+    "get_default_memory_pool", "cuda.Device.attributes", "cuda.Stream.record",
+    "cuda.Stream.wait_event", "cuda.Stream.synchronize", "cuda.Event.done",
+    "cuda.get_current_stream", "cuda.alloc_pinned_memory",
+    "cuda.device.get_cublas_handle", "cuda.compiler.CompileException",
+    "cuda.runtime.memcpyDefault", "cuda.runtime.memGetInfo",
+    "cuda.runtime.memcpyAsync", "cuda.runtime.getDeviceProperties",
+])
+def test_cupy_has_what_a_card_asks_for(name):
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy has no wheel for this machine")
+    operator.attrgetter(name)(__import__("cupy"))
 
 
 def test_index_dtype_is_checked_first(gpu):
