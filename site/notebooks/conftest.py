@@ -1,7 +1,9 @@
 """nbval runs each notebook on a library of the reader's choice."""
 
 import functools
+import importlib
 import os
+import sys
 
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
@@ -9,6 +11,11 @@ from nbval.plugin import IPyNbCell, IPyNbFile
 from companion.literate.execute import gpu_name, tagged
 from companion.literate.source import read_book
 from companion.literate.stage import stage
+
+# To import this file, pytest has made a package of the folder `site`, in
+# the place of Python's module of that name, which CuPy asks for folders.
+del sys.modules["site"]
+importlib.import_module("site")
 
 
 def pytest_addoption(parser):

@@ -1,0 +1,102 @@
+"""A stand-in for CuPy: the calls that Card makes, answered by NumPy.
+
+It lets the code that talks to a GPU run where there is none.  Names and
+signatures are checked against the real CuPy in test_card.py.
+"""
+
+import ctypes
+from types import SimpleNamespace
+
+import numpy as np
+
+from companion.cuda import Emulator
+
+QUEUE = []  # what was asked of streams, in order
+
+
+class Array:
+    """cupy.ndarray, as far as Card looks at it."""
+
+    def __init__(self, shape, dtype, memptr=None, strides=None):
+        self.base = np.empty(shape, dtype) if memptr is None else memptr
+        self.shape, self.dtype, self.strides = shape, dtype, strides
+        self.itemsize = np.dtype(dtype).itemsize
+        self.data = SimpleNamespace(ptr=self.base.ctypes.data) \
+            if memptr is None else memptr
+
+
+class Event:
+    done = True
+
+
+class Stream:
+    ptr = 0
+
+    def __init__(self, non_blocking=False):
+        self.name = "bus" if non_blocking else "present"
+
+    def synchronize(self):
+        QUEUE.append((self.name, "synchronize"))
+
+    def record(self):
+        QUEUE.append((self.name, "record"))
+        return Event()
+
+    def wait_event(self, event):
+        QUEUE.append((self.name, "wait"))
+
+
+PRESENT = Stream()
+
+
+def copy(target, source, nbytes, kind, stream):
+    ctypes.memmove(target, source, nbytes)
+
+
+class RawModule:
+    """Compiled by the emulator; launched with CuPy's argument types."""
+
+    def __init__(self, code, options):
+        flags = [o for o in options if o.startswith("-D")]
+        self.program = Emulator().compile(code, *flags)
+
+    def compile(self):
+        pass
+
+    def get_function(self, name):
+        def launch(grid, block, arguments):
+            values = [a[0] if isinstance(a, np.ndarray) else a
+                      for a in arguments]
+            self.program[name](grid, block, *values)
+        return launch
+
+
+def gemm(handle, turn_a, turn_b, m, n, k, one, a, kind, lda, step_a, b,
+         kind_b, ldb, step_b, zero, c, kind_c, ldc, step_c, count, total,
+         algorithm):
+    from companion.cuda import CUBLAS, Operand
+    dtype = next(d for d, (elements, _) in CUBLAS.items()
+                 if elements == kind == kind_b == kind_c)
+    wide = ctypes.c_double if total == 70 else ctypes.c_float
+    assert wide.from_address(one).value == 1
+    assert wide.from_address(zero).value == 0
+    Emulator().gemm(dtype, m, n, k, Operand(turn_a, a, lda, step_a),
+                    Operand(turn_b, b, ldb, step_b),
+                    Operand(False, c, ldc, step_c), count)
+
+
+def module():
+    """A fresh stand-in for `import cupy`."""
+    pool = SimpleNamespace(used_bytes=lambda: 10, free_bytes=lambda: 20)
+    return SimpleNamespace(
+        empty=Array, ndarray=Array, RawModule=RawModule,
+        is_available=lambda: True, get_default_memory_pool=lambda: pool,
+        cuda=SimpleNamespace(
+            Device=lambda: SimpleNamespace(
+                attributes={"MultiProcessorCount": 2}),
+            Stream=Stream, get_current_stream=lambda: PRESENT,
+            alloc_pinned_memory=bytearray,
+            device=SimpleNamespace(get_cublas_handle=lambda: 0),
+            compiler=SimpleNamespace(CompileException=ValueError),
+            runtime=SimpleNamespace(memcpyAsync=copy, memcpyDefault=4,
+                                    memGetInfo=lambda: (30, 40))))

@@ -1,0 +1,351 @@
+"""Every primitive on a device with memory of its own, beside the CPU."""
+
+import importlib.util
+import operator
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import stand_in
+
+from companion.buffer import adopt
+from companion.cuda import Card, Emulator
+from companion.device import CPU, named
+from companion.dtype import DTYPES, bool_, float32
+from companion.gpu import CUDA_CODE, GPU, LAUNCH, OutOfMemory, connect
+from companion.ops import (
+    CAST,
+    EXPAND,
+    FAMILIES,
+    FLIP,
+    GATHER,
+    MATMUL,
+    MAX,
+    NEG,
+    PAD,
+    PERMUTE,
+    RESHAPE,
+    SCATTER,
+    SHRINK,
+    SUM,
+    WHERE,
+    WRITE,
+)
+from companion.tensor import Tensor
+
+DEVICES = ["emulated", "stand-in",
+           pytest.param("cuda", marks=pytest.mark.needs("gpu"))]
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5,
+             "float64": 1e-12}
+SHAPES = [(), (1,), (7,), (0, 3), (3, 4), (33, 65), (2, 3, 1, 5)]
+
+
+def stand_in_card():
+    """A Card that talks to our stand-in for CuPy."""
+    card = Card.__new__(Card)
+    card.arrays = stand_in.module()
+    card.blas = SimpleNamespace(gemmStridedBatchedEx=stand_in.gemm)
+    return card
+
+
+STAND_IN = GPU("stand-in", stand_in_card())
+
+
+@pytest.fixture(params=DEVICES)
+def gpu(request):
+    """The device under test."""
+    return STAND_IN if request.param == "stand-in" else named(request.param)
+
+
+def draw(shape, dtype, seed=0):
+    """Numbers of `dtype`; floats without zeros and ties."""
+    random = np.random.default_rng(seed)
+    if dtype.kind == "b":
+        values = random.integers(0, 2, shape)
+    elif dtype.is_float:
+        values = random.uniform(0.5, 2.0, shape) * random.choice(
+            [-1, 1], shape)
+    else:
+        values = random.integers(0 if dtype.kind == "u" else -9, 10, shape)
+    return np.asarray(values).astype(dtype.numpy)
+
+
+def same(gpu, op, *arrays, arg=None, moves=()):
+    """Run `op` here and there on equal operands, moved alike."""
+    results = []
+    for device in (CPU, gpu):
+        buffers = [device.adopt(a) for a in arrays]
+        for move, how in moves:
+            buffers[0] = device.run(move, buffers[0], arg=how)
+        results.append(device.host(device.run(op, *buffers, arg=arg)))
+    here, there = results
+    assert here.shape == there.shape
+    assert here.dtype is there.dtype
+    name = here.dtype.name
+    if name in FLOATS:
+        wide = np.float64
+        np.testing.assert_allclose(
+            there.array.astype(wide), here.array.astype(wide),
+            rtol=TOLERANCE[name], atol=TOLERANCE[name])
+    else:
+        np.testing.assert_array_equal(there.array, here.array)
+
+
+def test_every_primitive_has_a_launch():
+    leaves_here = {op for op in FAMILIES["leaves"] if op.name == "BUFFER"}
+    wanted = {op for ops in FAMILIES.values() for op in ops}
+    moved = {RESHAPE, PERMUTE, EXPAND, SHRINK, FLIP}
+    assert set(LAUNCH) == wanted - moved - leaves_here
+
+
+QUICK = [d for d in DTYPES.values() if d is float32]
+SLOW = [pytest.param(d, marks=pytest.mark.slow)
+        for d in DTYPES.values() if d is not float32]
+ALL = pytest.mark.parametrize("dtype", QUICK + SLOW, ids=str)
+
+
+def meaningful(op, dtype):
+    """Whether the table DTYPE lets `op` have `dtype`."""
+    try:
+        CPU.run(op, *[adopt(draw((1,), dtype))] * op.arity)
+    except TypeError:
+        return False
+    return True
+
+
+@ALL
+@pytest.mark.parametrize("op", CUDA_CODE, ids=str)
+def test_elementwise(gpu, op, dtype):
+    if not meaningful(op, dtype):
+        with pytest.raises(TypeError):
+            gpu.run(op, *[gpu.adopt(draw((1,), dtype))] * op.arity)
+        return
+    for shape in SHAPES:
+        arrays = [draw(shape, dtype, seed) for seed in range(op.arity)]
+        if op.name in ("LOG", "SQRT"):
+            arrays = [np.abs(a) for a in arrays]
+        same(gpu, op, *arrays)
+
+
+@ALL
+def test_strange_operands(gpu, dtype):
+    x = draw((4, 6), dtype)
+    for moves in (
+            [(PERMUTE, (1, 0))], [(FLIP, (0, 1))],
+            [(SHRINK, ((1, 4, 2), (0, 6, 5)))],
+            [(RESHAPE, (4, 1, 6)), (EXPAND, (4, 3, 6))],
+            [(PERMUTE, (1, 0)), (RESHAPE, (3, 8))]):
+        same(gpu, CAST, x, arg=dtype, moves=moves)
+        same(gpu, MAX, x, arg=(0,), moves=moves)
+        if dtype is not bool_:
+            same(gpu, NEG, x, moves=moves)
+            same(gpu, SUM, x, arg=(1,), moves=moves)
+
+
+@pytest.mark.slow
+@ALL
+def test_casts(gpu, dtype):
+    for target in DTYPES.values():
+        same(gpu, CAST, draw((3, 5), dtype), arg=target)
+
+
+@ALL
+def test_division_rounds_down(gpu, dtype):
+    if dtype is bool_:
+        pytest.skip("bool has no division")
+    values = np.array([-7, -6, -1, 0, 1, 6, 7] if dtype.kind != "u"
+                      else [0, 1, 6, 7]).astype(dtype.numpy)
+    a, b = [g.ravel() for g in np.meshgrid(values, values)]
+    for op in CUDA_CODE:
+        if op.name in ("IDIV", "MOD"):
+            same(gpu, op, np.ascontiguousarray(a), np.ascontiguousarray(b))
+
+
+def test_infinities_and_nothing(gpu):
+    edge = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1.0, -2.5],
+                    np.float32)
+    a, b = [np.ascontiguousarray(g.ravel()) for g in np.meshgrid(edge, edge)]
+    for op in CUDA_CODE:
+        same(gpu, op, *[a, b][:op.arity])
+    same(gpu, MAX, a.reshape(7, 7), arg=(0,))
+    same(gpu, MAX, a.reshape(7, 7), arg=(1,))
+
+
+@ALL
+@pytest.mark.parametrize("shape, axes", [
+    ((5,), (0,)), ((1, 1), (0, 1)), ((33, 65), (0,)), ((33, 65), (1,)),
+    ((33, 65), (0, 1)), ((3, 5, 7), (0, 2)), ((3, 5, 7), (1,)),
+    ((20_000,), (0,)), ((3, 9_000), (1,)), ((9_000, 3), (0,)), ((4, 3), ()),
+])
+def test_reductions(gpu, dtype, shape, axes):
+    x = draw(shape, dtype)
+    same(gpu, MAX, x, arg=axes)
+    if dtype is not bool_ and (dtype.itemsize > 2 or x.size < 100):
+        same(gpu, SUM, x, arg=axes)
+
+
+def test_sum_of_nothing(gpu):
+    same(gpu, SUM, np.zeros((0, 3), np.float32), arg=(0,))
+    same(gpu, SUM, np.zeros((0, 3), np.float32), arg=(1,))
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+@pytest.mark.slow
+def test_halves_are_summed_wide(gpu, name):
+    dtype = DTYPES[name]
+    ones = np.ones(20_000, dtype.numpy)
+    found = gpu.host(gpu.run(SUM, gpu.adopt(ones), arg=(0,)))
+    assert found.array[0] == dtype.numpy.type(20_000)
+
+
+@ALL
+@pytest.mark.parametrize("margins", [
+    ((0, 0, 1), (0, 0, 1)), ((1, 2, 1), (0, 3, 1)), ((0, 1, 3), (2, 0, 2)),
+])
+def test_pad(gpu, dtype, margins):
+    same(gpu, PAD, draw((3, 4), dtype), arg=margins)
+
+
+@ALL
+def test_where(gpu, dtype):
+    choice = draw((33, 5), bool_)
+    same(gpu, WHERE, choice, draw((33, 5), dtype, 1), draw((33, 5), dtype, 2))
+
+
+@ALL
+@pytest.mark.parametrize("index", [
+    np.array(2), np.array([0, 2, -1, 2]), np.array([[0], [-4], [3]]),
+    np.zeros((0,), np.int64), np.array([1, 3], np.uint8),
+    np.array([-1, 3], np.int32),
+])
+def test_gather_and_scatter(gpu, dtype, index):
+    index = np.asarray(index)
+    for row in ((), (3,), (2, 5)):
+        same(gpu, GATHER, draw((4, *row), dtype), index)
+        same(gpu, SCATTER, draw((*index.shape, *row), dtype), index, arg=4)
+
+
+def test_a_wrong_index_is_told_at_the_next_look(gpu):
+    table = Tensor([[1.0], [2.0]], device=gpu)
+    wrong = table[Tensor([0, 2], device=gpu)]
+    with pytest.raises(IndexError, match="index 2 .* length 2"):
+        wrong.numpy()
+    assert table[Tensor([-1], device=gpu)].tolist() == [[2.0]]
+
+
+@ALL
+@pytest.mark.parametrize("m, k, n", [
+    (1, 1, 1), (3, 4, 5), (33, 17, 65), (1, 9, 4), (4, 9, 1), (2, 0, 3)])
+def test_products(gpu, dtype, m, k, n):
+    small = [np.sign(draw(s, dtype)) if dtype.kind == "i" else draw(s, dtype)
+             for s in ((m, k), (k, n))]
+    same(gpu, MATMUL, *small)
+
+
+@pytest.mark.parametrize("left", [
+    [], [(PERMUTE, (0, 2, 1))], [(FLIP, (1,))],
+    [(SHRINK, ((0, 4, 1), (0, 6, 1), (0, 6, 2)))],
+    [(SHRINK, ((0, 4, 2), (0, 6, 1), (0, 5, 1)))],
+    [(SHRINK, ((1, 2, 1), (0, 6, 1), (0, 6, 1))), (EXPAND, (4, 6, 6))],
+    [(RESHAPE, (2, 2, 6, 6)), (PERMUTE, (1, 0, 3, 2))],
+])
+def test_products_of_views(gpu, left):
+    a = draw((4, 6, 6), float32)
+    view = CPU.adopt(a)
+    for move, how in left:
+        view = CPU.run(move, view, arg=how)
+    b = draw((*view.shape[:-2], view.shape[-1], 7), float32, 1)
+    same(gpu, MATMUL, a, b, moves=left)
+
+
+def test_no_copy_for_a_transposed_product():
+    gpu = named("emulated")
+    x = Tensor(draw((5, 6), float32), device=gpu)
+    before = gpu.memory().used
+    y = x.T @ x
+    assert gpu.memory().used - before <= max(4 * y.size, 512)
+
+
+def test_write_over_itself(gpu):
+    x = Tensor([1.0, 2.0, 3.0, 4.0, 5.0], device=gpu)
+    x[1:] = x[:-1]
+    assert x.tolist() == [1.0, 1.0, 2.0, 3.0, 4.0]
+    version = x.buffer.storage.version
+    gpu.run(WRITE, x.buffer, gpu.adopt(np.zeros(5, np.float32)))
+    assert x.buffer.storage.version == version + 1
+
+
+def test_a_constant_must_fit(gpu):
+    with pytest.raises(OverflowError, match="300 does not fit"):
+        Tensor([1], DTYPES["uint8"], device=gpu) + 300
+
+
+def test_no_room_is_said_and_survived():
+    card = Emulator()
+    card.capacity = 8192
+    gpu = GPU("small", card)
+    x = Tensor(np.zeros(512, np.float32), device=gpu)
+    with pytest.raises(OutOfMemory, match="no room .* in use by tensors"):
+        x.expand(8, 512).clone()
+    assert (x * x).sum().item() == 0
+    del x
+    assert gpu.memory().used == 0
+
+
+def test_cuda_without_a_card_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(Card, "__init__", lambda self: setattr(
+        self, "arrays", SimpleNamespace(is_available=lambda: False)))
+    with pytest.raises(RuntimeError, match="no NVIDIA GPU .* 'emulated'"):
+        connect("cuda")
+    monkeypatch.setattr("companion.gpu.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="CuPy is not installed"):
+        connect("cuda")
+
+
+def test_a_copy_under_way_waits_for_the_past_and_is_waited_for():
+    stand_in.QUEUE.clear()
+    tensor, arrive = STAND_IN.begin(Tensor([1.0, 2.0]))
+    assert stand_in.QUEUE == [
+        ("present", "record"), ("bus", "wait"), ("bus", "record")]
+    arrive()
+    assert stand_in.QUEUE[3:] == [("present", "wait")]
+    assert len(STAND_IN.card.sent) == 1
+    STAND_IN.begin(Tensor([3.0]))
+    assert len(STAND_IN.card.sent) == 1, "what has passed is let go"
+    assert tensor.tolist() == [1.0, 2.0]
+
+
+def test_memory_of_a_card_tells_the_pool_from_the_tensors():
+    assert STAND_IN.memory() == (10, 20, 30, 40)
+    assert "10 bytes in use by tensors, 20 bytes kept" in str(
+        STAND_IN.memory())
+
+
+def test_an_emulated_buffer_is_not_numpys(gpu):
+    x = Tensor([1.0, 2.0], device=named("emulated"))
+    with pytest.raises(BufferError, match="numpy"):
+        x.buffer.array  # noqa: B018
+    with pytest.raises(BufferError, match="numpy"):
+        np.from_dlpack(x)
+
+
+@pytest.mark.parametrize("name", [
+    "empty", "ndarray", "RawModule", "is_available", "from_dlpack",
+    "get_default_memory_pool", "cuda.Device.attributes", "cuda.Stream.record",
+    "cuda.Stream.wait_event", "cuda.Stream.synchronize", "cuda.Event.done",
+    "cuda.get_current_stream", "cuda.alloc_pinned_memory",
+    "cuda.device.get_cublas_handle", "cuda.compiler.CompileException",
+    "cuda.runtime.memcpyDefault", "cuda.runtime.memGetInfo",
+    "cuda.runtime.memcpyAsync", "cuda.runtime.getDeviceProperties",
+])
+def test_cupy_has_what_a_card_asks_for(name):
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy has no wheel for this machine")
+    operator.attrgetter(name)(__import__("cupy"))
+
+
+def test_index_dtype_is_checked_first(gpu):
+    with pytest.raises(TypeError):
+        gpu.run(GATHER, gpu.adopt(np.zeros(3, np.float32)),
+                gpu.adopt(np.zeros(2, np.float32)))
