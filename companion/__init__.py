@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training: edit there, `make tangle`. sha256:910c8475ee38  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data: edit there, `make tangle`. sha256:749748c7c163  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -70,3 +70,10 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "Trainer", "accuracy", "clip_grad_norm",
     "evaluate", "one_cycle", "warmup_cosine"), "companion.training")
+
+# chapters/gradients/data.md:1953
+EXPORTS |= dict.fromkeys((
+    "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
+    "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
+    "shakespeare"), "companion.data")
+EXPORTS["randperm"] = "companion.tensor"

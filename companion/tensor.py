@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd: edit there, `make tangle`. sha256:063d98b0b7dc  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e37e76d8c2fc  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1648,3 +1648,10 @@ def differences(f: Callable[[], float], x: Tensor,
         slopes[i] = (above - f()) / (2 * step)
     memory.assign(values)
     return slopes
+
+
+# chapters/gradients/data.md:368
+def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
+    """The numbers 0 to n - 1 in random order: sorted by random keys."""
+    keys = rand(n, dtype=float64, generator=generator)
+    return from_numpy(np.argsort(keys.numpy(), kind="stable"))

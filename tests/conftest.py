@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import companion.device
+
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ASK = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
@@ -26,12 +28,16 @@ TOOLS = {
         lambda: not subprocess.run(ASK, capture_output=True).returncode,
         "connect to a network",
     ),
+    "datasets": (
+        lambda: os.environ.get("COMPANION_DATA"),
+        "put the real files into a folder named by COMPANION_DATA",
+    ),
     "gpu": (
         lambda: shutil.which("nvidia-smi"),
         "run on a machine with an NVIDIA GPU",
     ),
 }
-NOWHERE_IN_CI = ("gpu",)
+NOWHERE_IN_CI = ("gpu", "datasets")  # hardware; and 340 MB from elsewhere
 
 settings.register_profile("book", deadline=None, print_blob=True)
 settings.load_profile("book")
@@ -50,6 +56,12 @@ def need_tool(tool):
 def need():
     """`need("chromium")` gives the tool or skips the test."""
     return need_tool
+
+
+@pytest.fixture(scope="session", params=["cpu"])
+def device(request):
+    """Each device on which every operation is tested."""
+    return companion.device.named(request.param)
 
 
 @pytest.fixture(scope="session")

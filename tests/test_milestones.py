@@ -1,28 +1,176 @@
 """Milestones from the command line: a report, and an exit status."""
 
 import json
+import os
+import subprocess
+import sys
+from importlib import import_module
 
 import pytest
 
-from companion.milestones import report
+from companion.milestones import mlp_bench, mnist, report
+from companion.timing import BENCHES
+
+YEARS = list(report.MILESTONES)
+KEYS = {"name", "metric", "value", "target", "rows", "seconds", "passed",
+        "machine", "python", "date"}
+LINE = {"bench", "case", "threads", "unit", "ours", "peer", "peer_name",
+        "ratio", "spread", "limit_fraction", "machine", "versions", "date"}
 
 
-def test_the_command_writes_its_result(tmp_path, capsys):
-    assert report.main(["1957", "--out", str(tmp_path)]) == 0
-    found = json.loads((tmp_path / "1957.json").read_text())
+def low(_year=None):
+    return report.Report("any", "m", 0.5, 0.9, [{"seed": 0}], 1.0)
+
+
+def high():
+    return low()._replace(value=0.95)
+
+
+def pretend(monkeypatch, **results):
+    """Let the milestones of some years return, or raise, what is given."""
+    for year in YEARS:
+        found = results.get(f"y{year}", high)
+        monkeypatch.setattr(f"{report.MILESTONES[year]}.milestone", found)
+
+
+@pytest.mark.parametrize("year", ["1957", "1969"])
+def test_the_command_writes_its_result(year, tmp_path, capsys):
+    assert report.main([year, "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / f"{year}.json").read_text())
+    assert set(found) == KEYS
     assert found["passed"] and found["value"] >= found["target"]
     assert "reached" in capsys.readouterr().out
 
 
-def test_a_missed_target_is_an_exit_status(tmp_path, monkeypatch, capsys):
-    low = report.Report("perceptron", "m", 0.5, 0.9, [{"seed": 0}], 1.0)
-    monkeypatch.setattr("companion.milestones.perceptron.milestone",
-                        lambda: low)
-    assert report.main(["1957", "--out", str(tmp_path)]) == 1
+@pytest.mark.parametrize("year", YEARS)
+def test_every_milestone_has_a_page_and_is_on_it(year, root):
+    name = report.MILESTONES[year].rsplit(".", 1)[1]
+    (page,) = root.glob(f"chapters/*/{name}.md")
+    text = page.read_text()
+    assert f"# Milestone {year}: " in text
+    assert f"companion: {{module: milestones/{name}.py}}" in text
+    assert page.relative_to(root).with_suffix("").as_posix() in (
+        root / "_toc.yml").read_text()
+
+
+@pytest.mark.parametrize("year", YEARS)
+def test_a_missed_target_is_an_exit_status(year, tmp_path, monkeypatch,
+                                           capsys):
+    pretend(monkeypatch, **{f"y{year}": low})
+    assert report.main([year, "--out", str(tmp_path)]) == 1
     assert "MISSED" in capsys.readouterr().out
+    assert not json.loads((tmp_path / f"{year}.json").read_text())["passed"]
+
+
+def test_one_miss_among_all_is_a_miss_and_the_others_still_run(
+        tmp_path, monkeypatch, capsys):
+    pretend(monkeypatch, y1957=low)
+    assert report.main(["all", "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert shown.count("MISSED") == 1
+    assert shown.count("reached") == len(YEARS) - 1
+    assert {p.stem for p in tmp_path.iterdir()} == set(YEARS)
+    pretend(monkeypatch)
+    assert report.main(["all", "--out", str(tmp_path)]) == 0
+
+
+def test_drawn_digits_earn_no_verdict(tmp_path, monkeypatch, capsys):
+    def drawn(split="train"):
+        return mnist.Arrays([0], source="drawn")
+
+    monkeypatch.setattr(mnist, "mnist", drawn)
+    assert report.main(["1986", "--out", str(tmp_path)]) == 1
+    shown = capsys.readouterr().out
+    assert "NOT MEASURED" in shown and "COMPANION_DATA" in shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_year_names_those_there_are(capsys):
     with pytest.raises(SystemExit):
         report.main(["1900"])
-    assert "1957" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert all(year in shown for year in YEARS)
+
+
+def interrupted():
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_leaves_what_was_there(tmp_path, monkeypatch):
+    pretend(monkeypatch)
+    report.main(["1969", "--out", str(tmp_path)])
+    before = (tmp_path / "1969.json").read_text()
+    pretend(monkeypatch, y1969=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["1969", "--out", str(tmp_path)])
+    assert (tmp_path / "1969.json").read_text() == before
+
+
+@pytest.mark.parametrize("stop", ["fsync", "replace"])
+def test_an_interrupted_write_leaves_what_was_there(stop, tmp_path,
+                                                    monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    pretend(monkeypatch)
+    report.main(["1969", "--out", str(tmp_path)])
+    before = (tmp_path / "1969.json").read_text()
+    pretend(monkeypatch, y1969=low)
+    monkeypatch.setattr(os, stop, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        report.main(["1969", "--out", str(tmp_path)])
+    assert (tmp_path / "1969.json").read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["1969.json"]
+
+
+@pytest.mark.slow
+def test_real_digits_are_read(tmp_path, capsys):
+    source = mnist.mnist("test").source
+    if source != "MNIST":
+        pytest.skip("needs network: connect, or set COMPANION_DATA")
+    assert report.main(["1986", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "1986.json").read_text())
+    assert found["value"] >= 0.975 > found["target"]
+    assert [row["epoch"] for row in found["rows"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.slow
+def test_the_command_exits_with_the_status(tmp_path):
+    code = ("import sys; import companion.milestones.perceptron as m; "
+            "from companion.milestones import report; "
+            "m.milestone = lambda: report.Report('x', 'm', 0.5, 0.9, "
+            "[{'seed': 0}], 1.0); from companion.__main__ import main; "
+            "sys.exit(main(['milestone', '1957', '--out', sys.argv[1]]))")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)],
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and "MISSED" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.needs("torch")
+def test_all_three_networks_of_the_bench_are_the_same():
+    given = mlp_bench.task()
+    losses = [mlp_bench.epoch(make(*given), 20)() for make in (
+        mlp_bench.ours, mlp_bench.torchs, mlp_bench.by_hand)]
+    for other in losses[1:]:
+        assert losses[0] == pytest.approx(other, rel=1e-4)
+
+
+def test_the_bench_is_in_the_table_of_benches():
+    assert import_module(BENCHES["mlp"]) is mlp_bench
+
+
+@pytest.mark.slow
+def test_a_line_of_the_bench_has_all_its_fields(monkeypatch):
+    monkeypatch.setattr(mlp_bench, "PEERS", {"numpy": mlp_bench.by_hand})
+    (found,) = mlp_bench.bench(threads=1, quick=True)
+    assert set(found) == LINE
+    assert found["ours"] > 0 and found["ratio"] > 0
+    assert 0 < found["limit_fraction"] < 1
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_missing_peer_is_named_and_not_guessed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    found = mlp_bench.race("torch", threads=1, quick=True)
+    assert set(found.values()) == {None} and set(found) < LINE

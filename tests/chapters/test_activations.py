@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:5cedc780324b
+# Tangled from activations: edit there, `make tangle`. sha256:9dc07d8e0e50
 from __future__ import annotations
 
 import math
@@ -7,22 +7,21 @@ import numpy as np
 
 from companion.activations import gelu, leaky_relu, relu, silu
 from companion.device import CPU
-from companion.dtype import bfloat16, float16, float32, float64
+from companion.dtype import DTYPES, bfloat16, float16, float32, float64
 from companion.ops import FAMILIES
-from companion.tensor import Tensor, randn, zeros
+from companion.tensor import Tensor, randn, where, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/activations.md:674
+# chapters/tensors/activations.md:1002
 def reference(f, values):
     return np.array([f(v) for v in values.astype(np.float64)])
 
 
-# chapters/tensors/activations.md:678
+# chapters/tensors/activations.md:1006
 def logistic(v):
-    if v < 0:
-        return math.exp(v) / (1 + math.exp(v))
-    return 1 / (1 + math.exp(-v))
+    e = math.exp(-abs(v))
+    return (e if v < 0 else 1) / (1 + e)
 
 
 EXACT = {
@@ -30,6 +29,8 @@ EXACT = {
     "tanh": (Tensor.tanh, math.tanh),
     "erf": (Tensor.erf, math.erf),
     "gelu": (gelu, lambda v: v * (1 + math.erf(v / 2 ** .5)) / 2),
+    "gelu by tanh": (lambda x: gelu(x, "tanh"), lambda v: v * logistic(
+        math.sqrt(8 / math.pi) * (v + 0.044715 * v ** 3))),
     "silu": (silu, lambda v: v * logistic(v)),
     "relu": (relu, lambda v: max(v, 0.0)),
     "leaky_relu": (leaky_relu, lambda v: v if v > 0 else 0.01 * v),
@@ -38,7 +39,7 @@ POINTS = np.concatenate(
     [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
 
 
-# chapters/tensors/activations.md:700
+# chapters/tensors/activations.md:1029
 def test_values_are_right_to_the_last_digits():
     for name, (f, exact) in EXACT.items():
         for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
@@ -48,7 +49,7 @@ def test_values_are_right_to_the_last_digits():
             assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
 
 
-# chapters/tensors/activations.md:710
+# chapters/tensors/activations.md:1039
 def test_tanh_and_sigmoid_keep_their_relative_precision():
     x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
     for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
@@ -57,18 +58,26 @@ def test_tanh_and_sigmoid_keep_their_relative_precision():
         assert error.max() < 5e-7
 
 
-# chapters/tensors/activations.md:719
+# chapters/tensors/activations.md:1050
+def test_gelu_by_tanh_keeps_its_left_tail():
+    f, exact = EXACT["gelu by tanh"]
+    x = -np.logspace(-3, 0.9, 200).astype(np.float32)
+    error = np.abs(f(Tensor(x)).numpy() / reference(exact, x) - 1)
+    assert error.max() < 3e-5  # the cubic's rounding, times 2u
+
+
+# chapters/tensors/activations.md:1058
 def test_nothing_overflows_at_ten_thousand():
     x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
     for name, (f, _) in EXACT.items():
         assert np.isfinite(f(x).numpy()).all(), name
-    for f in (x.softmax, x.log_softmax):
+    for f in (x.softmax, x.log_softmax, x.logsumexp):
         assert np.isfinite(f(0).numpy()).all()
     assert x.softmax(0).tolist() == [0.0, 0.0, 0.0, 0.0, 1.0]
     assert x.log_softmax(0)[0].item() == -2e4
 
 
-# chapters/tensors/activations.md:732
+# chapters/tensors/activations.md:1071
 def test_nan_passes_through_and_infinity_saturates():
     x = Tensor([math.nan, math.inf, -math.inf])
     assert np.isnan([f(x).numpy()[0] for f in (
@@ -77,7 +86,7 @@ def test_nan_passes_through_and_infinity_saturates():
     assert x.tanh().tolist()[1:] == [1.0, -1.0]
 
 
-# chapters/tensors/activations.md:741
+# chapters/tensors/activations.md:1080
 def test_sigmoid_has_no_corner_at_zero():
     h = 1e-4
     left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
@@ -86,7 +95,7 @@ def test_sigmoid_has_no_corner_at_zero():
     assert abs((middle - left) / h - 0.25) < 1e-6
 
 
-# chapters/tensors/activations.md:750
+# chapters/tensors/activations.md:1089
 def test_shapes_without_elements_and_without_axes():
     for name, (f, _) in EXACT.items():
         assert f(zeros(0, 3)).shape == (0, 3), name
@@ -94,7 +103,7 @@ def test_shapes_without_elements_and_without_axes():
     assert zeros(0, 3).softmax(1).shape == (0, 3)
 
 
-# chapters/tensors/activations.md:760
+# chapters/tensors/activations.md:1099
 def test_strided_operands_give_the_same_values():
     x = randn(6, 4)
     for name, (f, _) in EXACT.items():
@@ -102,7 +111,7 @@ def test_strided_operands_give_the_same_values():
     assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
 
 
-# chapters/tensors/activations.md:768
+# chapters/tensors/activations.md:1107
 def test_rows_of_softmax_add_up_and_ignore_a_shift():
     x = randn(7, 5, dtype=float64)
     assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
@@ -110,13 +119,13 @@ def test_rows_of_softmax_add_up_and_ignore_a_shift():
     assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
 
 
-# chapters/tensors/activations.md:776
+# chapters/tensors/activations.md:1115
 def test_logsumexp_of_nothing_possible():
     assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
     assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
 
 
-# chapters/tensors/activations.md:784
+# chapters/tensors/activations.md:1123
 def test_halves_stay_halves():
     for dtype in (float16, bfloat16):
         x = Tensor([-3.0, 0.5, 3.0], dtype)
@@ -127,7 +136,27 @@ def test_halves_stay_halves():
             assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
 
 
-# chapters/tensors/activations.md:799
+# chapters/tensors/activations.md:1138
+def test_where_chooses_in_every_dtype_and_layout():
+    draw = np.random.default_rng(1)
+    for dtype in DTYPES.values():
+        a, b = draw.integers(0, 2, (2, 6, 5)).astype(dtype.numpy)
+        mask, x, y = draw.random((6, 5)) < 0.5, Tensor(a), Tensor(b)
+        condition = Tensor(mask)
+        for found, expected in (
+                (where(condition, x, y), np.where(mask, a, b)),
+                (where(condition.T, x.T, y.T), np.where(mask, a, b).T),
+                (where(condition[::2], x[::-2], y[0]),
+                 np.where(mask[::2], a[::-2], b[0])),
+                (where(condition[:, :1], x, y[:1]),
+                 np.where(mask[:, :1], a, b[:1])),
+                (where(condition[:0], x[:0], y[:0]), a[:0])):
+            assert found.dtype is dtype
+            assert (found.numpy() == expected).all()
+    assert math.isnan(where(Tensor(False), 1.0, math.nan).item())
+
+
+# chapters/tensors/activations.md:1160
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -139,7 +168,7 @@ def test_a_timed_device_gives_the_same_values():
                if op in FAMILIES["movement"])
 
 
-# chapters/tensors/activations.md:811
+# chapters/tensors/activations.md:1172
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")

@@ -1,0 +1,508 @@
+# Tangled from data: edit there, `make tangle`. sha256:012ea7afbdc4
+from __future__ import annotations
+
+import contextlib
+import functools
+import gzip
+import hashlib
+import io
+import multiprocessing
+import os
+import struct
+import tarfile
+import tempfile
+import threading
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from companion.data import (
+    CHECKSUMS,
+    DRAWN,
+    MIRRORS,
+    RECORD,
+    Arrays,
+    Chance,
+    Compose,
+    DataError,
+    DataLoader,
+    Normalize,
+    RandomFlip,
+    RandomShift,
+    Unreachable,
+    cifar10,
+    collate,
+    drawn_digits,
+    mnist,
+    names,
+    obtain,
+    read_idx,
+    shakespeare,
+)
+from companion.dtype import float32, int64, uint8
+from companion.layers import Linear, Sequential
+from companion.losses import cross_entropy
+from companion.optim import SGD
+from companion.tensor import Tensor, from_numpy, manual_seed
+from companion.training import Batches
+
+
+# chapters/gradients/data.md:250
+def seconds(call, times=15):
+    """The best of several runs, in seconds."""
+    taken = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return min(taken)
+
+
+# chapters/gradients/data.md:524
+def test_a_loader_is_batches_and_more():
+    x, t = map(from_numpy, drawn_digits(50))
+    old = Batches(x, t, size=8, seed=3)
+    new = DataLoader(Arrays(x, t), 8, shuffle=True, seed=3, drop_last=True)
+    for _ in range(20):
+        for a, b in zip(next(old), next(new)):
+            assert np.array_equal(a.numpy(), b.numpy())
+        assert old.index == new.index and old.epoch == new.epoch
+
+
+# chapters/gradients/data.md:725
+class Costly(Arrays):
+    """Examples in memory that are expensive to get, all the same."""
+
+    def __init__(self, *columns, cost, amount):
+        super().__init__(*columns, transform=Normalize())
+        self.cost, self.amount, self.log = cost, amount, []
+
+    def __getitem__(self, rows):
+        start = time.perf_counter()
+        self.cost(self.amount)
+        batch = super().__getitem__(rows)
+        self.log.append((start, time.perf_counter()))
+        return batch
+
+
+# chapters/gradients/data.md:740
+def wait(tenths):
+    """Do nothing for some tenths of a millisecond, as a disk does."""
+    time.sleep(tenths * 1e-4)
+
+
+# chapters/gradients/data.md:747
+def make_step(width=256):
+    """One training step of a small classifier, as a function."""
+    manual_seed(0)
+    net = Sequential(Linear(784, width), Tensor.relu, Linear(width, 10))
+    optimizer = SGD(net.parameters(), lr=0.1)
+
+    def step(x, t):
+        optimizer.zero_grad()
+        cross_entropy(net(x.flatten(1)), t).backward()
+        optimizer.step()
+    return step
+
+
+# chapters/gradients/data.md:760
+def run_epoch(loader, step):
+    """Train for an epoch; when each step began and ended."""
+    log = []
+    for x, t in loader:
+        start = time.perf_counter()
+        step(x, t)
+        log.append((start, time.perf_counter()))
+    return log
+
+
+# chapters/gradients/data.md:770
+def accelerated(x, t):
+    """A step on another device, as the processor sees it: a wait."""
+    time.sleep(6e-3)
+
+
+# chapters/gradients/data.md:910
+BLOCK = np.ones(20_000, np.float32)
+
+
+# chapters/gradients/data.md:913
+def arithmetic(times):
+    """Let NumPy's loops run over an array of 80 kB."""
+    for _ in range(times):
+        np.exp(BLOCK)
+
+
+# chapters/gradients/data.md:919
+def python(thousands):
+    """Let Python itself work."""
+    sum(range(thousands * 1000))
+
+
+forked = functools.partial(
+    ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
+
+# chapters/gradients/data.md:1091
+SERVED, ASKED = {}, []
+SPOILED = {"login": b"<html>Please accept our terms</html>",
+           "other": gzip.compress(b"something else", mtime=0)}
+
+
+# chapters/gradients/data.md:1096
+class Moody(BaseHTTPRequestHandler):
+    """Serves /MOOD/FILE, from the byte that the reader asks for."""
+
+    def do_GET(self):
+        _, mood, file = self.path.split("/")
+        data = SPOILED.get(mood, SERVED.get(file))
+        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        ASKED.append((mood, begin))
+        if mood == "down" or begin >= len(data):
+            return self.send_error(503 if mood == "down" else 416)
+        begin = 0 if mood == "login" else begin
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.end_headers()
+        middle = (begin + len(data)) // 2
+        return self.wfile.write(
+            data[begin:middle if mood == "short" else len(data)])
+
+    def log_message(self, *words):
+        """Keep quiet."""
+
+
+# chapters/gradients/data.md:1120
+@contextlib.contextmanager
+def serving():
+    """The address of a moody server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    ASKED.clear()
+    try:
+        with mock.patch.dict(os.environ, no_proxy="*"):
+            yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+SERVED["four.gz"] = gzip.compress(
+    struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
+    + drawn_digits(4)[0].tobytes(), mtime=0)
+
+# chapters/gradients/data.md:1189
+CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
+    gzip.decompress(SERVED["four.gz"])).hexdigest()
+
+
+# chapters/gradients/data.md:1614
+def batches(**options):
+    """All batches of two epochs, as arrays."""
+    data = Arrays(*drawn_digits(50), transform=Normalize())
+    loader = DataLoader(data, 8, shuffle=True, seed=4, augment=Compose(
+        RandomShift(2), RandomFlip()), **options)
+    return [[np.array(c) for c in batch] for _ in range(2)
+            for batch in loader]
+
+
+# chapters/gradients/data.md:1624
+def test_workers_do_not_change_the_batches():
+    expected = batches()
+    assert len(expected) == 14 and len(expected[6][1]) == 2
+    for options in ({"workers": 1}, {"workers": 3, "prefetch": 1},
+                    {"workers": 2, "pool": forked}):
+        for a, b in zip(batches(**options), expected, strict=True):
+            assert all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+# chapters/gradients/data.md:1636
+def test_every_example_once_in_an_epoch():
+    for workers, drop in ((0, False), (2, False), (2, True)):
+        loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
+                            drop_last=drop)
+        orders = [[i for batch, in loader for i in batch.tolist()]
+                  for _ in range(3)]
+        for order in orders:
+            assert len(order) == len(set(order)) == (20 if drop else 23)
+        assert orders[0] != orders[1] != orders[2] and len(loader) == 5 - drop
+    plain = [batch.tolist() for batch, in DataLoader(range(5), 2)]
+    assert plain == [[0, 1], [2, 3], [4]]
+
+
+# chapters/gradients/data.md:1652
+def test_a_loop_left_early_leaves_no_worker():
+    before = threading.active_count()
+    loader = DataLoader(range(1000), 1, workers=3)
+    for _batch in loader:
+        break
+    assert threading.active_count() == before
+    assert (loader.epoch, loader.index) == (0, 1)
+    assert len(list(loader)) == 1000 and loader.epoch == 1
+
+
+# chapters/gradients/data.md:1663
+def test_loops_over_one_loader_do_not_disturb_each_other():
+    loader = DataLoader(range(4), 2, workers=1)
+    seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
+    assert seen == [([0, 1], [0, 1]), ([0, 1], [2, 3]),
+                    ([2, 3], [0, 1]), ([2, 3], [2, 3])]
+
+
+# chapters/gradients/data.md:1672
+class Broken:
+    """Fails at one example, and takes the process along at another."""
+
+    def __init__(self, bad=None, deadly=None):
+        self.bad, self.deadly = bad, deadly
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, i):
+        if i == self.bad:
+            raise LookupError(f"no example {i}")
+        if i == self.deadly:
+            os._exit(1)
+        return i
+
+
+# chapters/gradients/data.md:1689
+def failure(loader):
+    try:
+        list(loader)
+    except Exception as error:
+        return error
+    raise AssertionError("expected an error")
+
+
+# chapters/gradients/data.md:1700
+def test_an_error_in_a_worker_arrives():
+    for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
+        loader = DataLoader(Broken(bad=5), 2, **options)
+        error = failure(loader)
+        text = "".join(traceback.format_exception(error))
+        assert isinstance(error, LookupError) and "no example 5" in text
+        assert "in __getitem__" in text
+        assert "while loading example 5" in text
+        assert (loader.epoch, loader.index) == (0, 4)
+
+
+# chapters/gradients/data.md:1712
+def test_after_an_error_the_same_batch_comes_again():
+    loader = DataLoader(Broken(bad=5), 2, workers=1)
+    failure(loader)
+    loader.dataset.bad = None
+    assert next(loader)[0].tolist() == [4, 5]
+
+
+# chapters/gradients/data.md:1720
+def test_a_process_that_dies_is_noticed():
+    loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
+    assert isinstance(failure(loader), BrokenProcessPool)
+
+
+# chapters/gradients/data.md:1727
+def message(call, kind=ValueError):
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+# chapters/gradients/data.md:1736
+def test_bad_input_is_one_clear_error():
+    for call, words in (
+        (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
+        (lambda: DataLoader(range(3), 0), "no batch of 0"),
+        (lambda: DataLoader(range(3), 4, drop_last=True), "drop_last=True"),
+        (lambda: DataLoader(range(3)).go_to(0, 4), "got 0 and 4"),
+        (lambda: Arrays(np.ones(3), np.ones(4)), "got lengths [3, 4]"),
+        (lambda: collate([np.ones(3), np.ones(2)]), "do not stack"),
+        (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
+        (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
+        (lambda: mnist("validation"), "'train' or 'test'"),
+        (lambda: cifar10("all"), "'train' or 'test'"),
+    ):
+        assert words in message(call), words
+
+
+# chapters/gradients/data.md:1756
+@contextlib.contextmanager
+def reader(*moods):
+    """A reader with an empty cache and mirrors of these moods."""
+    with (serving() as home, tempfile.TemporaryDirectory() as folder,
+          mock.patch.dict(CHECKSUMS, CHECKSUMS), mock.patch.dict(MIRRORS),
+          mock.patch.dict(os.environ, COMPANION_CACHE=folder),
+          contextlib.redirect_stderr(io.StringIO())):
+        CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
+            gzip.decompress(SERVED["four.gz"])).hexdigest()
+        for name in [*MIRRORS, "tiny"]:
+            MIRRORS[name] = tuple(f"{home}{mood}/" for mood in moods)
+        os.environ.pop("COMPANION_DATA", None)
+        yield Path(folder, "data", "tiny", "four.gz")
+
+
+# chapters/gradients/data.md:1774
+def test_what_is_wrong_is_never_kept():
+    for mood, kind, words in (
+            ("down", Unreachable, "503"),
+            ("short", Unreachable, "it ended after"),
+            ("login", DataError, "begins with b'<html>Please acc'"),
+            ("other", DataError, "14 bytes, first b'something else'")):
+        with reader(mood) as path:
+            text = message(lambda: obtain("tiny/four.gz"), kind)
+            assert words in text and "COMPANION_DATA" in text, text
+            assert not path.exists()
+            assert len(ASKED) == 2 and text.count("http://") == 1
+
+
+# chapters/gradients/data.md:1788
+def test_a_good_mirror_is_found_behind_bad_ones():
+    with reader("down", "other", "login", "good") as path:
+        assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
+        assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
+
+
+# chapters/gradients/data.md:1797
+def test_a_download_goes_on_where_it_ended():
+    with reader("short", "good") as path:
+        obtain("tiny/four.gz")
+        half = len(SERVED["four.gz"]) // 2
+        assert [("short", 0), ("good", half)] == ASKED
+    for begun, requests in (
+            (SERVED["four.gz"][:100], [("good", 100)]),
+            (SERVED["four.gz"], [("good", len(SERVED["four.gz"]))]),
+            (b"rubbish", [("good", 7), ("good", 0)])):
+        with reader("good") as path:
+            path.parent.mkdir(parents=True)
+            path.with_name("four.gz.part").write_bytes(begun)
+            obtain("tiny/four.gz")
+            assert requests == ASKED
+            assert path.read_bytes() == SERVED["four.gz"]
+
+
+# chapters/gradients/data.md:1817
+def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
+    whole = SERVED["four.gz"]
+    for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other")):
+        with reader("good") as path:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(damaged)
+            assert len(obtain("tiny/four.gz")) == 16 + 4 * 784
+            assert path.read_bytes() == whole
+        with reader("good") as path, tempfile.TemporaryDirectory() as mine:
+            os.environ["COMPANION_DATA"] = mine
+            Path(mine, "tiny").mkdir()
+            Path(mine, "tiny", "four.gz").write_bytes(damaged)
+            text = message(lambda: obtain("tiny/four.gz"), DataError)
+            assert str(Path(mine, "tiny", "four.gz")) in text
+            assert Path(mine, "tiny", "four.gz").read_bytes() == damaged
+            assert not ASKED and not path.exists()
+
+
+# chapters/gradients/data.md:1838
+def test_a_folder_that_is_none_is_an_error():
+    with reader("good"), tempfile.NamedTemporaryFile() as file:
+        os.environ["COMPANION_CACHE"] = file.name
+        assert "folder of yours in COMPANION_CACHE" in message(
+            mnist, DataError)
+        os.environ["COMPANION_DATA"] = "/no/such/folder"
+        assert "/no/such/folder, which is no" in message(mnist, DataError)
+
+
+# chapters/gradients/data.md:1848
+def test_a_loader_reads_what_a_mirror_serves():
+    names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
+             "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
+                                                       3, 1, 4, 1)}
+    with reader("good"), mock.patch.dict(SERVED):
+        for name, content in names.items():
+            SERVED[name] = gzip.compress(content)
+            CHECKSUMS[f"mnist/{name}"] = hashlib.sha256(content).hexdigest()
+        data = mnist("train")
+        assert data.source == "MNIST" and data[:][1].tolist() == [3, 1, 4, 1]
+        assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
+
+
+# chapters/gradients/data.md:1864
+def test_photographs_are_checked():
+    with reader("down"), tempfile.TemporaryDirectory() as mine:
+        os.environ["COMPANION_DATA"] = mine
+        folder = Path(mine, "cifar-10-batches-bin")
+        folder.mkdir()
+        file = folder / "test_batch.bin"
+        records = np.zeros((10_000, RECORD), np.uint8)
+        records[:, 0] = np.arange(10_000) % 10
+        assert "no test_batch.bin" in message(
+            lambda: cifar10("test"), DataError)
+        for change, words in (
+                (lambda r: r[:-1], "got 30,726,927 bytes"),
+                (lambda r: r | 16, "labels of 0 to 9"),
+                (lambda r: r * 0, "got [10000, 0, 0")):
+            file.write_bytes(change(records).tobytes())
+            text = message(lambda: cifar10("test"), DataError)
+            assert words in text and "remove" in text + "remove"
+        file.write_bytes(records.tobytes())
+        x, t = cifar10("test")[:]
+        assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
+
+
+# chapters/gradients/data.md:1889
+def test_photographs_come_out_of_the_tar():
+    records = np.zeros((10_000, RECORD), np.uint8)
+    records[:, 0] = np.arange(10_000) % 10
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=1) as tar:
+        entry = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
+        entry.size = records.size
+        tar.addfile(entry, io.BytesIO(records.tobytes()))
+    with reader("short", "good"), mock.patch.dict(SERVED):
+        SERVED["cifar-10-binary.tar.gz"] = packed.getvalue()
+        CHECKSUMS["cifar-10/cifar-10-binary.tar.gz"] = hashlib.md5(
+            packed.getvalue()).hexdigest()
+        assert cifar10("test").source == "CIFAR-10"
+        assert len(ASKED) == 2
+
+
+# chapters/gradients/data.md:1908
+def test_without_files_and_network_there_are_drawn_digits():
+    with reader("down"):
+        for load in mnist, cifar10:
+            data = load("test")
+            assert data.source == "drawn" and len(data) == 1000
+            assert sorted(set(data.columns[1].tolist())) == list(range(10))
+        assert names()[0] == "ada" and "BERNARDO" in shakespeare()
+        assert DRAWN["test"][1] != DRAWN["train"][1]
+
+
+# chapters/gradients/data.md:1921
+def test_augmentations_move_and_turn():
+    x = np.zeros((200, 2, 5, 7), np.uint8)
+    x[:, :, 2, 3] = np.arange(200)[:, None]
+    chance = Chance(0, 0, np.arange(200), 200)
+    moved, kept = RandomShift(2)(chance, from_numpy(x), Tensor([1]))
+    assert moved.shape == x.shape and kept.tolist() == [1]
+    _, _, down, right = np.nonzero(moved.numpy())
+    assert set(down.tolist()) == {0, 1, 2, 3, 4}
+    assert set(right.tolist()) == {1, 2, 3, 4, 5}
+    assert (moved.numpy().sum((2, 3)) == np.arange(200)[:, None]).all()
+    turned, = RandomFlip()(chance, from_numpy(x + np.arange(7, dtype="u1")))
+    first = turned.numpy()[:, 0, 0, 0]
+    assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
+
+
+# chapters/gradients/data.md:1937
+def test_normalized_images_have_the_mean_and_spread_asked_for():
+    x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
+    y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
+    expected = (x.numpy() / 255 - np.array([0.1, 0.2])[:, None, None]
+                ) / np.array([0.5, 0.25])[:, None, None]
+    assert np.allclose(y.numpy(), expected, atol=1e-6)
+    assert y.dtype is float32 and t.tolist() == [1]

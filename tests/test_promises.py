@@ -1,0 +1,47 @@
+"""What a page promises at its opening is what the page prints at its end.
+
+A listing of Python that stands directly before a listing of text is a
+promise: no cell has run yet, so the text is written by hand.  Its lines
+must stand among the recorded outputs of the same page.
+"""
+
+import json
+import re
+
+import pytest
+
+PROMISE = re.compile(r"```python\n.+?\n```\n\n```text\n(.+?)\n```", re.S)
+
+
+def printed(path):
+    """Everything that the cells of a recorded notebook print."""
+    parts = []
+    for cell in json.loads(path.read_text())["cells"]:
+        for output in cell.get("outputs", []):
+            text = output.get("text", output.get("data", {}).get("text/plain"))
+            parts.append("".join(text or "") + "\n")
+            if output["output_type"] == "error":
+                parts.append(f"{output['ename']}: {output['evalue']}\n")
+    return re.sub(r"\n{2,}", "\n", "".join(parts))
+
+
+def promises(root):
+    for path in sorted((root / "chapters").glob("*/*.md")):
+        for promise in PROMISE.findall(path.read_text()):
+            yield path.stem, promise
+
+
+def test_every_promise_is_kept(root):
+    broken = [
+        f"{name}: {line}"
+        for name, promise in promises(root)
+        for output in [printed(root / f"site/notebooks/{name}.ipynb")]
+        for line in promise.splitlines()
+        if line.strip() and line not in output
+    ]
+    assert broken == []
+
+
+@pytest.mark.parametrize("name", ["arrays", "operations", "layers"])
+def test_pages_that_open_with_a_listing_are_seen(root, name):
+    assert name in dict(promises(root))
