@@ -1,7 +1,7 @@
 """A stand-in for CuPy: the calls that Card makes, answered by NumPy.
 
 It lets the code that talks to a GPU run where there is none.  Names and
-signatures are checked against the real CuPy in test_card.py.
+signatures are checked against the real CuPy in test_gpu.py.
 """
 
 import ctypes
@@ -14,15 +14,30 @@ from companion.cuda import Emulator
 QUEUE = []  # what was asked of streams, in order
 
 
+class Pointer:
+    """cupy.cuda.MemoryPointer: an address, and what owns it."""
+
+    def __init__(self, owner, ptr):
+        self.owner, self.ptr = owner, ptr
+
+    def __add__(self, nbytes):
+        return Pointer(self.owner, self.ptr + nbytes)
+
+
 class Array:
     """cupy.ndarray, as far as Card looks at it."""
 
     def __init__(self, shape, dtype, memptr=None, strides=None):
-        self.base = np.empty(shape, dtype) if memptr is None else memptr
-        self.shape, self.dtype, self.strides = shape, dtype, strides
+        fresh = np.empty(shape, dtype)
+        self.shape, self.dtype, self.size = fresh.shape, dtype, fresh.size
+        self.strides = fresh.strides if strides is None else tuple(strides)
         self.itemsize = np.dtype(dtype).itemsize
-        self.data = SimpleNamespace(ptr=self.base.ctypes.data) \
-            if memptr is None else memptr
+        self.data = memptr or Pointer(fresh, fresh.ctypes.data)
+
+
+def from_dlpack(array):
+    pointer = Pointer(array, array.ctypes.data)
+    return Array(array.shape, array.dtype, pointer, array.strides)
 
 
 class Event:
@@ -90,13 +105,15 @@ def module():
     pool = SimpleNamespace(used_bytes=lambda: 10, free_bytes=lambda: 20)
     return SimpleNamespace(
         empty=Array, ndarray=Array, RawModule=RawModule,
+        from_dlpack=from_dlpack,
         is_available=lambda: True, get_default_memory_pool=lambda: pool,
         cuda=SimpleNamespace(
             Device=lambda: SimpleNamespace(
                 attributes={"MultiProcessorCount": 2}),
             Stream=Stream, get_current_stream=lambda: PRESENT,
             alloc_pinned_memory=bytearray,
-            device=SimpleNamespace(get_cublas_handle=lambda: 0),
+            get_cublas_handle=lambda: 0,
+            cublas=SimpleNamespace(gemmStridedBatchedEx=gemm),
             compiler=SimpleNamespace(CompileException=ValueError),
             runtime=SimpleNamespace(memcpyAsync=copy, memcpyDefault=4,
                                     memGetInfo=lambda: (30, 40))))
