@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:9e56e68b972f  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:5f89b7d21dfa  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:1259
+# chapters/gradients/optimizers.md:1273
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:1648
+# chapters/gradients/training.md:1671
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:1953
+# chapters/gradients/data.md:2060
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:1977
+# chapters/gradients/gpu.md:2046
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from cuda, gpu: edit there, `make tangle`. sha256:d9fd474baa6c
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:0ce2aca7cbd3  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -7,7 +7,7 @@ import importlib.util
 import re
 import weakref
 from collections.abc import Callable, Iterable
-from importlib import import_module, resources
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,7 +110,7 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
     text = "\n".join([
         kernel_text(EMULATOR), '# 1 "kernel.cu"',
-        re.sub(r"(?m)^#include <(?:cuda_\w+|mma)\.h.*", "", source),
+        re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*", "", source),
         '# 1 "entries"', *map(ENTRY.format, kernel_names(source))])
     text = re.sub("(?m)^#line ", "# ", text)
     return ctypes.PyDLL(str(build(text, *EMULATED, *flags)))
@@ -173,7 +173,7 @@ class Emulator:
         return Program(source, flags, lambda name: functools.partial(
             run_grid, library, self.order, name))
 
-    # chapters/gradients/gpu.md:114
+    # chapters/gradients/gpu.md:116
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -195,12 +195,12 @@ class Emulator:
     def download(self, target: np.ndarray, address: int) -> None:
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
 
-    # chapters/gradients/gpu.md:155
+    # chapters/gradients/gpu.md:157
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1260
+    # chapters/gradients/gpu.md:1320
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -212,15 +212,17 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1559
+    # chapters/gradients/gpu.md:1625
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1676
-    def send(self, address: int, source: np.ndarray) -> Callable[[], None]:
+    # chapters/gradients/gpu.md:1742
+    def send(self, target: np.ndarray,
+             source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
-        return functools.partial(self.upload, address, source.copy())
+        return functools.partial(
+            self.upload, target.ctypes.data, source.copy())
 
 
 # chapters/gradients/cuda.md:329
@@ -335,12 +337,19 @@ class Traffic(NamedTuple):
 
 
 # chapters/gradients/cuda.md:1309
+def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Accesses cut into units: of which access each is, and the unit."""
+    rows = np.repeat(np.arange(len(seen)),
+                     np.maximum(seen["size"] // unit, 1))
+    first = (seen["address"][rows] // unit).astype(np.int64)
+    return rows, first + turns(rows)
+
+
+# chapters/gradients/cuda.md:1317
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
-    many = np.maximum(seen["size"] // 4, 1)
-    rows = np.repeat(np.arange(len(seen)), many)
-    word = seen["address"][rows] // 4 + turns(rows).astype(np.uint64)
+    rows, word = pieces(seen, 4)
     array = (seen["address"] >> 40).astype(np.int64)
     place = np.where(seen["shared"], -1, array)
     found = {}
@@ -353,14 +362,14 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1331
+# chapters/gradients/cuda.md:1337
 def distinct(request: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     """The request of each different combination of columns in it."""
     _, first = np.unique(numbered(request, *columns), return_index=True)
     return request[first]
 
 
-# chapters/gradients/cuda.md:1337
+# chapters/gradients/cuda.md:1343
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word), return_counts=True)
@@ -368,7 +377,7 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1346
+# chapters/gradients/cuda.md:1352
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     _, first = np.unique(numbered(request, word), return_index=True)
@@ -382,7 +391,7 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1448
+# chapters/gradients/cuda.md:1454
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -395,20 +404,22 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1460
+# chapters/gradients/cuda.md:1466
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
+    rows, piece = pieces(seen, int(seen["size"].min(initial=4)))
+    all_seen, seen = seen, seen[rows]
     block, warp = seen["block"].astype(np.int64), seen["thread"] // 32
-    place = numbered(seen["address"] // 4, np.where(
-        seen["shared"], block, -1))
+    place = numbered(piece, np.where(seen["shared"], block, -1))
     meeting = numbered(place, block, seen["barriers"])
     within = numbered(meeting, warp, seen["exchanges"])
-    return seen[clashes(seen, meeting, warp.astype(np.int64))
-                | clashes(seen, within, seen["thread"].astype(np.int64))
-                | clashes(seen, place, block)]
+    bad = (clashes(seen, meeting, warp.astype(np.int64))
+           | clashes(seen, within, seen["thread"].astype(np.int64))
+           | clashes(seen, place, block))
+    return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1503
+# chapters/gradients/cuda.md:1511
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -430,7 +441,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:78
+    # chapters/gradients/gpu.md:79
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -453,30 +464,27 @@ class Card:
         """Copy between any two addresses, and wait until it is done."""
         cuda = self.arrays.cuda
         stream = cuda.get_current_stream()
-        cuda.runtime.memcpyAsync(target, source, nbytes,
-                                 cuda.runtime.memcpyDefault, stream.ptr)
+        if nbytes > 0:  # nothing has no address
+            cuda.runtime.memcpyAsync(target, source, nbytes,
+                                     cuda.runtime.memcpyDefault, stream.ptr)
         stream.synchronize()
 
-    # chapters/gradients/gpu.md:1208
+    # chapters/gradients/gpu.md:1272
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
         elements, total = CUBLAS[dtype]
         one = FACTORS[total].ctypes.data
         zero = one + FACTORS[total].itemsize
-        self.blas.gemmStridedBatchedEx(
-            self.arrays.cuda.device.get_cublas_handle(),
+        cuda = self.arrays.cuda
+        cuda.cublas.gemmStridedBatchedEx(
+            cuda.get_cublas_handle(),
             a.turned, b.turned, m, n, k, one,
             a.address, elements, a.lead, a.step,
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    @functools.cached_property
-    def blas(self) -> Any:
-        """cuBLAS, loaded with the first product."""
-        return import_module("cupy_backends.cuda.libs.cublas")
-
-    # chapters/gradients/gpu.md:1480
+    # chapters/gradients/gpu.md:1540
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -484,25 +492,25 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1566
+    # chapters/gradients/gpu.md:1632
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1631
+    # chapters/gradients/gpu.md:1697
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
         return self.arrays.cuda.Stream(non_blocking=True)
 
     @functools.cached_property
-    def sent(self) -> list[tuple[Any, Any]]:
-        """Copies under way: their events, and the memory they read."""
+    def sent(self) -> list[tuple[Any, Any, Any]]:
+        """Copies under way: event, memory they read, memory they write."""
         return []
 
-    # chapters/gradients/gpu.md:1647
-    def send(self, address: int, source: np.ndarray) -> Callable[[], None]:
+    # chapters/gradients/gpu.md:1713
+    def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
         pinned = cuda.alloc_pinned_memory(nbytes)
@@ -510,19 +518,19 @@ class Card:
         staged[:] = source.reshape(-1).view(np.uint8)
         present = cuda.get_current_stream()
         self.bus.wait_event(present.record())  # that memory may be in use
-        cuda.runtime.memcpyAsync(address, staged.ctypes.data, nbytes,
+        cuda.runtime.memcpyAsync(target.data.ptr, staged.ctypes.data, nbytes,
                                  cuda.runtime.memcpyDefault, self.bus.ptr)
-        self.sent = [(event, memory) for event, memory in self.sent
-                     if not event.done]
-        self.sent.append((self.bus.record(), pinned))
-        return functools.partial(self.wait_for, self.sent[-1][0])
+        event = self.bus.record()
+        self.sent = [sent for sent in self.sent if not sent[0].done]
+        self.sent.append((event, pinned, target))
+        return functools.partial(self.wait_for, event)
 
     def wait_for(self, event: Any) -> None:
         """Let what is launched from now on wait for an event."""
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1525
+# chapters/gradients/cuda.md:1533
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     """CuPy takes a struct as an array of one structured element."""
@@ -531,7 +539,7 @@ def launch_on_card(kernel: Any, grid: tuple, block: tuple,
         for value in arguments))
 
 
-# chapters/gradients/cuda.md:1535
+# chapters/gradients/cuda.md:1543
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -540,7 +548,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1547
+# chapters/gradients/cuda.md:1555
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -549,7 +557,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1555
+# chapters/gradients/cuda.md:1563
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -566,7 +574,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1573
+# chapters/gradients/cuda.md:1581
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
@@ -577,7 +585,34 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/gpu.md:1168
+# chapters/gradients/kernels.md:1310
+class Processor(NamedTuple):
+    """What one processor of a card holds; memory in bytes."""
+
+    threads: int
+    blocks: int
+    registers: int
+    shared: int
+    reserved: int  # of shared memory, for each block
+
+
+PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
+              "sm_80": Processor(2048, 32, 1 << 16, 164 << 10, 1024),
+              "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
+
+
+# chapters/gradients/kernels.md:1325
+def occupancy(use: Usage, threads: int, arch: str) -> float:
+    """The share of a processor's threads that blocks of a size fill."""
+    card, warps = PROCESSORS[arch], -(-threads // 32)
+    registers = warps * -(-use.registers * 32 // 256) * 256
+    shared = max(use.shared + card.reserved, 1)
+    blocks = min(card.blocks, card.threads // (32 * warps),
+                 card.registers // registers, card.shared // shared)
+    return blocks * 32 * warps / card.threads
+
+
+# chapters/gradients/gpu.md:1232
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -594,7 +629,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1184
+# chapters/gradients/gpu.md:1248
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -604,7 +639,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1197
+# chapters/gradients/gpu.md:1261
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -614,7 +649,7 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1233
+# chapters/gradients/gpu.md:1293
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -631,14 +666,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1249
+# chapters/gradients/gpu.md:1309
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1533
+# chapters/gradients/gpu.md:1599
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -652,7 +687,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1546
+# chapters/gradients/gpu.md:1612
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:863b4f58aa5b  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4bb51a219923  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -352,7 +352,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1371
+# chapters/gradients/gpu.md:1431
 def named(device: str) -> Device:
     """The device of that name, made when it is first asked for."""
     if device not in DEVICES:
@@ -438,5 +438,5 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1363
+# chapters/gradients/gpu.md:1423
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:d35b5ba1053b
+# Tangled from gpu: edit there, `make tangle`. sha256:b814f931362d
 from __future__ import annotations
 
 import functools
@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import date
 from importlib.util import find_spec
+from itertools import product
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -70,7 +71,7 @@ from companion.timing import best, compare, steadiest, versions
 from companion.view import Shape, View
 
 
-# chapters/gradients/gpu.md:141
+# chapters/gradients/gpu.md:143
 class Remote(Storage):
     """A run of bytes in the memory of a device."""
 
@@ -82,7 +83,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1461
+    # chapters/gradients/gpu.md:1521
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = np.empty(self.nbytes, np.uint8)
@@ -90,11 +91,11 @@ class Remote(Storage):
         return stored, (self.device, values)
 
 
-# chapters/gradients/gpu.md:163
+# chapters/gradients/gpu.md:165
 LAUNCH: dict[Op, Callable[..., None]] = {}
 
 
-# chapters/gradients/gpu.md:166
+# chapters/gradients/gpu.md:168
 class GPU(Device):
     """A device with memory of its own, behind a Card or an Emulator."""
 
@@ -104,7 +105,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1601
+    # chapters/gradients/gpu.md:1667
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -112,13 +113,13 @@ class GPU(Device):
         except MemoryError:
             self.refuse(nbytes)
 
-    # chapters/gradients/gpu.md:179
+    # chapters/gradients/gpu.md:181
     def empty(self, shape: Shape, dtype: DType) -> Buffer:
         """A dense buffer on the device, its elements not yet written."""
         view = View.dense(shape)
         return Buffer(self.fresh(view.size * dtype.itemsize), view, dtype)
 
-    # chapters/gradients/gpu.md:190
+    # chapters/gradients/gpu.md:192
     def adopt(self, array: np.ndarray) -> Buffer:
         """A copy of host memory on the device."""
         source = adopt(array).dense()
@@ -126,7 +127,7 @@ class GPU(Device):
         self.card.upload(out.address, source.array)
         return out
 
-    # chapters/gradients/gpu.md:1057
+    # chapters/gradients/gpu.md:1119
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
@@ -136,7 +137,7 @@ class GPU(Device):
         self.check_indices()
         return out
 
-    # chapters/gradients/gpu.md:522
+    # chapters/gradients/gpu.md:562
     def blocks(self, n: int) -> int:
         """Blocks for n threads that may loop."""
         return max(min(-(-n // THREADS), 16 * self.card.processors), 1)
@@ -150,26 +151,26 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:729
+    # chapters/gradients/gpu.md:787
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
         kept, along = halves(x.view, axes)
-        blocks = kept.size if "rows" in kernel else -(-kept.size // 32)
+        threads, results = block(kernel.split("_")[1], along.size)
         program(self.card, dtype)[kernel](
-            (blocks, pieces), THREADS, walk(kept.shape, kept.strides),
-            walk(along.shape, along.strides),
+            (-(-kept.size // results), pieces), threads,
+            walk(kept.shape, kept.strides), walk(along.shape, along.strides),
             np.int64(-(-along.size // pieces)), out.address, x.address)
 
     def pieces(self, how: str, kept: int, along: int) -> int:
         """Into how many parts to cut a fold to keep the card busy."""
-        blocks = kept if how == "rows" else -(-kept // 32)
+        blocks = -(-kept // block(how, along)[1])
         least = 4096 if how == "rows" else 128  # elements worth a block
         wanted = min(4 * self.card.processors // blocks, along // least)
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:995
+    # chapters/gradients/gpu.md:1056
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -187,7 +188,7 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1066
+    # chapters/gradients/gpu.md:1128
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
@@ -202,15 +203,21 @@ class GPU(Device):
                 f"an axis of length {note[2]} allows {-note[2]} to "
                 f"{note[2] - 1} (found on {self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1490
+    # chapters/gradients/gpu.md:1550
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
-        storage = Remote(self, array, array.data.ptr)
-        return Buffer(storage, View(array.shape, strides_of(array)),
-                      as_dtype(array))
+        size, view = array.itemsize, View(array.shape, strides_of(array))
+        low = view.flip(tuple([
+            i for i, step in enumerate(view.strides) if step < 0]))
+        high = low.address(tuple([n - 1 for n in low.shape]))
+        memory = self.card.arrays.ndarray(
+            (high - low.offset + 1) * size if view.size else 0, np.uint8,
+            array.data + low.offset * size)
+        return Buffer(Remote(self, memory, memory.data.ptr),
+                      view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1583
+    # chapters/gradients/gpu.md:1649
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
@@ -222,19 +229,20 @@ class GPU(Device):
             f"that are not needed (a loss kept without .item() keeps its "
             f"whole graph), or use no_grad where no gradient is wanted")
 
-    # chapters/gradients/gpu.md:1686
+    # chapters/gradients/gpu.md:1754
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
-        source = tensor.buffer.dense()
+        source = tensor.device.host(tensor.buffer).dense()
         out = self.empty(source.shape, source.dtype)
-        return wrap(out, self), self.card.send(out.address, source.array)
+        return wrap(out, self), self.card.send(
+            out.storage.memory, source.array)
 
 
-# chapters/gradients/gpu.md:227
+# chapters/gradients/gpu.md:229
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/gradients/gpu.md:230
+# chapters/gradients/gpu.md:232
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []
@@ -248,12 +256,12 @@ def merged(axes: Iterable[Axis]) -> list[Axis]:
     return found
 
 
-# chapters/gradients/gpu.md:257
+# chapters/gradients/gpu.md:259
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
                  ("step", "i8", (4, 8))])
 
 
-# chapters/gradients/gpu.md:261
+# chapters/gradients/gpu.md:263
 @functools.lru_cache(maxsize=4096)
 def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
@@ -270,7 +278,7 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     return found[()]
 
 
-# chapters/gradients/gpu.md:350
+# chapters/gradients/gpu.md:388
 CUDA_CODE: dict[Op, str] = {
     NEG: "-a",
     RECIP: "1 / a",
@@ -289,7 +297,7 @@ CUDA_CODE: dict[Op, str] = {
 }
 
 
-# chapters/gradients/gpu.md:437
+# chapters/gradients/gpu.md:477
 class Types(NamedTuple):
     """How CUDA spells a dtype: in memory, computed in, and summed in."""
 
@@ -310,7 +318,7 @@ TYPES: dict[DType, Types] = {
     float64: Types("double", "double", "double"),
 }
 
-# chapters/gradients/gpu.md:461
+# chapters/gradients/gpu.md:501
 HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
@@ -320,7 +328,7 @@ NEEDS_KIND = {NEG: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
     (RECIP, EXP, LOG, SIN, SQRT, ERF), "f")
 
 
-# chapters/gradients/gpu.md:470
+# chapters/gradients/gpu.md:510
 def maps(dtype: DType) -> Iterator[str]:
     """A kernel for each elementwise operation that `dtype` knows."""
     for op, code in CUDA_CODE.items():
@@ -329,7 +337,7 @@ def maps(dtype: DType) -> Iterator[str]:
             yield HEAD + MAPS[op.arity].format(op, result, code)
 
 
-# chapters/gradients/gpu.md:478
+# chapters/gradients/gpu.md:518
 def casts() -> Iterator[str]:
     """A kernel for each dtype to come from."""
     for source, (memory, work, _) in TYPES.items():
@@ -337,32 +345,32 @@ def casts() -> Iterator[str]:
                f"{{ cast<{work}>(w, out, x); }}")
 
 
-# chapters/gradients/gpu.md:496
+# chapters/gradients/gpu.md:536
 @functools.cache
 def program(card: Any, dtype: DType) -> Program:
     """The primitives of a dtype, compiled for a card."""
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:684
+# chapters/gradients/gpu.md:735
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
-                      *maps(dtype), *casts(), *folds()])
+                      *maps(dtype), *casts(), *folds(dtype)])
 
 
-# chapters/gradients/gpu.md:508
+# chapters/gradients/gpu.md:548
 def spelled(dtype: DType) -> list[str]:
     """The three types of a dtype, as flags of the compiler."""
     return [f"-D{name.upper()}={spelling}"
             for name, spelling in TYPES[dtype]._asdict().items()]
 
 
-# chapters/gradients/gpu.md:517
+# chapters/gradients/gpu.md:557
 THREADS = 256  # of a block
 
 
-# chapters/gradients/gpu.md:541
+# chapters/gradients/gpu.md:581
 def elementwise(op: Op) -> Callable[..., None]:
     """The launch of a primitive that CUDA_CODE spells."""
     def launch(gpu: GPU, out: Buffer, *rest: Any) -> None:
@@ -374,13 +382,13 @@ def elementwise(op: Op) -> Callable[..., None]:
 LAUNCH |= {op: elementwise(op) for op in CUDA_CODE}
 
 
-# chapters/gradients/gpu.md:552
+# chapters/gradients/gpu.md:592
 def choose(gpu: GPU, out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     gpu.each(out.dtype, "choose", out, condition, a, b)
 
 
-# chapters/gradients/gpu.md:557
+# chapters/gradients/gpu.md:597
 def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
     """Copy between any views, from any dtype to any other."""
     gpu.each(out.dtype, f"from_{x.dtype}", out, x)
@@ -388,29 +396,36 @@ def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
 
 LAUNCH[WHERE], LAUNCH[CAST] = choose, copy_on
 
-# chapters/gradients/gpu.md:667
+# chapters/gradients/gpu.md:712
 FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
 
 
-# chapters/gradients/gpu.md:670
-def folds() -> Iterator[str]:
-    """SUM and MAX, by rows and columns, in three forms."""
+# chapters/gradients/gpu.md:715
+def forms(dtype: DType) -> list[str]:
+    """The forms of a fold: one, where T and A are the same type."""
+    spelling = TYPES[dtype]
+    return [""] if spelling.memory == spelling.total else list(FORMS)
+
+
+# chapters/gradients/gpu.md:721
+def folds(dtype: DType) -> Iterator[str]:
+    """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
-        for way in ("rows", "columns"):
-            for form, (result, source) in FORMS.items():
-                yield (f"{HEAD}{op}_{way}{form}(Walk kept, Walk along, "
-                       f"i64 piece, {result} *out, const {source} *x) "
-                       f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
+        for way, form in product(("rows", "columns"), forms(dtype)):
+            result, source = FORMS[form]
+            yield (f"{HEAD}{op}_{way}{form}(Walk kept, Walk along, "
+                   f"i64 piece, {result} *out, const {source} *x) "
+                   f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:699
+# chapters/gradients/gpu.md:750
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:705
+# chapters/gradients/gpu.md:756
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -420,19 +435,27 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:714
+# chapters/gradients/gpu.md:765
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:723
+# chapters/gradients/gpu.md:774
 TOTALS = {"int": int32, "long long": int64,
           "float": float32, "double": float64}
 
 
-# chapters/gradients/gpu.md:751
+# chapters/gradients/gpu.md:778
+def block(how: str, along: int) -> tuple[tuple[int, int], int]:
+    """The shape of a block, and how many results it folds."""
+    if how == "columns":
+        return (THREADS, 1), 32
+    return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
+
+
+# chapters/gradients/gpu.md:809
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -446,13 +469,14 @@ def fold(op: Op) -> Callable[..., None]:
         if pieces == 1:
             gpu.fold(f"{op}_{how}", x.dtype, out, x, axes)
             return
+        first, last = forms(x.dtype)[1:] or ("", "")
         part = gpu.empty((kept.size, pieces), TOTALS[TYPES[x.dtype].total])
-        gpu.fold(f"{op}_{how}_first", x.dtype, part, x, axes, pieces)
-        gpu.fold(f"{op}_rows_last", x.dtype, out, part, (1,))
+        gpu.fold(f"{op}_{how}{first}", x.dtype, part, x, axes, pieces)
+        gpu.fold(f"{op}_rows{last}", x.dtype, out, part, (1,))
     return launch
 
 
-# chapters/gradients/gpu.md:770
+# chapters/gradients/gpu.md:829
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
     total = TOTALS[TYPES[out.dtype].total]
@@ -462,7 +486,7 @@ def fill(gpu: GPU, out: Buffer, value: Any) -> None:
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:797
+# chapters/gradients/gpu.md:856
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -471,31 +495,33 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:856
+# chapters/gradients/gpu.md:915
 @functools.cache
 def leaf_program(card: Any) -> Program:
     """The kernels that make numbers from nothing."""
     return card.compile(kernel_text("kernels/leaves.cu"))
 
 
-# chapters/gradients/gpu.md:862
+# chapters/gradients/gpu.md:921
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
     leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
                              out.address)
 
 
-# chapters/gradients/gpu.md:867
+# chapters/gradients/gpu.md:926
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
-    dense = gpu.run(CAST, key, arg=key.dtype)
-    leaf_program(gpu.card)["uniform"](gpu.blocks((n + 1) // 2), THREADS,
-                                np.int64(n), out.address, dense.address)
+    if not key.view.is_dense:
+        key = gpu.run(CAST, key, arg=key.dtype)
+    leaf_program(gpu.card)["uniform"](
+        gpu.blocks((n + 1) // 2), THREADS, np.int64(n), out.address,
+        key.address)
 
 
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:908
+# chapters/gradients/gpu.md:969
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -504,7 +530,7 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
         copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:916
+# chapters/gradients/gpu.md:977
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -514,18 +540,19 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:990
+# chapters/gradients/gpu.md:1051
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1016
+# chapters/gradients/gpu.md:1077
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
-    wide = gpu.run(CAST, index, arg=int64)
-    return (wide, wide.view.strides), (0,) * len(wide.shape)
+    if index.dtype is not int64:
+        index = gpu.run(CAST, index, arg=int64)
+    return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1022
+# chapters/gradients/gpu.md:1084
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -534,7 +561,7 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1030
+# chapters/gradients/gpu.md:1092
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
@@ -550,7 +577,7 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1112
+# chapters/gradients/gpu.md:1174
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -558,10 +585,12 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1119
+# chapters/gradients/gpu.md:1181
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
+    if min(view.strides[:-2], default=0) < 0:
+        return None
     if (column == 1 or n == 1) and (row >= n or m == 1):
         return Matrix(False, row if m > 1 else max(n, 1))
     if (row == 1 or m == 1) and (column >= m or n == 1):
@@ -569,7 +598,7 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1144
+# chapters/gradients/gpu.md:1208
 def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
     """(products, step of each) and (place of each), a launch at a time."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
@@ -580,7 +609,7 @@ def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
         yield (*inner, *at)
 
 
-# chapters/gradients/gpu.md:1293
+# chapters/gradients/gpu.md:1353
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -593,7 +622,7 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1305
+# chapters/gradients/gpu.md:1365
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -603,7 +632,7 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, dense)
 
 
-# chapters/gradients/gpu.md:1317
+# chapters/gradients/gpu.md:1377
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -628,7 +657,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1385
+# chapters/gradients/gpu.md:1445
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -646,7 +675,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1505
+# chapters/gradients/gpu.md:1571
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -655,22 +684,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1468
+# chapters/gradients/gpu.md:1528
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1498
+# chapters/gradients/gpu.md:1564
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1577
+# chapters/gradients/gpu.md:1643
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1693
+# chapters/gradients/gpu.md:1762
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
              ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, each copied while earlier ones are used."""
@@ -683,7 +712,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
         yield arrived(sent.popleft())
 
 
-# chapters/gradients/gpu.md:1705
+# chapters/gradients/gpu.md:1774
 def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
             ) -> tuple[Tensor, ...]:
     """A batch that kernels launched from now on may use."""
@@ -692,11 +721,11 @@ def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
     return tuple([tensor for tensor, _ in batch])
 
 
-# chapters/gradients/gpu.md:1809
+# chapters/gradients/gpu.md:1878
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:1812
+# chapters/gradients/gpu.md:1881
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -713,7 +742,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:1831
+# chapters/gradients/gpu.md:1900
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -735,7 +764,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:1855
+# chapters/gradients/gpu.md:1924
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -751,7 +780,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:1870
+# chapters/gradients/gpu.md:1939
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")

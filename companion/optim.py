@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:960365cef5fc
+# Tangled from optimizers: edit there, `make tangle`. sha256:5713016c8df2
 from __future__ import annotations
 
 import math
@@ -59,7 +59,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:684
+    # chapters/gradients/optimizers.md:692
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -73,7 +73,7 @@ class Optimizer:
                           for key, own in self.state.items()},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:712
+    # chapters/gradients/optimizers.md:720
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -128,7 +128,7 @@ def listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:895
+# chapters/gradients/optimizers.md:903
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
@@ -163,7 +163,7 @@ def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:445
+# chapters/gradients/optimizers.md:453
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -180,7 +180,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:482
+# chapters/gradients/optimizers.md:490
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -201,7 +201,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:905
+    # chapters/gradients/optimizers.md:913
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -215,7 +215,7 @@ class Adam(Optimizer):
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:569
+# chapters/gradients/optimizers.md:577
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -230,7 +230,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:613
+# chapters/gradients/optimizers.md:621
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -241,7 +241,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:733
+# chapters/gradients/optimizers.md:741
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items() if k != "step"}

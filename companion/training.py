@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:fc79d4de5fc7
+# Tangled from training: edit there, `make tangle`. sha256:db757bd45752
 from __future__ import annotations
 
 import csv
@@ -135,7 +135,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor],
     return norm
 
 
-# chapters/gradients/training.md:379
+# chapters/gradients/training.md:381
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
@@ -163,7 +163,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
-    # chapters/gradients/training.md:411
+    # chapters/gradients/training.md:413
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started = time.perf_counter()
@@ -178,7 +178,7 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:584
+    # chapters/gradients/training.md:586
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = next(self.batches), GENERATOR.place
@@ -191,7 +191,7 @@ class Trainer:
         (loss / self.accumulate).backward()
         return value / self.accumulate
 
-    # chapters/gradients/training.md:602
+    # chapters/gradients/training.md:604
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -203,7 +203,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:643
+    # chapters/gradients/training.md:645
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -226,7 +226,7 @@ class Trainer:
         for o in self.observers:
             o.load_state_dict(state["observers"].get(type(o).__name__, {}))
 
-    # chapters/gradients/training.md:875
+    # chapters/gradients/training.md:877
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = path.with_suffix(".jsonl")
@@ -248,7 +248,7 @@ class Trainer:
         write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:905
+    # chapters/gradients/training.md:907
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -258,19 +258,21 @@ class Trainer:
             return False
         state = read_checkpoint(path)
         journal = Journal(path.with_suffix(".jsonl"), *state["journal"])
-        self.history, self.journal = journal.read(), journal
+        history = journal.read()
         self.load_state_dict(state)
+        self.history, self.journal = history, journal
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:971
+    # chapters/gradients/training.md:974
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
 
         With a `checkpoint`: go on from it, if it is there and nothing
         has been trained yet; write it every `every` steps and at the
-        end, and each step's row to the .jsonl beside it.
+        end, and each step's row to the .jsonl beside it. A run that
+        was stopped goes on once `stopped` is False again.
         """
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and not self.steps:
@@ -292,7 +294,7 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:503
+# chapters/gradients/training.md:505
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -302,14 +304,14 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:512
+# chapters/gradients/training.md:514
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:520
+# chapters/gradients/training.md:522
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first input or output of a module that is not finite."""
     found: list[str] = []
@@ -330,12 +332,12 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     with ExitStack() as stack, no_grad():
         for name, module in named_modules(model):
             vars(module)["forward"] = watch(name, module)
-            stack.callback(vars(module).pop, "forward")
+            stack.callback(vars(module).pop, "forward", None)
         run()
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:554
+# chapters/gradients/training.md:556
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -349,7 +351,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
         "the loss itself")
 
 
-# chapters/gradients/training.md:567
+# chapters/gradients/training.md:569
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -360,7 +362,7 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:714
+# chapters/gradients/training.md:716
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with names in place of tensors, which go to `arrays`."""
     if isinstance(tree, Tensor):
@@ -375,7 +377,7 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return tree
 
 
-# chapters/gradients/training.md:728
+# chapters/gradients/training.md:730
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree with its tensors, as it was before `packed`."""
     if isinstance(tree, list):
@@ -387,7 +389,7 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {key: unpacked(value, arrays) for key, value in tree.items()}
 
 
-# chapters/gradients/training.md:765
+# chapters/gradients/training.md:767
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -401,7 +403,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:778
+# chapters/gradients/training.md:780
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -411,7 +413,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:820
+# chapters/gradients/training.md:822
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -433,7 +435,7 @@ class Journal:
             self.end = file.tell()
         self.rows = len(history)
 
-    # chapters/gradients/training.md:846
+    # chapters/gradients/training.md:848
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -446,7 +448,7 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:920
+# chapters/gradients/training.md:923
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint; a clear error if it is none."""
     try:
@@ -460,7 +462,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:944
+# chapters/gradients/training.md:947
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -484,7 +486,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1023
+# chapters/gradients/training.md:1027
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -499,7 +501,7 @@ class ProgressBar(Observer):
         self.bar.close()
 
 
-# chapters/gradients/training.md:1041
+# chapters/gradients/training.md:1045
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -521,7 +523,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1064
+# chapters/gradients/training.md:1068
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -530,12 +532,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1072
+# chapters/gradients/training.md:1076
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1078
+# chapters/gradients/training.md:1082
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -552,7 +554,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1094
+# chapters/gradients/training.md:1098
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -564,7 +566,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1140
+# chapters/gradients/training.md:1144
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -582,7 +584,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1163
+# chapters/gradients/training.md:1167
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -598,13 +600,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1178
+# chapters/gradients/training.md:1182
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1193
+# chapters/gradients/training.md:1197
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -631,7 +633,7 @@ class EarlyStopping(Observer):
                                tensor in run.model.state_dict().items()}
         run.stopped = self.waited >= self.patience
 
-    # chapters/gradients/training.md:1224
+    # chapters/gradients/training.md:1228
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

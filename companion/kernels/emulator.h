@@ -1,4 +1,4 @@
-/* Tangled from cuda: edit there, `make tangle`. sha256:a5e59b78fd59 */
+/* Tangled from cuda: edit there, `make tangle`. sha256:4b944f1e7cd9 */
 #line 401 "chapters/gradients/cuda.md"
 #include <math.h>
 #include <setjmp.h>
@@ -26,14 +26,14 @@ struct alignas(16) int4 { int x, y, z, w; };
 
 #line 431 "chapters/gradients/cuda.md"
 #ifdef __APPLE__
-#define __shared__ static __attribute__((section("__DATA,shared")))
-extern char shared_begin[] __asm("section$start$__DATA$shared");
-extern char shared_end[] __asm("section$end$__DATA$shared");
+#define __shared__ static __attribute__((section("__DATA,cuda_shared")))
+extern char shared_begin[] __asm("section$start$__DATA$cuda_shared");
+extern char shared_end[] __asm("section$end$__DATA$cuda_shared");
 #else
-#define __shared__ static __attribute__((section("shared")))
+#define __shared__ static __attribute__((section("cuda_shared")))
 #define LINKED __attribute__((weak, visibility("hidden")))
-extern LINKED char shared_begin[] __asm("__start_shared");
-extern LINKED char shared_end[] __asm("__stop_shared");
+extern LINKED char shared_begin[] __asm("__start_cuda_shared");
+extern LINKED char shared_end[] __asm("__stop_cuda_shared");
 #endif
 
 #line 454 "chapters/gradients/cuda.md"

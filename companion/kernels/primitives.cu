@@ -1,5 +1,5 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:610961528bc9 */
-#line 282 "chapters/gradients/gpu.md"
+/* Tangled from gpu: edit there, `make tangle`. sha256:5de7c0b87bb6 */
+#line 284 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -13,47 +13,80 @@ struct Walk { // lengths, outermost first; steps of four arrays
 };
 template <int N> struct Spot { i64 at[N]; };
 
-__device__ inline i64 quotient(i64 i, i64 n)
-{
-    return (i | n) >> 31 ? i / n : (unsigned)i / (unsigned)n;
-}
-
 template <int N> __device__ Spot<N> spot(const Walk &w, i64 i)
 {
     Spot<N> s = {};
-    for (int d = (int)w.rank - 1; d >= 0; d--) {
-        i64 outer = d ? quotient(i, w.length[d]) : 0;
+#pragma unroll 1
+    for (int d = (int)w.rank - 1; d > 0; d--) {
+        i64 outer = i / w.length[d];
         for (int k = 0; k < N; k++)
             s.at[k] += (i - outer * w.length[d]) * w.step[k][d];
         i = outer;
     }
+    for (int k = 0; k < N; k++) // what is left counts the outermost axis
+        s.at[k] += i * w.step[k][0];
     return s;
 }
 
-#line 322 "chapters/gradients/gpu.md"
-#define EACH(i, n) \
-    i64 i = blockIdx.x * (i64)blockDim.x + threadIdx.x; i < (n); \
-    i += (i64)gridDim.x * blockDim.x
+template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
+{
+    Spot<N> s;
+    for (int k = 0; k < N; k++)
+        s.at[k] = i * w.step[k][0];
+    return s;
+}
+
+#line 330 "chapters/gradients/gpu.md"
+#define FIRST (blockIdx.x * (i64)blockDim.x + threadIdx.x)
+#define APART (gridDim.x * (i64)blockDim.x)
+
+// Elements i, i + step, … below n: four are asked for, then used.
+template <class Load, class Use> __device__ void
+in_fours(i64 i, i64 step, i64 n, Load load, Use use)
+{
+    for (; i < n; i += 4 * step) {
+        decltype(load(i)) got[4];
+        for (int u = 0; u < 4; u++)
+            if (i + u * step < n)
+                got[u] = load(i + u * step);
+        for (int u = 0; u < 4; u++)
+            if (i + u * step < n)
+                use(got[u]);
+    }
+}
+
+#line 352 "chapters/gradients/gpu.md"
+// Load and use what a walk visits; one axis needs no division.
+template <int N, class Load, class Use> __device__ void
+visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
+{
+    auto at_line = [&](i64 i) { return load(line<N>(w, i)); };
+    auto at_spot = [&](i64 i) { return load(spot<N>(w, i)); };
+    if (w.rank < 2)
+        in_fours(i, step, n, at_line, use);
+    else
+        in_fours(i, step, n, at_spot, use);
+}
+
+struct Pair { i64 to; T a, b; };
 
 template <class R, class F> __device__ void
 map(const Walk &w, R *out, const T *x, F f)
 {
-    for (EACH(i, w.size)) {
-        Spot<2> s = spot<2>(w, i);
-        out[s.at[0]] = (R)f((W)x[s.at[1]]);
-    }
+    visit<2>(w, FIRST, APART, w.size, [&](Spot<2> s) {
+        return Pair{s.at[0], x[s.at[1]]};
+    }, [&](Pair p) { out[p.to] = (R)f((W)p.a); });
 }
 
 template <class R, class F> __device__ void
 map(const Walk &w, R *out, const T *x, const T *y, F f)
 {
-    for (EACH(i, w.size)) {
-        Spot<3> s = spot<3>(w, i);
-        out[s.at[0]] = (R)f((W)x[s.at[1]], (W)y[s.at[2]]);
-    }
+    visit<3>(w, FIRST, APART, w.size, [&](Spot<3> s) {
+        return Pair{s.at[0], x[s.at[1]], y[s.at[2]]};
+    }, [&](Pair p) { out[p.to] = (R)f((W)p.a, (W)p.b); });
 }
 
-#line 373 "chapters/gradients/gpu.md"
+#line 411 "chapters/gradients/gpu.md"
 template <class N> __device__ N floor_remainder(N a, N b)
 {
     if constexpr ((N)0.5 == 0) { // whole numbers
@@ -82,24 +115,26 @@ template <class N> __device__ N floor_quotient(N a, N b)
     }
 }
 
-#line 407 "chapters/gradients/gpu.md"
+#line 445 "chapters/gradients/gpu.md"
 extern "C" __global__ void choose(Walk w, T *out, const bool *c,
                                   const T *x, const T *y)
 {
-    for (EACH(i, w.size)) {
-        Spot<4> s = spot<4>(w, i);
-        out[s.at[0]] = c[s.at[1]] ? x[s.at[2]] : y[s.at[3]];
-    }
+    struct Choice { i64 to; bool c; T a, b; };
+    visit<4>(w, FIRST, APART, w.size, [&](Spot<4> s) {
+        return Choice{s.at[0], c[s.at[1]], x[s.at[2]], y[s.at[3]]};
+    }, [&](Choice p) { out[p.to] = p.c ? p.a : p.b; });
 }
 
 template <class V, class S> __device__ void
 cast(const Walk &w, T *out, const S *x)
 {
-    for (EACH(i, w.size)) {
-        Spot<2> s = spot<2>(w, i);
-        out[s.at[0]] = (T)(W)(V)x[s.at[1]];
-    }
+    struct Cast { i64 to; S from; };
+    visit<2>(w, FIRST, APART, w.size, [&](Spot<2> s) {
+        return Cast{s.at[0], x[s.at[1]]};
+    }, [&](Cast p) { out[p.to] = (T)(W)(V)p.from; });
 }
+
+#define EACH(i, n) i64 i = FIRST; i < (n); i += APART
 
 extern "C" __global__ void fill(Walk w, A value, T *out)
 {
@@ -107,7 +142,7 @@ extern "C" __global__ void fill(Walk w, A value, T *out)
         out[spot<1>(w, i).at[0]] = (T)value;
 }
 
-#line 585 "chapters/gradients/gpu.md"
+#line 625 "chapters/gradients/gpu.md"
 struct Sum {
     static __device__ A none(A) { return 0; }
     static __device__ A join(A a, A b) { return a + b; }
@@ -118,12 +153,14 @@ struct Max { // of a and a is a, so any value that takes part is neutral
     static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
 };
 
-// The values of a block's 256 threads as one, in thread 0.
+// The values of a row's 32 or 256 threads as one, in the first of them.
 template <class F> __device__ A whole(A v)
 {
     __shared__ A parts[8];
     for (int d = 16; d > 0; d /= 2)
         v = F::join(v, __shfl_down_sync(0xffffffff, v, d));
+    if (blockDim.x == 32)
+        return v;
     __syncthreads(); // the parts of the row before have been read
     if (threadIdx.x % 32 == 0)
         parts[threadIdx.x / 32] = v;
@@ -133,24 +170,26 @@ template <class F> __device__ A whole(A v)
     return v;
 }
 
-#line 616 "chapters/gradients/gpu.md"
+#line 658 "chapters/gradients/gpu.md"
 template <class F, class R, class S> __device__ void
 rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
     i64 start = blockIdx.y * piece;
     i64 end = start + piece < along.size ? start + piece : along.size;
-    for (i64 o = blockIdx.x; o < kept.size; o += gridDim.x) {
+    i64 o = blockIdx.x * (i64)blockDim.y + threadIdx.y;
+    for (; o < kept.size; o += gridDim.x * (i64)blockDim.y) {
         const S *row = x + spot<1>(kept, o).at[0];
-        A v = F::none((A)row[spot<1>(along, start).at[0]]);
-        for (i64 i = start + threadIdx.x; i < end; i += blockDim.x)
-            v = F::join(v, (A)row[spot<1>(along, i).at[0]]);
+        auto read = [&](Spot<1> s) { return row[s.at[0]]; };
+        A v = F::none((A)read(spot<1>(along, start)));
+        visit<1>(along, start + threadIdx.x, blockDim.x, end, read,
+                 [&](S s) { v = F::join(v, (A)s); });
         v = whole<F>(v);
         if (threadIdx.x == 0)
             out[o * gridDim.y + blockIdx.y] = (R)v;
     }
 }
 
-#line 636 "chapters/gradients/gpu.md"
+#line 680 "chapters/gradients/gpu.md"
 // 32 neighbouring results in a block, 8 threads on each.
 template <class F, class R, class S> __device__ void
 columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
@@ -162,9 +201,10 @@ columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     i64 o = blockIdx.x * (i64)32 + lane;
     if (o < kept.size) {
         const S *column = x + spot<1>(kept, o).at[0];
-        A v = F::none((A)column[spot<1>(along, start).at[0]]);
-        for (i64 i = start + part; i < end; i += 8)
-            v = F::join(v, (A)column[spot<1>(along, i).at[0]]);
+        auto read = [&](Spot<1> s) { return column[s.at[0]]; };
+        A v = F::none((A)read(spot<1>(along, start)));
+        visit<1>(along, start + part, 8, end, read,
+                 [&](S s) { v = F::join(v, (A)s); });
         parts[part][lane] = v;
     }
     __syncthreads();
@@ -176,7 +216,7 @@ columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 933 "chapters/gradients/gpu.md"
+#line 994 "chapters/gradients/gpu.md"
 // Whether index j counts n things, from either end; if not, a note.
 __device__ inline bool inside(i64 &j, i64 n, i64 *fault)
 {
@@ -201,7 +241,7 @@ extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 963 "chapters/gradients/gpu.md"
+#line 1024 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -223,7 +263,7 @@ extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1277 "chapters/gradients/gpu.md"
+#line 1337 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:55586ab5d88d
+# Tangled from mnist: edit there, `make tangle`. sha256:fcbf77e9e2a3
 from __future__ import annotations
 
 import time
@@ -18,7 +18,7 @@ from companion.tensor import Tensor, manual_seed
 from companion.training import Trainer, accuracy, evaluate, one_cycle
 
 
-# chapters/gradients/mnist.md:87
+# chapters/gradients/mnist.md:86
 def pixels(data: Arrays) -> Arrays:
     """Pictures as rows of 784 floats from 0 to 1, beside the labels."""
     images, labels = data.columns
@@ -26,16 +26,16 @@ def pixels(data: Arrays) -> Arrays:
     return Arrays(rows, labels, source=data.source)
 
 
-# chapters/gradients/mnist.md:100
+# chapters/gradients/mnist.md:99
 BATCH = 128
 
 
-# chapters/gradients/mnist.md:103
+# chapters/gradients/mnist.md:102
 def loss_of(model: Module, x: Tensor, t: Tensor) -> Tensor:
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/mnist.md:107
+# chapters/gradients/mnist.md:106
 def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
             momentum: float = 0.9, schedule: Callable = one_cycle,
             loss: Callable[..., Tensor] = loss_of,
@@ -48,20 +48,20 @@ def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
                    rate=schedule(epochs * len(batches)))
 
 
-# chapters/gradients/mnist.md:119
+# chapters/gradients/mnist.md:118
 def read_right(model: Module, data: Arrays) -> float:
     """The share of pictures that are read right."""
     return evaluate(model, accuracy, *data.columns)
 
 
-# chapters/gradients/mnist.md:156
+# chapters/gradients/mnist.md:155
 def classifier(width: int = 256) -> Sequential:
     """784 pixels, a hidden layer of rectifiers, ten logits."""
     return Sequential(Linear(784, width, init=he), relu,
                       Linear(width, 10))
 
 
-# chapters/gradients/mnist.md:162
+# chapters/gradients/mnist.md:161
 def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
           seed: int = 0) -> tuple[Trainer, list[dict[str, Any]]]:
     """Train, and look at the test pictures after every epoch."""
@@ -69,7 +69,7 @@ def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
     run = learner(classifier(width), train, epochs, seed=seed)
     rows, steps, start = [], len(train) // BATCH, time.perf_counter()
     for epoch in range(1, epochs + 1):
-        run.fit(epoch * steps, progress=False)
+        run.fit(epoch * steps)
         losses = [row["loss"] for row in run.history[-steps:]]
         rows.append({"epoch": epoch, "loss": round(np.mean(losses), 4),
                      "right": round(read_right(run.model, test), 4),
@@ -77,7 +77,7 @@ def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
     return run, rows
 
 
-# chapters/gradients/mnist.md:252
+# chapters/gradients/mnist.md:251
 def genuine(data: Arrays) -> Arrays:
     """The data, if it is MNIST; drawn digits earn no verdict."""
     if data.source != "MNIST":
@@ -88,14 +88,14 @@ def genuine(data: Arrays) -> Arrays:
     return data
 
 
-# chapters/gradients/mnist.md:262
+# chapters/gradients/mnist.md:261
 def verdict(rows: list[dict[str, Any]]) -> Report:
     """The report on a study; 95 % after the last epoch are asked for."""
     return Report("handwritten digits", "share of test digits read right",
                   rows[-1]["right"], 0.95, rows, rows[-1]["seconds"])
 
 
-# chapters/gradients/mnist.md:268
+# chapters/gradients/mnist.md:267
 def milestone() -> Report:
     """All of MNIST: 60,000 to learn from, 10,000 to be judged by."""
     train, test = [pixels(genuine(mnist(split)))

@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:0d49fb5ae6c8
+# Tangled from xor: edit there, `make tangle`. sha256:fefef74467ef
 from __future__ import annotations
 
 import time
@@ -36,7 +36,7 @@ def taught(model: Module, x: Tensor, t: Tensor, steps: int) -> Trainer:
     """A run of training on all rows at once."""
     optimizer = SGD(model.parameters(), lr=0.5, momentum=0.9)
     run = Trainer(model, optimizer, Batches(x, t, size=len(x)), loss_of)
-    run.fit(steps, progress=False)
+    run.fit(steps)
     return run
 
 

@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:a40a1a0e6feb
+# Tangled from cuda: edit there, `make tangle`. sha256:fdeaa4529816
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +7,7 @@ from companion.cuda import Emulator, Traffic, races, trace, traffic
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1618
+# chapters/gradients/cuda.md:1626
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -35,7 +35,7 @@ extern "C" __global__ void where(int *y) {
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1648
+# chapters/gradients/cuda.md:1656
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -51,7 +51,7 @@ def test_threads_wait_in_every_order():
         assert bits[0] == sum(1 << i for i in range(0, 32, 3))
 
 
-# chapters/gradients/cuda.md:1664
+# chapters/gradients/cuda.md:1672
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -61,7 +61,7 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1677
+# chapters/gradients/cuda.md:1685
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -80,7 +80,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1695
+# chapters/gradients/cuda.md:1703
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -90,7 +90,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1707
+# chapters/gradients/cuda.md:1715
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -103,7 +103,7 @@ def test_broken_kernels_are_told():
         assert np.isnan(x).all()
 
 
-# chapters/gradients/cuda.md:1720
+# chapters/gradients/cuda.md:1728
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -120,7 +120,7 @@ def test_bad_launches_are_told():
         Emulator().compile, BROKEN, "-DT=float")
 
 
-# chapters/gradients/cuda.md:1738
+# chapters/gradients/cuda.md:1746
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -130,7 +130,7 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1748
+# chapters/gradients/cuda.md:1756
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -141,7 +141,7 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1759
+# chapters/gradients/cuda.md:1767
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -150,7 +150,7 @@ def test_errors_in_kernels_name_the_line():
     assert complaint(nvrtc) == 'page.md, line 8: identifier "x" is undefined'
 
 
-# chapters/gradients/cuda.md:1771
+# chapters/gradients/cuda.md:1779
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -163,7 +163,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:1784
+# chapters/gradients/cuda.md:1792
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -181,7 +181,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:1805
+# chapters/gradients/cuda.md:1813
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -194,7 +194,7 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1818
+# chapters/gradients/cuda.md:1826
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -205,7 +205,7 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1831
+# chapters/gradients/cuda.md:1839
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -218,7 +218,7 @@ def test_traces_stop_what_leaves_its_arrays():
     assert len(trace(program, "f", 1, 1, np.int32(-1), x)) == 0
 
 
-# chapters/gradients/cuda.md:1844
+# chapters/gradients/cuda.md:1852
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -230,3 +230,17 @@ def test_races_between_blocks_and_within_warps():
     assert len(races(trace(program, "f", 2, 32, np.int32(1), x))) == 0
     found = races(trace(program, "f", 2, 32, np.int32(0), x))
     assert found["shared"].sum() == 128 and len(found) == 192
+
+
+# chapters/gradients/cuda.md:1869
+def test_races_of_narrow_and_wide_accesses():
+    text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
+      x[threadIdx.x] = 1;
+      if (wide) ((float *)y)[3] = 2;
+      if (threadIdx.x == wide) y[0] = y[1];
+    }"""
+    program = Emulator().compile(text)
+    x, y = np.zeros(32, np.int8), np.zeros((2, 4), np.float32)
+    for wide, most in ((0, 0), (1, 33)):
+        found = trace(program, "f", 1, 32, np.int32(wide), x, y)
+        assert len(races(found)) == most

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:1dc6b728d4be
+# Tangled from training: edit there, `make tangle`. sha256:dcf123ac8230
 from __future__ import annotations
 
 import io
@@ -61,7 +61,7 @@ def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:464
+# chapters/gradients/training.md:466
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -72,7 +72,7 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1238
+# chapters/gradients/training.md:1244
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -86,7 +86,7 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1331
+# chapters/gradients/training.md:1337
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -102,7 +102,7 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1346
+# chapters/gradients/training.md:1352
 def start(work, folder):
     """`work` in a process of its own, and the number of that."""
     number = os.fork()
@@ -115,7 +115,7 @@ def start(work, folder):
         os._exit(1)
 
 
-# chapters/gradients/training.md:1360
+# chapters/gradients/training.md:1366
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
     _, status = os.waitpid(start(work, folder), 0)
@@ -126,12 +126,12 @@ def finished(folder, work=train):
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1370
+# chapters/gradients/training.md:1376
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1374
+# chapters/gradients/training.md:1380
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
@@ -146,7 +146,7 @@ def killed(folder, seconds):
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1391
+# chapters/gradients/training.md:1397
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,19 +160,19 @@ def test_a_killed_run_resumes_bit_for_bit():
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1408
+# chapters/gradients/training.md:1414
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1412
+# chapters/gradients/training.md:1418
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
         touches = itertools.count(1)
 
         def watched(event, _):
-            if event in ("open", "os.rename", "os.truncate") and (
+            if event in ("open", "os.rename", "os.remove") and (
                     next(touches) == n):
                 os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(watched)
@@ -180,7 +180,7 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1428
+# chapters/gradients/training.md:1434
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
@@ -190,7 +190,7 @@ def survives(n, expected):
         return status == signal.SIGKILL
 
 
-# chapters/gradients/training.md:1438
+# chapters/gradients/training.md:1444
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -199,7 +199,7 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1450
+# chapters/gradients/training.md:1456
 def message(call, kind=ValueError):
     try:
         call()
@@ -208,7 +208,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1459
+# chapters/gradients/training.md:1465
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -218,7 +218,24 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1471
+# chapters/gradients/training.md:1477
+def test_what_the_killed_left_behind_is_cleared_away():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        make_run(10).fit(3, path)
+        journal, half = path.with_suffix(".jsonl"), '{"step": 4, "lo'
+        whole = journal.read_text()
+        journal.write_text(whole + half)
+        (Path(folder) / ".run.safetensors.99").write_bytes(b"half")
+        again = make_run(10)
+        again.fit(3, path)
+        assert len(again.history) == 3 and len(os.listdir(folder)) == 2
+        again.fit(4, path)
+        lines = journal.read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
+# chapters/gradients/training.md:1494
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -233,7 +250,7 @@ def test_what_is_broken_is_refused():
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1488
+# chapters/gradients/training.md:1511
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -252,7 +269,7 @@ def test_not_a_number_names_step_and_place():
         assert again.optimizer.param_groups[0]["lr"] <= 0.01
 
 
-# chapters/gradients/training.md:1509
+# chapters/gradients/training.md:1532
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -263,7 +280,7 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:1522
+# chapters/gradients/training.md:1545
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -276,7 +293,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:1537
+# chapters/gradients/training.md:1560
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -290,7 +307,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:1551
+# chapters/gradients/training.md:1574
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -300,7 +317,7 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:1563
+# chapters/gradients/training.md:1586
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -309,7 +326,7 @@ def test_schedules_begin_peak_and_end_where_they_should():
     assert max(range(100), key=cycle) == 30 and cycle(100) < 1e-5
 
 
-# chapters/gradients/training.md:1572
+# chapters/gradients/training.md:1595
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -318,7 +335,7 @@ def test_every_row_comes_once_in_an_epoch():
         lambda: Batches(ones(3), size=5))
 
 
-# chapters/gradients/training.md:1581
+# chapters/gradients/training.md:1604
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -326,7 +343,7 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert len(values) == 1 and net.training
 
 
-# chapters/gradients/training.md:1591
+# chapters/gradients/training.md:1614
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -346,7 +363,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:1613
+# chapters/gradients/training.md:1636
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     try:
@@ -359,7 +376,7 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:1626
+# chapters/gradients/training.md:1649
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
