@@ -32,7 +32,7 @@ SHORT = {
 FILES = sorted(
     file.name
     for file in (resources.files("companion") / "kernels").iterdir()
-    if file.name.endswith(".cu")
+    if file.name.endswith(".cu") and file.name != "primitives.cu"
 )
 ONLY_FROM_SM_80 = re.compile("sm_80 or later")
 

@@ -1,19 +1,44 @@
 """Every primitive on a device with memory of its own, beside the CPU."""
 
+import copy
 import importlib.util
 import operator
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import stand_in
 
-from companion.buffer import adopt
-from companion.cuda import Card, Emulator
-from companion.device import CPU, named
-from companion.dtype import DTYPES, bool_, float32
-from companion.gpu import CUDA_CODE, GPU, LAUNCH, OutOfMemory, connect
+from companion.buffer import Buffer, adopt
+from companion.cuda import (
+    PROCESSORS,
+    Card,
+    Emulator,
+    kernel_names,
+    kernel_text,
+    occupancy,
+    races,
+    trace,
+    traffic,
+    usage,
+)
+from companion.device import CPU, DEVICES, named
+from companion.dtype import DTYPES, bool_, float32, int8, int64
+from companion.gpu import (
+    CUDA_CODE,
+    GPU,
+    LAUNCH,
+    OutOfMemory,
+    block,
+    connect,
+    program,
+    program_text,
+    spelled,
+    walk,
+)
 from companion.ops import (
+    ADD,
     CAST,
     EXPAND,
     FAMILIES,
@@ -24,6 +49,7 @@ from companion.ops import (
     NEG,
     PAD,
     PERMUTE,
+    RANDOM,
     RESHAPE,
     SCATTER,
     SHRINK,
@@ -31,10 +57,11 @@ from companion.ops import (
     WHERE,
     WRITE,
 )
-from companion.tensor import Tensor
+from companion.tensor import Tensor, wrap
+from companion.view import View
 
-DEVICES = ["emulated", "stand-in",
-           pytest.param("cuda", marks=pytest.mark.needs("gpu"))]
+WHERE_TO_RUN = ["emulated", "stand-in",
+                pytest.param("cuda", marks=pytest.mark.needs("gpu"))]
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 TOLERANCE = {"float16": 2e-3, "bfloat16": 2e-2, "float32": 1e-5,
              "float64": 1e-12}
@@ -51,7 +78,7 @@ def stand_in_card():
 STAND_IN = GPU("stand-in", stand_in_card())
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=WHERE_TO_RUN)
 def gpu(request):
     """The device under test."""
     return STAND_IN if request.param == "stand-in" else named(request.param)
@@ -176,6 +203,8 @@ def test_infinities_and_nothing(gpu):
     ((5,), (0,)), ((1, 1), (0, 1)), ((33, 65), (0,)), ((33, 65), (1,)),
     ((33, 65), (0, 1)), ((3, 5, 7), (0, 2)), ((3, 5, 7), (1,)),
     ((20_000,), (0,)), ((3, 9_000), (1,)), ((9_000, 3), (0,)), ((4, 3), ()),
+    ((9, 32), (1,)), ((7, 1023), (1,)), ((3, 1024), (1,)), ((2, 1281), (1,)),
+    ((5, 3, 40), (1, 2)), ((3, 40, 5), (0, 1)),
 ])
 def test_reductions(gpu, dtype, shape, axes):
     x = draw(shape, dtype)
@@ -247,6 +276,7 @@ def test_products(gpu, dtype, m, k, n):
     [(SHRINK, ((0, 4, 1), (0, 6, 1), (0, 6, 2)))],
     [(SHRINK, ((0, 4, 2), (0, 6, 1), (0, 5, 1)))],
     [(SHRINK, ((1, 2, 1), (0, 6, 1), (0, 6, 1))), (EXPAND, (4, 6, 6))],
+    [(FLIP, (0,))],
     [(RESHAPE, (2, 2, 6, 6)), (PERMUTE, (1, 0, 3, 2))],
 ])
 def test_products_of_views(gpu, left):
@@ -264,6 +294,58 @@ def test_no_copy_for_a_transposed_product():
     before = gpu.memory().used
     y = x.T @ x
     assert gpu.memory().used - before <= max(4 * y.size, 512)
+
+
+@pytest.mark.parametrize("n", [8192, 8193, 32_768, 40_001])
+def test_threads_that_go_round_again(gpu, n):
+    """32 blocks of 256 threads with four elements each: 32,768 at once."""
+    x, y = draw((n,), float32), draw((n,), float32, 1)
+    same(gpu, ADD, x, y)
+    same(gpu, WHERE, x > 0, x, y)
+    same(gpu, ADD, x.reshape(-1, 1), y.reshape(1, -1)[:, :3].repeat(n, 0),
+         moves=[(EXPAND, (n, 3))])
+
+
+def test_steps_beyond_32_bits():
+    """Two bytes more than 2 GiB apart; what lies between is not touched."""
+    card = Emulator()
+    card.capacity = 1 << 33
+    gpu, far = GPU("large", card), (1 << 31) + 5
+    storage = gpu.fresh(far + 1)
+    ends = Buffer(storage, View((2,), (far,), 0), int8)
+    gpu.run(WRITE, ends, gpu.adopt(np.array([3, -7], np.int8)))
+    assert gpu.host(gpu.run(CAST, ends, arg=int64)).array.tolist() == [3, -7]
+    assert gpu.host(gpu.run(SUM, ends, arg=(0,))).array.tolist() == [-4]
+    assert storage.memory[far] == 256 - 7
+
+
+def test_warps_read_whole_sectors():
+    """Dense operands, rows and columns: no transaction too many."""
+    x, y = draw((64, 256), float32), draw((64, 256), float32, 1)
+    out, made = np.empty_like(x), program(Emulator(), float32)
+    kept, along = walk((64,), (256,)), walk((256,), (1,))
+    for seen in (
+            trace(made, "ADD", 4, 256, walk((64 * 256,), (1,), (1,), (1,)),
+                  out, x, y),
+            trace(made, "SUM_rows", 8, block("rows", 256)[0], kept, along,
+                  np.int64(256), out, x),
+            trace(made, "SUM_columns", 8, block("columns", 64)[0], along,
+                  kept, np.int64(64), out, x)):
+        for (place, _), found in traffic(seen).items():
+            assert place == "shared" or found.transactions == found.least
+        assert len(races(seen)) == 0
+
+
+@pytest.mark.parametrize("how, kept, along", [
+    ("rows", 3, 1100), ("rows", 9, 33), ("columns", 40, 70)])
+def test_folds_have_no_races(how, kept, along):
+    x, out = draw((kept, along), float32), np.empty(kept, np.float32)
+    threads, results = block(how, along)
+    seen = trace(program(Emulator(), float32), f"SUM_{how}",
+                 -(-kept // results), threads, walk((kept,), (along,)),
+                 walk((along,), (1,)), np.int64(along), out, x)
+    assert len(races(seen)) == 0
+    np.testing.assert_allclose(out, x.sum(1), rtol=1e-4)
 
 
 def test_write_over_itself(gpu):
@@ -315,6 +397,61 @@ def test_a_copy_under_way_waits_for_the_past_and_is_waited_for():
     assert tensor.tolist() == [1.0, 2.0]
 
 
+def test_memory_under_way_is_kept_until_the_copy_is_over(monkeypatch):
+    """Memory given back too early would be the next tensor's."""
+    STAND_IN.begin(Tensor([0.0]))  # what has passed is let go
+    monkeypatch.setattr(stand_in.Event, "done", False)
+    tensor, _ = STAND_IN.begin(Tensor([1.0, 2.0]))
+    target = weakref.ref(tensor.buffer.storage.memory)
+    del tensor, _
+    assert target() is not None
+    monkeypatch.setattr(stand_in.Event, "done", True)
+    STAND_IN.begin(Tensor([3.0]))
+    assert target() is None
+
+
+def test_batches_come_from_any_device(gpu):
+    there = Tensor([[1.0, 2.0], [3.0, 4.0]]).to(gpu)
+    for tensor in (there, there.T):
+        copied, arrive = gpu.begin(tensor)
+        arrive()
+        assert copied.tolist() == tensor.tolist()
+
+
+@pytest.mark.parametrize("turn", [
+    lambda x: x, lambda x: x.T, lambda x: x[::2, 1:], lambda x: x[::-1],
+    lambda x: x[:0]])
+def test_memory_of_others_is_shared_and_copied_whole(turn, monkeypatch):
+    """Sizes are bytes here, and elements of their dtype there."""
+    monkeypatch.setitem(DEVICES, "stand-in", STAND_IN)
+    theirs = turn(np.arange(12, dtype=np.float32).reshape(4, 3))
+    ours = wrap(STAND_IN.share(theirs), STAND_IN)
+    assert ours.tolist() == theirs.tolist()
+    apart = copy.deepcopy(ours)
+    theirs[:1] = 9
+    assert ours.tolist() == theirs.tolist()
+    assert theirs.size == 0 or apart.tolist() != ours.tolist()
+    assert apart.shape == theirs.shape
+
+
+def test_nothing_is_copied_without_an_address(monkeypatch):
+    """CuPy's arrays without elements have the address 0."""
+    monkeypatch.setattr(STAND_IN.card.arrays.cuda.runtime, "memcpyAsync",
+                        lambda *_: pytest.fail("a copy of nothing"))
+    x = Tensor(np.empty((0, 3), np.float32)).to(STAND_IN)
+    assert x.numpy().shape == (0, 3)
+
+
+def test_what_fits_is_not_copied(gpu, monkeypatch):
+    """An index of 64 bits and a dense key are read where they are."""
+    table, index = gpu.adopt(draw((4, 3), float32)), gpu.adopt(np.array([1]))
+    key = gpu.adopt(np.array([1, 2], np.uint64).view(np.int64))
+    monkeypatch.setitem(gpu.kernels, CAST, lambda *_: pytest.fail("a copy"))
+    gpu.run(GATHER, table, index)
+    gpu.run(SCATTER, gpu.adopt(draw((1, 3), float32)), index, arg=4)
+    gpu.run(RANDOM, key, arg=(5,))
+
+
 def test_memory_of_a_card_tells_the_pool_from_the_tensors():
     assert STAND_IN.memory() == (10, 20, 30, 40)
     assert "10 bytes in use by tensors, 20 bytes kept" in str(
@@ -348,3 +485,30 @@ def test_index_dtype_is_checked_first(gpu):
     with pytest.raises(TypeError):
         gpu.run(GATHER, gpu.adopt(np.zeros(3, np.float32)),
                 gpu.adopt(np.zeros(2, np.float32)))
+
+
+ARCHITECTURES = [(dtype, "sm_90") for dtype in DTYPES.values()] + [
+    (float32, arch) for arch in PROCESSORS if arch != "sm_90"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype, arch", ARCHITECTURES, ids=str)
+def test_kernels_compile_without_spills(dtype, arch):
+    """NVIDIA's compiler needs no card; blocks of 256 leave room for 4."""
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy has no wheel for this machine")
+    text = program_text(dtype)
+    found = usage(text, *spelled(dtype), arch=arch)
+    assert sorted(found) == sorted(kernel_names(text))
+    for name, use in found.items():
+        assert use.spilled == 0, name
+        assert occupancy(use, 256, arch) >= 0.5, (name, use)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", PROCESSORS)
+def test_leaves_compile_without_spills(arch):
+    if importlib.util.find_spec("cupy") is None:
+        pytest.skip("CuPy has no wheel for this machine")
+    found = usage(kernel_text("kernels/leaves.cu"), arch=arch)
+    assert [use.spilled for use in found.values()] == [0, 0]
