@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4bb51a219923  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:ac508dc2420d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ KERNELS[CAST] = copy
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/activations.md:891
+# chapters/tensors/activations.md:890
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """The kernel of WHERE: no branch that could be guessed wrongly."""
@@ -108,7 +108,7 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
     choose(out.view.size, *map(side_by_side, (condition, a, b)), out)
 
 
-# chapters/tensors/activations.md:876
+# chapters/tensors/activations.md:875
 @functools.cache
 def choose_for(width: int) -> Callable[..., None] | None:
     """`choose` for elements of some bytes; None without a C compiler."""
@@ -352,7 +352,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1431
+# chapters/gradients/gpu.md:1439
 def named(device: str) -> Device:
     """The device of that name, made when it is first asked for."""
     if device not in DEVICES:
@@ -438,5 +438,5 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1423
+# chapters/gradients/gpu.md:1431
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}

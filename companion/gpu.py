@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:b814f931362d
+# Tangled from gpu: edit there, `make tangle`. sha256:12f9a9efc3f6
 from __future__ import annotations
 
 import functools
@@ -83,7 +83,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1521
+    # chapters/gradients/gpu.md:1529
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = np.empty(self.nbytes, np.uint8)
@@ -105,7 +105,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1667
+    # chapters/gradients/gpu.md:1675
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -127,7 +127,7 @@ class GPU(Device):
         self.card.upload(out.address, source.array)
         return out
 
-    # chapters/gradients/gpu.md:1119
+    # chapters/gradients/gpu.md:1127
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
@@ -151,7 +151,7 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:787
+    # chapters/gradients/gpu.md:795
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
@@ -170,7 +170,7 @@ class GPU(Device):
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:1056
+    # chapters/gradients/gpu.md:1064
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -188,7 +188,7 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1128
+    # chapters/gradients/gpu.md:1136
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
@@ -203,7 +203,7 @@ class GPU(Device):
                 f"an axis of length {note[2]} allows {-note[2]} to "
                 f"{note[2] - 1} (found on {self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1550
+    # chapters/gradients/gpu.md:1558
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -217,7 +217,7 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1649
+    # chapters/gradients/gpu.md:1657
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
@@ -229,7 +229,7 @@ class GPU(Device):
             f"that are not needed (a loss kept without .item() keeps its "
             f"whole graph), or use no_grad where no gradient is wanted")
 
-    # chapters/gradients/gpu.md:1754
+    # chapters/gradients/gpu.md:1762
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -352,7 +352,7 @@ def program(card: Any, dtype: DType) -> Program:
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:735
+# chapters/gradients/gpu.md:743
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
@@ -396,18 +396,18 @@ def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
 
 LAUNCH[WHERE], LAUNCH[CAST] = choose, copy_on
 
-# chapters/gradients/gpu.md:712
+# chapters/gradients/gpu.md:720
 FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
 
 
-# chapters/gradients/gpu.md:715
+# chapters/gradients/gpu.md:723
 def forms(dtype: DType) -> list[str]:
     """The forms of a fold: one, where T and A are the same type."""
     spelling = TYPES[dtype]
     return [""] if spelling.memory == spelling.total else list(FORMS)
 
 
-# chapters/gradients/gpu.md:721
+# chapters/gradients/gpu.md:729
 def folds(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
@@ -418,14 +418,14 @@ def folds(dtype: DType) -> Iterator[str]:
                    f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:750
+# chapters/gradients/gpu.md:758
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:756
+# chapters/gradients/gpu.md:764
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -435,19 +435,19 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:765
+# chapters/gradients/gpu.md:773
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:774
+# chapters/gradients/gpu.md:782
 TOTALS = {"int": int32, "long long": int64,
           "float": float32, "double": float64}
 
 
-# chapters/gradients/gpu.md:778
+# chapters/gradients/gpu.md:786
 def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     """The shape of a block, and how many results it folds."""
     if how == "columns":
@@ -455,7 +455,7 @@ def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
 
 
-# chapters/gradients/gpu.md:809
+# chapters/gradients/gpu.md:817
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -476,7 +476,7 @@ def fold(op: Op) -> Callable[..., None]:
     return launch
 
 
-# chapters/gradients/gpu.md:829
+# chapters/gradients/gpu.md:837
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
     total = TOTALS[TYPES[out.dtype].total]
@@ -486,7 +486,7 @@ def fill(gpu: GPU, out: Buffer, value: Any) -> None:
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:856
+# chapters/gradients/gpu.md:864
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -495,20 +495,20 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:915
+# chapters/gradients/gpu.md:923
 @functools.cache
 def leaf_program(card: Any) -> Program:
     """The kernels that make numbers from nothing."""
     return card.compile(kernel_text("kernels/leaves.cu"))
 
 
-# chapters/gradients/gpu.md:921
+# chapters/gradients/gpu.md:929
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
     leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
                              out.address)
 
 
-# chapters/gradients/gpu.md:926
+# chapters/gradients/gpu.md:934
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
     if not key.view.is_dense:
@@ -521,7 +521,7 @@ def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:969
+# chapters/gradients/gpu.md:977
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -530,7 +530,7 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
         copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:977
+# chapters/gradients/gpu.md:985
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -540,11 +540,11 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:1051
+# chapters/gradients/gpu.md:1059
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1077
+# chapters/gradients/gpu.md:1085
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
     if index.dtype is not int64:
@@ -552,7 +552,7 @@ def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1084
+# chapters/gradients/gpu.md:1092
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -561,7 +561,7 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1092
+# chapters/gradients/gpu.md:1100
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
@@ -577,7 +577,7 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1174
+# chapters/gradients/gpu.md:1182
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -585,7 +585,7 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1181
+# chapters/gradients/gpu.md:1189
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
@@ -598,7 +598,7 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1208
+# chapters/gradients/gpu.md:1216
 def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
     """(products, step of each) and (place of each), a launch at a time."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
@@ -609,7 +609,7 @@ def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
         yield (*inner, *at)
 
 
-# chapters/gradients/gpu.md:1353
+# chapters/gradients/gpu.md:1361
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -622,7 +622,7 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1365
+# chapters/gradients/gpu.md:1373
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -632,7 +632,7 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, dense)
 
 
-# chapters/gradients/gpu.md:1377
+# chapters/gradients/gpu.md:1385
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -657,7 +657,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1445
+# chapters/gradients/gpu.md:1453
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -675,7 +675,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1571
+# chapters/gradients/gpu.md:1579
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -684,22 +684,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1528
+# chapters/gradients/gpu.md:1536
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1564
+# chapters/gradients/gpu.md:1572
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1643
+# chapters/gradients/gpu.md:1651
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1762
+# chapters/gradients/gpu.md:1770
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
              ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, each copied while earlier ones are used."""
@@ -712,7 +712,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
         yield arrived(sent.popleft())
 
 
-# chapters/gradients/gpu.md:1774
+# chapters/gradients/gpu.md:1782
 def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
             ) -> tuple[Tensor, ...]:
     """A batch that kernels launched from now on may use."""
@@ -721,11 +721,11 @@ def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
     return tuple([tensor for tensor, _ in batch])
 
 
-# chapters/gradients/gpu.md:1878
+# chapters/gradients/gpu.md:1886
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:1881
+# chapters/gradients/gpu.md:1889
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -742,7 +742,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:1900
+# chapters/gradients/gpu.md:1908
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -764,7 +764,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:1924
+# chapters/gradients/gpu.md:1932
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -780,7 +780,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:1939
+# chapters/gradients/gpu.md:1947
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:21aa5358f245 */
-#line 860 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:dc605540cedf */
+#line 859 "chapters/tensors/activations.md"
 #include <stdint.h>
 
 #ifndef WORD

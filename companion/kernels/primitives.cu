@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:5de7c0b87bb6 */
+/* Tangled from gpu: edit there, `make tangle`. sha256:19f66b85f39d */
 #line 284 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -153,24 +153,32 @@ struct Max { // of a and a is a, so any value that takes part is neutral
     static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
 };
 
+struct Room { A part[8][33]; };
+
+__device__ inline Room &room() // of the block
+{
+    __shared__ Room it;
+    return it;
+}
+
 // The values of a row's 32 or 256 threads as one, in the first of them.
 template <class F> __device__ A whole(A v)
 {
-    __shared__ A parts[8];
+    A *part = room().part[0];
     for (int d = 16; d > 0; d /= 2)
         v = F::join(v, __shfl_down_sync(0xffffffff, v, d));
     if (blockDim.x == 32)
         return v;
     __syncthreads(); // the parts of the row before have been read
     if (threadIdx.x % 32 == 0)
-        parts[threadIdx.x / 32] = v;
+        part[threadIdx.x / 32] = v;
     __syncthreads();
     for (int k = 1; k < 8 && threadIdx.x == 0; k++)
-        v = F::join(v, parts[k]);
+        v = F::join(v, part[k]);
     return v;
 }
 
-#line 658 "chapters/gradients/gpu.md"
+#line 666 "chapters/gradients/gpu.md"
 template <class F, class R, class S> __device__ void
 rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
@@ -189,34 +197,34 @@ rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 680 "chapters/gradients/gpu.md"
+#line 688 "chapters/gradients/gpu.md"
 // 32 neighbouring results in a block, 8 threads on each.
 template <class F, class R, class S> __device__ void
 columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
-    __shared__ A parts[8][33];
+    auto &part = room().part;
     i64 start = blockIdx.y * piece;
     i64 end = start + piece < along.size ? start + piece : along.size;
-    int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     i64 o = blockIdx.x * (i64)32 + lane;
     if (o < kept.size) {
         const S *column = x + spot<1>(kept, o).at[0];
         auto read = [&](Spot<1> s) { return column[s.at[0]]; };
         A v = F::none((A)read(spot<1>(along, start)));
-        visit<1>(along, start + part, 8, end, read,
+        visit<1>(along, start + warp, 8, end, read,
                  [&](S s) { v = F::join(v, (A)s); });
-        parts[part][lane] = v;
+        part[warp][lane] = v;
     }
     __syncthreads();
-    if (o < kept.size && part == 0) {
-        A v = parts[0][lane];
+    if (o < kept.size && warp == 0) {
+        A v = part[0][lane];
         for (int k = 1; k < 8; k++)
-            v = F::join(v, parts[k][lane]);
+            v = F::join(v, part[k][lane]);
         out[o * gridDim.y + blockIdx.y] = (R)v;
     }
 }
 
-#line 994 "chapters/gradients/gpu.md"
+#line 1002 "chapters/gradients/gpu.md"
 // Whether index j counts n things, from either end; if not, a note.
 __device__ inline bool inside(i64 &j, i64 n, i64 *fault)
 {
@@ -241,7 +249,7 @@ extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1024 "chapters/gradients/gpu.md"
+#line 1032 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -263,7 +271,7 @@ extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1337 "chapters/gradients/gpu.md"
+#line 1345 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {

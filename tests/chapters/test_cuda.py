@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:fdeaa4529816
+# Tangled from cuda: edit there, `make tangle`. sha256:2dec29b0eb08
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +7,7 @@ from companion.cuda import Emulator, Traffic, races, trace, traffic
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1626
+# chapters/gradients/cuda.md:1647
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -35,7 +35,7 @@ extern "C" __global__ void where(int *y) {
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1656
+# chapters/gradients/cuda.md:1677
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -51,7 +51,7 @@ def test_threads_wait_in_every_order():
         assert bits[0] == sum(1 << i for i in range(0, 32, 3))
 
 
-# chapters/gradients/cuda.md:1672
+# chapters/gradients/cuda.md:1693
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -61,7 +61,7 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1685
+# chapters/gradients/cuda.md:1706
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -80,7 +80,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1703
+# chapters/gradients/cuda.md:1724
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -90,7 +90,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1715
+# chapters/gradients/cuda.md:1736
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -103,7 +103,7 @@ def test_broken_kernels_are_told():
         assert np.isnan(x).all()
 
 
-# chapters/gradients/cuda.md:1728
+# chapters/gradients/cuda.md:1749
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -120,7 +120,7 @@ def test_bad_launches_are_told():
         Emulator().compile, BROKEN, "-DT=float")
 
 
-# chapters/gradients/cuda.md:1746
+# chapters/gradients/cuda.md:1767
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -130,7 +130,7 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1756
+# chapters/gradients/cuda.md:1777
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -141,7 +141,7 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1767
+# chapters/gradients/cuda.md:1788
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -150,7 +150,7 @@ def test_errors_in_kernels_name_the_line():
     assert complaint(nvrtc) == 'page.md, line 8: identifier "x" is undefined'
 
 
-# chapters/gradients/cuda.md:1779
+# chapters/gradients/cuda.md:1800
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -163,7 +163,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:1792
+# chapters/gradients/cuda.md:1813
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -181,7 +181,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:1813
+# chapters/gradients/cuda.md:1834
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -194,7 +194,7 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1826
+# chapters/gradients/cuda.md:1847
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -205,7 +205,7 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1839
+# chapters/gradients/cuda.md:1860
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -218,7 +218,7 @@ def test_traces_stop_what_leaves_its_arrays():
     assert len(trace(program, "f", 1, 1, np.int32(-1), x)) == 0
 
 
-# chapters/gradients/cuda.md:1852
+# chapters/gradients/cuda.md:1873
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -232,7 +232,7 @@ def test_races_between_blocks_and_within_warps():
     assert found["shared"].sum() == 128 and len(found) == 192
 
 
-# chapters/gradients/cuda.md:1869
+# chapters/gradients/cuda.md:1890
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;
