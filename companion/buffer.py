@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:500a890b3d3b  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:4854ba9ff2d3  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -141,9 +141,9 @@ class Buffer:
 # chapters/tensors/arrays.md:470
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
-    """Offset and strides in bytes; a view of nothing begins anywhere."""
-    offset = view.offset * itemsize if view.size else 0
-    return offset, tuple([s * itemsize for s in view.strides])
+    """Offset and strides in bytes; a view of nothing needs neither."""
+    scale = itemsize if view.size else 0
+    return view.offset * scale, tuple([s * scale for s in view.strides])
 
 
 # chapters/tensors/arrays.md:902
