@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data: edit there, `make tangle`. sha256:749748c7c163  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:5f89b7d21dfa  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2755
+# chapters/tensors/operations.md:2944
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -39,41 +39,47 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1674
+# chapters/tensors/blas.md:1707
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:825
+# chapters/tensors/activations.md:1189
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
 EXPORTS["silu"] = "companion.activations"
 
-# chapters/tensors/layers.md:868
+# chapters/tensors/layers.md:1413
 EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:542
+# chapters/tensors/losses.md:950
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:1736
+# chapters/gradients/autograd.md:1849
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:778
+# chapters/gradients/optimizers.md:1273
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:857
+# chapters/gradients/training.md:1671
 EXPORTS |= dict.fromkeys((
-    "Batches", "EarlyStopping", "Trainer", "accuracy", "clip_grad_norm",
-    "evaluate", "one_cycle", "warmup_cosine"), "companion.training")
+    "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
+    "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
+    "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:1953
+# chapters/gradients/data.md:2060
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
+
+# chapters/gradients/gpu.md:2046
+EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
+EXPORTS["prefetch"] = "companion.gpu"
+EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:79c070302ba2  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:3c5f348b9549  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def purpose(module: str) -> str:
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1854
+# chapters/tensors/blas.md:1909
 COMMANDS["bench"] = "companion.timing"
 
-# chapters/tensors/perceptron.md:357
+# chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
 # chapters/appendix/tangle.md:2626

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:7766ea56b97b
+# Tangled from autograd: edit there, `make tangle`. sha256:cc8157c4a0f5
 from __future__ import annotations
 
 import math
@@ -39,7 +39,7 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:188
+# chapters/gradients/autograd.md:195
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -56,11 +56,11 @@ class Record:
         self.ages = ages
 
 
-# chapters/gradients/autograd.md:250
+# chapters/gradients/autograd.md:257
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:253
+# chapters/gradients/autograd.md:260
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -71,19 +71,19 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:263
+# chapters/gradients/autograd.md:270
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:306
+# chapters/gradients/autograd.md:319
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
 NEEDS: dict[Op, tuple[int, ...]] = {}
 
 
-# chapters/gradients/autograd.md:311
+# chapters/gradients/autograd.md:324
 def check_rule(op: Op) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -92,7 +92,7 @@ def check_rule(op: Op) -> None:
             f"no_grad(), or on .detach()")
 
 
-# chapters/gradients/autograd.md:319
+# chapters/gradients/autograd.md:332
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -100,13 +100,13 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, *src, y))
 
 
-# chapters/gradients/autograd.md:326
+# chapters/gradients/autograd.md:339
 def ages(op: Op, *values: Any) -> list[int]:
     """The versions of the memory that the gradient of `op` reads."""
     return [values[i].buffer.storage.version for i in NEEDS.get(op, ())]
 
 
-# chapters/gradients/autograd.md:348
+# chapters/gradients/autograd.md:361
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
 GRADIENT[NEG] = (lambda g, y, x, _: -g,)
@@ -117,9 +117,9 @@ GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
 GRADIENT[SQRT] = (lambda g, y, x, _: g * 0.5 / y,)
 GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
-GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
+GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype).to(x.device),)
 
-# chapters/gradients/autograd.md:376
+# chapters/gradients/autograd.md:389
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
@@ -134,7 +134,7 @@ GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
 
 
-# chapters/gradients/autograd.md:404
+# chapters/gradients/autograd.md:417
 def share(g: Any, a: Any, b: Any) -> Any:
     """What max(a, b) passes on to a: all, nothing, or half of a tie."""
     return g.where(b < a, (g * 0.5).where(a == b, 0))
@@ -144,19 +144,19 @@ GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
                      lambda g, y, a, b, _: share(g, b, a))
 
 
-# chapters/gradients/autograd.md:441
+# chapters/gradients/autograd.md:454
 def inverse(order: tuple[int, ...]) -> list[int]:
     """The order that undoes `order`."""
     return sorted(range(len(order)), key=order.__getitem__)
 
 
-# chapters/gradients/autograd.md:446
+# chapters/gradients/autograd.md:459
 def stretched(x: Any, shape: tuple[int, ...]) -> list[int]:
     """The axes along which an EXPAND repeated x."""
     return [i for i, (n, m) in enumerate(zip(x.shape, shape)) if n != m]
 
 
-# chapters/gradients/autograd.md:451
+# chapters/gradients/autograd.md:464
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -164,7 +164,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:458
+# chapters/gradients/autograd.md:471
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -173,7 +173,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:475
+# chapters/gradients/autograd.md:488
 GRADIENT[RESHAPE] = (lambda g, y, x, shape: g.reshape(x.shape),)
 GRADIENT[PERMUTE] = (lambda g, y, x, order: g.permute(inverse(order)),)
 GRADIENT[FLIP] = (lambda g, y, x, axes: g.flip(axes),)
@@ -185,7 +185,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:513
+# chapters/gradients/autograd.md:526
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -195,7 +195,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:533
+# chapters/gradients/autograd.md:546
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: a.mT @ g)
 GRADIENT[GATHER] = (
@@ -206,7 +206,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:620
+# chapters/gradients/autograd.md:633
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -228,7 +228,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:705
+# chapters/gradients/autograd.md:718
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -242,7 +242,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:727
+# chapters/gradients/autograd.md:740
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -265,11 +265,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:753
+# chapters/gradients/autograd.md:766
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:756
+# chapters/gradients/autograd.md:769
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -278,7 +278,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:974
+# chapters/gradients/autograd.md:1016
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

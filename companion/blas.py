@@ -1,15 +1,13 @@
-# Tangled from blas: edit there, `make tangle`. sha256:12d38c53adb6
+# Tangled from blas: edit there, `make tangle`. sha256:af888a315bb3
 from __future__ import annotations
 
 import ctypes
 import functools
 import importlib.util
 import math
-import platform
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from datetime import date
 from importlib import import_module
 from itertools import chain
 from typing import Any
@@ -29,20 +27,20 @@ from companion.dtype import (
     int64,
     uint8,
 )
-from companion.native import POOL, CompileError, compiler, kernel
-from companion.timing import compare, limits, machine, steadiest
+from companion.native import POOL, CompileError, kernel
+from companion.timing import MISSING, compare, limits, stamp, steadiest
 from companion.view import View
 
-# chapters/tensors/blas.md:1329
+# chapters/tensors/blas.md:1342
 MR, KC = 6, 1024  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1332
+# chapters/tensors/blas.md:1345
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1336
+# chapters/tensors/blas.md:1349
 def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
@@ -52,7 +50,7 @@ def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1345
+# chapters/tensors/blas.md:1358
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -64,11 +62,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1364
+# chapters/tensors/blas.md:1377
 LAYOUT = struct.Struct("18q2dP32q")
 
 
-# chapters/tensors/blas.md:1367
+# chapters/tensors/blas.md:1380
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -83,13 +81,14 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1385
+# chapters/tensors/blas.md:1398
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          width: int, threads: int) -> bytes:
     """A `struct product`: how sgemm shall walk these views."""
     check_fit(a, b, c)
     (m, k), n = a.shape[-2:], b.shape[-1]
+    k = k if alpha else 0  # 0 times anything, unread
     (ra, ca), (rb, cb), (rc, cc) = [v.strides[-2:] for v in (a, b, c)]
     axes = stack_axes(a, b, c)
     stack = math.prod(c.shape[:-2])
@@ -108,13 +107,13 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1419
+# chapters/tensors/blas.md:1433
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1424
+# chapters/tensors/blas.md:1438
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     """The compiled product and its panel's width; None without C."""
@@ -128,14 +127,14 @@ def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     return function, library.columns()
 
 
-# chapters/tensors/blas.md:1437
+# chapters/tensors/blas.md:1451
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1445
+# chapters/tensors/blas.md:1459
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -146,6 +145,8 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
         raise TypeError(f"gemm: {a.dtype} @ {b.dtype} into {c.dtype}; "
                         f"expected one dtype, of "
                         f"{', '.join(map(str, FLAVOURS))}")
+    if not c.dtype.is_float:
+        check_factors(c.dtype, alpha, beta)
     compiled = product(c.dtype)
     if compiled is None:
         numpy_product(c, a, b, alpha, beta)
@@ -158,36 +159,50 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
              a.address, b.address, c.address)
 
 
-# chapters/tensors/blas.md:1469
+# chapters/tensors/blas.md:1487
+def check_factors(dtype: DType, *factors: float) -> None:
+    """Refuse factors that are no integers of `dtype`."""
+    most = np.iinfo(dtype.numpy).max
+    for factor in factors:
+        if factor % 1 or abs(factor) > most:
+            raise ValueError(f"gemm: {factor} is no {dtype}; expected "
+                             f"whole numbers up to {most} for alpha and "
+                             f"beta, or a product of floats")
+
+
+# chapters/tensors/blas.md:1499
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1475
+# chapters/tensors/blas.md:1505
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1483
+# chapters/tensors/blas.md:1513
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
-    result = np.matmul(a.array, b.array)
+    k = a.shape[-1] if alpha else 0
+    result = np.matmul(a.array[..., :k], b.array[..., :k, :])
     if alpha != 1 or beta != 0:
-        result = alpha * result + (beta * c.array if beta else 0)
-    np.copyto(c.array, result, casting="unsafe")
+        factor = c.dtype.numpy.type
+        kept = factor(beta) * c.array if beta else 0
+        result = factor(alpha) * result + kept
+    np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1578
+# chapters/tensors/blas.md:1611
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1582
+# chapters/tensors/blas.md:1615
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -199,7 +214,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1593
+# chapters/tensors/blas.md:1626
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -207,14 +222,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1861
+# chapters/tensors/blas.md:1916
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1867
+# chapters/tensors/blas.md:1922
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -226,7 +241,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1878
+# chapters/tensors/blas.md:1933
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -234,18 +249,15 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         for name, peer in peers().items():
             yield {"bench": "gemm", "case": "x".join(map(str, case)),
                    "threads": threads, "unit": "GFLOP/s",
-                   "peer_name": name, **race(case, peer, threads, peak),
-                   "machine": machine(), "versions": versions(name),
-                   "date": date.today().isoformat()}
+                   **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1892
+# chapters/tensors/blas.md:1945
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
     if peer is None:
-        return dict.fromkeys(
-            ("ours", "peer", "ratio", "spread", "limit_fraction"))
+        return MISSING
     m, n, k = case
     random = np.random.default_rng(0)
     a = random.standard_normal((m, k), dtype=np.float32)
@@ -262,12 +274,3 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
     return {"ours": work / found.ours, "peer": work / found.peer,
             "ratio": found.ratio, "spread": found.spread,
             "limit_fraction": work / found.ours / peak}
-
-
-# chapters/tensors/blas.md:1916
-def versions(peer: str) -> dict[str, str]:
-    """What has been compared with what, for the record."""
-    found = {"python": platform.python_version(), "compiler": compiler()[1]}
-    if importlib.util.find_spec(peer):
-        found[peer] = import_module(peer).__version__
-    return found

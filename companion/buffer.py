@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:e0bd190639e2  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:500a890b3d3b  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -15,39 +15,48 @@ from companion.dtype import DTYPES, DType, as_dtype, bfloat16
 from companion.view import Shape, View
 
 
-# chapters/tensors/arrays.md:104
+# chapters/tensors/arrays.md:105
 class Storage:
     """A flat run of bytes, and what owns it.  Many buffers may share one."""
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1710
+    # chapters/tensors/blas.md:1743
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""
         return self.memory.__array_interface__["data"][0]
 
-    # chapters/tensors/arrays.md:114
+    # chapters/tensors/arrays.md:115
     @property
     def nbytes(self) -> int:
         return self.memory.size
 
-    # chapters/tensors/arrays.md:1132
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Storage, (self.memory,)
+    # chapters/tensors/arrays.md:479
+    def window(self, view: View, dtype: DType) -> np.ndarray:
+        """The view as a NumPy array on this memory."""
+        return np.ndarray(view.shape, dtype.numpy, self.memory,
+                          *in_bytes(view, dtype.itemsize))
 
-    # chapters/gradients/autograd.md:950
+    # chapters/tensors/arrays.md:1042
+    writable = True
+
+    # chapters/tensors/arrays.md:1145
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.memory,)
+
+    # chapters/gradients/autograd.md:996
     version = 0
 
 
-# chapters/tensors/arrays.md:119
+# chapters/tensors/arrays.md:120
 def allocate(nbytes: int) -> Storage:
     """`nbytes` bytes of fresh, uninitialised memory."""
     return Storage(np.empty(nbytes, np.uint8))
 
 
-# chapters/tensors/arrays.md:437
+# chapters/tensors/arrays.md:438
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -72,12 +81,12 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:480
+    # chapters/tensors/arrays.md:487
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
         if self.window is None:
-            self.window = window(self.storage, self.view, self.dtype)
+            self.window = self.storage.window(self.view, self.dtype)
         return self.window
 
     @property
@@ -85,7 +94,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:737
+    # chapters/tensors/arrays.md:744
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -96,7 +105,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:985
+    # chapters/tensors/arrays.md:992
     def __str__(self) -> str:
         return text(self)
 
@@ -105,7 +114,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1075
+    # chapters/tensors/arrays.md:1088
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -124,22 +133,20 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1138
+    # chapters/tensors/arrays.md:1151
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self.storage, self.view, self.dtype)
 
 
-# chapters/tensors/arrays.md:469
-def window(storage: Storage, view: View, dtype: DType) -> np.ndarray:
-    """The view as a NumPy array on the same memory."""
-    size = dtype.itemsize
-    if view.size == 0:
-        return np.empty(view.shape, dtype.numpy)
-    return np.ndarray(view.shape, dtype.numpy, storage.memory,
-                      view.offset * size, [s * size for s in view.strides])
+# chapters/tensors/arrays.md:470
+@functools.lru_cache(maxsize=4096)
+def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
+    """Offset and strides in bytes; a view of nothing begins anywhere."""
+    offset = view.offset * itemsize if view.size else 0
+    return offset, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:895
+# chapters/tensors/arrays.md:902
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -147,7 +154,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:902
+# chapters/tensors/arrays.md:909
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -156,7 +163,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:915
+# chapters/tensors/arrays.md:922
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -169,7 +176,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:941
+# chapters/tensors/arrays.md:948
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -188,11 +195,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:964
+# chapters/tensors/arrays.md:971
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:967
+# chapters/tensors/arrays.md:974
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -209,7 +216,7 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1033
+# chapters/tensors/arrays.md:1045
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -222,11 +229,12 @@ def adopt(array: np.ndarray) -> Buffer:
     forwards: Any = (..., *[slice(None, None, s) for s in steps])
     flat = np.lib.stride_tricks.as_strided(
         array[forwards], (high - low.offset + 1,), (dtype.itemsize,))
-    return Buffer(Storage(flat.view(np.uint8)),
-                  view._replace(offset=-low.offset), dtype)
+    storage = Storage(flat.view(np.uint8))
+    storage.writable = array.flags.writeable
+    return Buffer(storage, view._replace(offset=-low.offset), dtype)
 
 
-# chapters/tensors/arrays.md:1049
+# chapters/tensors/arrays.md:1062
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -236,11 +244,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1097
+# chapters/tensors/arrays.md:1110
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1100
+# chapters/tensors/arrays.md:1113
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

@@ -1,7 +1,7 @@
-# Tangled from data: edit there, `make tangle`. sha256:cfe2688f5789
+# Tangled from data: edit there, `make tangle`. sha256:aee4fdce0a33
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
 import gzip
 import hashlib
@@ -14,8 +14,8 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,13 +26,14 @@ import numpy as np
 from tqdm import tqdm
 
 from companion.blas import tell
+from companion.device import LOW, threefry
 from companion.dtype import float32
 from companion.native import cache
 from companion.ops import GATHER
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
-# chapters/gradients/data.md:85
+# chapters/gradients/data.md:86
 STROKES = (
     "30 51 62 66 57 38 17 06 02 11 30", "12 30 38",
     "02 11 30 51 62 63 08 68", "01 30 51 62 53 34 55 66 57 38 07",
@@ -41,12 +42,12 @@ STROKES = (
     "34 53 51 30 11 13 34 65 67 38 07 05 34", "62 50 20 02 14 44 62 58")
 
 
-# chapters/gradients/data.md:93
+# chapters/gradients/data.md:94
 def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     """Corners (points, n, 2) of a digit, n times with a shaky hand.
 
-    `u` (n, 32) are uniform numbers: six for slant, size and place, two
-    for each corner.
+    `u` (n, at least 32) are uniform numbers: six for slant, size and
+    place, then two for each corner.
     """
     corners = np.array([[int(at[0]) - 3, int(at[1]) - 4]
                         for at in STROKES[digit].split()], np.float32)
@@ -58,25 +59,22 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     return np.stack([left, top], -1).swapaxes(0, 1)
 
 
-# chapters/gradients/data.md:125
+# chapters/gradients/data.md:126
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
     grid = np.arange(28, dtype=np.float32)
     nearest = np.full((corners.shape[1], 28, 28), np.inf, np.float32)
     for begin, end in zip(corners, corners[1:]):
-        x, y = [(grid - b[:, None]) for b in begin.T]
-        along = (end - begin)[..., None]
-        u, v = along[:, 0], along[:, 1]
-        run = (x * u)[:, None, :] + (y * v)[:, :, None]
-        at = run / (u * u + v * v + 1e-6)[:, None]
-        at = at.clip(0, 1)
-        across = x[:, None, :] - at * u[:, None]
-        below = y[:, :, None] - at * v[:, None]
-        np.minimum(nearest, across * across + below * below, out=nearest)
+        x, y = (grid - begin[..., None]).swapaxes(0, 1)
+        x, y = x[:, None, :], y[:, :, None]
+        u, v = (end - begin).T[..., None, None]
+        at = ((x * u + y * v) / (u * u + v * v + 1e-6)).clip(0, 1)
+        away = (x - at * u) ** 2 + (y - at * v) ** 2
+        np.minimum(nearest, away, out=nearest)
     return (width[:, None, None] - np.sqrt(nearest)).clip(0, 1)
 
 
-# chapters/gradients/data.md:144
+# chapters/gradients/data.md:142
 def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """n pictures uint8 (n, 28, 28) of digits, and the digits, int64."""
     u = rand(n, 33, generator=Generator(seed)).numpy()
@@ -88,7 +86,7 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (images * 215 + noise * 40).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:178
+# chapters/gradients/data.md:176
 class Dataset(Protocol):
     """Anything with a length whose examples have numbers."""
 
@@ -101,26 +99,31 @@ Batch = tuple[Tensor, ...]
 Transform = Callable[..., Batch]
 
 
-# chapters/gradients/data.md:194
+# chapters/gradients/data.md:192
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
     return tuple([column(parts) for parts in zip(*rows, strict=True)])
 
 
-# chapters/gradients/data.md:200
+# chapters/gradients/data.md:198
 def column(parts: tuple[Any, ...]) -> Tensor:
-    shapes = {np.shape(part) for part in parts}
-    if len(shapes) > 1:
+    """One tensor of the parts: numbers, arrays or tensors of one shape."""
+    try:
+        if isinstance(parts[0], (bool, int, float)):
+            return Tensor(parts)
+        shapes = {np.shape(part) for part in parts}
+        if len(shapes) > 1:
+            raise ValueError(f"their shapes are {sorted(shapes)}")
+        return from_numpy(np.stack([np.asarray(part) for part in parts]))
+    except (TypeError, ValueError) as error:
         raise ValueError(
-            f"collate: examples of shapes {sorted(shapes)} do not stack; "
-            f"pad them, or give the loader a collate of your own")
-    if isinstance(parts[0], (bool, int, float)):
-        return Tensor(parts)
-    return from_numpy(np.stack([np.asarray(part) for part in parts]))
+            f"collate: examples of type {type(parts[0]).__name__} do not "
+            f"stack ({error}); make them arrays of one shape, or give the "
+            f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:228
+# chapters/gradients/data.md:231
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -133,14 +136,14 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:240
+# chapters/gradients/data.md:243
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:276
+# chapters/gradients/data.md:279
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -165,10 +168,26 @@ class Arrays:
 
     def __getitem__(self, index: Any) -> Batch:
         rows = tuple([rows_of(c, index) for c in self.columns])
-        return rows if self.transform is None else self.transform(*rows)
+        if self.transform is None:
+            return rows
+        return as_batch(self.transform(*rows))
+
+    # chapters/gradients/data.md:332
+    def __repr__(self) -> str:
+        kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
+        return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:305
+# chapters/gradients/data.md:310
+def as_batch(made: Any) -> Batch:
+    """What a transform gave back, as a tuple; one tensor is a column."""
+    if not isinstance(made, (tuple, Tensor)):
+        raise TypeError(f"transform: expected it to return a tensor or a "
+                        f"tuple of tensors, got {type(made).__name__}")
+    return made if isinstance(made, tuple) else (made,)
+
+
+# chapters/gradients/data.md:318
 def rows_of(column: Tensor, index: Any) -> Tensor:
     """`column[index]`; numbered rows take the short way to GATHER."""
     if isinstance(index, np.ndarray) and index.dtype == np.int64:
@@ -176,13 +195,13 @@ def rows_of(column: Tensor, index: Any) -> Tensor:
     return column[index]
 
 
-# chapters/gradients/data.md:312
+# chapters/gradients/data.md:325
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:382
+# chapters/gradients/data.md:403
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -192,7 +211,7 @@ class DataLoader(Batches):
     say where the next batch begins, and `go_to` goes there.
     """
 
-    dataset: Dataset
+    dataset: Dataset = field(repr=False)
     batch_size: int = 1
     shuffle: bool = False
     seed: int = 0
@@ -209,13 +228,20 @@ class DataLoader(Batches):
             raise ValueError(
                 f"DataLoader: {len(self.dataset)} examples make no batch "
                 f"of {self.batch_size} (drop_last={self.drop_last})")
+        if min(self.workers, self.prefetch) < 0:
+            raise ValueError(f"DataLoader: no workers={self.workers} or "
+                             f"prefetch={self.prefetch}; 0 means none")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:421
+    # chapters/gradients/data.md:445
+    def starts(self, index: int) -> range:
+        """Where batches begin in an epoch's order, from `index` on."""
+        n, size = len(self.dataset), self.batch_size
+        return range(index, n - size + 1 if self.drop_last else n, size)
+
     def __len__(self) -> int:
         """Batches in an epoch."""
-        n = len(self.dataset) / self.batch_size
-        return math.floor(n) if self.drop_last else math.ceil(n)
+        return len(self.starts(0))
 
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
@@ -227,11 +253,10 @@ class DataLoader(Batches):
 
     def parts(self) -> list[np.ndarray]:
         """The rows of each batch that is left of the current epoch."""
-        size, order = self.batch_size, self.shuffled()
-        end = len(self) * size if self.drop_last else len(order)
-        return [order[i:i + size] for i in range(self.index, end, size)]
+        order, size = self.shuffled(), self.batch_size
+        return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:456
+    # chapters/gradients/data.md:483
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -240,48 +265,36 @@ class DataLoader(Batches):
                 f"{len(self.dataset)}, got {epoch} and {index}")
         self.epoch, self.index = epoch, index
         self.begun = False
-        self.running: Iterator[Batch] = iter(())
+        self.running: Iterator[Any] = iter(())
 
-    def __iter__(self) -> Iterator[Batch]:
-        if self.begun:
-            self.go_to(self.epoch + 1, 0)
-        self.begun = True
-        return self.rest(self.epoch, self.index, self.parts())
+    # chapters/gradients/data.md:500
+    def rest(self) -> Iterator[tuple[int, Batch]]:
+        """The rest of the epoch: each batch, and the index after it."""
+        index, parts = self.index, self.parts()
+        for rows, batch in zip(parts, self.fetched(parts)):
+            index += len(rows)
+            yield index, batch
 
-    def rest(self, epoch: int, index: int, parts: list[np.ndarray]
-             ) -> Iterator[Batch]:
-        """The batches of `parts`; says where we are after each."""
-        with contextlib.closing(self.fetched(epoch, parts)) as batches:
-            for rows in parts:
-                self.begun = False  # who asks again after an error
-                batch = next(batches)
-                self.begun, index = True, index + len(rows)
-                self.epoch, self.index = epoch, index
-                yield batch
-
-    # chapters/gradients/data.md:490
-    def __next__(self) -> Batch:
-        while True:
-            for batch in self.running:
-                return batch
-            self.running = iter(self)
-
-    # chapters/gradients/data.md:831
-    def fetched(self, epoch: int, parts: list[np.ndarray]) -> Any:
-        """A generator of the batches of `parts`, from the workers."""
-        fetch = functools.partial(self.fetch, epoch)
+    # chapters/gradients/data.md:869
+    def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """The batches of `parts`, in order, from the workers."""
         if not self.workers:
-            yield from map(fetch, parts)
+            yield from map(self.fetch, parts)
             return
-        pool = self.pool(self.workers, initializer=begin, initargs=(fetch,))
+        pool = self.pool(self.workers, initializer=begin,
+                         initargs=(self.fetch,))
         try:
             yield from ahead(lambda rows: pool.submit(work, rows), parts,
                              self.workers * self.prefetch)
+        except BrokenExecutor as error:
+            error.add_note("DataLoader: a worker died; with workers=0 the "
+                           "cause comes to light")
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:693
-    def fetch(self, epoch: int, rows: np.ndarray) -> Batch:
+    # chapters/gradients/data.md:731
+    def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         if self.collate is None:
             batch = gather(self.dataset, rows)
@@ -289,15 +302,33 @@ class DataLoader(Batches):
             batch = self.collate(items(self.dataset, rows))
         if self.augment is None:
             return batch
-        chance = Chance(self.seed, epoch, rows, len(self.dataset))
-        return self.augment(chance, *batch)
+        chance = Chance(self.seed, self.epoch, rows)
+        return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:844
+    # chapters/gradients/data.md:529
+    def __iter__(self) -> Iterator[Batch]:
+        if self.begun:
+            self.go_to(self.epoch + 1, 0)
+        self.begun, epoch = True, self.epoch
+        for index, batch in copy.copy(self).rest():
+            self.epoch, self.index = epoch, index
+            yield batch
+
+    def __next__(self) -> Batch:
+        for index, batch in self.running:
+            self.index = index
+            return batch
+        if not self.starts(self.index):
+            self.go_to(self.epoch + 1, 0)
+        self.begun, self.running = True, copy.copy(self).rest()
+        return next(self)
+
     def __getstate__(self) -> dict[str, Any]:
+        """All but the batches under way: a copy makes its own."""
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:540
+# chapters/gradients/data.md:586
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -315,16 +346,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:595
-@functools.lru_cache(maxsize=8)
-def uniforms(n: int, k: int, seed: int, place: int) -> np.ndarray:
-    """k uniform numbers for each of n examples."""
-    draw = Generator(seed)
-    draw.place = place
-    return rand(n, k, generator=draw).numpy()
-
-
-# chapters/gradients/data.md:605
+# chapters/gradients/data.md:641
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -332,17 +354,20 @@ class Chance:
     depends on seed, epoch and example; each call gives other numbers.
     """
 
-    def __init__(self, seed: int, epoch: int, rows: np.ndarray, n: int):
-        self.seed, self.rows, self.n = seed * 1_000_003 + epoch, rows, n
-        self.calls = 0
+    def __init__(self, seed: int, epoch: int, rows: np.ndarray):
+        key = seed * 1_000_003 + epoch
+        self.key = key & LOW, key >> 32 & LOW
+        self.examples, self.calls = rows[:, None].astype(np.uint32), 0
 
     def __call__(self, k: int = 1) -> np.ndarray:
         self.calls += 1
-        place = self.calls << 40
-        return uniforms(self.n, k, self.seed, place)[self.rows]
+        columns = np.arange(k, dtype=np.uint32) + (self.calls << 20)
+        words, _ = threefry(self.key, self.examples,
+                            columns.astype(np.uint32))
+        return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:633
+# chapters/gradients/data.md:672
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -359,7 +384,7 @@ class RandomShift:
         return from_numpy(moved), *rest
 
 
-# chapters/gradients/data.md:649
+# chapters/gradients/data.md:688
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -374,21 +399,20 @@ class RandomFlip:
         return from_numpy(turned), *rest
 
 
-# chapters/gradients/data.md:673
+# chapters/gradients/data.md:712
 class Compose:
     """One augmentation after the other."""
 
     def __init__(self, *steps: Transform):
         self.steps = steps
 
-    def __call__(self, chance: Chance, *batch: Tensor
-                 ) -> Batch:
+    def __call__(self, chance: Chance, *batch: Tensor) -> Batch:
         for step in self.steps:
-            batch = step(chance, *batch)
+            batch = as_batch(step(chance, *batch))
         return batch
 
 
-# chapters/gradients/data.md:779
+# chapters/gradients/data.md:817
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -401,27 +425,27 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:813
+# chapters/gradients/data.md:851
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:816
+# chapters/gradients/data.md:854
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:821
+# chapters/gradients/data.md:859
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     return WORKER.fetch(rows)
 
 
-# chapters/gradients/data.md:1059
+# chapters/gradients/data.md:1102
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1062
+# chapters/gradients/data.md:1105
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -436,7 +460,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1160
+# chapters/gradients/data.md:1203
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -462,17 +486,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1195
+# chapters/gradients/data.md:1238
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1199
+# chapters/gradients/data.md:1242
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1203
+# chapters/gradients/data.md:1246
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -490,7 +514,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1229
+# chapters/gradients/data.md:1272
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -515,7 +539,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1257
+# chapters/gradients/data.md:1300
 def part_of(path: Path) -> Path:
     """Where a download is collected until it is whole."""
     try:
@@ -526,7 +550,7 @@ def part_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-# chapters/gradients/data.md:1267
+# chapters/gradients/data.md:1310
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -545,11 +569,11 @@ def download(name: str, path: Path) -> bytes:
             complaints[url] = error
     told = "; ".join(f"{url}: {error}" for url, error in complaints.items())
     raise (DataError if wrong else Unreachable)(
-        f"cannot download {name}: {told}; connect, or put the file into a "
-        f"folder and name that in COMPANION_DATA")
+        f"cannot download {name}: {told}; connect, or name in "
+        f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1313
+# chapters/gradients/data.md:1356
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -559,7 +583,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1322
+# chapters/gradients/data.md:1365
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -576,17 +600,37 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1361
+# chapters/gradients/data.md:1404
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
+Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1364
-def check_split(split: str) -> None:
-    if split not in ("train", "test"):
+# chapters/gradients/data.md:1408
+def found_or_drawn(name: str, read: Callable[[str], Columns],
+                   draw: Callable[[int, int], Columns], split: str,
+                   transform: Transform | None) -> Arrays:
+    """The split as `read` finds it, or drawn where that is unreachable."""
+    if split not in DRAWN:
         raise ValueError(f"split: expected 'train' or 'test', got {split!r}")
+    try:
+        columns, source = read(split), name
+    except Unreachable as error:
+        tell(f"drawn digits stand in for {name}: {error}")
+        columns, source = draw(*DRAWN[split]), "drawn"
+    return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1369
+# chapters/gradients/data.md:1424
+def read_mnist(split: str) -> Columns:
+    """Images and labels out of two files."""
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images, labels = [
+        read_idx(obtain(f"mnist/{prefix}-{part}-ubyte.gz"))
+        for part in ("images-idx3", "labels-idx1")]
+    return images, labels.astype(np.int64)
+
+
+# chapters/gradients/data.md:1433
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -594,26 +638,16 @@ def mnist(split: str = "train", transform: Transform | None = None
     Images uint8 (n, 28, 28) and labels int64 (n,). Where they are neither
     here nor to be had, 4,000 and 1,000 drawn digits; see `source`.
     """
-    check_split(split)
-    prefix = {"train": "train", "test": "t10k"}[split]
-    try:
-        images, labels = [
-            read_idx(obtain(f"mnist/{prefix}-{part}-ubyte.gz"))
-            for part in ("images-idx3", "labels-idx1")]
-    except Unreachable as error:
-        tell(f"drawn digits stand in for MNIST: {error}")
-        images, labels = drawn_digits(*DRAWN[split])
-        return Arrays(images, labels, transform=transform, source="drawn")
-    return Arrays(images, labels.astype(np.int64), transform=transform,
-                  source="MNIST")
+    return found_or_drawn("MNIST", read_mnist, drawn_digits, split,
+                          transform)
 
 
-# chapters/gradients/data.md:1415
+# chapters/gradients/data.md:1469
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1419
+# chapters/gradients/data.md:1473
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -633,29 +667,31 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1440
+# chapters/gradients/data.md:1494
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1443
-def cifar_records(split: str) -> np.ndarray:
-    """All records of one split, (n, 3073) bytes."""
+# chapters/gradients/data.md:1497
+def read_cifar(split: str) -> Columns:
+    """Images and labels out of records of bytes."""
     parts = []
     for name, data in cifar_files(split):
-        if len(data) != 10_000 * RECORD or max(data[::RECORD]) > 9:
+        if len(data) != 10_000 * RECORD:
             raise DataError(f"{name}: expected 10,000 records of {RECORD} "
-                            f"bytes with labels of 0 to 9, got {len(data):,} "
-                            f"bytes; mend it or remove it")
+                            f"bytes, got {len(data):,} bytes; mend it or "
+                            f"remove it")
         parts.append(np.frombuffer(data, np.uint8).reshape(-1, RECORD))
     records = np.concatenate(parts)
     counts = np.bincount(records[:, 0], minlength=10)
     if (counts != len(records) // 10).any():
-        raise DataError(f"CIFAR-10: expected as many of each class, got "
-                        f"{counts.tolist()}; mend the files of {split}")
-    return records
+        raise DataError(f"CIFAR-10: expected as many of each label from 0 "
+                        f"to 9, got {counts.tolist()}; mend or remove the "
+                        f"files for {split}")
+    images = records[:, 1:].reshape(-1, 3, 32, 32).copy()
+    return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1476
+# chapters/gradients/data.md:1532
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -665,7 +701,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1485
+# chapters/gradients/data.md:1541
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -673,19 +709,11 @@ def cifar10(split: str = "train", transform: Transform | None = None
     Images uint8 (n, 3, 32, 32) and labels int64 (n,). Where they are
     neither here nor to be had, coloured drawn digits; see `source`.
     """
-    check_split(split)
-    try:
-        records = cifar_records(split)
-    except Unreachable as error:
-        tell(f"drawn digits stand in for CIFAR-10: {error}")
-        images, labels = coloured(*DRAWN[split])
-        return Arrays(images, labels, transform=transform, source="drawn")
-    return Arrays(records[:, 1:].reshape(-1, 3, 32, 32).copy(),
-                  records[:, 0].astype(np.int64),
-                  transform=transform, source="CIFAR-10")
+    return found_or_drawn("CIFAR-10", read_cifar, coloured, split,
+                          transform)
 
 
-# chapters/gradients/data.md:1517
+# chapters/gradients/data.md:1565
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -695,22 +723,13 @@ Nay, answer me: stand, and unfold yourself.
 
 BERNARDO:
 Long live the king!
-
-FRANCISCO:
-Bernardo?
-
-BERNARDO:
-He.
-
-FRANCISCO:
-You come most carefully upon your hour.
 """, "names/names.txt": """ada alan albert alonzo augusta barbara blaise
 carl charles david donald edsger emmy frank george grace hedy ida isaac
 jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1543
+# chapters/gradients/data.md:1582
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -720,13 +739,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1552
+# chapters/gradients/data.md:1591
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1557
+# chapters/gradients/data.md:1596
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd: edit there, `make tangle`. sha256:aa1f7d85ca4b  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4bb51a219923  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,12 +7,13 @@ import contextvars
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from importlib import import_module
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from companion.blas import FLAVOURS, WIDE, matmul, tell, widened
-from companion.buffer import Buffer, adopt
+from companion.buffer import CPU_MEMORY, Buffer, adopt, allocate, from_dlpack
 from companion.dtype import DType, bfloat16, float16, float32
 from companion.native import CompileError, kernel
 from companion.ops import (
@@ -50,11 +51,12 @@ from companion.ops import (
     WHERE,
     WRITE,
     Op,
+    known,
 )
-from companion.view import View
+from companion.view import Shape, View
 
 
-# chapters/tensors/operations.md:428
+# chapters/tensors/operations.md:430
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -65,7 +67,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:441
+# chapters/tensors/operations.md:443
 KERNELS: dict[Op, Callable[..., None]] = {
     NEG: ufunc(np.negative),
     RECIP: ufunc(np.reciprocal),
@@ -83,43 +85,76 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:463
+# chapters/tensors/operations.md:465
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
-# chapters/tensors/operations.md:467
+KERNELS[CAST] = copy
+
+# chapters/tensors/operations.md:521
+BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
+
+
+# chapters/tensors/activations.md:891
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
-    np.copyto(out.array, b.array)
-    np.copyto(out.array, a.array, where=condition.array)
+    """The kernel of WHERE: no branch that could be guessed wrongly."""
+    choose = choose_for(out.dtype.itemsize)
+    if choose is None:
+        np.copyto(out.array, b.array)
+        np.copyto(out.array, a.array, where=condition.array)
+        return
+    choose(out.view.size, *map(side_by_side, (condition, a, b)), out)
 
 
-KERNELS[CAST], KERNELS[WHERE] = copy, select
+# chapters/tensors/activations.md:876
+@functools.cache
+def choose_for(width: int) -> Callable[..., None] | None:
+    """`choose` for elements of some bytes; None without a C compiler."""
+    try:
+        word = f"-DWORD=uint{8 * width}_t"
+        return kernel("kernels/choose.c", word, "-O3").choose
+    except CompileError as error:
+        tell(f"where is NumPy's for now: {error}")
+        return None
 
-# chapters/tensors/operations.md:503
+
+# chapters/tensors/activations.md:498
+def side_by_side(x: Buffer) -> Buffer:
+    """x itself where it is dense, else a dense copy."""
+    return x if x.view.is_dense else adopt(np.ascontiguousarray(x.array))
+
+
+# chapters/tensors/operations.md:535
+KERNELS[WHERE] = select
+
+# chapters/tensors/operations.md:564
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:506
+# chapters/tensors/operations.md:567
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float32.numpy if dtype in HALVES else dtype.numpy
 
 
-# chapters/tensors/operations.md:511
+# chapters/tensors/operations.md:572
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        result = function.reduce(
-            x.array, axis=axes, keepdims=True, dtype=running(x.dtype))
-        np.copyto(out.array, result, casting="unsafe")
+        wide = running(x.dtype)
+        into = out.array if wide is out.dtype.numpy else None
+        result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
+                                 keepdims=True)
+        if into is None:
+            np.copyto(out.array, result, casting="unsafe")
     return kernel
 
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:536
+# chapters/tensors/operations.md:600
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -129,7 +164,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:545
+# chapters/tensors/operations.md:609
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -137,7 +172,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:559
+# chapters/tensors/operations.md:623
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -148,7 +183,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:576
+# chapters/tensors/operations.md:640
 def check_index(op: Op, index: Buffer, n: int) -> None:
     if index.view.size == 0:
         return
@@ -160,16 +195,19 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"indexed together count as one)")
 
 
-# chapters/tensors/operations.md:587
+# chapters/tensors/operations.md:651
 def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
-    check_index(GATHER, index, x.shape[0])
-    np.copyto(out.array, x.array[index.array])
+    try:
+        np.copyto(out.array, x.array[index.array])
+    except IndexError:
+        check_index(GATHER, index, x.shape[0])
+        raise
 
 
 KERNELS[GATHER] = gather
 
 
-# chapters/tensors/operations.md:608
+# chapters/tensors/operations.md:675
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -180,9 +218,9 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:631
-def const(out: Buffer, arg: tuple[Any, DType]) -> None:
-    value, dtype = arg
+# chapters/tensors/operations.md:698
+def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
+    value, dtype, _ = arg
     try:
         out.array.fill(value)
     except OverflowError:
@@ -191,49 +229,73 @@ def const(out: Buffer, arg: tuple[Any, DType]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:641
+# chapters/tensors/operations.md:708
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/gradients/autograd.md:957
+# chapters/tensors/operations.md:712
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
-    """Overwrite, and leave a trace of it."""
-    if not out.array.flags.writeable:
-        raise ValueError("WRITE: the owner of this memory allows reading "
-                         "only; clone the tensor first")
     copy(out, value)
-    out.storage.version += 1
 
 
-# chapters/tensors/operations.md:652
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
-# chapters/tensors/operations.md:662
+
+# chapters/tensors/operations.md:724
+class Like(NamedTuple):
+    """What the tables need to know of an operand."""
+
+    shape: Shape
+    dtype: DType
+
+
+# chapters/tensors/operations.md:731
+@functools.lru_cache(maxsize=4096)
+def outcome(op: Op, arg: Any,
+            *src: tuple[Shape, DType]) -> tuple[View, DType, int]:
+    """The view, dtype and bytes of what `op` makes of such operands."""
+    operands = [Like(*kind) for kind in src]
+    view = View.dense(SHAPE[op](*operands, arg))
+    dtype = DTYPE[op](*operands, arg)
+    return view, dtype, view.size * dtype.itemsize
+
+
+# chapters/tensors/operations.md:746
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:666
+# chapters/tensors/operations.md:750
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
     name = "cpu"
-
-    def __repr__(self) -> str:
-        return self.name
+    fresh = staticmethod(allocate)
+    kernels = KERNELS
 
     def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
         """Carry out `op`; the result is a new buffer or a new view."""
         if op in MOVE:
             return self.move(op, src[0], arg)
-        shape, dtype = SHAPE[op](*src, arg), DTYPE[op](*src, arg)
-        kernel = KERNELS.get(op) or self.missing(op)
-        out = src[0] if op is WRITE else Buffer.empty(shape, dtype)
+        if op is CONST:
+            return repeated(self, arg, arg[0] or str(arg[0]))
+        kernel = self.kernels.get(op) or self.missing(op)
+        view, dtype, nbytes = outcome(
+            op, arg, *[(s.shape, s.dtype) for s in src])
+        out = self.target(src[0]) if op is WRITE else Buffer(
+            self.fresh(nbytes), view, dtype)
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/tensors/operations.md:696
+    # chapters/gradients/autograd.md:1005
+    def target(self, buffer: Buffer) -> Buffer:
+        """The memory that a WRITE overwrites, one version older."""
+        check_writable(buffer)
+        buffer.storage.version += 1
+        return buffer
+
+    # chapters/tensors/operations.md:798
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -243,9 +305,12 @@ class Device:
     def missing(self, op: Op) -> NoReturn:
         raise NotImplementedError(
             f"{op} has no kernel on the device {self}; it has "
-            f"{', '.join(sorted(map(str, KERNELS)))}")
+            f"{', '.join(sorted(map(str, self.kernels)))}")
 
-    # chapters/tensors/operations.md:715
+    def __repr__(self) -> str:
+        return self.name
+
+    # chapters/tensors/operations.md:839
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -254,31 +319,56 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:738
+    # chapters/tensors/operations.md:864
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:724
+# chapters/tensors/operations.md:777
+def check_writable(buffer: Buffer) -> None:
+    if not buffer.storage.writable:
+        raise ValueError("WRITE: the owner of this memory allows reading "
+                         "only; clone the tensor first")
+
+
+# chapters/tensors/operations.md:813
+@functools.lru_cache(maxsize=4096)
+def repeated(device: Device, arg: tuple[Any, DType, Shape],
+             name: object) -> Buffer:
+    """A constant; `name` tells −0.0 from 0.0, which are equal."""
+    _, dtype, shape = arg
+    view = View((1,) * len(shape), (0,) * len(shape))
+    one = Buffer(device.fresh(known(dtype).itemsize), view, dtype)
+    QUIET.copy().run(device.kernels[CONST], one, arg)
+    one.storage.writable = False
+    return device.move(EXPAND, one, shape)
+
+
+# chapters/tensors/operations.md:848
 CPU = Device()
 DEVICES = {"cpu": CPU}
+READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
+    CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/tensors/operations.md:728
+# chapters/gradients/gpu.md:1431
 def named(device: str) -> Device:
-    """The device of that name."""
-    if device in DEVICES:
-        return DEVICES[device]
-    raise ValueError(f"device: expected one of {', '.join(DEVICES)}; got "
-                     f"{device!r}")
+    """The device of that name, made when it is first asked for."""
+    if device not in DEVICES:
+        if device not in DRIVERS:
+            raise ValueError(f"device: expected one of "
+                             f"{', '.join(DEVICES | DRIVERS)}; got "
+                             f"{device!r}")
+        DEVICES[device] = import_module(DRIVERS[device]).connect(device)
+    return DEVICES[device]
 
 
-# chapters/tensors/operations.md:1932
+# chapters/tensors/operations.md:2097
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:1935
+# chapters/tensors/operations.md:2100
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -294,11 +384,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:1972
+# chapters/tensors/operations.md:2137
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:1975
+# chapters/tensors/operations.md:2140
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -314,11 +404,11 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1603
+# chapters/tensors/blas.md:1636
 KERNELS[MATMUL] = matmul
 
 
-# chapters/tensors/activations.md:435
+# chapters/tensors/activations.md:503
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
@@ -329,12 +419,13 @@ def erf_for(dtype: DType) -> Callable[..., None] | None:
         return None
 
 
-# chapters/tensors/activations.md:445
+# chapters/tensors/activations.md:516
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)
-    dense = widened(x, dtype)
-    result = dense if out.dtype is not dtype else out
+    same = x.dtype is dtype
+    dense = side_by_side(x) if same else widened(x, dtype)
+    result = out if same else dense
     function = erf_for(dtype)
     if function is None:
         slow = np.vectorize(math.erf, otypes=[dtype.numpy])
@@ -346,3 +437,6 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 
 KERNELS[ERF] = erf
+
+# chapters/gradients/gpu.md:1423
+DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}

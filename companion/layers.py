@@ -1,42 +1,45 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:b9eb8f2e7392
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:cee2b1059020
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
-from companion.device import Device
+from companion.device import CPU, Device
 from companion.dtype import DType, float32
-from companion.tensor import Tensor, ones, rand, randn, wrap, zeros
+from companion.tensor import (
+    GENERATOR,
+    Generator,
+    Tensor,
+    narrowed,
+    ones,
+    rand,
+    randn,
+    sequence,
+    where,
+    widened,
+    wrap,
+    zeros,
+)
 
 
-# chapters/tensors/layers.md:75
-def parameter(x: Tensor) -> Tensor:
-    """Mark a tensor as one that training may change."""
-    x.requires_grad = True
-    return x
-
-
-# chapters/tensors/layers.md:85
+# chapters/tensors/layers.md:110
 class Module:
     """Something with parts: tensors and other modules, by attribute."""
 
     training = True
 
-    def parts(self) -> Iterator[tuple[str, Any]]:
+    def parts(self, kinds: Any = None) -> Iterator[tuple[str, Any]]:
         """Attributes that are tensors or modules, in order of arrival.
 
-        The modules of a list stand under their places: layers.0, …
+        What stands in a list or a dictionary is named by its place:
+        layers.0, heads.left.
         """
         for name, value in vars(self).items():
-            if isinstance(value, Tensor | Module):
-                yield name, value
-            elif isinstance(value, list | tuple):
-                yield from ((f"{name}.{i}", part)
-                            for i, part in enumerate(value)
-                            if isinstance(part, Tensor | Module))
+            yield from inside(name, value, kinds or (Tensor, Module))
 
-    # chapters/tensors/layers.md:108
+    # chapters/tensors/layers.md:142
     def named_tensors(self, prefix: str = "") -> Iterator[
             tuple[str, Tensor]]:
         """Every tensor below this module, with its path as its name."""
@@ -46,6 +49,7 @@ class Module:
             else:
                 yield prefix + name, part
 
+    # chapters/tensors/layers.md:189
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that training may change; a shared one once."""
         seen: set[int] = set()
@@ -57,52 +61,65 @@ class Module:
     def parameters(self) -> list[Tensor]:
         return [tensor for _, tensor in self.named_parameters()]
 
-    # chapters/tensors/layers.md:161
-    def forward(self, *inputs: Any) -> Any:
+    # chapters/tensors/layers.md:227
+    def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(
             f"{type(self).__name__} has no forward: define one")
 
-    def __call__(self, *inputs: Any) -> Any:
-        return self.forward(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        return self.forward(*inputs, **options)
 
-    # chapters/tensors/layers.md:367
-    def __repr__(self) -> str:
-        count = sum(p.size for p in self.parameters())
-        return "\n".join([f"{self.title()}  # {count:,} parameters",
-                          *self.branches()])
-
+    # chapters/tensors/layers.md:589
     def title(self) -> str:
-        """The class, and the numbers it was built from."""
-        numbers = [f"{name}={value}" for name, value in vars(self).items()
-                   if isinstance(value, int | float)
-                   and name != "training"]
-        return f"{type(self).__name__}({', '.join(numbers)})"
+        """The class, and the settings it was built from."""
+        settings = [f"{name}={value!r}" for name, value in
+                    vars(self).items() if plain(value)
+                    and name != "training"]
+        return f"{type(self).__name__}({', '.join(settings)})"
 
-    def branches(self, indent: str = "  ") -> Iterator[str]:
-        for name, part in self.parts():
-            if isinstance(part, Module):
-                yield f"{indent}{name}: {part.title()}"
-                yield from part.branches(indent + "  ")
+    def count(self) -> int:
+        """How many numbers training may change."""
+        return sum(p.size for p in self.parameters())
 
-    # chapters/tensors/layers.md:420
-    def train(self, on: bool = True) -> Module:
+    # chapters/tensors/layers.md:605
+    def __repr__(self) -> str:
+        places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
+        return "\n".join([
+            f"{self.title()}  # {self.count():,} parameters"
+            + "".join(sorted(places)), *self.branches("  ")])
+
+    def branches(self, indent: str) -> Iterator[str]:
+        """A line for each module below this one, and each function."""
+        for name, part in self.parts((Module, FunctionType)):
+            if not isinstance(part, Module):
+                yield f"{indent}{name}: {part.__name__}"
+                continue
+            count = f"  # {part.count():,}" if part.count() else ""
+            yield f"{indent}{name}: {part.title()}{count}"
+            yield from part.branches(indent + "  ")
+
+    # chapters/tensors/layers.md:683
+    def train(self, mode: bool = True) -> Module:
         """Put this module and all below it into training mode."""
-        self.training = on
-        for _, part in self.parts():
-            if isinstance(part, Module):
-                part.train(on)
+        self.training = mode
+        for _, part in self.parts((Module,)):
+            part.train(mode)
         return self
 
     def eval(self) -> Module:
+        """The end of training mode, for this module and all below it."""
         return self.train(False)
 
-    # chapters/tensors/layers.md:536
+    # chapters/tensors/layers.md:929
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by its path; they share memory with the module."""
-        return dict(self.named_tensors())
+        return {name: bare(x) for name, x in self.named_tensors()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Overwrite this module's tensors; all of them or none."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Overwrite this module's tensors; all of them or none.
+
+        Values are tensors, of any device and dtype, or NumPy arrays.
+        """
         own = self.state_dict()
         problems = mismatches(own, state)
         if problems:
@@ -110,141 +127,214 @@ class Module:
                 f"load_state_dict: {type(self).__name__} does not fit:\n"
                 + "\n".join(f"  {p}" for p in problems))
         for name, tensor in own.items():
-            value = bare(state[name]).to(tensor.device)
-            bare(tensor).assign(value)
+            value = state[name]
+            value = value if isinstance(value, Tensor) else Tensor(value)
+            tensor.assign(bare(value).to(tensor.device))
 
-    # chapters/tensors/layers.md:604
+    # chapters/gradients/autograd.md:919
     def to(self, target: Device | DType) -> Module:
-        """Move every tensor to a device, or cast floats to a dtype."""
+        """Move all tensors and gradients, or cast floats to a dtype."""
         for _, tensor in list(self.named_tensors()):
-            if not isinstance(target, DType) or tensor.dtype.is_float:
-                moved = tensor.to(target)
-                tensor.buffer, tensor.device = moved.buffer, moved.device
+            for x in (tensor, tensor.grad):
+                if x is not None and (
+                        x.dtype.is_float or not isinstance(target, DType)):
+                    moved = x.to(target)
+                    x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:881
+    # chapters/gradients/autograd.md:894
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
             p.grad = None
 
 
-# chapters/tensors/layers.md:175
-class Linear(Module):
-    """y = x Wᵀ + b for x of shape (…, inputs).
+# chapters/tensors/layers.md:125
+def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
+    """`value` if it is of these kinds, or what it contains of them."""
+    if isinstance(value, kinds):
+        yield name, value
+    elif isinstance(value, list | tuple | dict):
+        pairs = value.items() if isinstance(value, dict) \
+            else enumerate(value)
+        for key, part in pairs:
+            yield from inside(f"{name}.{key}", part, kinds)
 
-    Weights are drawn from `init`, by default Xavier's uniform; the bias
-    starts at zero.
+
+# chapters/tensors/layers.md:181
+def parameter(x: Tensor) -> Tensor:
+    """Mark a tensor as one that training may change."""
+    x.requires_grad = True
+    return x
+
+
+# chapters/tensors/layers.md:387
+def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
+    """Uniform with variance 2 / (inputs + outputs) (Glorot, 2010).
+
+    `options` (dtype, device, generator) are those of rand.
+    """
+    bound = math.sqrt(6 / (inputs + outputs))
+    return (rand(outputs, inputs, **options) * 2 - 1) * bound
+
+
+# chapters/tensors/layers.md:396
+def he(outputs: int, inputs: int, **options: Any) -> Tensor:
+    """Normal with variance 2 / inputs, for rectifiers (He, 2015)."""
+    return randn(outputs, inputs, **options) * math.sqrt(2 / inputs)
+
+
+# chapters/tensors/layers.md:460
+class Linear(Module):
+    """y = x Wᵀ + b for x of shape (…, in_features).
+
+    Weights are drawn by `init(out_features, in_features)`, by default
+    Xavier's uniform; the bias starts at zero.
     """
 
-    def __init__(self, inputs: int, outputs: int, bias: bool = True,
-                 init: Any = None, dtype: DType = float32):
-        self.inputs, self.outputs = inputs, outputs
-        draw = init or xavier
-        self.weight = parameter(draw(outputs, inputs, dtype=dtype))
-        self.bias = parameter(zeros(outputs, dtype=dtype)) if bias else None
+    def __init__(self, in_features: int, out_features: int,
+                 bias: bool = True, init: Callable[..., Tensor] = xavier,
+                 dtype: DType = float32, device: Device = CPU):
+        self.in_features, self.out_features = in_features, out_features
+        at: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.weight = parameter(init(out_features, in_features, **at))
+        self.bias = parameter(zeros(out_features, **at)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.inputs,):
-            raise ValueError(
-                f"Linear: expected (…, {self.inputs}), got {x.shape}")
+        check_features(self, x, (self.in_features,))
         y = x @ self.weight.T
         return y if self.bias is None else y + self.bias
 
 
-# chapters/tensors/layers.md:284
-def xavier(outputs: int, inputs: int, dtype: DType = float32) -> Tensor:
-    """Uniform with variance 2 / (inputs + outputs) (Glorot, 2010)."""
-    bound = math.sqrt(6 / (inputs + outputs))
-    return (rand(outputs, inputs, dtype=dtype) * 2 - 1) * bound
+# chapters/tensors/layers.md:483
+def check_features(layer: Module, x: Tensor,
+                   shape: tuple[int, ...]) -> None:
+    """The last axes of `x` must be those the layer was built for."""
+    if x.shape[-len(shape):] != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(
+            f"{type(layer).__name__}: expected (…, {wanted}), got "
+            f"{x.shape}; reshape the input, or build the layer for it")
 
 
-# chapters/tensors/layers.md:290
-def he(outputs: int, inputs: int, dtype: DType = float32) -> Tensor:
-    """Normal with variance 2 / inputs, for rectifiers (He, 2015)."""
-    return randn(outputs, inputs, dtype=dtype) * math.sqrt(2 / inputs)
-
-
-# chapters/tensors/layers.md:331
+# chapters/tensors/layers.md:532
 class Sequential(Module):
     """Modules, or plain functions, one after another."""
 
     def __init__(self, *layers: Any):
+        for layer in layers:
+            if not callable(layer):
+                raise TypeError(
+                    f"Sequential: expected modules and functions, got a "
+                    f"{type(layer).__name__}; unpack a list with *")
         self.layers = list(layers)
 
     def forward(self, x: Any) -> Any:
-        for layer in self.layers:
-            x = layer(x)
+        for place, layer in enumerate(self.layers):
+            try:
+                x = layer(x)
+            except Exception as error:
+                error.add_note(f"in layers.{place} of {len(self)}")
+                raise
         return x
 
-    def __getitem__(self, index: int) -> Any:
-        return self.layers[index]
+    def __getitem__(self, index: int | slice) -> Any:
+        found = self.layers[index]
+        return Sequential(*found) if isinstance(index, slice) else found
 
     def __len__(self) -> int:
         return len(self.layers)
 
 
-# chapters/tensors/layers.md:396
+# chapters/tensors/layers.md:580
+def plain(value: Any) -> bool:
+    """Whether a value is a setting that a line of text can show."""
+    if isinstance(value, tuple):
+        return all(map(plain, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+# chapters/tensors/layers.md:657
 class Dropout(Module):
     """While training, zero each element with probability p.
 
-    The others are divided by 1 - p (Srivastava et al., 2014).
+    The others are divided by 1 - p (Srivastava et al., 2014). Random
+    numbers come from `generator`, by default the one of manual_seed.
     """
 
-    def __init__(self, p: float = 0.5):
+    def __init__(self, p: float = 0.5, generator: Generator = GENERATOR):
         if not 0 <= p < 1:
-            raise ValueError(f"Dropout: expected 0 <= p < 1, got {p}")
-        self.p = p
+            raise ValueError(f"Dropout: expected 0 <= p < 1, got {p}; p is "
+                             f"the part that is dropped")
+        self.p, self.generator = p, generator
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        kept = rand(*x.shape, device=x.device) >= self.p
-        return x * kept / (1 - self.p)
+        draw = rand(*x.shape, device=x.device, generator=self.generator)
+        return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
-# chapters/tensors/layers.md:464
+# chapters/tensors/layers.md:810
 class LayerNorm(Module):
     """Rows of mean 0 and variance 1, scaled and shifted (Ba, 2016).
 
-    (x - mean) / sqrt(variance + eps) · weight + bias, over the last axis.
+    (x - mean) / sqrt(variance + eps) · weight + bias, over as many last
+    axes as `normalized_shape` has. Halves are computed in float32.
     """
 
-    def __init__(self, size: int, eps: float = 1e-5,
-                 dtype: DType = float32):
-        self.size, self.eps = size, eps
-        self.weight = parameter(ones(size, dtype=dtype))
-        self.bias = parameter(zeros(size, dtype=dtype))
+    def __init__(self, normalized_shape: int | Sequence[int],
+                 eps: float = 1e-5, bias: bool = True,
+                 dtype: DType = float32, device: Device = CPU):
+        shape = sequence([normalized_shape])
+        self.normalized_shape, self.eps = shape, eps
+        at: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.weight = parameter(ones(shape, **at))
+        self.bias = parameter(zeros(shape, **at)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        variance = x.square().mean(-1, keepdim=True)
-        return x * (variance + self.eps).rsqrt() * self.weight + self.bias
+        check_features(self, x, self.normalized_shape)
+        axes = range(-len(self.normalized_shape), 0)
+        wide = widened(x)
+        centred = wide - wide.mean(axes, keepdim=True)
+        variance = centred.square().mean(axes, keepdim=True)
+        y = centred * (variance + self.eps).rsqrt() * self.weight
+        return narrowed(y if self.bias is None else y + self.bias, x)
 
 
-# chapters/tensors/layers.md:484
+# chapters/tensors/layers.md:845
 class RMSNorm(Module):
-    """x / sqrt(mean(x²) + eps) · weight, over the last axis (Zhang, 2019)."""
+    """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, 2019).
 
-    def __init__(self, size: int, eps: float = 1e-5,
-                 dtype: DType = float32):
-        self.size, self.eps = size, eps
-        self.weight = parameter(ones(size, dtype=dtype))
+    Over as many last axes as `normalized_shape` has. PyTorch's default
+    for eps is the machine precision of the dtype; name it to compare.
+    """
+
+    def __init__(self, normalized_shape: int | Sequence[int],
+                 eps: float = 1e-5, dtype: DType = float32,
+                 device: Device = CPU):
+        self.normalized_shape = sequence([normalized_shape])
+        self.eps = eps
+        self.weight = parameter(
+            ones(self.normalized_shape, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        square = x.square().mean(-1, keepdim=True)
-        return x * (square + self.eps).rsqrt() * self.weight
+        check_features(self, x, self.normalized_shape)
+        axes, wide = range(-len(self.normalized_shape), 0), widened(x)
+        square = wide.square().mean(axes, keepdim=True)
+        y = wide * (square + self.eps).rsqrt() * self.weight
+        return narrowed(y, x)
 
 
-# chapters/tensors/layers.md:553
+# chapters/tensors/layers.md:906
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/tensors/layers.md:560
+# chapters/tensors/layers.md:911
 def mismatches(own: Mapping[str, Tensor],
-               state: Mapping[str, Tensor]) -> list[str]:
+               state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from filling `own`, a line for each problem."""
     missing = [f"missing: {name} {own[name].shape}"
                for name in own if name not in state]

@@ -1,92 +1,143 @@
-# Tangled from losses: edit there, `make tangle`. sha256:5f26de6451c7
+# Tangled from losses: edit there, `make tangle`. sha256:38eb22f02a22
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from companion.tensor import Tensor, arange, where
-
-
-# chapters/tensors/losses.md:53
-def reduce_loss(loss: Tensor, reduction: str) -> Tensor:
-    """The mean or the sum of all elements, or the elements themselves."""
-    if reduction not in REDUCTIONS:
-        raise ValueError(f"reduction: expected one of "
-                         f"{', '.join(REDUCTIONS)}, got {reduction!r}")
-    return REDUCTIONS[reduction](loss)
+from companion.dtype import DType, int64
+from companion.layers import bare
+from companion.tensor import Tensor, alike, arange, floating, where, widened
 
 
-REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "mean": Tensor.mean,
-    "sum": Tensor.sum,
-    "none": lambda loss: loss,
-}
-
-
-# chapters/tensors/losses.md:70
-def check_shapes(name: str, x: Tensor, target: Tensor) -> None:
+# chapters/tensors/losses.md:119
+def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
+    """Both in one float dtype, if they have one shape."""
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: input {x.shape} and target {target.shape} must have "
             f"the same shape; reshape one of them")
+    return alike(floating(x), target)
 
 
-# chapters/tensors/losses.md:77
+REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "mean": lambda loss, n: loss.sum() / n,
+    "sum": lambda loss, n: loss.sum(),
+    "none": lambda loss, n: loss,
+}
+
+
+# chapters/tensors/losses.md:137
+def reduced(loss: Tensor, reduction: str, dtype: DType,
+            n: Any = None) -> Tensor:
+    """The mean (over n) or the sum of the elements, or all of them."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction: expected one of "
+                         f"{', '.join(REDUCTIONS)}, got {reduction!r}")
+    n = loss.size if n is None else n
+    return REDUCTIONS[reduction](loss, n).to(dtype)
+
+
+# chapters/tensors/losses.md:147
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
-    """(x - target)², averaged over all elements."""
-    check_shapes("mse_loss", x, target)
-    return reduce_loss((x - target).square(), reduction)
+    """(x - target)², averaged over all elements (Legendre, 1805)."""
+    x, target = matched("mse_loss", x, target)
+    difference = widened(x) - widened(target)
+    return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:145
+# chapters/tensors/losses.md:221
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
 
     `target` holds 0, 1, or probabilities between, in x's shape.
+    (PyTorch: binary_cross_entropy_with_logits.)
     """
-    check_shapes("bce_with_logits", x, target)
-    small = (-x.abs()).exp()
-    loss = x.relu() - x * target + (small + 1).log()
-    return reduce_loss(loss, reduction)
+    like, target = matched("bce_with_logits", x, target)
+    x, target = widened(like), widened(target)
+    negative = x < 0
+    small = where(negative, x, -x).exp()
+    loss = where(negative, 0, x) - x * target + (small + 1).log()
+    return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:232
+# chapters/tensors/losses.md:356
+def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x less the largest of its row, and the log-sum-exp of that."""
+    shifted = x - bare(x.max(-1, keepdim=True))
+    return shifted, shifted.exp().sum(-1).log()
+
+
+# chapters/tensors/losses.md:379
+def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """The surprise (…) of logits x (…, C) at the classes (…)."""
+    shifted, log_sum = log_sums(x)
+    starts = arange(0, x.size, x.shape[-1], device=x.device)
+    places = starts.reshape(target.shape) + target
+    score = shifted.flatten()[places]
+    if smoothing:
+        mean = shifted.mean(-1)
+        score = score * (1 - smoothing) + mean * smoothing
+    return log_sum - score
+
+
+# chapters/tensors/losses.md:403
+def labels_of(x: Tensor, target: Tensor,
+              ignore_index: int) -> tuple[Tensor, Tensor]:
+    """The class of each row, 0 where it is ignored; and which count."""
+    target, classes = target.to(int64), x.shape[-1]
+    counted = target != ignore_index
+    labels = where(counted, target, 0)
+    bad = labels % classes != labels
+    if bad.sum().item():
+        raise IndexError(
+            f"cross_entropy: targets must lie in 0 … {classes - 1} or be "
+            f"ignore_index, {ignore_index}; got {labels[bad].tolist()[:5]}")
+    return labels, counted
+
+
+# chapters/tensors/losses.md:431
+def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
+    """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
+    x, share = alike(x, share)
+    shifted, log_sum = log_sums(x)
+    if smoothing:
+        share = share * (1 - smoothing) + smoothing / x.shape[-1]
+    logs = shifted - log_sum.unsqueeze(-1)
+    return -(where(share == 0, 0, logs) * share).sum(-1)
+
+
+# chapters/tensors/losses.md:441
+def holds_shares(x: Tensor, target: Tensor) -> bool:
+    """Whether targets are shares or classes; an error if neither."""
+    shares = target.dtype.is_float
+    wanted = x.shape if shares else x.shape[:-1]
+    if target.shape != wanted or x.shape[-1:] in ((), (0,)):
+        raise ValueError(
+            f"cross_entropy: for logits (…, C) expected classes (…) as "
+            f"integers or shares (…, C) as floats; got {x.shape} and "
+            f"{target.dtype} {target.shape}")
+    return shares
+
+
+# chapters/tensors/losses.md:455
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
-    """-log softmax(x)[target] for logits x (…, C) and integers (…).
+    """-log softmax(x)[target] for logits x (…, C), classes last.
 
-    Rows whose target is `ignore_index` count for nothing, also in the
+    `target` holds classes (…) as integers, or shares (…, C) as floats.
+    Rows whose class is `ignore_index` count for nothing, also in the
     mean. `label_smoothing` ε mixes in the uniform distribution.
     """
-    check_target(x, target, ignore_index)
-    classes = x.shape[-1]
-    rows, flat = x.reshape(-1, classes), target.reshape(-1)
-    counted = flat != ignore_index
-    safe = where(counted, flat, 0)
-    logs = rows.log_softmax(-1)
-    loss = -logs[arange(len(flat), device=x.device), safe]
-    if label_smoothing:
-        even = -logs.mean(-1)
-        loss = loss * (1 - label_smoothing) + even * label_smoothing
-    loss = where(counted, loss, 0)
-    if reduction == "mean":
-        return loss.sum() / counted.sum()
-    return reduce_loss(loss.reshape(target.shape), reduction)
-
-
-# chapters/tensors/losses.md:258
-def check_target(x: Tensor, target: Tensor, ignore_index: int) -> None:
-    """One class for each row of logits, and a class that exists."""
-    if target.dtype.is_float or x.shape[:-1] != target.shape:
-        raise ValueError(
-            f"cross_entropy: for logits {x.shape} expected integer "
-            f"targets of shape {x.shape[:-1]}, got {target.dtype} "
-            f"{target.shape}")
-    bad = ((target < 0) | (target >= x.shape[-1]))
-    bad = bad & (target != ignore_index)
-    if bool(bad.any()):
-        raise IndexError(
-            f"cross_entropy: targets must lie in 0 … {x.shape[-1] - 1} "
-            f"or be {ignore_index}; got {target[bad].tolist()[:5]}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: expected 0 to 1, got "
+                         f"{label_smoothing}")
+    wide, dtype = widened(x), floating(x).dtype
+    if holds_shares(x, target):
+        loss = share_loss(wide, widened(target), label_smoothing)
+        return reduced(loss, reduction, dtype)
+    labels, counted = labels_of(x, target, ignore_index)
+    loss = label_loss(wide, labels, label_smoothing)
+    return reduced(where(counted, loss, 0), reduction, dtype, counted.sum())

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:40b7c693be21
+# Tangled from blas, cuda: edit there, `make tangle`. sha256:98f42374f955
 from __future__ import annotations
 
 import contextlib
@@ -12,9 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
+from time import time
 from typing import Any
 
 import numpy as np
@@ -54,23 +55,27 @@ FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/tensors/blas.md:146
+# chapters/gradients/cuda.md:130
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
-    """Compile a text of C into the shared library `out`."""
-    command = [compiler()[0], *flags, "-x", "c", "-", "-lm", "-o", str(out)]
+    """Compile C, or C++ if a flag names its standard, into `out`."""
+    language = "c++" if any("=c++" in flag for flag in flags) else "c"
+    command = [compiler()[0], *flags, "-x", language, "-", "-lm"]
     english = os.environ | {"LC_ALL": "", "LC_MESSAGES": "C", "LANGUAGE": ""}
-    done = subprocess.run(command, input=source, capture_output=True,
-                          text=True, env=english)
+    done = subprocess.run([*command, "-o", str(out)], input=source,
+                          capture_output=True, text=True, env=english)
     if done.returncode:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/tensors/blas.md:156
+# chapters/gradients/cuda.md:145
 def complaint(report: str) -> str:
-    """Where the compiler first complains, and about what."""
-    found = re.search(r"(?m)^(.+?):(\d+):.*?error: (.*)$", report)
+    """Where a compiler first complains, and about what."""
+    found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
     if found:
         return "{}, line {}: {}".format(*found.groups())
+    if "cc1plus" in report:
+        return (f"{compiler()[0]} reads no C++: install its other half "
+                f"(Debian: apt install g++)")
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
@@ -110,6 +115,15 @@ def cache() -> Path:
 
 
 # chapters/tensors/blas.md:221
+def sweep(hours: float = 1.0) -> None:
+    """Remove what killed compilations have left in the cache."""
+    for folder in cache().glob("making-*"):
+        with contextlib.suppress(OSError):
+            if time() - folder.stat().st_mtime > 3600 * hours:
+                shutil.rmtree(folder)
+
+
+# chapters/tensors/blas.md:232
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     name = key(source, FLAGS + flags)
@@ -119,19 +133,21 @@ def build(source: str, *flags: str) -> Path:
     if not os.access(cache(), os.W_OK):
         raise CompileError(f"cannot write to {cache()}: name a folder of "
                            f"yours in COMPANION_CACHE")
-    with tempfile.TemporaryDirectory(dir=cache()) as folder:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix="making-",
+                                     dir=cache()) as folder:
         made = Path(folder, "made.so")
         compile_c(source, FLAGS + flags, made)
         name = f"{name}-{digest(made.read_bytes())}.so"
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:253
+# chapters/tensors/blas.md:266
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:257
+# chapters/tensors/blas.md:270
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -142,14 +158,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:281
+# chapters/tensors/blas.md:294
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:287
+# chapters/tensors/blas.md:300
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -161,7 +177,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:301
+# chapters/tensors/blas.md:314
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -172,7 +188,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:311
+# chapters/tensors/blas.md:324
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -188,7 +204,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:331
+# chapters/tensors/blas.md:344
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     library = ctypes.CDLL(str(build(source, *flags)))
@@ -199,20 +215,21 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:355
+# chapters/tensors/blas.md:368
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:358
+# chapters/tensors/blas.md:371
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/tensors/blas.md:364
-def compile_cell(shell: Any, line: str, cell: str) -> None:
-    """Compile all cells of a file, bind its library to the file's name."""
+# chapters/gradients/cuda.md:363
+def compile_cell(shell: Any, line: str, cell: str,
+                 make: Callable[..., Any] = load) -> None:
+    """Compile all cells of a file, bind what they make to its name."""
     file, *flags = line.split()
     cells = list(CELLS.get(file, []))
     again = [i for i, old in enumerate(cells) if names(old) & names(cell)]
@@ -220,19 +237,21 @@ def compile_cell(shell: Any, line: str, cell: str) -> None:
     cells = [old for i, old in enumerate(cells) if i not in again]
     where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
     cells[place] = [where + cell]
-    library = load("".join(cells), *flags)
+    made = make("".join(cells), *flags)
     CELLS[file] = cells
-    shell.user_ns[Path(file).stem] = library
+    shell.user_ns[Path(file).stem] = made
 
 
-# chapters/tensors/blas.md:378
+# chapters/gradients/cuda.md:382
 def names(cell: str) -> set[str]:
-    """The functions and structures that C text defines."""
-    start = r"(?m)^(?!enum|typedef|#)(?:\w+[ *]+)*?(\w+)"
-    return set(re.findall(start + r"(?:\([^;{}]*?\))? \{", cell))
+    """The functions and structures that C, C++ or CUDA text defines."""
+    noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
+    start = r"(?m)^(?!enum|typedef|#)(?:[\w:]+[ *]+)*?((?:\w+::)?\w+)"
+    return set(re.findall(start + r"(?:\([^;{}]*?\))? \{",
+                          re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:528
+# chapters/tensors/blas.md:541
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -240,7 +259,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1136
+# chapters/tensors/blas.md:1149
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -254,7 +273,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1149
+# chapters/tensors/blas.md:1162
 class Pool:
     """The threads that kernels share."""
 
@@ -268,11 +287,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1165
+# chapters/tensors/blas.md:1178
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1168
+# chapters/tensors/blas.md:1181
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:

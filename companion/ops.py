@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:8c15d1e009ad
+# Tangled from operations: edit there, `make tangle`. sha256:a1485b95773b
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from companion.dtype import DType, bool_, float32, int64, promote
 from companion.view import Shape
 
 
-# chapters/tensors/operations.md:72
+# chapters/tensors/operations.md:74
 class Op:
     """One primitive: a name, and the number of tensors it reads."""
 
@@ -27,7 +27,7 @@ class Op:
     __reduce__ = __repr__  # copied or pickled by name, as dtypes are
 
 
-# chapters/tensors/operations.md:96
+# chapters/tensors/operations.md:98
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
 NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
@@ -41,7 +41,7 @@ PAD, SHRINK, FLIP = Op("PAD", 1), Op("SHRINK", 1), Op("FLIP", 1)
 MATMUL, GATHER, SCATTER = Op("MATMUL", 2), Op("GATHER", 2), Op("SCATTER", 2)
 WRITE = Op("WRITE", 2)
 
-# chapters/tensors/operations.md:113
+# chapters/tensors/operations.md:115
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
     "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
@@ -54,7 +54,7 @@ FAMILIES = {
 }
 
 
-# chapters/tensors/operations.md:159
+# chapters/tensors/operations.md:161
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -72,12 +72,12 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-# chapters/tensors/operations.md:190
+# chapters/tensors/operations.md:192
 def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-# chapters/tensors/operations.md:194
+# chapters/tensors/operations.md:196
 def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
@@ -89,7 +89,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-# chapters/tensors/operations.md:214
+# chapters/tensors/operations.md:216
 def reshaped(x: Any, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
@@ -99,7 +99,7 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:223
+# chapters/tensors/operations.md:225
 def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
@@ -107,7 +107,7 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     return tuple([x.shape[i] for i in order])
 
 
-# chapters/tensors/operations.md:235
+# chapters/tensors/operations.md:237
 def expanded(x: Any, shape: Shape) -> Shape:
     if len(shape) != len(x.shape) or any(
             n != m and (n != 1 or m < 0) for n, m in zip(x.shape, shape)):
@@ -117,7 +117,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:244
+# chapters/tensors/operations.md:246
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -129,7 +129,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:260
+# chapters/tensors/operations.md:262
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -142,7 +142,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:285
+# chapters/tensors/operations.md:287
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -152,7 +152,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:294
+# chapters/tensors/operations.md:296
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -161,19 +161,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:305
-SHAPE[CONST] = lambda arg: ()
+# chapters/tensors/operations.md:307
+SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:327
+# chapters/tensors/operations.md:329
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool"}
 
 
-# chapters/tensors/operations.md:331
+# chapters/tensors/operations.md:333
 def check_kind(op: Op, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -181,7 +181,7 @@ def check_kind(op: Op, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:338
+# chapters/tensors/operations.md:340
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -191,7 +191,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:350
+# chapters/tensors/operations.md:352
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -208,7 +208,7 @@ DTYPE |= {op: kept(op, "f")
 DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
 
 
-# chapters/tensors/operations.md:371
+# chapters/tensors/operations.md:373
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -216,13 +216,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:378
+# chapters/tensors/operations.md:380
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:383
+# chapters/tensors/operations.md:385
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -230,7 +230,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:393
+# chapters/tensors/operations.md:395
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):

@@ -1,8 +1,9 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:4948d4e15032
+# Tangled from optimizers: edit there, `make tangle`. sha256:5713016c8df2
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 from companion.autograd import no_grad
@@ -10,7 +11,7 @@ from companion.layers import Module
 from companion.tensor import Tensor, zeros_like
 
 
-# chapters/gradients/optimizers.md:72
+# chapters/gradients/optimizers.md:83
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -25,20 +26,21 @@ class Optimizer:
                              "pass module.parameters()")
         groups = given if isinstance(given[0], dict) else [
             {"params": given}]
+        self.defaults = defaults
         self.param_groups = [defaults | g | {"params": list(g["params"])}
-                       for g in groups]
+                             for g in groups]
         check_groups(self.param_groups, defaults)
-        self.memory: dict[int, dict[str, Tensor]] = {}
-        self.steps: dict[int, int] = {}
+        self.state: dict[int, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:140
+    # chapters/gradients/optimizers.md:151
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        self.steps[id(p)] = self.steps.get(id(p), 0) + 1
+                        own = self.state.setdefault(id(p), {"step": 0})
+                        own["step"] += 1
                         self.update(p, p.grad, group)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
@@ -52,57 +54,51 @@ class Optimizer:
                 p.grad = None
 
     def kept(self, p: Tensor, name: str) -> Tensor:
-        """What is remembered of `p` under `name`; zeros at first."""
-        own = self.memory.setdefault(id(p), {})
-        if name not in own:
-            own[name] = zeros_like(p)
+        """What is remembered of `p`, on its device; zeros at first."""
+        own = self.state[id(p)]
+        own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:453
+    # chapters/gradients/optimizers.md:692
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """What is remembered, as place.name, and the counts of steps."""
-        state = {}
-        for place, p in enumerate(self.parameters()):
-            if id(p) in self.steps:
-                state[f"{place}.steps"] = Tensor(self.steps[id(p)])
-            for name, value in self.memory.get(id(p), {}).items():
-                state[f"{place}.{name}"] = value
-        return state
+    def state_dict(self) -> dict[str, Any]:
+        """{"state": {place: memory}, "param_groups": settings}."""
+        places = {id(p): i for i, p in enumerate(self.parameters())}
+        groups = [group | {"params": [places[id(p)]
+                                      for p in group["params"]]}
+                  for group in self.param_groups]
+        return {"state": {places[key]: dict(own)
+                          for key, own in self.state.items()},
+                "param_groups": groups}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over a state; the settings stay what they are."""
-        memory: dict[int, dict[str, Tensor]] = {}
-        steps: dict[int, int] = {}
-        for key, value in state.items():
-            place, name = key.split(".")
-            p = self.at(int(place), name, value)
-            if name == "steps":
-                steps[id(p)] = int(value)
-            else:
-                memory.setdefault(id(p), {})[name] = value.clone()
-        self.memory, self.steps = memory, steps
-
-    # chapters/gradients/optimizers.md:484
-    def at(self, place: int, name: str, value: Tensor) -> Tensor:
-        """The parameter that a remembered value belongs to, checked."""
-        shapes = [p.shape for p in self.parameters()]
-        if place >= len(shapes) or name != "steps" \
-                and shapes[place] != value.shape:
+    # chapters/gradients/optimizers.md:720
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over memory and settings; all of it or nothing."""
+        saved, own = state["param_groups"], self.param_groups
+        sizes = [[len(g["params"]) for g in groups]
+                 for groups in (own, saved)]
+        if sizes[0] != sizes[1]:
             raise ValueError(
-                f"load_state_dict: place {place} remembers {value.shape}; "
-                f"the parameters have shapes {shapes}")
-        return self.parameters()[place]
+                f"load_state_dict: expected groups of {sizes[0]} "
+                f"parameters, got {sizes[1]}")
+        groups = [mine | dict(g) | {"params": mine["params"]}
+                  for mine, g in zip(own, saved)]
+        check_groups(groups, self.defaults)
+        places = chain.from_iterable(g["params"] for g in saved)
+        at = dict(zip(map(str, places), self.parameters()))
+        memory = {id(at[str(place)]): fitting(at[str(place)], values)
+                  for place, values in state["state"].items()}
+        self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:97
+# chapters/gradients/optimizers.md:108
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:101
+# chapters/gradients/optimizers.md:112
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
@@ -127,12 +123,18 @@ def check_groups(groups: list[dict[str, Any]],
             seen.add(id(p))
 
 
-# chapters/gradients/optimizers.md:125
-def listed(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+# chapters/gradients/optimizers.md:136
+def listed(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:189
+# chapters/gradients/optimizers.md:903
+def descend(p: Tensor, way: Tensor, rate: float) -> None:
+    """p -= way · rate, in the memory of p; the sign goes to the number."""
+    p.assign(p + way * -rate)
+
+
+# chapters/gradients/optimizers.md:263
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -141,36 +143,44 @@ class SGD(Optimizer):
     """
 
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-3,
-                 momentum: float = 0.0, nesterov: bool = False,
-                 weight_decay: float = 0.0):
+                 momentum: float = 0.0, weight_decay: float = 0.0,
+                 nesterov: bool = False):
         super().__init__(parameters, lr=lr, momentum=momentum,
-                         nesterov=nesterov, weight_decay=weight_decay)
+                         weight_decay=weight_decay, nesterov=nesterov)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        if group["weight_decay"]:
-            g = g + p * group["weight_decay"]
-        if group["momentum"]:
-            v = self.kept(p, "velocity")
-            v.assign(v * group["momentum"] + g)
-            g = g + v * group["momentum"] if group["nesterov"] else v
-        p.assign(p - g * group["lr"])
+        g, momentum = decayed(p, g, group), group["momentum"]
+        if momentum:
+            v = self.kept(p, "momentum_buffer")
+            v.assign(v * momentum + g)
+            g = g + v * momentum if group["nesterov"] else v
+        descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:305
+# chapters/gradients/optimizers.md:285
+def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
+    """The gradient with that of the penalty weight_decay · |p|² / 2."""
+    return g + p * group["weight_decay"] if group["weight_decay"] else g
+
+
+# chapters/gradients/optimizers.md:453
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
     def __init__(self, parameters: Iterable[Any], lr: float = 1e-2,
-                 alpha: float = 0.99, eps: float = 1e-8):
-        super().__init__(parameters, lr=lr, alpha=alpha, eps=eps)
+                 alpha: float = 0.99, eps: float = 1e-8,
+                 weight_decay: float = 0.0):
+        super().__init__(parameters, lr=lr, alpha=alpha, eps=eps,
+                         weight_decay=weight_decay)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        s, alpha = self.kept(p, "square"), group["alpha"]
+        g, alpha = decayed(p, g, group), group["alpha"]
+        s = self.kept(p, "square_avg")
         s.assign(s * alpha + g * g * (1 - alpha))
-        p.assign(p - g / (s.sqrt() + group["eps"]) * group["lr"])
+        descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:322
+# chapters/gradients/optimizers.md:490
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -185,21 +195,27 @@ class Adam(Optimizer):
                          weight_decay=weight_decay)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        g = g + p * group["weight_decay"] if group["weight_decay"] else g
-        p.assign(p - self.direction(p, g, group) * group["lr"])
-
-    def direction(self, p: Tensor, g: Tensor,
-                  group: dict[str, Any]) -> Tensor:
-        first, second = group["betas"]
-        m, s = self.kept(p, "mean"), self.kept(p, "square")
+        g, (first, second) = decayed(p, g, group), group["betas"]
+        m, s = self.kept(p, "exp_avg"), self.kept(p, "exp_avg_sq")
         m.assign(m * first + g * (1 - first))
         s.assign(s * second + g * g * (1 - second))
-        t = self.steps[id(p)]
-        size = s.sqrt() / math.sqrt(1 - second ** t) + group["eps"]
-        return m / size / (1 - first ** t)
+        descend(p, *self.direction(p, m, s, group))
+
+    # chapters/gradients/optimizers.md:913
+    def direction(self, p: Tensor, m: Tensor, s: Tensor,
+                  group: dict[str, Any]) -> tuple[Tensor, float]:
+        """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
+
+        Numbers are combined before they meet an array: with c = 1 - β^t
+        it is m / (√s + eps · √c₂), and the rest, √c₂ / c₁, a number.
+        """
+        (first, second), t = group["betas"], self.state[id(p)]["step"]
+        root = math.sqrt(1 - second ** t)
+        way = m / (s.sqrt() + group["eps"] * root)
+        return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:380
+# chapters/gradients/optimizers.md:577
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -209,12 +225,12 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
-        kept = 1 - group["lr"] * group["weight_decay"]
-        step = self.direction(p, g, group) * group["lr"]
-        p.assign(p * kept - step)
+        if group["weight_decay"]:
+            p.assign(p * (1 - group["lr"] * group["weight_decay"]))
+        super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:423
+# chapters/gradients/optimizers.md:621
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -223,3 +239,16 @@ def decay_groups(module: Module,
     groups = [{"params": matrices, "weight_decay": weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
+
+
+# chapters/gradients/optimizers.md:741
+def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of what was remembered for a tensor like `p`."""
+    tensors = {k: v for k, v in values.items() if k != "step"}
+    for name, value in tensors.items():
+        if value.shape != p.shape:
+            raise ValueError(
+                f"load_state_dict: {name} has shape {value.shape}, its "
+                f"parameter {p.shape}")
+    return {"step": int(values.get("step", 0)),
+            **{k: v.clone().to(p.device) for k, v in tensors.items()}}

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e37e76d8c2fc  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:21bffa298163  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,8 +20,8 @@ from companion.autograd import (
     remember,
     sweep,
 )
-from companion.buffer import Buffer, adopt, from_dlpack, text
-from companion.device import CPU, Device, moved, named
+from companion.buffer import CPU_MEMORY, Buffer, adopt, text
+from companion.device import CPU, READERS, Device, moved, named
 from companion.dtype import (
     DType,
     as_dtype,
@@ -71,11 +72,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:761
+# chapters/tensors/operations.md:887
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1017
+# chapters/tensors/operations.md:1169
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -88,11 +89,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1007
+# chapters/tensors/operations.md:1159
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:764
+# chapters/tensors/operations.md:890
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -108,13 +109,16 @@ class Tensor:
         self.buffer = device.adopt(read(data, dtype))
         self.device = device
 
-    # chapters/gradients/autograd.md:288
+    # chapters/gradients/autograd.md:298
     @staticmethod
-    def apply(op: Op, *src: Tensor, arg: Any = None) -> Tensor:
-        """Every operation on tensors is this one."""
-        device = src[0].device
-        buffers = [s.buffer for s in src]
-        watched = RECORDING.get() and any(s.requires_grad for s in src)
+    def apply(op: Op, *src: Tensor, arg: Any = None,
+              device: Device | None = None) -> Tensor:
+        """Every operation on tensors is this one.
+
+        It runs where the operands are, or on `device`: they are brought.
+        """
+        device, buffers = located(op, src, device)
+        watched = RECORDING.get() and any(map(wanted, src))
         if watched:
             check_rule(op)
         y = wrap(device.run(op, *buffers, arg=arg), device)
@@ -122,7 +126,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:862
+    # chapters/tensors/operations.md:1012
     @property
     def shape(self) -> Shape:
         return self.buffer.shape
@@ -143,7 +147,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:893
+    # chapters/tensors/operations.md:1043
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -161,9 +165,11 @@ class Tensor:
     @staticmethod
     def from_dlpack(source: Any) -> Tensor:
         """A tensor on another library's memory; nothing is copied."""
-        return wrap(from_dlpack(source))
+        kind, _ = source.__dlpack_device__()
+        device, read = READERS.get(kind, READERS[CPU_MEMORY])
+        return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:917
+    # chapters/tensors/operations.md:1069
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -180,7 +186,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:944
+    # chapters/tensors/operations.md:1096
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -203,7 +209,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1051
+    # chapters/tensors/operations.md:1203
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -214,7 +220,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1070
+    # chapters/tensors/operations.md:1222
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -227,29 +233,32 @@ class Tensor:
 
     def permute(self, *order: Any) -> Tensor:
         axes = tuple([axis_of(self, a) for a in sequence(order)])
+        if axes == tuple(range(self.ndim)):
+            return self
         return Tensor.apply(PERMUTE, self, arg=axes)
 
     @torch_names
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1093
+    # chapters/tensors/operations.md:1247
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
         a, b = axis_of(self, dim0), axis_of(self, dim1)
         order[a], order[b] = b, a
-        return self.permute(order)
+        return Tensor.apply(PERMUTE, self, arg=tuple(order))
 
     @property
     def T(self) -> Tensor:
-        return self.permute(range(self.ndim)[::-1])
+        backwards = tuple(range(self.ndim)[::-1])
+        return Tensor.apply(PERMUTE, self, arg=backwards)
 
     @property
     def mT(self) -> Tensor:
         return self.transpose(-2, -1)
 
-    # chapters/tensors/operations.md:1121
+    # chapters/tensors/operations.md:1276
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -273,7 +282,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1177
+    # chapters/tensors/operations.md:1332
     def broadcast(self, shape: Shape) -> Tensor:
         """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
         if shape == self.shape:
@@ -290,7 +299,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1259
+    # chapters/tensors/operations.md:1414
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -304,7 +313,7 @@ class Tensor:
             target = named(target)
         if target is self.device:
             return self
-        return wrap(target.adopt(self.numpy()), target)
+        return Tensor.apply(CAST, self, arg=self.dtype, device=target)
 
     def clone(self) -> Tensor:
         """A dense copy in memory of its own."""
@@ -314,7 +323,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1368
+    # chapters/tensors/operations.md:1531
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -326,14 +335,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1408
+    # chapters/tensors/operations.md:1573
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1447
+    # chapters/tensors/operations.md:1612
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -352,7 +361,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1476
+    # chapters/tensors/operations.md:1641
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -365,7 +374,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1510
+    # chapters/tensors/operations.md:1675
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -387,7 +396,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1544
+    # chapters/tensors/operations.md:1709
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -409,7 +418,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1586
+    # chapters/tensors/operations.md:1751
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -427,14 +436,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1645
+    # chapters/tensors/operations.md:1810
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1663
+    # chapters/tensors/operations.md:1828
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -447,7 +456,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1687
+    # chapters/tensors/operations.md:1852
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -472,7 +481,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1748
+    # chapters/tensors/operations.md:1913
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -500,7 +509,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:1888
+    # chapters/tensors/operations.md:2053
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -508,7 +517,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2129
+    # chapters/tensors/operations.md:2294
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -532,13 +541,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2176
+    # chapters/tensors/operations.md:2341
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2186
+    # chapters/tensors/operations.md:2351
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -551,7 +560,7 @@ class Tensor:
         square = spread(self, axis, correction, keepdim)
         return narrowed(square.sqrt(), self)
 
-    # chapters/tensors/operations.md:2218
+    # chapters/tensors/operations.md:2383
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -571,18 +580,23 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2418
+    # chapters/tensors/operations.md:2600
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
+        if isinstance(index, (list, np.ndarray)):
+            index = as_index(index, self.device)
+        if self.shape and isinstance(index, Tensor) \
+                and index.dtype.kind in "iu":
+            return Tensor.apply(GATHER, self, index)
         entries = spelled_out(self, index)
         if any(isinstance(e, Tensor) for e in entries):
-            return advanced(self, entries)
+            return advanced(self, places(self, entries))
         return basic(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2455
+    # chapters/tensors/operations.md:2644
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -595,11 +609,11 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2486
+    # chapters/tensors/operations.md:2675
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
-            index = as_index(index)
+            index = as_index(index, self.device)
         if isinstance(index, Tensor) and index.dtype is bool_:
             self.assign(masked(self, index, value))
             return
@@ -610,7 +624,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2529
+    # chapters/tensors/operations.md:2718
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -634,7 +648,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2559
+    # chapters/tensors/operations.md:2748
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -658,7 +672,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2643
+    # chapters/tensors/operations.md:2832
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -679,7 +693,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2697
+    # chapters/tensors/operations.md:2886
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -689,7 +703,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2721
+    # chapters/tensors/operations.md:2910
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -703,7 +717,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1617
+    # chapters/tensors/blas.md:1650
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -729,7 +743,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1648
+    # chapters/tensors/blas.md:1681
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -752,12 +766,12 @@ class Tensor:
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:96
+    # chapters/tensors/activations.md:115
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
         return self.maximum(0)
 
-    # chapters/tensors/activations.md:200
+    # chapters/tensors/activations.md:219
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -765,7 +779,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:279
+    # chapters/tensors/activations.md:298
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -777,7 +791,7 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near + near * square * bend, far)
 
-    # chapters/tensors/activations.md:337
+    # chapters/tensors/activations.md:356
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
@@ -785,7 +799,7 @@ class Tensor:
         e = (x - x.max(axis, keepdim=True)).exp()
         return e / e.sum(axis, keepdim=True)
 
-    # chapters/tensors/activations.md:382
+    # chapters/tensors/activations.md:403
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
@@ -802,15 +816,15 @@ class Tensor:
         x = x - x.max(axis, keepdim=True)
         return x - x.exp().sum(axis, keepdim=True).log()
 
-    # chapters/tensors/activations.md:468
+    # chapters/tensors/activations.md:540
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
 
-    # chapters/tensors/layers.md:70
+    # chapters/tensors/layers.md:176
     requires_grad = False
 
-    # chapters/gradients/autograd.md:221
+    # chapters/gradients/autograd.md:228
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -830,7 +844,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:821
+    # chapters/gradients/autograd.md:834
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -847,7 +861,7 @@ class Tensor:
         return wrap(self.buffer, self.device)
 
 
-# chapters/tensors/operations.md:797
+# chapters/tensors/operations.md:926
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -855,13 +869,29 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:804
+# chapters/tensors/operations.md:933
 def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     return wrap(device.run(op, arg=arg), device)
 
 
-# chapters/tensors/operations.md:813
+# chapters/tensors/operations.md:942
+def located(op: Op, operands: Sequence[Tensor],
+            device: Device | None) -> tuple[Device, list[Buffer]]:
+    """Where `op` is carried out, and its operands' buffers there."""
+    place, buffers = device or operands[0].device, []
+    for x in operands:
+        if x.device is place:
+            buffers.append(x.buffer)
+        elif device:
+            buffers.append(device.adopt(x.numpy()))
+        else:
+            raise ValueError(f"{op}: operands on {place} and {x.device} "
+                             f"cannot meet; move one with .to(device)")
+    return place, buffers
+
+
+# chapters/tensors/operations.md:961
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -876,12 +906,14 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     if dtype is None:
         usual = array.dtype == np.float64 and not foreign
         dtype = float32 if usual else as_dtype(array)
+    if array.dtype == known(dtype).numpy:
+        return array
     with np.errstate(all="ignore"):
-        result = array.astype(known(dtype).numpy)
+        result = array.astype(dtype.numpy)
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:836
+# chapters/tensors/operations.md:986
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -892,17 +924,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:846
+# chapters/tensors/operations.md:996
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:978
+# chapters/tensors/operations.md:1130
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:981
+# chapters/tensors/operations.md:1133
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -913,7 +945,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:991
+# chapters/tensors/operations.md:1143
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -926,7 +958,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:1010
+# chapters/tensors/operations.md:1162
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -934,7 +966,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:1037
+# chapters/tensors/operations.md:1189
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -947,7 +979,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1228
+# chapters/tensors/operations.md:1383
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -965,45 +997,55 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1285
-def constant(value: Scalar, dtype: DType, device: Device) -> Tensor:
-    """A number as a 0-d tensor."""
-    return leaf(CONST, (value, dtype), device)
+# chapters/tensors/operations.md:1440
+@functools.lru_cache(maxsize=4096)
+def agreed(*kinds: DType | type) -> DType:
+    """The dtype where these dtypes and types of Python's numbers meet."""
+    dtype = promote(*[k for k in kinds if isinstance(k, DType)])
+    for kind in kinds:
+        if not isinstance(kind, DType):
+            dtype = promote(dtype, scalar_dtype(kind(), dtype))
+    return dtype
 
 
-# chapters/tensors/operations.md:1290
-def as_tensor(value: Tensor | Scalar, dtype: DType,
-              device: Device) -> Tensor:
-    """A tensor of `dtype` on `device`, from a tensor or a number."""
-    if not isinstance(value, Tensor):
-        return constant(value, dtype, device)
-    if value.device is not device:
-        raise ValueError(f"operands on {value.device} and {device} cannot "
-                         f"meet; move one with .to(device)")
-    return value.cast(dtype)
+# chapters/tensors/operations.md:1450
+def kind(value: Tensor | Scalar) -> Any:
+    """The dtype of a tensor, the type of a number."""
+    return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1303
-def alike(*operands: Tensor | Scalar) -> list[Tensor]:
-    """Operands as tensors of one dtype, whatever their shapes."""
-    tensors = [t for t in operands if isinstance(t, Tensor)]
-    dtype = promote(*[t.dtype for t in tensors])
-    for value in operands:
-        if not isinstance(value, Tensor):
-            dtype = promote(dtype, scalar_dtype(value, dtype))
-    device = tensors[0].device
-    return [as_tensor(value, dtype, device) for value in operands]
+# chapters/tensors/operations.md:1455
+def common(*operands: Tensor | Scalar) -> DType:
+    """The dtype in which tensors and numbers meet."""
+    return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1318
+# chapters/tensors/operations.md:1462
+def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device,
+              shape: Shape = ()) -> Tensor:
+    """A tensor cast to `dtype`, or a number as a constant of `shape`."""
+    if isinstance(value, Tensor):
+        return value.cast(dtype)
+    return leaf(CONST, (value, dtype, shape), device)
+
+
+# chapters/tensors/operations.md:1470
+def alike(*operands: Tensor | Scalar, shape: Shape = ()) -> list[Tensor]:
+    """Operands as tensors of one dtype; numbers take `shape` as well."""
+    dtype = common(*operands)
+    device = next(t.device for t in operands if isinstance(t, Tensor))
+    return [as_tensor(t, dtype, device, shape) for t in operands]
+
+
+# chapters/tensors/operations.md:1481
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
-    tensors = alike(*operands)
-    shape = broadcast_shape(*[t.shape for t in tensors])
-    return [t.broadcast(shape) for t in tensors]
+    shape = broadcast_shape(
+        *[t.shape for t in operands if isinstance(t, Tensor)])
+    return [t.broadcast(shape) for t in alike(*operands, shape=shape)]
 
 
-# chapters/tensors/operations.md:1336
+# chapters/tensors/operations.md:1499
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1013,7 +1055,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1347
+# chapters/tensors/operations.md:1510
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1021,7 +1063,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1354
+# chapters/tensors/operations.md:1517
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1032,49 +1074,51 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1395
+# chapters/tensors/operations.md:1558
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
     if x is None or y is None:
         return NotImplemented
-    if isinstance(y, float):
+    if isinstance(y, Tensor):
+        return binary(ADD, x, -y.cast(common(x, y)))
+    if x.dtype.is_float or isinstance(y, float):
         return binary(ADD, x, -y)
     x, y = alike(x, y)
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1423
+# chapters/tensors/operations.md:1588
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1428
+# chapters/tensors/operations.md:1593
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1433
+# chapters/tensors/operations.md:1598
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1440
+# chapters/tensors/operations.md:1605
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1566
+# chapters/tensors/operations.md:1731
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1575
+# chapters/tensors/operations.md:1740
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1084,7 +1128,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1617
+# chapters/tensors/operations.md:1782
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1094,7 +1138,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1626
+# chapters/tensors/operations.md:1791
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1103,20 +1147,20 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
             f"where: expected a tensor of bools as the condition, got "
             f"{condition!r:.60}; compare first")
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        a = constant(a, scalar_dtype(a), condition.device)
-    a, b = alike(a, b)
-    shape = broadcast_shape(condition.shape, a.shape, b.shape)
-    return Tensor.apply(WHERE, *[
-        t.broadcast(shape) for t in (condition, a, b)])
+        a = as_tensor(a, scalar_dtype(a), condition.device)
+    shape = broadcast_shape(
+        *[t.shape for t in (condition, a, b) if isinstance(t, Tensor)])
+    operands = condition, *alike(a, b, shape=shape)
+    return Tensor.apply(WHERE, *[t.broadcast(shape) for t in operands])
 
 
-# chapters/tensors/operations.md:1656
+# chapters/tensors/operations.md:1821
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1722
+# chapters/tensors/operations.md:1887
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1127,7 +1171,7 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1736
+# chapters/tensors/operations.md:1901
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
     size = (x.abs().log() * y).exp()
@@ -1136,42 +1180,42 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x < 0, where(y == y.floor(), turned, math.nan), size)
 
 
-# chapters/tensors/operations.md:1787
+# chapters/tensors/operations.md:1952
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
-    number = constant(value, dtype or scalar_dtype(value), device)
-    return number.broadcast(sequence([shape])).clone()
+    dtype = dtype or scalar_dtype(value)
+    return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1794
+# chapters/tensors/operations.md:1959
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1799
+# chapters/tensors/operations.md:1964
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1804
+# chapters/tensors/operations.md:1969
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1808
+# chapters/tensors/operations.md:1973
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1812
+# chapters/tensors/operations.md:1977
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1824
+# chapters/tensors/operations.md:1989
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1186,7 +1230,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:1838
+# chapters/tensors/operations.md:2003
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1197,7 +1241,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:1861
+# chapters/tensors/operations.md:2026
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1206,14 +1250,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:1869
+# chapters/tensors/operations.md:2034
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:1877
+# chapters/tensors/operations.md:2042
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1223,7 +1267,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2005
+# chapters/tensors/operations.md:2170
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1249,11 +1293,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2039
+# chapters/tensors/operations.md:2204
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2042
+# chapters/tensors/operations.md:2207
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1271,7 +1315,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2061
+# chapters/tensors/operations.md:2226
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1283,7 +1327,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2072
+# chapters/tensors/operations.md:2237
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1296,23 +1340,23 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2109
+# chapters/tensors/operations.md:2274
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
     if keepdim:
         return result
-    return result.reshape([n for i, n in enumerate(x.shape)
-                           if i not in axes])
+    kept = tuple([n for i, n in enumerate(x.shape) if i not in axes])
+    return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2169
+# chapters/tensors/operations.md:2334
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2199
+# chapters/tensors/operations.md:2364
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1322,11 +1366,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2254
+# chapters/tensors/operations.md:2419
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2257
+# chapters/tensors/operations.md:2422
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1338,26 +1382,35 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     walk = range(*entry.indices(n))
     if not walk:
         return (0, 0, 1), False
-    low, high = min(walk[0], walk[-1]), max(walk[0], walk[-1])
-    return (low, high + 1, abs(walk.step)), walk.step < 0
+    if walk.step > 0:
+        return (walk.start, walk.stop, walk.step), False
+    return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2280
+# chapters/tensors/operations.md:2446
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
-    axes = [e for e in entries if e is not None]
-    spans = [span(e, n) for e, n in zip(axes, x.shape)]
-    x = Tensor.apply(SHRINK, x, arg=tuple([r for r, _ in spans]))
-    flips = tuple([i for i, (_, flip) in enumerate(spans) if flip])
+    ranges: list[Range] = []
+    flips, shape = [], []
+    for entry in entries:
+        if entry is None:
+            shape.append(1)
+            continue
+        kept, flip = span(entry, x.shape[len(ranges)])
+        if flip:
+            flips.append(len(ranges))
+        if isinstance(entry, slice):
+            shape.append(len(range(*kept)))
+        ranges.append(kept)
+    x = Tensor.apply(SHRINK, x, arg=tuple(ranges))
     if flips:
-        x = Tensor.apply(FLIP, x, arg=flips)
-    lengths = iter(x.shape)
-    kept = [1 if e is None else next(lengths) for e in entries]
-    return x.reshape([n for n, e in zip(kept, entries)
-                      if e is None or isinstance(e, slice)])
+        x = Tensor.apply(FLIP, x, arg=tuple(flips))
+    if tuple(shape) != x.shape:
+        x = Tensor.apply(RESHAPE, x, arg=tuple(shape))
+    return x
 
 
-# chapters/tensors/operations.md:2305
+# chapters/tensors/operations.md:2479
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1370,7 +1423,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2321
+# chapters/tensors/operations.md:2495
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1391,14 +1444,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2350
+# chapters/tensors/operations.md:2524
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2356
+# chapters/tensors/operations.md:2530
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1415,7 +1468,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2372
+# chapters/tensors/operations.md:2546
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1423,27 +1476,34 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2383
-def as_index(entry: Any) -> Any:
+# chapters/tensors/operations.md:2557
+def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
-        entry = Tensor(entry, int64 if isinstance(entry, list)
-                       and not entry else None)
-    bad_tensor = isinstance(entry, Tensor) and (
-        entry.dtype.is_float or entry.dtype is bool_ and not entry.shape)
-    known = entry is None or entry is Ellipsis or isinstance(
-        entry, slice) or hasattr(entry, "__index__")
-    if bad_tensor or not known or isinstance(entry, bool):
+        empty = isinstance(entry, list) and not entry
+        entry = Tensor(entry, int64 if empty else None, device)
+    if not indexes(entry):
         raise TypeError(
             f"index: expected integers, slices, None, ..., tensors of "
             f"integers or masks with axes, got {entry!r:.60}")
     return entry
 
 
-# chapters/tensors/operations.md:2399
+# chapters/tensors/operations.md:2569
+def indexes(entry: Any) -> bool:
+    """Whether `entry` may stand in the brackets."""
+    if isinstance(entry, (int, slice)):
+        return not isinstance(entry, bool)
+    if isinstance(entry, Tensor):
+        return entry.dtype.kind in "iu" or bool(
+            entry.dtype is bool_ and entry.shape)
+    return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
+
+
+# chapters/tensors/operations.md:2581
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
-    """An entry for each axis: ellipsis filled in, masks as places."""
-    entries = [as_index(e) for e in
+    """An entry for each axis that is spoken of; the ellipsis filled in."""
+    entries = [as_index(e, x.device) for e in
                (index if isinstance(index, tuple) else (index,))]
     spoken = sum(map(width, entries))
     dots = [i for i, e in enumerate(entries) if e is Ellipsis]
@@ -1453,10 +1513,10 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
             f"shape {x.shape} allows at most {x.ndim} and one")
     at = dots[0] if dots else len(entries)
     fill = [slice(None)] * (x.ndim - spoken)
-    return places(x, entries[:at] + fill + entries[at + 1:])
+    return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2472
+# chapters/tensors/operations.md:2661
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1469,7 +1529,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2587
+# chapters/tensors/operations.md:2776
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1478,7 +1538,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2607
+# chapters/tensors/operations.md:2796
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1498,14 +1558,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2626
+# chapters/tensors/operations.md:2815
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2688
+# chapters/tensors/operations.md:2877
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1513,7 +1573,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2711
+# chapters/tensors/operations.md:2900
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1522,7 +1582,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2743
+# chapters/tensors/operations.md:2932
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1530,7 +1590,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:258
+# chapters/tensors/activations.md:277
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1539,7 +1599,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:266
+# chapters/tensors/activations.md:285
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1548,7 +1608,11 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/gradients/autograd.md:780
+# chapters/gradients/autograd.md:293
+wanted = attrgetter("requires_grad")
+
+
+# chapters/gradients/autograd.md:793
 def grad(y: Tensor, inputs: Sequence[Tensor],
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1565,7 +1629,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:799
+# chapters/gradients/autograd.md:812
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1583,7 +1647,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
         gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:837
+# chapters/gradients/autograd.md:850
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory that no gradient among `taken` uses."""
     buffer = g.buffer
@@ -1593,7 +1657,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1023
+# chapters/gradients/autograd.md:1065
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1610,7 +1674,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1348
+# chapters/gradients/autograd.md:1406
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1634,7 +1698,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1374
+# chapters/gradients/autograd.md:1432
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
@@ -1650,7 +1714,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:368
+# chapters/gradients/data.md:389
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

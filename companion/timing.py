@@ -1,7 +1,8 @@
-# Tangled from blas, activations: edit there, `make tangle`. sha256:0dd85d77d6b5  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ae77dbfeeb8b  # noqa: E501
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import math
 import os
@@ -10,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+from importlib import import_module
 from statistics import quantiles
 from time import perf_counter, sleep
 from typing import Any, NamedTuple
@@ -17,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from companion.buffer import Buffer
-from companion.native import cpu, kernel
+from companion.native import compiler, cpu, kernel
 from companion.ops import Op
 
 
-# chapters/tensors/blas.md:414
+# chapters/tensors/blas.md:427
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -32,7 +35,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:538
+# chapters/tensors/blas.md:551
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -40,7 +43,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:545
+# chapters/tensors/blas.md:558
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -62,7 +65,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1732
+# chapters/tensors/blas.md:1765
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -72,7 +75,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1741
+# chapters/tensors/blas.md:1774
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -83,7 +86,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1751
+# chapters/tensors/blas.md:1784
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -96,7 +99,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1768
+# chapters/tensors/blas.md:1801
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -109,13 +112,13 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1796
+# chapters/tensors/blas.md:1829
 BENCHES = {"gemm": "companion.blas"}
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1801
+# chapters/tensors/blas.md:1834
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -131,14 +134,34 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1816
+# chapters/tensors/blas.md:1849
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1825
+# chapters/tensors/blas.md:1858
+def versions(peer: str) -> dict[str, str]:
+    """What has been compared with what, for the record."""
+    found = {"python": platform.python_version(), "compiler": compiler()[1]}
+    if importlib.util.find_spec(peer):
+        found[peer] = import_module(peer).__version__
+    return found
+
+
+# chapters/tensors/blas.md:1866
+def stamp(peer: str) -> dict[str, Any]:
+    """Where and when a measurement was made, and beside whom."""
+    return {"peer_name": peer, "machine": machine(),
+            "versions": versions(peer), "date": date.today().isoformat()}
+
+
+MISSING = dict.fromkeys(
+    ("ours", "peer", "ratio", "spread", "limit_fraction"))
+
+
+# chapters/tensors/blas.md:1879
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -154,19 +177,24 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1840
+# chapters/tensors/blas.md:1894
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
-    start = f"{found['case']:16} {found['threads']} threads"
+    start = f"{found['case']:20} {found['threads']} threads"
     if found["ratio"] is None:
         return f"{start}  {found['peer_name']} is not installed"
-    return (f"{start} {found['ours']:8.1f} {found['unit']}"
-            f" {100 * found['limit_fraction']:4.0f} %"
+    limit = found["limit_fraction"]  # not everything has one
+    share = "" if limit is None else f" {100 * limit:4.0f} %"
+    return (f"{start} {found['ours']:8.1f} {found['unit']}{share}"
             f"  {found['ratio']:.2f} × {found['peer_name']}"
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/activations.md:543
+# chapters/tensors/blas.md:2055
+BENCHES["eager"] = "companion.benchmark"
+
+
+# chapters/tensors/activations.md:670
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -174,7 +202,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:550
+# chapters/tensors/activations.md:677
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -192,7 +220,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:573
+    # chapters/tensors/activations.md:700
     def __repr__(self) -> str:
         return self.name
 
@@ -214,3 +242,10 @@ class Timed:
         rows += [f"{str(op):10}{n:6.0f}{ms:9.2f}{mb:9.1f}"
                  for op, (n, ms, mb) in totals.items()]
         return "\n".join(rows)
+
+
+# chapters/gradients/mnist.md:641
+BENCHES["mlp"] = "companion.milestones.mlp_bench"
+
+# chapters/gradients/gpu.md:1957
+BENCHES["gpu"] = "companion.gpu"

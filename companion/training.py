@@ -1,14 +1,18 @@
-# Tangled from training: edit there, `make tangle`. sha256:5b0da62a3f44
+# Tangled from training: edit there, `make tangle`. sha256:db757bd45752
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -18,11 +22,11 @@ from tqdm import tqdm
 from companion.autograd import no_grad
 from companion.dtype import float32, float64
 from companion.layers import Module
-from companion.optim import Optimizer
+from companion.optim import Optimizer, listed
 from companion.tensor import GENERATOR, Generator, Tensor, from_numpy, rand
 
 
-# chapters/gradients/training.md:110
+# chapters/gradients/training.md:140
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -37,16 +41,20 @@ class Batches:
                 f"Batches: expected tensors of one length and a size of "
                 f"1 to that, got lengths {sorted(lengths)}, size {size}")
         self.tensors, self.size, self.seed = tensors, size, seed
-        self.epoch, self.index = 0, 0
+        self.go_to(0, 0)
+
+    def go_to(self, epoch: int, index: int) -> None:
+        """Continue with the example that is at `index` in `epoch`."""
+        self.epoch, self.index = epoch, index
         self.order = self.shuffled()
 
-    # chapters/gradients/training.md:132
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
         draw = Generator(self.seed * 1_000_003 + self.epoch)
         keys = rand(len(self.tensors[0]), dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
+    # chapters/gradients/training.md:172
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -57,21 +65,34 @@ class Batches:
         self.index += self.size
         return tuple(t[rows] for t in self.tensors)
 
-    def go_to(self, epoch: int, index: int) -> None:
-        self.epoch, self.index = epoch, index
-        self.order = self.shuffled()
+
+# chapters/gradients/training.md:197
+class Source(Protocol):
+    """Where batches come from, and how to return to a place in them.
+
+    (epoch, index) is the place of the next batch. After `go_to` with
+    values read earlier, `next` gives the batch that came then, bit for
+    bit, in any process.
+    """
+
+    epoch: int
+    index: int
+
+    def go_to(self, epoch: int, index: int) -> None: ...
+
+    def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:176
+# chapters/gradients/training.md:230
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:179
+# chapters/gradients/training.md:233
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:183
+# chapters/gradients/training.md:237
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
@@ -83,7 +104,7 @@ def warmup_cosine(steps: int, warmup: int = 0,
     return factor
 
 
-# chapters/gradients/training.md:194
+# chapters/gradients/training.md:248
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
@@ -97,10 +118,10 @@ def one_cycle(steps: int, peak: float = 0.3,
     return factor
 
 
-# chapters/gradients/training.md:224
-def clip_grad_norm(parameters: Iterable[Tensor],
-                   limit: float) -> float:
-    """Scale all gradients so that their common length is ≤ `limit`.
+# chapters/gradients/training.md:316
+def clip_grad_norm_(parameters: Iterable[Tensor],
+                    max_norm: float) -> float:
+    """Scale all gradients so that their common length is ≤ `max_norm`.
 
     Returns the length before, in the Euclidean norm over everything.
     """
@@ -108,236 +129,462 @@ def clip_grad_norm(parameters: Iterable[Tensor],
     with no_grad():
         norm = math.sqrt(sum(
             [float(g.square().sum()) for _, g in moving]))
-        if norm > limit:
+        if norm > max_norm:
             for p, g in moving:
-                p.grad = g * (limit / norm)
+                p.grad = g * (max_norm / norm)
     return norm
 
 
-# chapters/gradients/training.md:257
+# chapters/gradients/training.md:381
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
 
     `loss_of(model, *batch)` computes the loss; `rate` maps the step to
     a factor on each group's learning rate; `clip` limits the length of
-    the gradient; `accumulate` batches make one step.
+    the gradient; `accumulate` batches make one step; `observers` look
+    on. `rates` are the rates at factor 1, a number for each group.
     """
 
     model: Module
     optimizer: Optimizer
-    batches: Batches
+    batches: Source
     loss_of: Callable[..., Tensor]
     rate: Schedule = constant_rate
     clip: float = math.inf
     accumulate: int = 1
+    observers: list[Observer] = field(default_factory=list)
     steps: int = 0
+    stopped: bool = False
     history: list[dict[str, float]] = field(default_factory=list)
+    saved: str = "none was written"
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
-    # chapters/gradients/training.md:284
+    # chapters/gradients/training.md:413
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started = time.perf_counter()
         self.optimizer.zero_grad()
-        total = 0.0
-        for _ in range(self.accumulate):
-            batch = next(self.batches)
-            loss = self.loss_of(self.model, *batch) / self.accumulate
-            total += self.checked(loss, batch)
-            loss.backward()
-        norm = clip_grad_norm(self.model.parameters(), self.clip)
+        loss = sum([self.backward() for _ in range(self.accumulate)])
+        norm = self.clipped()
         factor = self.rate(self.steps)
         for group, rate in zip(self.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
         self.optimizer.step()
         self.steps += 1
-        return {"step": self.steps, "loss": total, "norm": norm,
+        return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    def checked(self, loss: Tensor, batch: tuple[Tensor, ...]) -> float:
-        """The loss as a number, if it is one."""
+    # chapters/gradients/training.md:586
+    def backward(self) -> float:
+        """Add the gradient of one batch to what is there; its loss."""
+        batch, place = next(self.batches), GENERATOR.place
+        loss = self.loss_of(self.model, *batch)
         value = loss.item()
         if not math.isfinite(value):
-            raise NotFinite(self, value, batch)
-        return value
+            GENERATOR.place = place  # the same dropout once more
+            raise NotFinite(self, f"the loss is {value}",
+                            suspect(self, batch))
+        (loss / self.accumulate).backward()
+        return value / self.accumulate
 
-    # chapters/gradients/training.md:378
-    saved = ""
+    # chapters/gradients/training.md:604
+    def clipped(self) -> float:
+        """Limit the gradient; its length before, if that is a number."""
+        norm = clip_grad_norm_(self.model.parameters(), self.clip)
+        if not math.isfinite(norm):
+            bad = [name for name, p in self.model.named_parameters()
+                   if not finite(p.grad)]
+            raise NotFinite(
+                self, f"the norm of the gradient is {norm}",
+                f"the gradient of {bad[-1]}" if bad else "its square")
+        return norm
 
-    # chapters/gradients/training.md:401
-    def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """All that the run depends on: arrays, and a few numbers."""
-        parts = {"model": self.model.state_dict(),
-                 "optimizer": self.optimizer.state_dict()}
-        arrays = {f"{part}/{name}": np.ascontiguousarray(value.numpy())
-                  for part, tensors in parts.items()
-                  for name, value in tensors.items()}
-        numbers = {"steps": self.steps, "seed": GENERATOR.seed,
-                   "place": GENERATOR.place, "epoch": self.batches.epoch,
-                   "index": self.batches.index, "history": self.history}
-        return arrays, numbers
+    # chapters/gradients/training.md:645
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "batches": [self.batches.epoch, self.batches.index],
+            "generator": [GENERATOR.seed, GENERATOR.place],
+            "schedule": [self.steps, self.rates, self.stopped],
+            "observers": {type(o).__name__: o.state_dict()
+                          for o in self.observers},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.batches.go_to(*state["batches"])
+        GENERATOR.seed, GENERATOR.place = state["generator"]
+        self.steps, self.rates, self.stopped = state["schedule"]
+        for o in self.observers:
+            o.load_state_dict(state["observers"].get(type(o).__name__, {}))
+
+    # chapters/gradients/training.md:877
+    def note(self, path: Path) -> Journal:
+        """Bring the journal beside a checkpoint up to date."""
+        place = path.with_suffix(".jsonl")
+        if self.journal is None or self.journal.path != place:
+            self.journal = Journal(place)
+        self.journal.follow(self.history)
+        return self.journal
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint: the old one or the new one, never half."""
-        arrays, numbers = self.state()
-        data = save(arrays, {"run": json.dumps(numbers)})
-        write_atomically(Path(path), data)
-        self.saved = str(path)
+        for name, p in self.model.named_parameters():
+            if not finite(p):
+                raise NotFinite(self, "a weight is not finite", name)
+        journal = self.note(Path(path))
+        to_disk(journal.path)
+        arrays: dict[str, np.ndarray] = {}
+        tree = packed(self.state_dict() | {
+            "journal": [journal.end, journal.rows]}, "run", arrays)
+        write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
+        self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:457
+    # chapters/gradients/training.md:907
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
-        if not Path(path).exists():
+        path = Path(path)
+        for left in path.parent.glob(f".{path.name}.*"):
+            left.unlink()  # half written by a process that was killed
+        if not path.exists():
             return False
-        arrays, numbers = read_checkpoint(Path(path))
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
-        for key, array in arrays.items():
-            part, name = key.split("/", 1)
-            parts[part][name] = from_numpy(array)
-        self.model.load_state_dict(parts["model"])
-        self.optimizer.load_state_dict(parts["optimizer"])
-        self.batches.go_to(numbers["epoch"], numbers["index"])
-        GENERATOR.seed, GENERATOR.place = numbers["seed"], numbers["place"]
-        self.steps, self.history = numbers["steps"], numbers["history"]
-        self.saved = str(path)
+        state = read_checkpoint(path)
+        journal = Journal(path.with_suffix(".jsonl"), *state["journal"])
+        history = journal.read()
+        self.load_state_dict(state)
+        self.history, self.journal = history, journal
+        self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:495
+    # chapters/gradients/training.md:974
     def fit(self, steps: int, checkpoint: str | Path | None = None,
-            every: int = 100, progress: bool = True) -> list[
-                dict[str, float]]:
-        """Train until `steps` in all; resume from `checkpoint` if there.
+            every: int = 100) -> list[dict[str, float]]:
+        """Train until `steps` in all, or until an observer stops it.
 
-        Saves at every `every` steps and at the end. Returns the history.
+        With a `checkpoint`: go on from it, if it is there and nothing
+        has been trained yet; write it every `every` steps and at the
+        end, and each step's row to the .jsonl beside it. A run that
+        was stopped goes on once `stopped` is False again.
         """
-        if checkpoint is not None:
-            self.resume(checkpoint)
-        bar = tqdm(total=steps, initial=self.steps, disable=not progress)
-        with bar:
-            while self.steps < steps:
-                self.history.append(self.step())
-                bar.update()
-                bar.set_postfix(loss=f"{self.history[-1]['loss']:.4f}")
-                due = self.steps % every == 0 or self.steps == steps
-                if checkpoint is not None and due:
-                    self.save(checkpoint)
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and not self.steps:
+            self.resume(path)
+        with ExitStack() as stack:
+            for observer in self.observers:
+                observer.begin(self, steps)
+                stack.callback(observer.end, self)
+            while self.steps < steps and not self.stopped:
+                row = self.step()
+                for observer in self.observers:
+                    observer.look(self, row)
+                self.history.append(row)
+                last = self.stopped or self.steps == steps
+                if path is not None:
+                    self.note(path)
+                    if last or self.steps % every == 0:
+                        self.save(path)
         return self.history
 
 
-# chapters/gradients/training.md:317
+# chapters/gradients/training.md:505
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
     for own, part in module.parts():
         if isinstance(part, Module):
             yield from named_modules(part, f"{name}{own}.")
-    yield name.rstrip(".") or "the model itself", module
+    yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:332
-def first_not_finite(model: Module,
-                     run: Callable[[], Any]) -> str | None:
-    """The first module whose output is not finite while `run` runs."""
+# chapters/gradients/training.md:514
+def finite(*values: Any) -> bool:
+    """Whether every tensor among the values is free of nan and inf."""
+    return all(np.isfinite(v.numpy()).all() for v in values
+               if isinstance(v, Tensor))
+
+
+# chapters/gradients/training.md:522
+def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
+    """The first input or output of a module that is not finite."""
     found: list[str] = []
 
-    def watch(name: str, module: Module) -> None:
-        forward = type(module).forward
+    def watch(name: str, module: Module) -> Callable[..., Any]:
+        def look(side: str, *values: Any) -> None:
+            if not found and not finite(*values):
+                kind = type(module).__name__
+                found.append(f"the {side} of {name} ({kind})")
 
         def watched(*inputs: Any) -> Any:
-            out = forward(module, *inputs)
-            if not found and not np.isfinite(out.numpy()).all():
-                found.append(f"{name} ({type(module).__name__})")
+            look("input", *inputs)
+            out = type(module).forward(module, *inputs)
+            look("output", *listed(out))
             return out
-        vars(module)["forward"] = watched
+        return watched
 
-    modules = list(named_modules(model))
-    for name, module in modules:
-        watch(name, module)
-    try:
-        with no_grad():
-            run()
-    finally:
-        for _, module in modules:
-            del vars(module)["forward"]
+    with ExitStack() as stack, no_grad():
+        for name, module in named_modules(model):
+            vars(module)["forward"] = watch(name, module)
+            stack.callback(vars(module).pop, "forward", None)
+        run()
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:361
+# chapters/gradients/training.md:556
+def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
+    """Where a loss that is no number comes from."""
+    for i, value in enumerate(batch):
+        if not finite(value):
+            return f"tensor {i} of the batch"
+    for name, p in run.model.named_parameters():
+        if not finite(p):
+            return f"the parameter {name}"
+    return first_not_finite(
+        run.model, lambda: run.loss_of(run.model, *batch)) or (
+        "the loss itself")
+
+
+# chapters/gradients/training.md:569
 class NotFinite(ArithmeticError):
-    """The loss is nan or infinite: says when, where, and what is left."""
+    """Training cannot go on: what, when, where, and what is left."""
 
-    def __init__(self, trainer: Trainer, value: float,
-                 batch: tuple[Tensor, ...]):
-        layer = first_not_finite(
-            trainer.model, lambda: trainer.loss_of(trainer.model, *batch))
-        place = f"first in {layer}" if layer else "in the loss itself"
-        saved = trainer.saved or "none was written"
+    def __init__(self, run: Trainer, what: str, where: str):
         super().__init__(
-            f"the loss is {value} at step {trainer.steps + 1}, {place}; "
-            f"last good checkpoint: {saved}; lower the learning rate, or "
-            f"clip the gradients")
+            f"after {run.steps} steps {what}, first in {where}; last "
+            f"good checkpoint: {run.saved}; resume from it with smaller "
+            f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:425
+# chapters/gradients/training.md:716
+def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
+    """The tree with names in place of tensors, which go to `arrays`."""
+    if isinstance(tree, Tensor):
+        arrays[name] = np.ascontiguousarray(tree.numpy())
+        return {"array": name}
+    if isinstance(tree, Mapping):
+        return {str(key): packed(value, f"{name}/{key}", arrays)
+                for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [packed(value, f"{name}/{i}", arrays)
+                for i, value in enumerate(tree)]
+    return tree
+
+
+# chapters/gradients/training.md:730
+def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    """The tree with its tensors, as it was before `packed`."""
+    if isinstance(tree, list):
+        return [unpacked(value, arrays) for value in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if tree.keys() == {"array"}:
+        return from_numpy(arrays[tree["array"]])
+    return {key: unpacked(value, arrays) for key, value in tree.items()}
+
+
+# chapters/gradients/training.md:767
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        beside.write_bytes(data)
+        to_disk(beside)
         os.replace(beside, path)
+        to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:475
-def read_checkpoint(path: Path) -> tuple[
-        dict[str, np.ndarray], dict[str, Any]]:
+# chapters/gradients/training.md:780
+def to_disk(path: Path) -> None:
+    """Return when the file, or the folder's list of names, is on disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+# chapters/gradients/training.md:822
+class Journal:
+    """A list of rows on disk, a line of JSON each, that only grows.
+
+    `end` bytes and `rows` rows of it count. What lies behind them was
+    written by a process that died, and is cut off.
+    """
+
+    def __init__(self, path: Path, end: int = 0, rows: int = 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path, self.end, self.rows = path, end, rows
+
+    def follow(self, history: list[dict[str, float]]) -> None:
+        """Append the rows that are new in `history`."""
+        lines = [json.dumps(row) + "\n" for row in history[self.rows:]]
+        with open(self.path, "ab") as file:
+            file.truncate(self.end)
+            file.seek(self.end)
+            file.write("".join(lines).encode())
+            self.end = file.tell()
+        self.rows = len(history)
+
+    # chapters/gradients/training.md:848
+    def read(self) -> list[dict[str, float]]:
+        """The rows that count."""
+        data = self.path.read_bytes() if self.path.exists() else b""
+        if len(data) < self.end:
+            raise ValueError(
+                f"{self.path} has {len(data)} bytes, its checkpoint counts "
+                f"on {self.end}: put the journal back, or delete the "
+                f"checkpoint to start anew")
+        return [json.loads(line) for line in
+                data[:self.end].splitlines()]
+
+
+# chapters/gradients/training.md:923
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The state in a checkpoint; a clear error if it is none."""
     try:
         with safe_open(path, "numpy") as file:
-            arrays = {key: file.get_tensor(key) for key in sorted(file.keys())}
-            return arrays, json.loads(file.metadata()["run"])
+            arrays = {key: file.get_tensor(key)
+                      for key in sorted(file.keys())}
+            return unpacked(json.loads(file.metadata()["run"]), arrays)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no checkpoint of a Trainer ({error}); delete it "
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:518
-def write_history(history: list[dict[str, float]],
-                  path: str | Path) -> None:
-    """The history as .json or .csv, by the file's suffix."""
-    path = Path(path)
-    if path.suffix == ".json":
-        write_atomically(path, json.dumps(history).encode())
-    elif path.suffix == ".csv":
-        names = list(history[0]) if history else []
-        lines = [",".join(names)] + [
-            ",".join(str(row[n]) for n in names) for row in history]
-        write_atomically(path, ("\n".join(lines) + "\n").encode())
-    else:
-        raise ValueError(f"write_history: expected a name ending in .json "
-                         f"or .csv, got {path.name}")
+# chapters/gradients/training.md:947
+class Observer:
+    """Looks on while a run trains; override what you need.
+
+    `look` may add numbers to the row, and may set `run.stopped`. What
+    an observer remembers between steps belongs into its state.
+    """
+
+    def begin(self, run: Trainer, steps: int) -> None:
+        """Training is about to go on, until `steps` in all."""
+
+    def look(self, run: Trainer, row: dict[str, float]) -> None:
+        """A step has been made; `row` is what will be noted of it."""
+
+    def end(self, run: Trainer) -> None:
+        """Training has stopped, with or without an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:534
+# chapters/gradients/training.md:1027
+class ProgressBar(Observer):
+    """How far a run is, how fast, and its loss."""
+
+    def begin(self, run: Trainer, steps: int) -> None:
+        self.bar = tqdm(total=steps, initial=run.steps)
+
+    def look(self, run: Trainer, row: dict[str, float]) -> None:
+        self.bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        self.bar.update()
+
+    def end(self, run: Trainer) -> None:
+        self.bar.close()
+
+
+# chapters/gradients/training.md:1045
+class LossPlot(ProgressBar):
+    """A progress bar; in a notebook, with the loss as a curve above.
+
+    The curve is drawn anew when `pause` seconds have passed.
+    """
+
+    def __init__(self, pause: float = 1.0):
+        self.pause, self.drawn = pause, 0.0
+        self.draw = canvas() if in_notebook() else draw_nothing
+
+    def look(self, run: Trainer, row: dict[str, float]) -> None:
+        super().look(run, row)
+        if time.monotonic() - self.drawn > self.pause:
+            self.draw(run.history)
+            self.drawn = time.monotonic()
+
+    def end(self, run: Trainer) -> None:
+        self.draw(run.history)
+        super().end(run)
+
+
+# chapters/gradients/training.md:1068
+def in_notebook() -> bool:
+    """Whether a Jupyter kernel runs us; it has imported IPython then."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    kinds = [kind.__name__ for kind in type(shell).__mro__]
+    return "ZMQInteractiveShell" in kinds
+
+
+# chapters/gradients/training.md:1076
+def draw_nothing(history: list[dict[str, float]]) -> None:
+    """Where no picture can be shown, the bar has to do."""
+
+
+# chapters/gradients/training.md:1082
+def canvas() -> Callable[[list[dict[str, float]]], None]:
+    """A function that draws a history where the last one was drawn."""
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    figure, axes = plt.subplots(figsize=(6, 2.6))
+    plt.close(figure)  # shown by us, not at the end of the cell
+    handle = display(figure, display_id=True)
+
+    def draw(history: list[dict[str, float]]) -> None:
+        axes.clear()
+        plot_history(history, axes)
+        handle.update(figure)
+    return draw
+
+
+# chapters/gradients/training.md:1098
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
     span = max(len(loss) // 50, 1)
     axes.plot(loss, alpha=0.3, color="C2")
-    mean = np.convolve(loss, np.ones(span) / span, "valid")
-    axes.plot(np.arange(len(mean)) + span - 1, mean, color="C2")
+    if len(loss):
+        mean = np.convolve(loss, np.ones(span) / span, "valid")
+        axes.plot(np.arange(len(mean)) + span - 1, mean, color="C2")
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:550
+# chapters/gradients/training.md:1144
+def write_history(history: list[dict[str, float]],
+                  path: str | Path) -> None:
+    """The history as .json or .csv, by the file's suffix."""
+    path, text = Path(path), io.StringIO()
+    if path.suffix == ".json":
+        json.dump(history, text)
+    elif path.suffix == ".csv":
+        names = dict.fromkeys(name for row in history for name in row)
+        rows = csv.DictWriter(text, list(names), lineterminator="\n")
+        rows.writeheader()
+        rows.writerows(history)
+    else:
+        raise ValueError(f"write_history: expected a name ending in .json "
+                         f"or .csv, got {path.name}")
+    write_atomically(path, text.getvalue().encode())
+
+
+# chapters/gradients/training.md:1167
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -353,22 +600,43 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:565
+# chapters/gradients/training.md:1182
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:572
-class EarlyStopping:
-    """Says when a measure has not improved for `patience` looks."""
+# chapters/gradients/training.md:1197
+class EarlyStopping(Observer):
+    """Stops a run when `measure(model)` no longer falls.
 
-    def __init__(self, patience: int, tolerance: float = 0.0):
+    Looks at every `every` steps and stops after `patience` looks in a
+    row that are not better by more than `tolerance`. The value is noted
+    as "validation"; the best weights are kept in `best_model`.
+    """
+
+    def __init__(self, measure: Callable[[Module], float], every: int,
+                 patience: int, tolerance: float = 0.0):
+        self.measure, self.every = measure, every
         self.patience, self.tolerance = patience, tolerance
         self.best, self.waited = math.inf, 0
+        self.best_model: dict[str, Tensor] = {}
 
-    def __call__(self, loss: float) -> bool:
-        better = loss < self.best - self.tolerance
-        self.waited = 0 if better else self.waited + 1
-        self.best = min(self.best, loss)
-        return self.waited >= self.patience
+    def look(self, run: Trainer, row: dict[str, float]) -> None:
+        if run.steps % self.every:
+            return
+        row["validation"] = value = self.measure(run.model)
+        self.waited += 1
+        if value < self.best - self.tolerance:
+            self.best, self.waited = value, 0
+            self.best_model = {name: tensor.detach().clone() for name,
+                               tensor in run.model.state_dict().items()}
+        run.stopped = self.waited >= self.patience
+
+    # chapters/gradients/training.md:1228
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited,
+                "best_model": self.best_model}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)

@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import companion.device
-
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ASK = [sys.executable, "-m", "pip", "index", "versions", "numpy"]
@@ -61,7 +59,7 @@ def need():
 @pytest.fixture(scope="session", params=["cpu"])
 def device(request):
     """Each device on which every operation is tested."""
-    return companion.device.named(request.param)
+    return importlib.import_module("companion.device").named(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from companion import Arrays, Compose, DataLoader, RandomFlip, RandomShift
-from companion.data import drawn_digits
+from companion.data import Chance, drawn_digits
 
 few = settings(max_examples=40, deadline=None)
 LENGTHS, SIZES = st.integers(1, 40), st.integers(1, 12)
@@ -76,10 +76,33 @@ def test_augmentation_belongs_to_the_example(size, seed, rows):
     data = Arrays(*drawn_digits(20))
     augment = Compose(RandomShift(3), RandomFlip())
     loader = DataLoader(data, size, augment=augment, seed=seed)
-    together = loader.fetch(3, np.array(rows))[0].numpy()
+    loader.go_to(3, 0)
+    together = loader.fetch(np.array(rows))[0].numpy()
     for image, row in zip(together, rows):
-        alone = loader.fetch(3, np.array([row]))[0].numpy()[0]
+        alone = loader.fetch(np.array([row]))[0].numpy()[0]
         np.testing.assert_array_equal(image, alone)
+
+
+@few
+@given(SEEDS, st.integers(0, 2**32 - 1), st.integers(1, 9))
+def test_an_example_has_its_numbers_in_any_company(seed, example, k):
+    """However many examples there are: no table of an epoch is made."""
+    crowd = Chance(seed, 2, np.array([0, example, 7]))
+    alone = Chance(seed, 2, np.array([example]))
+    for _call in range(3):
+        np.testing.assert_array_equal(crowd(k)[1], alone(k)[0])
+
+
+def test_chances_are_uniform_and_unlike_each_other():
+    chance = Chance(0, 0, np.arange(20_000))
+    other = Chance(0, 1, np.arange(20_000))
+    columns = np.concatenate([chance(2), chance(2), other(2)], axis=1)
+    assert columns.dtype == np.float32
+    assert columns.min() >= 0 and columns.max() < 1
+    assert abs(columns.mean(0) - 1 / 2).max() < 0.01
+    assert abs(columns.var(0) - 1 / 12).max() < 0.002
+    related = np.corrcoef(columns.T) - np.eye(6)
+    assert abs(related).max() < 0.03
 
 
 def test_spawned_processes_load_the_same():

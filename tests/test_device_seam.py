@@ -232,7 +232,7 @@ def step(net, optimizer, device, clip=1e9):
     net.zero_grad()
     loss = cross_entropy(net.eval()(x), t)
     loss.backward()
-    clip_grad_norm(net.parameters(), clip)
+    clip_grad_norm_(net.parameters(), clip)
     optimizer.step()
     return loss.item()
 

@@ -1,4 +1,4 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:4737df408808
+# Tangled from perceptron: edit there, `make tangle`. sha256:9be3a75d77cf
 from __future__ import annotations
 
 import time
@@ -47,7 +47,7 @@ class Perceptron:
         return right.to(float32).mean().item()
 
 
-# chapters/tensors/perceptron.md:148
+# chapters/tensors/perceptron.md:192
 def fifty_cards(seed: int) -> tuple[float, int]:
     """Accuracy on 1,000 new cards after 50, and the mistakes so far."""
     draw = Generator(seed)
@@ -59,7 +59,7 @@ def fifty_cards(seed: int) -> tuple[float, int]:
     return machine.accuracy(unseen, truth), machine.mistakes
 
 
-# chapters/tensors/perceptron.md:216
+# chapters/tensors/perceptron.md:283
 def separable(n: int, margin: float, draw: Generator,
               inputs: int = 10) -> tuple[Tensor, Tensor]:
     """n random points on the sphere, at least `margin` from a cut."""
@@ -72,7 +72,7 @@ def separable(n: int, margin: float, draw: Generator,
     return x[:n], where(height[:n] > 0, 1, -1)
 
 
-# chapters/tensors/perceptron.md:230
+# chapters/tensors/perceptron.md:297
 def until_right(x: Tensor, t: Tensor, passes: int = 100) -> Perceptron:
     """Show all examples again and again until none is wrong."""
     pupil = Perceptron(x.shape[1])
@@ -86,7 +86,7 @@ def until_right(x: Tensor, t: Tensor, passes: int = 100) -> Perceptron:
     return pupil
 
 
-# chapters/tensors/perceptron.md:282
+# chapters/tensors/perceptron.md:406
 def generalization(seed: int) -> float:
     """Accuracy on new points after learning 300 separable ones."""
     draw = Generator(seed)
@@ -94,7 +94,7 @@ def generalization(seed: int) -> float:
     return until_right(x[:300], t[:300]).accuracy(x[300:], t[300:])
 
 
-# chapters/tensors/perceptron.md:362
+# chapters/tensors/perceptron.md:486
 def milestone() -> Report:
     """Rosenblatt's rule on separable data, five seeds."""
     start = time.perf_counter()

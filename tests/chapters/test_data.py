@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:012ea7afbdc4
+# Tangled from data: edit there, `make tangle`. sha256:705695c65847
 from __future__ import annotations
 
 import contextlib
@@ -14,8 +14,11 @@ import tempfile
 import threading
 import time
 import traceback
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import (
+    BrokenExecutor,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
@@ -53,7 +56,7 @@ from companion.tensor import Tensor, from_numpy, manual_seed
 from companion.training import Batches
 
 
-# chapters/gradients/data.md:250
+# chapters/gradients/data.md:253
 def seconds(call, times=15):
     """The best of several runs, in seconds."""
     taken = []
@@ -64,7 +67,7 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:524
+# chapters/gradients/data.md:570
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -75,7 +78,7 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:725
+# chapters/gradients/data.md:763
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -91,13 +94,13 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:740
+# chapters/gradients/data.md:778
 def wait(tenths):
     """Do nothing for some tenths of a millisecond, as a disk does."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:747
+# chapters/gradients/data.md:785
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -111,7 +114,7 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:760
+# chapters/gradients/data.md:798
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -122,24 +125,24 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:770
+# chapters/gradients/data.md:808
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:910
+# chapters/gradients/data.md:949
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:913
+# chapters/gradients/data.md:952
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:919
+# chapters/gradients/data.md:958
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -148,13 +151,13 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-# chapters/gradients/data.md:1091
+# chapters/gradients/data.md:1134
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1096
+# chapters/gradients/data.md:1139
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -177,7 +180,7 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1120
+# chapters/gradients/data.md:1163
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -196,12 +199,12 @@ SERVED["four.gz"] = gzip.compress(
     struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
     + drawn_digits(4)[0].tobytes(), mtime=0)
 
-# chapters/gradients/data.md:1189
+# chapters/gradients/data.md:1232
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:1614
+# chapters/gradients/data.md:1653
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -211,7 +214,7 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1624
+# chapters/gradients/data.md:1663
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -221,7 +224,7 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1636
+# chapters/gradients/data.md:1677
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -235,7 +238,7 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1652
+# chapters/gradients/data.md:1695
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -246,7 +249,18 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1663
+# chapters/gradients/data.md:1706
+def test_a_dropped_loader_leaves_no_worker():
+    before = threading.active_count()
+    for pool in ThreadPoolExecutor, forked:
+        loader = DataLoader(range(9), 2, workers=2, pool=pool)
+        next(loader)
+        del loader
+    assert threading.active_count() == before
+    assert not multiprocessing.active_children()
+
+
+# chapters/gradients/data.md:1721
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -254,7 +268,17 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1672
+# chapters/gradients/data.md:1729
+def test_next_goes_on_where_a_loop_was_left():
+    loader = DataLoader(range(9), 4, drop_last=True)
+    for _batch in loader:
+        break
+    assert next(loader)[0].tolist() == [4, 5, 6, 7]
+    loader.go_to(0, 6)
+    assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
+
+
+# chapters/gradients/data.md:1742
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -272,7 +296,7 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1689
+# chapters/gradients/data.md:1759
 def failure(loader):
     try:
         list(loader)
@@ -281,7 +305,7 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1700
+# chapters/gradients/data.md:1770
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -293,7 +317,7 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1712
+# chapters/gradients/data.md:1782
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -301,13 +325,15 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:1720
+# chapters/gradients/data.md:1790
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
-    assert isinstance(failure(loader), BrokenProcessPool)
+    error = failure(loader)
+    assert isinstance(error, BrokenExecutor)
+    assert "workers=0" in error.__notes__[0]
 
 
-# chapters/gradients/data.md:1727
+# chapters/gradients/data.md:1799
 def message(call, kind=ValueError):
     try:
         call()
@@ -316,7 +342,7 @@ def message(call, kind=ValueError):
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:1736
+# chapters/gradients/data.md:1808
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -324,7 +350,9 @@ def test_bad_input_is_one_clear_error():
         (lambda: DataLoader(range(3), 4, drop_last=True), "drop_last=True"),
         (lambda: DataLoader(range(3)).go_to(0, 4), "got 0 and 4"),
         (lambda: Arrays(np.ones(3), np.ones(4)), "got lengths [3, 4]"),
-        (lambda: collate([np.ones(3), np.ones(2)]), "do not stack"),
+        (lambda: collate([np.ones(3), np.ones(2)]), "[(2,), (3,)]"),
+        (lambda: collate(["cat", "dog"]), "of type str do not stack"),
+        (lambda: DataLoader(range(3), workers=-1), "no workers=-1"),
         (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
         (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
         (lambda: mnist("validation"), "'train' or 'test'"),
@@ -333,7 +361,28 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:1756
+# chapters/gradients/data.md:1829
+def test_a_transform_returns_its_batch():
+    for made, forget in (({"transform": lambda x: x * 2}, {}),
+                         ({}, {"augment": lambda chance, x: x * 2})):
+        x, = next(DataLoader(Arrays([1, 2], **made), 2, **forget))
+        assert x.tolist() == [2, 4]
+    for made in ({"transform": print}, {"transform": lambda x: [x]}):
+        assert "expected it to return" in message(
+            lambda made=made: Arrays([1, 2], **made)[:], TypeError)
+    loader = DataLoader(Arrays([1, 2]), augment=Compose(lambda *_: None))
+    assert "got NoneType" in message(lambda: next(loader), TypeError)
+
+
+# chapters/gradients/data.md:1846
+def test_a_repr_is_one_line():
+    shown = repr(DataLoader([0] * 1000, 8))
+    assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
+    assert repr(Arrays(np.ones((5, 3)), [1, 2, 3, 4, 5], source="me")
+                ) == "Arrays(5 of float64 (3,), int64 (); me)"
+
+
+# chapters/gradients/data.md:1857
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -349,7 +398,7 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:1774
+# chapters/gradients/data.md:1875
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
@@ -363,14 +412,14 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:1788
+# chapters/gradients/data.md:1889
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:1797
+# chapters/gradients/data.md:1898
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -388,7 +437,7 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:1817
+# chapters/gradients/data.md:1920
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
     for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other")):
@@ -407,7 +456,7 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:1838
+# chapters/gradients/data.md:1941
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -417,7 +466,7 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:1848
+# chapters/gradients/data.md:1951
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -431,7 +480,7 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:1864
+# chapters/gradients/data.md:1969
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -444,17 +493,17 @@ def test_photographs_are_checked():
             lambda: cifar10("test"), DataError)
         for change, words in (
                 (lambda r: r[:-1], "got 30,726,927 bytes"),
-                (lambda r: r | 16, "labels of 0 to 9"),
+                (lambda r: r | 16, "each label from 0 to 9, got [0, 0"),
                 (lambda r: r * 0, "got [10000, 0, 0")):
             file.write_bytes(change(records).tobytes())
             text = message(lambda: cifar10("test"), DataError)
-            assert words in text and "remove" in text + "remove"
+            assert words in text and "remove" in text
         file.write_bytes(records.tobytes())
         x, t = cifar10("test")[:]
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:1889
+# chapters/gradients/data.md:1994
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -471,7 +520,7 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:1908
+# chapters/gradients/data.md:2013
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:
@@ -482,11 +531,11 @@ def test_without_files_and_network_there_are_drawn_digits():
         assert DRAWN["test"][1] != DRAWN["train"][1]
 
 
-# chapters/gradients/data.md:1921
+# chapters/gradients/data.md:2028
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
-    chance = Chance(0, 0, np.arange(200), 200)
+    chance = Chance(0, 0, np.arange(200))
     moved, kept = RandomShift(2)(chance, from_numpy(x), Tensor([1]))
     assert moved.shape == x.shape and kept.tolist() == [1]
     _, _, down, right = np.nonzero(moved.numpy())
@@ -498,7 +547,7 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:1937
+# chapters/gradients/data.md:2044
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))

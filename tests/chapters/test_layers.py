@@ -1,24 +1,37 @@
-# Tangled from layers: edit there, `make tangle`. sha256:a0ce92dc10d7
+# Tangled from layers: edit there, `make tangle`. sha256:ddb8a9c40edf
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from companion.device import CPU
-from companion.dtype import float32, float64
+from companion.dtype import float16, float32, float64
 from companion.layers import (
     Dropout,
     LayerNorm,
     Linear,
+    Module,
     RMSNorm,
     Sequential,
     he,
     xavier,
 )
-from companion.tensor import manual_seed, ones, randn
+from companion.tensor import Generator, Tensor, manual_seed, ones, randn, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/layers.md:726
+# chapters/tensors/layers.md:721
+def layer_norm_slowly(row, weight, bias, eps=1e-5):
+    """One row, in double precision, as the formula says it."""
+    n = len(row)
+    mean = math.fsum(row) / n
+    variance = math.fsum((x - mean) ** 2 for x in row) / n
+    return [(x - mean) / math.sqrt(variance + eps) * w + b
+            for x, w, b in zip(row, weight, bias)]
+
+
+# chapters/tensors/layers.md:1172
 def message(call, kind=ValueError):
     try:
         call()
@@ -27,7 +40,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/tensors/layers.md:735
+# chapters/tensors/layers.md:1181
 def test_linear_is_a_product_and_a_sum():
     layer = Linear(5, 3, dtype=float64)
     x = randn(2, 7, 5, dtype=float64)
@@ -37,7 +50,7 @@ def test_linear_is_a_product_and_a_sum():
     assert "expected (…, 5)" in message(lambda: layer(ones(2, 4)))
 
 
-# chapters/tensors/layers.md:745
+# chapters/tensors/layers.md:1191
 def test_parameters_are_found_through_lists_and_nesting():
     net = Sequential(Linear(2, 3), Sequential(Linear(3, 1), LayerNorm(1)))
     names = [name for name, _ in net.named_parameters()]
@@ -48,29 +61,88 @@ def test_parameters_are_found_through_lists_and_nesting():
     assert "# 15 parameters" in repr(net)
 
 
-# chapters/tensors/layers.md:758
+# chapters/tensors/layers.md:1204
+def test_dictionaries_and_lists_of_lists_are_searched():
+    net = Module()
+    net.heads = {"left": Linear(2, 1), "right": [Linear(2, 1)]}
+    assert [name for name, _ in net.named_parameters()] == [
+        "heads.left.weight", "heads.left.bias",
+        "heads.right.0.weight", "heads.right.0.bias"]
+    assert not net.eval().heads["right"][0].training
+    assert "heads.right.0: Linear" in repr(net)
+    assert "define one" in message(lambda: net(1), NotImplementedError)
+
+
+# chapters/tensors/layers.md:1218
 def test_a_shared_weight_is_one_parameter_with_two_names():
     first, second = Linear(3, 3), Linear(3, 3)
     second.weight = first.weight
     net = Sequential(first, second)
     assert len(net.parameters()) == 3
     assert len(net.state_dict()) == 4
+    net.to(float64)
+    assert first.weight is second.weight
+    assert net.count() == 9 + 3 + 3
 
 
-# chapters/tensors/layers.md:769
-def test_normalizations_against_numpy():
+# chapters/tensors/layers.md:1230
+def test_an_error_says_where_in_the_network():
+    net = Sequential(Tensor.relu, Sequential(Linear(2, 3), Linear(2, 3)))
+    try:
+        net(ones(1, 2))
+    except ValueError as error:
+        assert "Linear: expected (…, 2), got (1, 3)" in str(error)
+        assert error.__notes__ == ["in layers.1 of 2", "in layers.1 of 2"]
+    else:
+        raise AssertionError("expected an error")
+    assert "unpack a list" in message(
+        lambda: Sequential([Linear(2, 2)]), TypeError)
+    assert net[:1](ones(2)).tolist() == [1.0, 1.0] and len(net[1:]) == 1
+
+
+# chapters/tensors/layers.md:1247
+def test_normalizations_against_the_formula():
+    manual_seed(3)
     x = randn(4, 6, dtype=float64) * 3 + 1
+    norm, rms = LayerNorm(6, dtype=float64), RMSNorm(6, dtype=float64)
+    norm.load_state_dict({"weight": randn(6, dtype=float64),
+                          "bias": randn(6, dtype=float64)})
+    for row, got in zip(x.tolist(), norm(x).tolist()):
+        assert np.allclose(got, layer_norm_slowly(
+            row, norm.weight.tolist(), norm.bias.tolist()))
     a = x.numpy()
-    centred = a - a.mean(-1, keepdims=True)
-    layer = LayerNorm(6, dtype=float64)
-    expected = centred / np.sqrt((centred ** 2).mean(-1, keepdims=True)
-                                 + 1e-5)
-    assert np.allclose(layer(x).numpy(), expected)
     expected = a / np.sqrt((a ** 2).mean(-1, keepdims=True) + 1e-5)
-    assert np.allclose(RMSNorm(6, dtype=float64)(x).numpy(), expected)
+    assert np.allclose(rms(x).numpy(), expected)
 
 
-# chapters/tensors/layers.md:782
+# chapters/tensors/layers.md:1262
+def test_two_axes_can_be_one_row():
+    x = randn(5, 2, 3)
+    flat = LayerNorm(6)(x.reshape(5, 6)).reshape(5, 2, 3)
+    assert np.allclose(LayerNorm((2, 3))(x).numpy(), flat.numpy(), atol=1e-6)
+    assert LayerNorm(6, bias=False).count() == 6
+
+
+# chapters/tensors/layers.md:1272
+def test_normalizations_keep_halves_finite_and_constant_rows_zero():
+    x = Tensor([[1000.0, 0.0, 0.0, 500.0], [9.0, 9.0, 9.0, 9.0]], float16)
+    for layer in (LayerNorm(4), RMSNorm(4), LayerNorm(4).to(float16)):
+        y = layer(x)
+        wide = layer.to(float32)(x.to(float32))
+        assert y.dtype is float16
+        assert np.allclose(y.numpy(), wide.numpy(), atol=2e-3)
+    assert LayerNorm(4)(x)[1].tolist() == [0.0] * 4
+
+
+# chapters/tensors/layers.md:1283
+def test_normalizations_refuse_other_widths():
+    for layer in (LayerNorm(4), RMSNorm(4), LayerNorm((2, 4))):
+        assert "4), got (3, 1)" in message(
+            lambda layer=layer: layer(ones(3, 1)))
+    assert LayerNorm(4)(zeros(0, 4)).shape == (0, 4)
+
+
+# chapters/tensors/layers.md:1291
 def test_layer_norm_survives_a_large_mean():
     x = randn(4, 64) + 1e4
     y = LayerNorm(64)(x)
@@ -78,7 +150,7 @@ def test_layer_norm_survives_a_large_mean():
     assert abs(y.std(correction=0).item() - 1) < 1e-2
 
 
-# chapters/tensors/layers.md:792
+# chapters/tensors/layers.md:1301
 def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     manual_seed(0)
     drop, x = Dropout(0.3), ones(200_000)
@@ -89,7 +161,20 @@ def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     assert "0 <= p < 1" in message(lambda: Dropout(1.0))
 
 
-# chapters/tensors/layers.md:805
+# chapters/tensors/layers.md:1312
+def test_dropout_repeats_with_its_seed_and_removes_what_it_drops():
+    drop = Dropout(0.5, Generator(1))
+    first = drop(ones(64)).tolist()
+    assert drop(ones(64)).tolist() != first
+    drop.generator.manual_seed(1)
+    assert drop(ones(64)).tolist() == first
+    bad = drop(ones(64) * math.inf)
+    assert set(bad.tolist()) == {0.0, math.inf}
+    assert drop(ones(3, dtype=float16)).dtype is float16
+    assert drop(ones(())).shape == ()
+
+
+# chapters/tensors/layers.md:1327
 def test_state_makes_a_round_trip():
     manual_seed(1)
     one, two = [Sequential(Linear(3, 4), LayerNorm(4)) for _ in range(2)]
@@ -101,7 +186,17 @@ def test_state_makes_a_round_trip():
     assert all(a is b for a, b in zip(kept, two.parameters()))
 
 
-# chapters/tensors/layers.md:817
+# chapters/tensors/layers.md:1341
+def test_a_state_is_data():
+    net = Linear(2, 2)
+    state = net.state_dict()
+    assert not any(x.requires_grad for x in state.values())
+    net.load_state_dict({"weight": np.eye(2), "bias": np.ones(2)})
+    assert state["weight"].tolist() == [[1.0, 0.0], [0.0, 1.0]]
+    assert all(x.requires_grad for x in net.parameters())
+
+
+# chapters/tensors/layers.md:1353
 def test_a_state_that_does_not_fit_changes_nothing():
     net = Sequential(Linear(3, 4), Linear(4, 2))
     before = [p.tolist() for p in net.parameters()]
@@ -116,7 +211,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert len(state) == 4
 
 
-# chapters/tensors/layers.md:834
+# chapters/tensors/layers.md:1370
 def test_modes_and_devices_reach_every_part():
     net = Sequential(Linear(2, 2), Sequential(Dropout(0.5)))
     net.eval()
@@ -127,9 +222,13 @@ def test_modes_and_devices_reach_every_part():
     assert net[0].weight is weight and weight.dtype is float64
     timed = Timed(CPU)
     assert net.to(timed)[0].weight.device is timed
+    assert net.to("cpu")[0].weight.device is CPU
+    for layer in (Linear(2, 2, device=timed), LayerNorm(2, device=timed),
+                  RMSNorm(2, device=timed)):
+        assert {p.device for p in layer.parameters()} == {timed}
 
 
-# chapters/tensors/layers.md:847
+# chapters/tensors/layers.md:1389
 def test_a_state_crosses_devices_and_dtypes():
     one, two = Linear(3, 2), Linear(3, 2, dtype=float64)
     two.to(Timed(CPU))
@@ -139,8 +238,11 @@ def test_a_state_crosses_devices_and_dtypes():
     assert two.weight.tolist() == one.weight.tolist()
 
 
-# chapters/tensors/layers.md:857
+# chapters/tensors/layers.md:1399
 def test_first_weights_have_the_promised_variance():
     manual_seed(2)
     assert abs(xavier(300, 500).var().item() * 400 - 1) < 0.02
     assert abs(he(300, 500).var().item() * 250 - 1) < 0.02
+    again = [he(3, 5, generator=Generator(4), dtype=float64).tolist()
+             for _ in range(2)]
+    assert again[0] == again[1]

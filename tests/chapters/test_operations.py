@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:b0913346333a
+# Tangled from operations: edit there, `make tangle`. sha256:883e7af25ab2
 from __future__ import annotations
 
 import math
@@ -17,7 +17,9 @@ from companion.dtype import (
     bool_,
     float16,
     float32,
+    float64,
     int8,
+    int32,
     int64,
     uint8,
 )
@@ -25,6 +27,8 @@ from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SCATTER, SHAPE
 from companion.tensor import (
     Generator,
     Tensor,
+    align,
+    alike,
     arange,
     cat,
     from_numpy,
@@ -39,7 +43,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1150
+# chapters/tensors/operations.md:1305
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -48,7 +52,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:1955
+# chapters/tensors/operations.md:2120
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -61,7 +65,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2440
+# chapters/tensors/operations.md:2629
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -69,11 +73,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2993
+# chapters/tensors/operations.md:3200
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:2997
+# chapters/tensors/operations.md:3204
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -84,7 +88,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3010
+# chapters/tensors/operations.md:3217
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -96,7 +100,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3022
+# chapters/tensors/operations.md:3229
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -108,7 +112,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3038
+# chapters/tensors/operations.md:3245
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -116,7 +120,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3046
+# chapters/tensors/operations.md:3253
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -125,7 +129,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3057
+# chapters/tensors/operations.md:3264
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -136,7 +140,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3072
+# chapters/tensors/operations.md:3279
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -144,7 +148,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3080
+# chapters/tensors/operations.md:3287
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -154,7 +158,22 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3093
+# chapters/tensors/operations.md:3300
+def test_where_moves_bits():
+    flag = Tensor([True, False, True, False, True])
+    odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
+    for dtype in (float16, bfloat16, float32, float64):
+        a, b = Tensor(odd, dtype), Tensor(odd[::-1], dtype)
+        chosen = where(flag, a, b).numpy()
+        mixed = np.stack([a.numpy(), b.numpy()])[[0, 1, 0, 1, 0], range(5)]
+        assert chosen.tobytes() == mixed.tobytes()
+    for dtype in (bool_, uint8, int8, int32, int64):
+        ends = where(flag[:2], Tensor([1, 1], dtype), Tensor(0, dtype))
+        assert ends.tolist() == [1, 0] and ends.dtype is dtype
+    assert where(Tensor(True), 1, 2.5).item() == 1.0
+
+
+# chapters/tensors/operations.md:3317
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -168,7 +187,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3107
+# chapters/tensors/operations.md:3331
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -177,7 +196,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3119
+# chapters/tensors/operations.md:3343
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -187,7 +206,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3129
+# chapters/tensors/operations.md:3353
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -206,7 +225,7 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3150
+# chapters/tensors/operations.md:3374
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -225,3 +244,16 @@ def test_refusals_of_indices_and_writes():
     assert "cannot meet" in complaint(
         ValueError, lambda: x + Tensor([1], device=Device()))
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
+
+
+# chapters/tensors/operations.md:3399
+def test_constants_are_shared_and_cannot_be_overwritten():
+    x = ones(2, 3)
+    (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]
+    assert zero.buffer is again.buffer
+    assert (1 / zero).tolist() != (1 / minus).tolist()
+    number, = [t for t in alike(x, 7.0) if not t.shape]
+    assert "clone" in complaint(ValueError, lambda: number.assign(8))
+    number.clone().assign(8)
+    full((2, 3), 0.0).assign(9)
+    assert (x * 7.0 + 0.0).sum().item() == 42

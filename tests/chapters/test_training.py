@@ -1,12 +1,16 @@
-# Tangled from training: edit there, `make tangle`. sha256:ed0d8dae150a
+# Tangled from training: edit there, `make tangle`. sha256:dcf123ac8230
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import math
 import os
 import signal
+import sys
 import tempfile
 import time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +18,17 @@ import numpy as np
 from companion.dtype import float32, int64
 from companion.layers import Dropout, Linear, Sequential
 from companion.losses import cross_entropy
-from companion.optim import SGD, AdamW
+from companion.optim import SGD, Adam, AdamW
 from companion.tensor import Generator, Tensor, manual_seed, ones, rand, randn
 from companion.training import (
     Batches,
     EarlyStopping,
+    LossPlot,
     NotFinite,
     Trainer,
     accuracy,
-    clip_grad_norm,
+    clip_grad_norm_,
+    draw_nothing,
     evaluate,
     one_cycle,
     warmup_cosine,
@@ -31,7 +37,7 @@ from companion.training import (
 )
 
 
-# chapters/gradients/training.md:57
+# chapters/gradients/training.md:63
 def spirals(n, seed=0):
     """n points on two spiral arms, and which arm each is on."""
     draw = Generator(seed)
@@ -44,71 +50,92 @@ def spirals(n, seed=0):
     return Tensor(points, float32), arm
 
 
-# chapters/gradients/training.md:69
+# chapters/gradients/training.md:75
 def classifier(width=32):
     return Sequential(Linear(2, width), Tensor.tanh,
                       Linear(width, width), Tensor.tanh, Linear(width, 2))
 
 
-# chapters/gradients/training.md:590
-def make_run(steps=600, seed=0, width=32, dropout=0.0):
+# chapters/gradients/training.md:80
+def loss_of(model, x, t):
+    return cross_entropy(model(x), t)
+
+
+# chapters/gradients/training.md:466
+def make_run(steps=100, seed=0, width=32):
+    """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
-    x, t = spirals(1000)
-    net = Sequential(classifier(width), Dropout(dropout)) if dropout \
-        else classifier(width)
-    optimizer = AdamW(net.parameters(), lr=0.02)
-    return Trainer(net, optimizer, Batches(x, t, size=128, seed=seed),
-                   lambda model, x, t: cross_entropy(model(x), t),
-                   rate=warmup_cosine(steps, 50), clip=1.0)
+    x, t = spirals(400)
+    net = Sequential(*classifier(width), Dropout(0.1))
+    return Trainer(net, AdamW(net.parameters(), lr=0.1),
+                   Batches(x, t, size=64, seed=seed), loss_of,
+                   rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:659
-def train(folder):
-    """The run that will be killed."""
+# chapters/gradients/training.md:1244
+def overfitting(steps=300, every=10, patience=5):
+    manual_seed(4)
+    x, t = spirals(60, seed=4)
+    t = (t + (rand(60, generator=Generator(1)) < 0.15).to(int64)) % 2
+    unseen = spirals(300, seed=5)
+    net = classifier()
+    stopping = EarlyStopping(
+        lambda model: evaluate(model, loss_of, *unseen), every, patience)
+    return Trainer(net, Adam(net.parameters(), lr=0.05),
+                   Batches(x, t, size=60), loss_of,
+                   observers=[stopping]), stopping
+
+
+# chapters/gradients/training.md:1337
+def train(folder, steps=60, every=5):
+    """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
     t = (x.sum(1) > 0).to(int64)
     manual_seed(1)
     net = Sequential(Linear(4, 16), Dropout(0.2), Linear(16, 2))
+    stopping = EarlyStopping(
+        lambda model: evaluate(model, loss_of, x, t), 3, patience=99)
     run = Trainer(net, AdamW(net.parameters(), lr=0.05),
-                  Batches(x, t, size=24),
-                  lambda model, x, t: cross_entropy(model(x), t),
-                  rate=warmup_cosine(300, 10), clip=1.0)
-    run.fit(300, folder / "run.safetensors", every=5, progress=False)
-    losses = [row["loss"] for row in run.history]
-    (folder / "losses.json").write_text(json.dumps(losses))
+                  Batches(x, t, size=24), loss_of, clip=1.0, accumulate=2,
+                  rate=warmup_cosine(steps, 10), observers=[stopping])
+    run.fit(steps, folder / "run.safetensors", every)
+    (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:674
-def start(folder):
-    """`train` in a process of its own, and the number of that."""
+# chapters/gradients/training.md:1352
+def start(work, folder):
+    """`work` in a process of its own, and the number of that."""
     number = os.fork()
     if number:
         return number
     try:
-        train(folder)
+        work(folder)
         os._exit(0)
     finally:
         os._exit(1)
 
 
-# chapters/gradients/training.md:688
-def finished(folder):
-    """The losses of a run that nobody disturbs."""
-    _, status = os.waitpid(start(folder), 0)
+# chapters/gradients/training.md:1366
+def finished(folder, work=train):
+    """All that a run has noted, seconds apart, when left alone."""
+    _, status = os.waitpid(start(work, folder), 0)
     assert status == 0
-    return json.loads((folder / "losses.json").read_text())
+    lines = (folder / "run.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [row | {"seconds": 0} for row in rows], (
+        folder / "done").read_text()
 
 
-# chapters/gradients/training.md:695
+# chapters/gradients/training.md:1376
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:699
+# chapters/gradients/training.md:1380
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
-    before, number, ended = age(checkpoint), start(folder), 0
+    before, number, ended = age(checkpoint), start(train, folder), 0
     while not ended and age(checkpoint) == before:
         time.sleep(0.001)
         ended, _ = os.waitpid(number, os.WNOHANG)
@@ -116,10 +143,10 @@ def killed(folder, seconds):
         time.sleep(seconds)
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
-    return not (folder / "losses.json").exists()
+    return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:716
+# chapters/gradients/training.md:1397
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -128,10 +155,51 @@ def test_a_killed_run_resumes_bit_for_bit():
         hits = [killed(Path(folder), draw.random() * 0.02)
                 for _ in range(3)]
         assert hits[0] and finished(Path(folder)) == expected
-    assert len(expected) == 300
+        names = sorted(p.name for p in Path(folder).iterdir())
+        assert names == ["done", "run.jsonl", "run.safetensors"]
+    assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:729
+# chapters/gradients/training.md:1414
+def short(folder):
+    train(folder, steps=4, every=2)
+
+
+# chapters/gradients/training.md:1418
+def dying(n):
+    """`short`, killed before it touches the disk for the n-th time."""
+    def work(folder):
+        touches = itertools.count(1)
+
+        def watched(event, _):
+            if event in ("open", "os.rename", "os.remove") and (
+                    next(touches) == n):
+                os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(watched)
+        short(folder)
+    return work
+
+
+# chapters/gradients/training.md:1434
+def survives(n, expected):
+    """Whether it was killed; if so, a second start ends the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, status = os.waitpid(start(dying(n), Path(folder)), 0)
+        if status == signal.SIGKILL:
+            assert finished(Path(folder), short) == expected, n
+        return status == signal.SIGKILL
+
+
+# chapters/gradients/training.md:1444
+def test_every_moment_that_touches_the_disk_is_survived():
+    with tempfile.TemporaryDirectory() as folder:
+        expected = finished(Path(folder), short)
+    moments = list(itertools.takewhile(
+        lambda n: survives(n, expected), itertools.count(1)))
+    assert len(moments) >= 15
+
+
+# chapters/gradients/training.md:1456
 def message(call, kind=ValueError):
     try:
         call()
@@ -140,53 +208,116 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:738
+# chapters/gradients/training.md:1465
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
         write_atomically(path, b"old")
-        try:
-            write_atomically(path, "no bytes")
-        except TypeError:
-            assert path.read_bytes() == b"old"
+        message(lambda: write_atomically(path, 3.5), TypeError)
+        assert path.read_bytes() == b"old"
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:752
-def test_a_broken_checkpoint_is_refused():
+# chapters/gradients/training.md:1477
+def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
-        run = make_run(10)
-        run.fit(2, path, progress=False)
-        path.write_bytes(path.read_bytes()[:-50])
-        assert "is no checkpoint" in message(lambda: run.resume(path))
+        make_run(10).fit(3, path)
+        journal, half = path.with_suffix(".jsonl"), '{"step": 4, "lo'
+        whole = journal.read_text()
+        journal.write_text(whole + half)
+        (Path(folder) / ".run.safetensors.99").write_bytes(b"half")
+        again = make_run(10)
+        again.fit(3, path)
+        assert len(again.history) == 3 and len(os.listdir(folder)) == 2
+        again.fit(4, path)
+        lines = journal.read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:764
+# chapters/gradients/training.md:1494
+def test_what_is_broken_is_refused():
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        make_run(10).fit(2, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-50])
+        assert "is no checkpoint" in message(
+            lambda: make_run(10).resume(path))
+        path.write_bytes(whole)
+        path.with_suffix(".jsonl").write_text("{}\n")
+        assert "put the journal back" in message(
+            lambda: make_run(10).resume(path))
+
+
+# chapters/gradients/training.md:1511
+def test_not_a_number_names_step_and_place():
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "run.safetensors", make_run(10)
+        run.fit(4, path, every=3)
+        run.model[2].weight.detach()[0, 0] = math.nan
+        text = message(run.step, NotFinite)
+        assert "after 4 steps the loss is nan" in text
+        assert "the parameter layers.2.weight" in text
+        assert f"{path} (4 steps)" in text
+        assert "is not finite" in message(
+            lambda: run.save(path), NotFinite)
+        again = make_run(10)
+        assert again.resume(path) and again.steps == 4
+        again.rates = [rate / 10 for rate in again.rates]
+        again.fit(6, path)
+        assert again.optimizer.param_groups[0]["lr"] <= 0.01
+
+
+# chapters/gradients/training.md:1532
+def test_the_batch_and_the_layer_are_named():
+    run = make_run(10)
+    run.model[4].weight.detach().assign(3e38)
+    text = message(run.step, NotFinite)
+    assert "first in the output of layers.4 (Linear)" in text
+    assert "forward" not in vars(run.model[4])
+    run.batches.tensors[0].assign(math.nan)
+    assert "tensor 0 of the batch" in message(run.step, NotFinite)
+
+
+# chapters/gradients/training.md:1545
+def test_an_infinite_gradient_stops_before_the_step():
+    net = Linear(2, 1)
+    net.weight.detach().assign(0.0)
+    net.bias.detach().assign(0.0)
+    run = Trainer(net, SGD(net.parameters(), lr=0.1),
+                  Batches(ones(4, 2), size=2),
+                  lambda model, x: model(x).abs().sqrt().sum())
+    text = message(run.step, NotFinite)
+    assert "norm of the gradient" in text and "gradient of bias" in text
+    assert net.weight.tolist() == [[0.0, 0.0]]
+
+
+# chapters/gradients/training.md:1560
 def test_accumulated_batches_equal_one_large_batch():
-    manual_seed(0)
-    x, t = spirals(64)
-    net = classifier()
-    cross_entropy(net(x), t).backward()
-    whole = [p.grad.numpy().copy() for p in net.parameters()]
-    SGD(net.parameters()).zero_grad()
-    for half in (slice(0, 32), slice(32, 64)):
-        (cross_entropy(net(x[half]), t[half]) / 2).backward()
-    for p, expected in zip(net.parameters(), whole):
-        assert np.allclose(p.grad.numpy(), expected, atol=1e-6)
+    grads = []
+    for size, parts in ((64, 1), (32, 2)):
+        manual_seed(0)
+        net = classifier()
+        run = Trainer(net, SGD(net.parameters()), Batches(
+            *spirals(64), size=size), loss_of, accumulate=parts)
+        run.step()
+        grads.append([p.grad.numpy() for p in net.parameters()])
+    for a, b in zip(*grads):
+        assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:780
+# chapters/gradients/training.md:1574
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
-    assert abs(clip_grad_norm([p], 5.0) - 50.0) < 1e-4
+    assert abs(clip_grad_norm_([p], 5.0) - 50.0) < 1e-4
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
-    assert abs(clip_grad_norm([p], 10.0) - 5.0) < 1e-4
+    assert abs(clip_grad_norm_([p], 10.0) - 5.0) < 1e-4
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:790
+# chapters/gradients/training.md:1586
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -195,7 +326,7 @@ def test_schedules_begin_peak_and_end_where_they_should():
     assert max(range(100), key=cycle) == 30 and cycle(100) < 1e-5
 
 
-# chapters/gradients/training.md:801
+# chapters/gradients/training.md:1595
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -204,7 +335,7 @@ def test_every_row_comes_once_in_an_epoch():
         lambda: Batches(ones(3), size=5))
 
 
-# chapters/gradients/training.md:810
+# chapters/gradients/training.md:1604
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -212,30 +343,50 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert len(values) == 1 and net.training
 
 
-# chapters/gradients/training.md:820
-def test_not_a_number_names_step_and_layer():
-    run = make_run(10)
-    run.model[2].weight.detach()[0, 0] = math.nan
-    text = message(run.step, NotFinite)
-    assert "step 1, first in layers.2 (Linear)" in text
-    assert "forward" not in vars(run.model[2])
+# chapters/gradients/training.md:1614
+def test_early_stopping_waits_keeps_the_best_and_resumes():
+    values = iter((3, 2, 2.5, 1, 1, 1))
+    run = make_run(50)
+    stop = EarlyStopping(lambda model: next(values), 2, patience=2)
+    run.observers = [stop]
+    history = run.fit(50)
+    assert [row.get("validation") for row in history] == [
+        v for value in (3, 2, 2.5, 1, 1, 1) for v in (None, value)]
+    assert run.stopped and stop.best == 1
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.safetensors"
+        run.save(path)
+        again = make_run(50)
+        again.observers = [EarlyStopping(lambda model: 0.0, 2, 2)]
+        assert len(again.fit(50, path)) == 12
+        assert again.observers[0].best == 1
+        again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:829
-def test_early_stopping_waits():
-    stop = EarlyStopping(patience=2)
-    assert [stop(v) for v in (3, 2, 2.5, 1, 1, 1)] == [
-        False, False, False, False, False, True]
+# chapters/gradients/training.md:1636
+def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
+    run, kept = make_run(3), sys.modules.pop("IPython", None)
+    try:
+        run.observers = [LossPlot()]
+    finally:
+        sys.modules.update({"IPython": kept} if kept else {})
+    assert run.observers[0].draw is draw_nothing
+    with redirect_stderr(io.StringIO()) as shown:
+        run.fit(3)
+    assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:838
+# chapters/gradients/training.md:1649
 def test_histories_are_written():
-    history = make_run(3).fit(3, progress=False)
+    history = make_run(3).fit(3)
+    history[1]["validation"] = 0.5
     with tempfile.TemporaryDirectory() as folder:
         for name in ("h.json", "h.csv"):
             write_history(history, Path(folder) / name)
         again = json.loads((Path(folder) / "h.json").read_text())
         assert again == history
-        assert len((Path(folder) / "h.csv").read_text().splitlines()) == 4
+        lines = (Path(folder) / "h.csv").read_text().splitlines()
+        assert len(lines) == 4 and lines[0].endswith(",validation")
+        assert lines[2].endswith(",0.5") and lines[3].endswith(",")
         assert ".json or .csv" in message(
             lambda: write_history(history, "h.txt"))

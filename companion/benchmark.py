@@ -1,0 +1,65 @@
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:f68e75b909e0
+"""What the framework costs beside the one that people use."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+from companion.tensor import randn
+from companion.timing import MISSING, compare, stamp, steadiest
+
+# chapters/tensors/blas.md:2010
+EAGER: dict[str, Callable[..., Any]] = {
+    "x + y": lambda x, y, row: x + y,
+    "x + row": lambda x, y, row: x + row,
+    "x * 2.0": lambda x, y, row: x * 2.0,
+    "x > 0": lambda x, y, row: x > 0,
+    "x.exp()": lambda x, y, row: x.exp(),
+    "x.sum()": lambda x, y, row: x.sum(),
+    "x @ y": lambda x, y, row: x @ y,
+    "x.T": lambda x, y, row: x.T,
+    "x.reshape(16, 64)": lambda x, y, row: x.reshape(16, 64),
+    "x[3]": lambda x, y, row: x[3],
+    "x[1:9, ::2]": lambda x, y, row: x[1:9, ::2],
+    "x[[3, 1, 3]]": lambda x, y, row: x[[3, 1, 3]],
+}
+
+
+# chapters/tensors/blas.md:2029
+def bench(threads: int, quick: bool) -> Iterator[dict]:
+    """Microseconds of small calls in ours and in PyTorch, gradients off."""
+    for case in list(EAGER)[:3] if quick else EAGER:
+        yield {"bench": "eager", "case": case, "threads": threads,
+               "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
+
+
+# chapters/tensors/blas.md:2036
+def calls(run: Callable[..., Any],
+          rounds: int = 15) -> dict[str, float | None]:
+    """The time of a call in both libraries, and how they compare."""
+    if not importlib.util.find_spec("torch"):
+        return MISSING
+    torch = import_module("torch")
+    ours = randn(32, 32), randn(32, 32), randn(32)
+    peers = [torch.from_numpy(x.numpy().copy()) for x in ours]
+    found = steadiest(lambda: compare(
+        lambda: [run(*ours) for _ in range(20)],
+        lambda: [run(*peers) for _ in range(20)], rounds))
+    return {"ours": found.ours / 20e-6, "peer": found.peer / 20e-6,
+            "ratio": found.ratio, "spread": found.spread,
+            "limit_fraction": None}
+
+
+# chapters/gradients/autograd.md:1228
+def there_and_back(x: Any, y: Any, row: Any) -> None:
+    """A product, a sum, a relu and their gradients."""
+    x = x.detach().requires_grad_()
+    (x @ y + row).relu().sum().backward()
+
+
+EAGER["x + y, recorded"] = lambda x, y, row: (
+    x.detach().requires_grad_() + y)
+EAGER["chain and back"] = there_and_back

@@ -1,0 +1,795 @@
+# Tangled from gpu: edit there, `make tangle`. sha256:b814f931362d
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date
+from importlib.util import find_spec
+from itertools import product
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+
+from companion.buffer import Buffer, Storage, adopt, strides_of
+from companion.cuda import (
+    CUBLAS,
+    Card,
+    Emulator,
+    Memory,
+    Operand,
+    Program,
+    kernel_text,
+    spoken,
+)
+from companion.device import CPU, READERS, Device
+from companion.dtype import (
+    DType,
+    as_dtype,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int8,
+    int32,
+    int64,
+    uint8,
+)
+from companion.ops import (
+    ADD,
+    CAST,
+    CONST,
+    EQUAL,
+    ERF,
+    EXP,
+    GATHER,
+    IDIV,
+    IOTA,
+    LESS,
+    LOG,
+    MATMUL,
+    MAX,
+    MAXIMUM,
+    MOD,
+    MUL,
+    NEG,
+    PAD,
+    RANDOM,
+    RECIP,
+    SCATTER,
+    SIN,
+    SQRT,
+    SUM,
+    WHERE,
+    WRITE,
+    Op,
+)
+from companion.tensor import Tensor, rand, randn, where, wrap
+from companion.timing import best, compare, steadiest, versions
+from companion.view import Shape, View
+
+
+# chapters/gradients/gpu.md:143
+class Remote(Storage):
+    """A run of bytes in the memory of a device."""
+
+    def __init__(self, device: GPU, memory: Any, address: int):
+        super().__init__(memory)
+        self.device, self.address = device, address
+
+    def window(self, view: View, dtype: DType) -> Any:
+        """The view as an array of the library that walks this memory."""
+        return self.device.card.window(self.memory, view, dtype)
+
+    # chapters/gradients/gpu.md:1521
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As bytes, and back to the device of that name."""
+        values = np.empty(self.nbytes, np.uint8)
+        self.device.card.download(values, self.address)
+        return stored, (self.device, values)
+
+
+# chapters/gradients/gpu.md:165
+LAUNCH: dict[Op, Callable[..., None]] = {}
+
+
+# chapters/gradients/gpu.md:168
+class GPU(Device):
+    """A device with memory of its own, behind a Card or an Emulator."""
+
+    def __init__(self, name: str, card: Any):
+        self.name = name
+        self.card = card
+        self.kernels = {op: functools.partial(launch, self)
+                        for op, launch in LAUNCH.items()}
+
+    # chapters/gradients/gpu.md:1667
+    def fresh(self, nbytes: int) -> Storage:
+        """Uninitialised memory of the device; OutOfMemory without room."""
+        try:
+            return Remote(self, *self.card.allocate(nbytes))
+        except MemoryError:
+            self.refuse(nbytes)
+
+    # chapters/gradients/gpu.md:181
+    def empty(self, shape: Shape, dtype: DType) -> Buffer:
+        """A dense buffer on the device, its elements not yet written."""
+        view = View.dense(shape)
+        return Buffer(self.fresh(view.size * dtype.itemsize), view, dtype)
+
+    # chapters/gradients/gpu.md:192
+    def adopt(self, array: np.ndarray) -> Buffer:
+        """A copy of host memory on the device."""
+        source = adopt(array).dense()
+        out = self.empty(source.shape, source.dtype)
+        self.card.upload(out.address, source.array)
+        return out
+
+    # chapters/gradients/gpu.md:1119
+    def host(self, buffer: Buffer) -> Buffer:
+        """A copy of a buffer in host memory; waits for what is queued."""
+        if not buffer.view.is_dense:
+            buffer = self.run(CAST, buffer, arg=buffer.dtype)
+        out = Buffer.empty(buffer.shape, buffer.dtype)
+        self.card.download(out.array, buffer.address)
+        self.check_indices()
+        return out
+
+    # chapters/gradients/gpu.md:562
+    def blocks(self, n: int) -> int:
+        """Blocks for n threads that may loop."""
+        return max(min(-(-n // THREADS), 16 * self.card.processors), 1)
+
+    def each(self, dtype: DType, kernel: str, out: Buffer, *src: Buffer,
+             given: tuple[Any, ...] = ()) -> None:
+        """Let a kernel of `dtype` visit the buffers together."""
+        buffers = (out, *src)
+        steps = [b.view.strides for b in buffers]
+        program(self.card, dtype)[kernel](
+            self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
+            *given, *[b.address for b in buffers])
+
+    # chapters/gradients/gpu.md:787
+    def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
+             axes: tuple[int, ...], pieces: int = 1) -> None:
+        """One launch: every result, or `pieces` partial ones of each."""
+        kept, along = halves(x.view, axes)
+        threads, results = block(kernel.split("_")[1], along.size)
+        program(self.card, dtype)[kernel](
+            (-(-kept.size // results), pieces), threads,
+            walk(kept.shape, kept.strides), walk(along.shape, along.strides),
+            np.int64(-(-along.size // pieces)), out.address, x.address)
+
+    def pieces(self, how: str, kept: int, along: int) -> int:
+        """Into how many parts to cut a fold to keep the card busy."""
+        blocks = -(-kept // block(how, along)[1])
+        least = 4096 if how == "rows" else 128  # elements worth a block
+        wanted = min(4 * self.card.processors // blocks, along // least)
+        size = -(-along // max(wanted, 1))
+        return -(-along // size)
+
+    # chapters/gradients/gpu.md:1056
+    asked = False  # whether an index may have been wrong
+
+    @functools.cached_property
+    def fault(self) -> Buffer:
+        """Where kernels note a wrong index: whether, which, of how many."""
+        return self.adopt(np.zeros(3, np.int64))
+
+    def indexed(self, kernel: str, shape: Shape, n: int, far: int,
+                *walked: Walked) -> None:
+        """Let an indexing kernel walk result, index and source."""
+        steps = [s + (0,) * (len(shape) - len(s)) for _, s in walked]
+        program(self.card, walked[-1][0].dtype)[kernel](
+            self.blocks(math.prod(shape)), THREADS, walk(shape, *steps),
+            np.int64(n), np.int64(far), self.fault.address,
+            *[buffer.address for buffer, _ in walked])
+        self.asked = True
+
+    # chapters/gradients/gpu.md:1128
+    def check_indices(self) -> None:
+        """Raise what indexing kernels have found since the last look."""
+        if not self.asked:
+            return
+        note = np.zeros(3, np.int64)
+        self.card.download(note, self.fault.address)
+        self.asked = False
+        if note[0]:
+            self.card.upload(self.fault.address, np.zeros(3, np.int64))
+            raise IndexError(
+                f"GATHER or SCATTER: the index {note[1]} is out of range; "
+                f"an axis of length {note[2]} allows {-note[2]} to "
+                f"{note[2] - 1} (found on {self} some operations ago)")
+
+    # chapters/gradients/gpu.md:1550
+    def share(self, source: Any) -> Buffer:
+        """A buffer on memory of the card that speaks DLPack; no copy."""
+        array = self.card.arrays.from_dlpack(source)
+        size, view = array.itemsize, View(array.shape, strides_of(array))
+        low = view.flip(tuple([
+            i for i, step in enumerate(view.strides) if step < 0]))
+        high = low.address(tuple([n - 1 for n in low.shape]))
+        memory = self.card.arrays.ndarray(
+            (high - low.offset + 1) * size if view.size else 0, np.uint8,
+            array.data + low.offset * size)
+        return Buffer(Remote(self, memory, memory.data.ptr),
+                      view._replace(offset=-low.offset), as_dtype(array))
+
+    # chapters/gradients/gpu.md:1649
+    def memory(self) -> Memory:
+        """What the device's memory holds."""
+        return self.card.memory()
+
+    def refuse(self, nbytes: int) -> NoReturn:
+        raise OutOfMemory(
+            f"{self}: no room for {spoken(nbytes)}; "
+            f"{self.memory()}. Make the batch smaller, let go of tensors "
+            f"that are not needed (a loss kept without .item() keeps its "
+            f"whole graph), or use no_grad where no gradient is wanted")
+
+    # chapters/gradients/gpu.md:1754
+    def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
+        """A tensor on its way here, and what makes kernels wait for it."""
+        source = tensor.device.host(tensor.buffer).dense()
+        out = self.empty(source.shape, source.dtype)
+        return wrap(out, self), self.card.send(
+            out.storage.memory, source.array)
+
+
+# chapters/gradients/gpu.md:229
+Axis = tuple[int, ...]  # a length, and the step of each array along it
+
+
+# chapters/gradients/gpu.md:232
+def merged(axes: Iterable[Axis]) -> list[Axis]:
+    """Neighbours that every array walks as one axis, made one."""
+    found: list[Axis] = []
+    for n, *steps in axes:
+        if n == 1:
+            continue
+        if found and all(far == n * near
+                         for far, near in zip(found[-1][1:], steps)):
+            n *= found.pop()[0]
+        found.append((n, *steps))
+    return found
+
+
+# chapters/gradients/gpu.md:259
+WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
+                 ("step", "i8", (4, 8))])
+
+
+# chapters/gradients/gpu.md:263
+@functools.lru_cache(maxsize=4096)
+def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
+    """A `struct Walk`: how to visit up to four arrays of one shape."""
+    axes = merged(zip(shape, *strides))
+    if len(axes) > 8:
+        raise ValueError(f"GPU: {len(axes)} axes of shape {shape} remain "
+                         f"after merging; expected at most 8: clone the "
+                         f"operand first")
+    found = np.zeros((), WALK)
+    found["size"], found["rank"] = math.prod(shape), len(axes)
+    for d, (n, *steps) in enumerate(axes):
+        found["length"][d] = n
+        found["step"][:len(steps), d] = steps
+    return found[()]
+
+
+# chapters/gradients/gpu.md:388
+CUDA_CODE: dict[Op, str] = {
+    NEG: "-a",
+    RECIP: "1 / a",
+    EXP: "exp(a)",
+    LOG: "log(a)",
+    SIN: "sin(a)",
+    SQRT: "sqrt(a)",
+    ERF: "erf(a)",
+    ADD: "a + b",
+    MUL: "a * b",
+    MAXIMUM: "a != a || a > b ? a : b",
+    LESS: "a < b",
+    EQUAL: "a == b",
+    IDIV: "floor_quotient(a, b)",
+    MOD: "floor_remainder(a, b)",
+}
+
+
+# chapters/gradients/gpu.md:477
+class Types(NamedTuple):
+    """How CUDA spells a dtype: in memory, computed in, and summed in."""
+
+    memory: str
+    work: str
+    total: str
+
+
+TYPES: dict[DType, Types] = {
+    bool_: Types("bool", "bool", "int"),
+    uint8: Types("unsigned char", "int", "int"),
+    int8: Types("signed char", "int", "int"),
+    int32: Types("int", "int", "int"),
+    int64: Types("long long", "long long", "long long"),
+    float16: Types("__half", "float", "float"),
+    bfloat16: Types("__nv_bfloat16", "float", "float"),
+    float32: Types("float", "float", "float"),
+    float64: Types("double", "double", "double"),
+}
+
+# chapters/gradients/gpu.md:501
+HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
+MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
+           "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
+        2: "{0}(Walk w, {1} *out, const T *x, const T *y) "
+           "{{ map(w, out, x, y, [](W a, W b) {{ return {2}; }}); }}"}
+NEEDS_KIND = {NEG: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
+    (RECIP, EXP, LOG, SIN, SQRT, ERF), "f")
+
+
+# chapters/gradients/gpu.md:510
+def maps(dtype: DType) -> Iterator[str]:
+    """A kernel for each elementwise operation that `dtype` knows."""
+    for op, code in CUDA_CODE.items():
+        if dtype.kind in NEEDS_KIND.get(op, "biuf"):
+            result = "bool" if op in (LESS, EQUAL) else "T"
+            yield HEAD + MAPS[op.arity].format(op, result, code)
+
+
+# chapters/gradients/gpu.md:518
+def casts() -> Iterator[str]:
+    """A kernel for each dtype to come from."""
+    for source, (memory, work, _) in TYPES.items():
+        yield (f"{HEAD}from_{source}(Walk w, T *out, const {memory} *x) "
+               f"{{ cast<{work}>(w, out, x); }}")
+
+
+# chapters/gradients/gpu.md:536
+@functools.cache
+def program(card: Any, dtype: DType) -> Program:
+    """The primitives of a dtype, compiled for a card."""
+    return card.compile(program_text(dtype), *spelled(dtype))
+
+
+# chapters/gradients/gpu.md:735
+def program_text(dtype: DType) -> str:
+    """The CUDA text of all kernels that compute in `dtype`."""
+    return "\n".join([kernel_text("kernels/primitives.cu"),
+                      *maps(dtype), *casts(), *folds(dtype)])
+
+
+# chapters/gradients/gpu.md:548
+def spelled(dtype: DType) -> list[str]:
+    """The three types of a dtype, as flags of the compiler."""
+    return [f"-D{name.upper()}={spelling}"
+            for name, spelling in TYPES[dtype]._asdict().items()]
+
+
+# chapters/gradients/gpu.md:557
+THREADS = 256  # of a block
+
+
+# chapters/gradients/gpu.md:581
+def elementwise(op: Op) -> Callable[..., None]:
+    """The launch of a primitive that CUDA_CODE spells."""
+    def launch(gpu: GPU, out: Buffer, *rest: Any) -> None:
+        *src, _ = rest
+        gpu.each(src[0].dtype, op.name, out, *src)
+    return launch
+
+
+LAUNCH |= {op: elementwise(op) for op in CUDA_CODE}
+
+
+# chapters/gradients/gpu.md:592
+def choose(gpu: GPU, out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
+           _: None) -> None:
+    gpu.each(out.dtype, "choose", out, condition, a, b)
+
+
+# chapters/gradients/gpu.md:597
+def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
+    """Copy between any views, from any dtype to any other."""
+    gpu.each(out.dtype, f"from_{x.dtype}", out, x)
+
+
+LAUNCH[WHERE], LAUNCH[CAST] = choose, copy_on
+
+# chapters/gradients/gpu.md:712
+FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
+
+
+# chapters/gradients/gpu.md:715
+def forms(dtype: DType) -> list[str]:
+    """The forms of a fold: one, where T and A are the same type."""
+    spelling = TYPES[dtype]
+    return [""] if spelling.memory == spelling.total else list(FORMS)
+
+
+# chapters/gradients/gpu.md:721
+def folds(dtype: DType) -> Iterator[str]:
+    """SUM and MAX, by rows and columns, in every form."""
+    for op, struct in {SUM: "Sum", MAX: "Max"}.items():
+        for way, form in product(("rows", "columns"), forms(dtype)):
+            result, source = FORMS[form]
+            yield (f"{HEAD}{op}_{way}{form}(Walk kept, Walk along, "
+                   f"i64 piece, {result} *out, const {source} *x) "
+                   f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
+
+
+# chapters/gradients/gpu.md:750
+def nearest(view: View) -> int:
+    """The smallest step along an axis that has one."""
+    steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
+    return min(steps, default=1 << 62)
+
+
+# chapters/gradients/gpu.md:756
+def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
+    """A view's kept axes, and those that are folded."""
+    kept = [i for i in range(len(view.shape)) if i not in axes]
+    first, second = [View(tuple([view.shape[i] for i in part]),
+                          tuple([view.strides[i] for i in part]))
+                     for part in (kept, axes)]
+    return first, second
+
+
+# chapters/gradients/gpu.md:765
+def way(kept: View, along: View) -> str:
+    """Whether a block folds one row or 32 columns."""
+    near = nearest(along) < nearest(kept)
+    return "rows" if near and along.size >= 32 else "columns"
+
+
+# chapters/gradients/gpu.md:774
+TOTALS = {"int": int32, "long long": int64,
+          "float": float32, "double": float64}
+
+
+# chapters/gradients/gpu.md:778
+def block(how: str, along: int) -> tuple[tuple[int, int], int]:
+    """The shape of a block, and how many results it folds."""
+    if how == "columns":
+        return (THREADS, 1), 32
+    return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
+
+
+# chapters/gradients/gpu.md:809
+def fold(op: Op) -> Callable[..., None]:
+    """The launch of a reduction: one fold, or a fold of folds."""
+    def launch(gpu: GPU, out: Buffer, x: Buffer,
+               axes: tuple[int, ...]) -> None:
+        kept, along = halves(x.view, axes)
+        if x.view.size == 0:
+            fill(gpu, out, 0)
+            return
+        how = way(kept, along)
+        pieces = gpu.pieces(how, kept.size, along.size)
+        if pieces == 1:
+            gpu.fold(f"{op}_{how}", x.dtype, out, x, axes)
+            return
+        first, last = forms(x.dtype)[1:] or ("", "")
+        part = gpu.empty((kept.size, pieces), TOTALS[TYPES[x.dtype].total])
+        gpu.fold(f"{op}_{how}{first}", x.dtype, part, x, axes, pieces)
+        gpu.fold(f"{op}_rows{last}", x.dtype, out, part, (1,))
+    return launch
+
+
+# chapters/gradients/gpu.md:829
+def fill(gpu: GPU, out: Buffer, value: Any) -> None:
+    """Write one number everywhere."""
+    total = TOTALS[TYPES[out.dtype].total]
+    gpu.each(out.dtype, "fill", out, given=(total.numpy.type(value),))
+
+
+LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
+
+
+# chapters/gradients/gpu.md:856
+def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
+    value, dtype, _ = arg
+    fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
+
+
+LAUNCH[CONST] = const_on
+
+
+# chapters/gradients/gpu.md:915
+@functools.cache
+def leaf_program(card: Any) -> Program:
+    """The kernels that make numbers from nothing."""
+    return card.compile(kernel_text("kernels/leaves.cu"))
+
+
+# chapters/gradients/gpu.md:921
+def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
+    leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
+                             out.address)
+
+
+# chapters/gradients/gpu.md:926
+def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
+    n = out.view.size
+    if not key.view.is_dense:
+        key = gpu.run(CAST, key, arg=key.dtype)
+    leaf_program(gpu.card)["uniform"](
+        gpu.blocks((n + 1) // 2), THREADS, np.int64(n), out.address,
+        key.address)
+
+
+LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
+
+
+# chapters/gradients/gpu.md:969
+def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
+    fill(gpu, out, 0)
+    inner = tuple([(before, n - after, step) for n, (before, after, step)
+                   in zip(out.shape, margins)])
+    if x.view.size > 0:
+        copy_on(gpu, out.moved(out.view.shrink(inner)), x)
+
+
+# chapters/gradients/gpu.md:977
+def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
+             arg: None) -> None:
+    if value.storage is out.storage:
+        value = gpu.run(CAST, value, arg=value.dtype)
+    copy_on(gpu, out, value)
+
+
+LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
+
+# chapters/gradients/gpu.md:1051
+Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
+
+
+# chapters/gradients/gpu.md:1077
+def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
+    """An index in 64 bits, and steps of nothing along its axes."""
+    if index.dtype is not int64:
+        index = gpu.run(CAST, index, arg=int64)
+    return (index, index.view.strides), (0,) * len(index.shape)
+
+
+# chapters/gradients/gpu.md:1084
+def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
+              _: None) -> None:
+    walked, still = stretched(gpu, index)
+    far, *steps = x.view.strides
+    gpu.indexed("gather", out.shape, x.shape[0], far,
+                (out, out.view.strides), walked, (x, (*still, *steps)))
+
+
+# chapters/gradients/gpu.md:1092
+def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
+               n: int) -> None:
+    walked, still = stretched(gpu, index)
+    sums = gpu.empty(out.shape, TOTALS[TYPES[x.dtype].total])
+    fill(gpu, sums, 0)
+    far, *steps = sums.view.strides
+    if x.view.size > 0:
+        gpu.indexed("scatter", x.shape, n, far, (sums, (*still, *steps)),
+                    walked, (x, x.view.strides))
+    copy_on(gpu, out, sums)
+
+
+LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
+
+
+# chapters/gradients/gpu.md:1174
+class Matrix(NamedTuple):
+    """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
+
+    turned: bool
+    lead: int
+
+
+# chapters/gradients/gpu.md:1181
+def matrix(view: View) -> Matrix | None:
+    """The last two axes for cuBLAS; None where only a copy will do."""
+    (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
+    if min(view.strides[:-2], default=0) < 0:
+        return None
+    if (column == 1 or n == 1) and (row >= n or m == 1):
+        return Matrix(False, row if m > 1 else max(n, 1))
+    if (row == 1 or m == 1) and (column >= m or n == 1):
+        return Matrix(True, column if n > 1 else max(m, 1))
+    return None
+
+
+# chapters/gradients/gpu.md:1208
+def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
+    """(products, step of each) and (place of each), a launch at a time."""
+    steps = [x.view.strides[:-2] for x in (a, b, c)]
+    *outer, inner = merged(zip(c.shape[:-2], *steps)) or [(1, 0, 0, 0)]
+    for index in np.ndindex(*[n for n, *_ in outer]):
+        at = [sum(i * axis[k] for i, axis in zip(index, outer))
+              for k in (1, 2, 3)]
+        yield (*inner, *at)
+
+
+# chapters/gradients/gpu.md:1353
+def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
+    """MATMUL of integers and booleans, by our own naive kernel."""
+    *stack_a, down_a, right = a.view.strides
+    *stack_b, down, right_b = b.view.strides
+    steps = walk(out.shape, out.view.strides, (*stack_a, down_a, 0),
+                 (*stack_b, 0, right_b))
+    program(gpu.card, out.dtype)["product"](
+        gpu.blocks(out.view.size), THREADS, steps,
+        *map(np.int64, (a.shape[-1], right, down)),
+        out.address, a.address, b.address)
+
+
+# chapters/gradients/gpu.md:1365
+def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
+    """A buffer in a form that cuBLAS reads: itself, or a copy."""
+    found = matrix(x.view)
+    if found:
+        return x, found
+    dense = gpu.run(CAST, x, arg=x.dtype)
+    return readable(gpu, dense)
+
+
+# chapters/gradients/gpu.md:1377
+def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
+              _: None) -> None:
+    (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
+    if k * out.view.size == 0:
+        fill(gpu, out, 0)
+        return
+    if out.dtype not in CUBLAS:
+        product_on(gpu, out, a, b)
+        return
+    (a, left), (b, right) = readable(gpu, a), readable(gpu, b)
+    for count, *steps, at_a, at_b, at_c in stack(a, b, out):
+        step_a, step_b, step_c = steps
+        gpu.card.gemm(
+            out.dtype, n, m, k,
+            Operand(right.turned, b.address + at_b * size, right.lead,
+                    step_b),
+            Operand(left.turned, a.address + at_a * size, left.lead,
+                    step_a),
+            Operand(False, out.address + at_c * size, n, step_c), count)
+
+
+LAUNCH[MATMUL] = matmul_on
+
+
+# chapters/gradients/gpu.md:1445
+def card() -> Card:
+    """The NVIDIA GPU of this machine; or an error that says what lacks."""
+    if find_spec("cupy") is None:
+        raise RuntimeError("cuda: CuPy is not installed; install the "
+                           "library with its extra `gpu`, or use the "
+                           "device 'emulated', which needs no GPU")
+    found = Card()
+    if not found.arrays.is_available():
+        raise RuntimeError("cuda: CuPy finds no NVIDIA GPU on this machine "
+                           "(nvidia-smi lists what the driver knows); use "
+                           "'cpu', or 'emulated' to try the kernels")
+    return found
+
+
+CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
+
+
+# chapters/gradients/gpu.md:1571
+def connect(name: str) -> GPU:
+    """The device "cuda" or "emulated"; CUDA's arrays become its own."""
+    device = GPU(name, CARDS[name]())
+    if name == "cuda":
+        READERS[CUDA_MEMORY] = device, device.share
+    return device
+
+
+# chapters/gradients/gpu.md:1528
+def stored(device: GPU, values: np.ndarray) -> Storage:
+    """Fresh memory of a device that holds these bytes."""
+    return device.adopt(values).storage
+
+
+# chapters/gradients/gpu.md:1564
+CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
+
+
+# chapters/gradients/gpu.md:1643
+class OutOfMemory(MemoryError):
+    """A device has no room for a tensor; nothing else is lost."""
+
+
+# chapters/gradients/gpu.md:1762
+def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
+             ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
+    """Batches on `device`, each copied while earlier ones are used."""
+    sent: deque[list[tuple[Tensor, Callable[[], None]]]] = deque()
+    for batch in batches:
+        sent.append([device.begin(tensor) for tensor in batch])
+        if len(sent) > ahead:
+            yield arrived(sent.popleft())
+    while sent:
+        yield arrived(sent.popleft())
+
+
+# chapters/gradients/gpu.md:1774
+def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
+            ) -> tuple[Tensor, ...]:
+    """A batch that kernels launched from now on may use."""
+    for _, arrive in batch:
+        arrive()
+    return tuple([tensor for tensor, _ in batch])
+
+
+# chapters/gradients/gpu.md:1878
+Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
+
+
+# chapters/gradients/gpu.md:1881
+def measured(device: GPU, cases: Iterable[Case],
+             limit: float) -> Iterator[dict]:
+    """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
+    wait = device.card.arrays.cuda.get_current_stream().synchronize
+
+    def finished(run: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: (run(), wait())
+    for case, ours, theirs, work in cases:
+        pair = finished(ours), finished(theirs)
+        found = steadiest(functools.partial(compare, *pair))
+        rate = work / found.ours
+        yield {"case": case, "ours": rate, "peer": work / found.peer,
+               "ratio": found.ratio, "spread": found.spread,
+               "limit_fraction": rate / limit}
+
+
+# chapters/gradients/gpu.md:1900
+def sweeps(device: GPU, n: int) -> Iterator[dict]:
+    """GB/s of kernels that read and write about n float32."""
+    cp, side = device.card.arrays, math.isqrt(n)
+    x = rand(side, side, device=device)
+    a, out = cp.asarray(x), cp.empty((side, side), np.float32)
+    one, two, three = [1e-9 * x.buffer.storage.nbytes * k for k in (1, 2, 3)]
+    cases: list[Case] = [
+        ("add", lambda: x + x, lambda: a + a, two),
+        ("add a row", lambda: x + x[0], lambda: a + a[0], two),
+        ("transpose", lambda: x.T.clone(), lambda: a.T.copy(), two),
+        ("exp", x.exp, lambda: cp.exp(a), two),
+        ("sum of rows", lambda: x.sum(1), lambda: a.sum(1), one),
+        ("sum of columns", lambda: x.sum(0), lambda: a.sum(0), one),
+        ("sum", x.sum, a.sum, one),
+        ("where", lambda: where(x < 0.5, x, x),
+         lambda: cp.where(a < 0.5, a, a), three)]
+    wait = cp.cuda.get_current_stream().synchronize
+    limit = two / best(lambda: (cp.copyto(out, a), wait()), 20)
+    yield from measured(device, cases, limit)
+
+
+# chapters/gradients/gpu.md:1924
+def products(device: GPU, n: int) -> Iterator[dict]:
+    """TFLOP/s of matrix products in several dtypes and layouts."""
+    cp, work = device.card.arrays, 2e-12 * n ** 3
+    x = randn(n, n, device=device)
+    a = cp.asarray(x)
+    y, b = x.to(float16), a.astype(np.float16)
+    stack, c = x.reshape(64, n // 8, n // 8), a.reshape(64, n // 8, n // 8)
+    cases: list[Case] = [
+        ("float32", lambda: x @ x, lambda: a @ a, work),
+        ("float32, transposed", lambda: x.T @ x, lambda: a.T @ a, work),
+        ("float16", lambda: y @ y, lambda: b @ b, work),
+        ("64 small ones", lambda: stack @ stack, lambda: c @ c, work / 8)]
+    yield from measured(device, cases, math.inf)
+
+
+# chapters/gradients/gpu.md:1939
+def bench(threads: int, quick: bool) -> Iterator[dict]:
+    """What the device reaches beside CuPy; needs an NVIDIA GPU."""
+    device = connect("cuda")
+    found = device.card.arrays.cuda.runtime.getDeviceProperties(0)
+    common = {"bench": "gpu", "threads": threads, "peer_name": "cupy",
+              "machine": found["name"].decode(), "versions":
+              versions("cupy"), "date": date.today().isoformat()}
+    size, side = (1 << 22, 1024) if quick else (1 << 28, 8192)
+    for line in sweeps(device, size):
+        yield common | {"unit": "GB/s"} | line
+    for line in products(device, side):
+        yield common | {"unit": "TFLOP/s"} | line

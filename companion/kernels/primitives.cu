@@ -1,0 +1,277 @@
+/* Tangled from gpu: edit there, `make tangle`. sha256:5de7c0b87bb6 */
+#line 284 "chapters/gradients/gpu.md"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef long long i64;
+typedef MEMORY T; // an element as it lies in memory,
+typedef WORK W;   // as it is computed in,
+typedef TOTAL A;  // and as it is summed in
+
+struct Walk { // lengths, outermost first; steps of four arrays
+    i64 size, rank, length[8], step[4][8];
+};
+template <int N> struct Spot { i64 at[N]; };
+
+template <int N> __device__ Spot<N> spot(const Walk &w, i64 i)
+{
+    Spot<N> s = {};
+#pragma unroll 1
+    for (int d = (int)w.rank - 1; d > 0; d--) {
+        i64 outer = i / w.length[d];
+        for (int k = 0; k < N; k++)
+            s.at[k] += (i - outer * w.length[d]) * w.step[k][d];
+        i = outer;
+    }
+    for (int k = 0; k < N; k++) // what is left counts the outermost axis
+        s.at[k] += i * w.step[k][0];
+    return s;
+}
+
+template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
+{
+    Spot<N> s;
+    for (int k = 0; k < N; k++)
+        s.at[k] = i * w.step[k][0];
+    return s;
+}
+
+#line 330 "chapters/gradients/gpu.md"
+#define FIRST (blockIdx.x * (i64)blockDim.x + threadIdx.x)
+#define APART (gridDim.x * (i64)blockDim.x)
+
+// Elements i, i + step, … below n: four are asked for, then used.
+template <class Load, class Use> __device__ void
+in_fours(i64 i, i64 step, i64 n, Load load, Use use)
+{
+    for (; i < n; i += 4 * step) {
+        decltype(load(i)) got[4];
+        for (int u = 0; u < 4; u++)
+            if (i + u * step < n)
+                got[u] = load(i + u * step);
+        for (int u = 0; u < 4; u++)
+            if (i + u * step < n)
+                use(got[u]);
+    }
+}
+
+#line 352 "chapters/gradients/gpu.md"
+// Load and use what a walk visits; one axis needs no division.
+template <int N, class Load, class Use> __device__ void
+visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
+{
+    auto at_line = [&](i64 i) { return load(line<N>(w, i)); };
+    auto at_spot = [&](i64 i) { return load(spot<N>(w, i)); };
+    if (w.rank < 2)
+        in_fours(i, step, n, at_line, use);
+    else
+        in_fours(i, step, n, at_spot, use);
+}
+
+struct Pair { i64 to; T a, b; };
+
+template <class R, class F> __device__ void
+map(const Walk &w, R *out, const T *x, F f)
+{
+    visit<2>(w, FIRST, APART, w.size, [&](Spot<2> s) {
+        return Pair{s.at[0], x[s.at[1]]};
+    }, [&](Pair p) { out[p.to] = (R)f((W)p.a); });
+}
+
+template <class R, class F> __device__ void
+map(const Walk &w, R *out, const T *x, const T *y, F f)
+{
+    visit<3>(w, FIRST, APART, w.size, [&](Spot<3> s) {
+        return Pair{s.at[0], x[s.at[1]], y[s.at[2]]};
+    }, [&](Pair p) { out[p.to] = (R)f((W)p.a, (W)p.b); });
+}
+
+#line 411 "chapters/gradients/gpu.md"
+template <class N> __device__ N floor_remainder(N a, N b)
+{
+    if constexpr ((N)0.5 == 0) { // whole numbers
+        if (b == 0 || b == (N)-1)
+            return 0;
+        N r = a % b;
+        return r != 0 && (r < 0) != (b < 0) ? r + b : r;
+    } else {
+        N r = fmod(a, b);
+        return r == 0 ? copysign((N)0, b) : (r < 0) != (b < 0) ? r + b : r;
+    }
+}
+
+template <class N> __device__ N floor_quotient(N a, N b)
+{
+    if constexpr ((N)0.5 == 0) {
+        if (b == 0 || b == (N)-1) // the lowest number has no opposite
+            return b == 0 ? 0 : 0 - a;
+        return a / b - (a % b != 0 && (a < 0) != (b < 0));
+    } else if (b == 0) {
+        return a / b;
+    } else {
+        N r = fmod(a, b), q = (a - r) / b - (r != 0 && (r < 0) != (b < 0));
+        N whole = floor(q);
+        return q == 0 ? copysign((N)0, a / b) : whole + (q - whole > (N)0.5);
+    }
+}
+
+#line 445 "chapters/gradients/gpu.md"
+extern "C" __global__ void choose(Walk w, T *out, const bool *c,
+                                  const T *x, const T *y)
+{
+    struct Choice { i64 to; bool c; T a, b; };
+    visit<4>(w, FIRST, APART, w.size, [&](Spot<4> s) {
+        return Choice{s.at[0], c[s.at[1]], x[s.at[2]], y[s.at[3]]};
+    }, [&](Choice p) { out[p.to] = p.c ? p.a : p.b; });
+}
+
+template <class V, class S> __device__ void
+cast(const Walk &w, T *out, const S *x)
+{
+    struct Cast { i64 to; S from; };
+    visit<2>(w, FIRST, APART, w.size, [&](Spot<2> s) {
+        return Cast{s.at[0], x[s.at[1]]};
+    }, [&](Cast p) { out[p.to] = (T)(W)(V)p.from; });
+}
+
+#define EACH(i, n) i64 i = FIRST; i < (n); i += APART
+
+extern "C" __global__ void fill(Walk w, A value, T *out)
+{
+    for (EACH(i, w.size))
+        out[spot<1>(w, i).at[0]] = (T)value;
+}
+
+#line 625 "chapters/gradients/gpu.md"
+struct Sum {
+    static __device__ A none(A) { return 0; }
+    static __device__ A join(A a, A b) { return a + b; }
+};
+
+struct Max { // of a and a is a, so any value that takes part is neutral
+    static __device__ A none(A any) { return any; }
+    static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
+};
+
+// The values of a row's 32 or 256 threads as one, in the first of them.
+template <class F> __device__ A whole(A v)
+{
+    __shared__ A parts[8];
+    for (int d = 16; d > 0; d /= 2)
+        v = F::join(v, __shfl_down_sync(0xffffffff, v, d));
+    if (blockDim.x == 32)
+        return v;
+    __syncthreads(); // the parts of the row before have been read
+    if (threadIdx.x % 32 == 0)
+        parts[threadIdx.x / 32] = v;
+    __syncthreads();
+    for (int k = 1; k < 8 && threadIdx.x == 0; k++)
+        v = F::join(v, parts[k]);
+    return v;
+}
+
+#line 658 "chapters/gradients/gpu.md"
+template <class F, class R, class S> __device__ void
+rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
+{
+    i64 start = blockIdx.y * piece;
+    i64 end = start + piece < along.size ? start + piece : along.size;
+    i64 o = blockIdx.x * (i64)blockDim.y + threadIdx.y;
+    for (; o < kept.size; o += gridDim.x * (i64)blockDim.y) {
+        const S *row = x + spot<1>(kept, o).at[0];
+        auto read = [&](Spot<1> s) { return row[s.at[0]]; };
+        A v = F::none((A)read(spot<1>(along, start)));
+        visit<1>(along, start + threadIdx.x, blockDim.x, end, read,
+                 [&](S s) { v = F::join(v, (A)s); });
+        v = whole<F>(v);
+        if (threadIdx.x == 0)
+            out[o * gridDim.y + blockIdx.y] = (R)v;
+    }
+}
+
+#line 680 "chapters/gradients/gpu.md"
+// 32 neighbouring results in a block, 8 threads on each.
+template <class F, class R, class S> __device__ void
+columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
+{
+    __shared__ A parts[8][33];
+    i64 start = blockIdx.y * piece;
+    i64 end = start + piece < along.size ? start + piece : along.size;
+    int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+    i64 o = blockIdx.x * (i64)32 + lane;
+    if (o < kept.size) {
+        const S *column = x + spot<1>(kept, o).at[0];
+        auto read = [&](Spot<1> s) { return column[s.at[0]]; };
+        A v = F::none((A)read(spot<1>(along, start)));
+        visit<1>(along, start + part, 8, end, read,
+                 [&](S s) { v = F::join(v, (A)s); });
+        parts[part][lane] = v;
+    }
+    __syncthreads();
+    if (o < kept.size && part == 0) {
+        A v = parts[0][lane];
+        for (int k = 1; k < 8; k++)
+            v = F::join(v, parts[k][lane]);
+        out[o * gridDim.y + blockIdx.y] = (R)v;
+    }
+}
+
+#line 994 "chapters/gradients/gpu.md"
+// Whether index j counts n things, from either end; if not, a note.
+__device__ inline bool inside(i64 &j, i64 n, i64 *fault)
+{
+    bool fine = -n <= j && j < n;
+    if (!fine) {
+        fault[1] = j;
+        fault[2] = n;
+        fault[0] = 1;
+    }
+    j += j < 0 ? n : 0;
+    return fine;
+}
+
+extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
+                                  T *out, const i64 *index, const T *x)
+{
+    for (EACH(i, w.size)) {
+        Spot<3> s = spot<3>(w, i);
+        i64 j = index[s.at[1]];
+        if (inside(j, n, fault))
+            out[s.at[0]] = x[s.at[2] + j * far];
+    }
+}
+
+#line 1024 "chapters/gradients/gpu.md"
+template <class N> __device__ void add_to(N *place, N value)
+{
+    atomicAdd(place, value);
+}
+
+__device__ inline void add_to(i64 *place, i64 value)
+{
+    atomicAdd((unsigned long long *)place, (unsigned long long)value);
+}
+
+extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
+                                   A *out, const i64 *index, const T *x)
+{
+    for (EACH(i, w.size)) {
+        Spot<3> s = spot<3>(w, i);
+        i64 j = index[s.at[1]];
+        if (inside(j, n, fault))
+            add_to(out + s.at[0] + j * far, (A)x[s.at[2]]);
+    }
+}
+
+#line 1337 "chapters/gradients/gpu.md"
+extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
+                                   T *out, const T *x, const T *y)
+{
+    for (EACH(i, w.size)) {
+        Spot<3> s = spot<3>(w, i);
+        A total = 0;
+        for (i64 j = 0; j < k; j++)
+            total += (A)x[s.at[1] + j * right] * (A)y[s.at[2] + j * down];
+        out[s.at[0]] = (T)total;
+    }
+}

@@ -1,0 +1,137 @@
+# Tangled from gpu: edit there, `make tangle`. sha256:71c720e61062
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from companion.cuda import Emulator
+from companion.device import CPU
+from companion.dtype import int32
+from companion.gpu import GPU, prefetch
+from companion.ops import (
+    ADD,
+    CAST,
+    EQUAL,
+    ERF,
+    EXP,
+    FLIP,
+    GATHER,
+    IDIV,
+    LESS,
+    LOG,
+    MATMUL,
+    MAX,
+    MAXIMUM,
+    MOD,
+    MUL,
+    NEG,
+    PAD,
+    PERMUTE,
+    RECIP,
+    SCATTER,
+    SIN,
+    SQRT,
+    SUM,
+    WHERE,
+    WRITE,
+    Op,
+)
+from companion.tensor import Generator, Tensor
+
+
+# chapters/gradients/gpu.md:941
+def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:
+    """What the error says that `run` must raise."""
+    try:
+        run()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"expected {kind.__name__}")
+
+
+# chapters/gradients/gpu.md:954
+def test_the_same_chance_on_both_devices():
+    device = GPU("emulated", Emulator())
+    for n in (1, 2, 7, 1000):
+        here = Generator(7).uniform((n,))
+        there = Generator(7).uniform((n,), device)
+        assert here.tolist() == there.tolist()
+
+
+# chapters/gradients/gpu.md:1583
+def test_a_copied_tensor_stays_on_its_device():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]]).to("emulated")
+    rows = copy.deepcopy([x, x[1]])
+    rows[1].assign(Tensor([7.0, 8.0]).to("emulated"))
+    assert rows[0].tolist() == [[1.0, 2.0], [7.0, 8.0]]
+    assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+
+
+# chapters/gradients/gpu.md:1786
+def test_batches_arrive_in_order_and_whole():
+    device = GPU("emulated", Emulator())
+    batches = [(Tensor([i, i + 1.0]), Tensor([i])) for i in range(5)]
+    for ahead in (0, 1, 2, 7):
+        found = [[t.tolist() for t in batch]
+                 for batch in prefetch(batches, device, ahead)]
+        assert found == [[t.tolist() for t in batch] for batch in batches]
+
+
+# chapters/gradients/gpu.md:1799
+def test_a_batch_is_not_there_before_it_arrived():
+    device = GPU("emulated", Emulator())
+    tensor, arrive = device.begin(Tensor([1.0, 2.0]))
+    device.card.upload(tensor.buffer.address, np.zeros(2, np.float32))
+    assert tensor.tolist() == [0.0, 0.0]
+    arrive()
+    assert tensor.tolist() == [1.0, 2.0]
+
+
+# chapters/gradients/gpu.md:1984
+def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
+    """Run `op` here and there, on what is seen through a strange view."""
+    found = []
+    for device in (CPU, GPU("emulated", Emulator())):
+        buffers = [device.adopt(array) for array in arrays]
+        turned = device.run(PERMUTE, buffers[0], arg=(1, 0))
+        buffers[0] = device.run(FLIP, turned, arg=(1,))
+        found.append(device.host(device.run(op, *buffers, arg=arg)).array)
+    assert np.allclose(*found, rtol=1e-6), op
+
+
+# chapters/gradients/gpu.md:1999
+def test_every_kernel_agrees_with_the_cpu():
+    random = np.random.default_rng(0)
+    x, y = random.uniform(0.5, 2, (2, 5, 5)).astype(np.float32)
+    index, choice = random.integers(-5, 5, 5), x < y
+    for op in (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF):
+        both(op, x)
+    for op in (ADD, MUL, MAXIMUM, LESS, EQUAL, IDIV, MOD, MATMUL):
+        both(op, x, y)
+    both(WHERE, choice, x, y)
+    both(CAST, x, arg=int32)
+    both(SUM, x, arg=(0,))
+    both(MAX, x, arg=(1,))
+    both(PAD, x, arg=((1, 0, 1), (0, 2, 2)))
+    both(GATHER, x, index)
+    both(SCATTER, x, index, arg=5)
+    both(WRITE, x.copy(), y)
+
+
+# chapters/gradients/gpu.md:2021
+def test_a_wrong_index_costs_one_operation_and_not_the_device():
+    table = Tensor([[1.0], [2.0]]).to("emulated")
+    for wrong in (2, -3):
+        row = table[Tensor([wrong]).to("emulated")]
+        assert f"index {wrong} " in complaint(IndexError, row.numpy)
+    assert table.sum().item() == 3
+
+
+# chapters/gradients/gpu.md:2030
+def test_operands_must_be_on_one_device():
+    x = Tensor([1.0])
+    assert ".to(device)" in complaint(
+        ValueError, lambda: x + x.to("emulated"))

@@ -1,0 +1,72 @@
+# Tangled from mnist: edit there, `make tangle`. sha256:3a10c6bb4385
+from __future__ import annotations
+
+import numpy as np
+
+from companion.data import Arrays, drawn_digits
+from companion.milestones.mlp_bench import by_hand, epoch, ours, task
+from companion.milestones.mnist import genuine, loss_of, pixels, study, verdict
+from companion.milestones.report import Unmeasured
+from companion.optim import SGD
+
+
+# chapters/gradients/mnist.md:182
+def first_checks(model, x, t, steps=100):
+    """The loss before training, and after learning one batch by heart."""
+    optimizer, losses = SGD(model.parameters(), lr=0.1, momentum=0.9), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, x, t)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses[0], losses[-1]
+
+
+# chapters/gradients/mnist.md:672
+def drawn(n, seed):
+    return pixels(Arrays(*drawn_digits(n, seed), source="drawn"))
+
+
+# chapters/gradients/mnist.md:676
+def refused(data):
+    try:
+        genuine(data)
+    except Unmeasured as error:
+        return str(error)
+    raise AssertionError("expected an error")
+
+
+# chapters/gradients/mnist.md:685
+def test_pixels_are_rows_from_zero_to_one():
+    rows = drawn(50, 0)
+    x, t = rows.columns
+    assert x.shape == (50, 784) and t.shape == (50,)
+    assert 0 == x.min().item() < x.max().item() <= 1
+    assert rows.source == "drawn"
+
+
+# chapters/gradients/mnist.md:694
+def test_drawn_digits_are_learned_and_earn_no_verdict():
+    run, rows = study(drawn(2000, 1), drawn(500, 3), epochs=4, width=32)
+    assert rows[-1]["right"] > 0.9 > 0.3 > 1 - rows[0]["right"] - 0.6
+    assert verdict(rows).passed == (rows[-1]["right"] >= 0.95)
+    assert "set COMPANION_DATA" in refused(drawn(20, 0))
+
+
+# chapters/gradients/mnist.md:704
+def test_the_same_seed_gives_the_same_run():
+    train, test = drawn(400, 1), drawn(100, 3)
+    runs = [study(train, test, epochs=1, width=16, seed=s)[0]
+            for s in (4, 4, 5)]
+    losses = [[row["loss"] for row in run.history] for run in runs]
+    assert losses[0] == losses[1] != losses[2]
+
+
+# chapters/gradients/mnist.md:713
+def test_hand_written_derivatives_agree():
+    x, t, weights = task(3)
+    steps = [make(x, t, weights) for make in (ours, by_hand)]
+    mine, theirs = [epoch(step, 8)() for step in steps]
+    assert np.allclose(mine, theirs, rtol=1e-4) and mine[0] > mine[7] - 1
+    assert len(set(mine)) == 8
