@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:b9bd5ccf760f  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:4bd962aa0c64  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -247,5 +247,5 @@ class Timed:
 # chapters/gradients/mnist.md:644
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:1965
+# chapters/gradients/gpu.md:2158
 BENCHES["gpu"] = "companion.gpu"
