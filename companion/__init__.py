@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:aeaa8da0402a  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:b5435127e7c8  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2950
+# chapters/tensors/operations.md:2963
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -42,7 +42,7 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1707
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1188
+# chapters/tensors/activations.md:1098
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"

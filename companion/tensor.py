@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:83bf3f872aea  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:4c8bec73dd67  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -385,7 +385,8 @@ class Tensor:
         return Tensor.apply(SIN, floating(self))
 
     def cos(self) -> Tensor:
-        return (floating(self) + math.pi / 2).sin()
+        half = (floating(self) * 0.5).sin()
+        return 1 - 2 * half.square()
 
     def sqrt(self) -> Tensor:
         return Tensor.apply(SQRT, floating(self))
@@ -396,7 +397,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1715
+    # chapters/tensors/operations.md:1716
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -418,7 +419,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1757
+    # chapters/tensors/operations.md:1758
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -436,14 +437,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1816
+    # chapters/tensors/operations.md:1817
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1834
+    # chapters/tensors/operations.md:1835
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -456,7 +457,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1858
+    # chapters/tensors/operations.md:1859
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -467,7 +468,8 @@ class Tensor:
     def sign(self) -> Tensor:
         if self.dtype.kind in "bu":
             return (self != 0).cast(self.dtype)
-        return where(self > 0, 1, where(self < 0, -1, self))
+        zero = where(self == self, 0, self)  # but NaN is NaN
+        return where(self > 0, 1, where(self < 0, -1, zero))
 
     def floor(self) -> Tensor:
         if not self.dtype.is_float:
@@ -481,7 +483,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1919
+    # chapters/tensors/operations.md:1930
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -499,7 +501,8 @@ class Tensor:
         x, y = [floating(t) for t in alike(self, exponent)]
         if isinstance(exponent, Tensor):
             return signed_power(x, y)
-        return (x.log() * y).exp()
+        grown = (where(x == 0, 1, x).log() * y).exp()
+        return where(x == 0, power_of_zero(y), grown)
 
     def __rpow__(self, base: Any) -> Tensor:
         base = operand(base)
@@ -509,7 +512,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2059
+    # chapters/tensors/operations.md:2071
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -517,7 +520,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2300
+    # chapters/tensors/operations.md:2312
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -541,13 +544,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2347
+    # chapters/tensors/operations.md:2359
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2357
+    # chapters/tensors/operations.md:2369
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -558,9 +561,10 @@ class Tensor:
     def std(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
         square = spread(self, axis, correction, keepdim)
-        return narrowed(square.sqrt(), self)
+        root = where(square == 0, 1, square).sqrt()  # its slope is finite
+        return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2389
+    # chapters/tensors/operations.md:2402
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -580,7 +584,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2606
+    # chapters/tensors/operations.md:2619
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -596,7 +600,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2650
+    # chapters/tensors/operations.md:2663
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -609,7 +613,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2681
+    # chapters/tensors/operations.md:2694
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -624,7 +628,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2724
+    # chapters/tensors/operations.md:2737
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -648,7 +652,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2754
+    # chapters/tensors/operations.md:2767
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -672,7 +676,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2838
+    # chapters/tensors/operations.md:2851
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -693,7 +697,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2892
+    # chapters/tensors/operations.md:2905
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -703,7 +707,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2916
+    # chapters/tensors/operations.md:2929
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1119,13 +1123,13 @@ def inverse(value: Scalar) -> float:
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1737
+# chapters/tensors/operations.md:1738
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1746
+# chapters/tensors/operations.md:1747
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1135,7 +1139,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1788
+# chapters/tensors/operations.md:1789
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1145,7 +1149,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1797
+# chapters/tensors/operations.md:1798
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1161,13 +1165,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, *[t.broadcast(shape) for t in operands])
 
 
-# chapters/tensors/operations.md:1827
+# chapters/tensors/operations.md:1828
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1893
+# chapters/tensors/operations.md:1895
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1178,16 +1182,26 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1907
+# chapters/tensors/operations.md:1909
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
-    size = (x.abs().log() * y).exp()
-    size = where((y == 0) | (x.abs() == 1), 1, size)
-    turned = where(y % 2 == 1, -size, size)
-    return where(x < 0, where(y == y.floor(), turned, math.nan), size)
+    size = x.abs()
+    exponent = where(size == 0, 1, size).log() * y
+    one = (exponent != exponent) & ((y == 0) | (size == 1))
+    grown = where(one, 1, exponent.exp())
+    turned = where(y % 2 == 1, -grown, grown)
+    grown = where(x < 0, where(y == y.floor(), turned, math.nan), grown)
+    return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1958
+# chapters/tensors/operations.md:1920
+def power_of_zero(y: Tensor) -> Tensor:
+    """0 ** y."""
+    least = where(y == 0, 1, where(y < 0, math.inf, y))
+    return where(y > 0, 0, least)
+
+
+# chapters/tensors/operations.md:1970
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1195,34 +1209,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1965
+# chapters/tensors/operations.md:1977
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1970
+# chapters/tensors/operations.md:1982
 def ones(*shape: Any, dtype: DType = float32,
          device: Device = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1975
+# chapters/tensors/operations.md:1987
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1979
+# chapters/tensors/operations.md:1991
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1983
+# chapters/tensors/operations.md:1995
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1995
+# chapters/tensors/operations.md:2007
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None, device: Device = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
@@ -1237,7 +1251,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:2009
+# chapters/tensors/operations.md:2021
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32, device: Device = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
@@ -1248,7 +1262,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2032
+# chapters/tensors/operations.md:2044
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1257,14 +1271,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2040
+# chapters/tensors/operations.md:2052
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2048
+# chapters/tensors/operations.md:2060
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1274,7 +1288,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2176
+# chapters/tensors/operations.md:2188
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1300,11 +1314,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2210
+# chapters/tensors/operations.md:2222
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2213
+# chapters/tensors/operations.md:2225
 def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1322,7 +1336,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2232
+# chapters/tensors/operations.md:2244
 def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1334,7 +1348,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2243
+# chapters/tensors/operations.md:2255
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1347,7 +1361,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2280
+# chapters/tensors/operations.md:2292
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1357,13 +1371,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2340
+# chapters/tensors/operations.md:2352
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2370
+# chapters/tensors/operations.md:2383
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1373,11 +1387,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2425
+# chapters/tensors/operations.md:2438
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2428
+# chapters/tensors/operations.md:2441
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1394,7 +1408,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2452
+# chapters/tensors/operations.md:2465
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1417,7 +1431,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2485
+# chapters/tensors/operations.md:2498
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1430,7 +1444,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2501
+# chapters/tensors/operations.md:2514
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1451,14 +1465,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2530
+# chapters/tensors/operations.md:2543
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2536
+# chapters/tensors/operations.md:2549
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1475,7 +1489,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2552
+# chapters/tensors/operations.md:2565
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1483,7 +1497,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2563
+# chapters/tensors/operations.md:2576
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1496,7 +1510,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2575
+# chapters/tensors/operations.md:2588
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1507,7 +1521,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2587
+# chapters/tensors/operations.md:2600
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1523,7 +1537,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2667
+# chapters/tensors/operations.md:2680
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1536,7 +1550,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2782
+# chapters/tensors/operations.md:2795
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1545,7 +1559,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2802
+# chapters/tensors/operations.md:2815
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1565,14 +1579,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2821
+# chapters/tensors/operations.md:2834
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2883
+# chapters/tensors/operations.md:2896
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1580,7 +1594,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2906
+# chapters/tensors/operations.md:2919
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1589,7 +1603,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2938
+# chapters/tensors/operations.md:2951
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

@@ -980,7 +980,7 @@ def examine(name, styles, examples, check, layouts=tuple(LAYOUTS)):
         run()
 
 
-@every("cos")
+@every()
 @few_or_many
 def test_values_are_numpys(name, examples, device):
     def check(operation, draw, dtype):
@@ -1062,9 +1062,7 @@ def peer(operation, draw, dtype):
 @pytest.mark.slow
 @pytest.mark.needs("torch")
 @pytest.mark.filterwarnings("ignore:grad and param do not obey")
-@every(
-    "cos", "sin", "sign", "__pow__", "__pow__ of a fraction", "__rpow__", *STD
-)
+@every()
 def test_values_and_gradients_are_pytorchs(name, device):
     def check(operation, draw, dtype):
         smooth = operation.smooth
