@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:422b56211385  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:c63c10f0fae4  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:864
+    # chapters/tensors/operations.md:871
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
@@ -333,9 +333,11 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1599
-def named(device: str) -> Device:
+# chapters/gradients/gpu.md:1607
+def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
+    if not isinstance(device, str):
+        return device
     if device not in DEVICES:
         if device not in DRIVERS:
             raise ValueError(f"device: expected one of "
@@ -345,11 +347,11 @@ def named(device: str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2115
+# chapters/tensors/operations.md:2124
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2118
+# chapters/tensors/operations.md:2127
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -365,11 +367,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2155
+# chapters/tensors/operations.md:2164
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2158
+# chapters/tensors/operations.md:2167
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -425,5 +427,5 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1591
+# chapters/gradients/gpu.md:1599
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}

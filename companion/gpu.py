@@ -1,11 +1,10 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:7a987ff88e59
+# Tangled from gpu: edit there, `make tangle`. sha256:034aefc0b0bd
 from __future__ import annotations
 
 import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, NamedTuple, NoReturn
@@ -67,7 +66,7 @@ from companion.ops import (
     Op,
 )
 from companion.tensor import Tensor, rand, randn, where, wrap
-from companion.timing import best, compare, steadiest, versions
+from companion.timing import best, compare, stamp, steadiest
 from companion.view import Shape, View
 
 
@@ -83,7 +82,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1689
+    # chapters/gradients/gpu.md:1699
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = np.empty(self.nbytes, np.uint8)
@@ -105,7 +104,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1839
+    # chapters/gradients/gpu.md:1849
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -203,7 +202,7 @@ class GPU(Device):
                 f"an axis of length {note[2]} allows {-note[2]} to "
                 f"{note[2] - 1} (found on {self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1718
+    # chapters/gradients/gpu.md:1728
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -217,7 +216,7 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1821
+    # chapters/gradients/gpu.md:1831
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
@@ -229,7 +228,7 @@ class GPU(Device):
             f"that are not needed (a loss kept without .item() keeps its "
             f"whole graph), or use no_grad where no gradient is wanted")
 
-    # chapters/gradients/gpu.md:1954
+    # chapters/gradients/gpu.md:1969
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -577,7 +576,7 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1324
+# chapters/gradients/gpu.md:1328
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -585,7 +584,7 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1331
+# chapters/gradients/gpu.md:1335
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
@@ -598,7 +597,7 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1358
+# chapters/gradients/gpu.md:1362
 def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
     """(products, step of each) and (place of each), a launch at a time."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
@@ -609,7 +608,7 @@ def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
         yield (*inner, *at)
 
 
-# chapters/gradients/gpu.md:1521
+# chapters/gradients/gpu.md:1529
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -622,7 +621,7 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1533
+# chapters/gradients/gpu.md:1541
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -632,7 +631,7 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, dense)
 
 
-# chapters/gradients/gpu.md:1545
+# chapters/gradients/gpu.md:1553
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -657,7 +656,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1613
+# chapters/gradients/gpu.md:1623
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -675,7 +674,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1739
+# chapters/gradients/gpu.md:1749
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -684,22 +683,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1696
+# chapters/gradients/gpu.md:1706
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1732
+# chapters/gradients/gpu.md:1742
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1815
+# chapters/gradients/gpu.md:1825
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1962
+# chapters/gradients/gpu.md:1977
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
              ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, each copied while earlier ones are used."""
@@ -712,7 +711,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
         yield arrived(sent.popleft())
 
 
-# chapters/gradients/gpu.md:1974
+# chapters/gradients/gpu.md:1989
 def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
             ) -> tuple[Tensor, ...]:
     """A batch that kernels launched from now on may use."""
@@ -721,11 +720,11 @@ def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
     return tuple([tensor for tensor, _ in batch])
 
 
-# chapters/gradients/gpu.md:2078
+# chapters/gradients/gpu.md:2097
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2081
+# chapters/gradients/gpu.md:2100
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -742,7 +741,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2100
+# chapters/gradients/gpu.md:2119
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -765,7 +764,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2125
+# chapters/gradients/gpu.md:2144
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -781,14 +780,13 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2140
+# chapters/gradients/gpu.md:2159
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")
     found = device.card.arrays.cuda.runtime.getDeviceProperties(0)
-    common = {"bench": "gpu", "threads": threads, "peer_name": "cupy",
-              "machine": found["name"].decode(), "versions":
-              versions("cupy"), "date": date.today().isoformat()}
+    common = {"bench": "gpu", "threads": threads, **stamp("cupy"),
+              "machine": found["name"].decode()}
     size, side = (1 << 22, 1024) if quick else (1 << 28, 8192)
     for line in sweeps(device, size):
         yield common | {"unit": "GB/s"} | line

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:4bd962aa0c64  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:618c7706d0fe  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -244,8 +244,8 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:644
+# chapters/gradients/mnist.md:652
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2158
+# chapters/gradients/gpu.md:2176
 BENCHES["gpu"] = "companion.gpu"

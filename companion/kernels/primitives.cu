@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:49101dd0c55c */
+/* Tangled from gpu: edit there, `make tangle`. sha256:81e0dc1c568f */
 #line 311 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -274,7 +274,7 @@ extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1505 "chapters/gradients/gpu.md"
+#line 1513 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {
