@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:1b791cca3f01  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:5544f8ef2c1e  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -108,15 +108,31 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 # chapters/gradients/cuda.md:263
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
-    text = "\n".join([
-        kernel_text(EMULATOR), '# 1 "kernel.cu"',
-        re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*", "", source),
-        '# 1 "entries"', *map(ENTRY.format, kernel_names(source))])
-    text = re.sub("(?m)^#line ", "# ", text)
-    return ctypes.PyDLL(str(build(text, *EMULATED, *flags)))
+    text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
+                  source)
+    whole = "\n".join([
+        kernel_text(EMULATOR), '# 1 "kernel.cu"', text, '# 1 "entries"',
+        *map(ENTRY.format, kernel_names(source))])
+    try:
+        return ctypes.PyDLL(str(build(whole, *EMULATED, *flags)))
+    except CompileError as error:
+        raise CompileError(original(source, str(error))) from None
 
 
-# chapters/gradients/cuda.md:277
+# chapters/gradients/cuda.md:280
+def original(source: str, message: str) -> str:
+    """A message whose lines are named as the text's #line say."""
+    def place(found: re.Match) -> str:
+        before = source.split("\n")[:int(found[1])]
+        for back, line in enumerate(reversed(before)):
+            mark = re.match(r'#line (\d+) "(.*)"', line)
+            if mark:
+                return f"{mark[2]}, line {int(mark[1]) + back - 1}"
+        return found[0]
+    return re.sub(r"kernel\.cu, line (\d+)", place, message)
+
+
+# chapters/gradients/cuda.md:296
 def scalar(value: Any) -> Any:
     """An argument as something whose bytes the kernel can read."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -132,14 +148,14 @@ def scalar(value: Any) -> Any:
     return np.int64(value)
 
 
-# chapters/gradients/cuda.md:294
+# chapters/gradients/cuda.md:313
 class LaunchError(RuntimeError):
     """A kernel was given the wrong arguments, or went wrong itself."""
 
 
-# chapters/gradients/cuda.md:298
-def run_grid(library: ctypes.PyDLL, order: int, name: str, grid: tuple,
-             block: tuple, arguments: Iterable[Any]) -> None:
+# chapters/gradients/cuda.md:317
+def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
+             grid: tuple, block: tuple, arguments: Iterable[Any]) -> None:
     """Run a grid of blocks on the processor."""
     values = [np.array(scalar(value)) for value in arguments]
     n = len(values)
@@ -150,10 +166,11 @@ def run_grid(library: ctypes.PyDLL, order: int, name: str, grid: tuple,
         (ctypes.c_uint * n)(*[v.nbytes for v in values]), n,
         (ctypes.c_uint * 6)(*grid, *block), ctypes.c_long(order))
     if trouble:
-        raise LaunchError(f"{name}: {trouble.decode()}")
+        message = original(source, trouble.decode())
+        raise LaunchError(f"{name}: {message}")
 
 
-# chapters/gradients/cuda.md:317
+# chapters/gradients/cuda.md:337
 class Emulator:
     """A card made of one processor: NumPy memory, blocks in turn.
 
@@ -171,7 +188,7 @@ class Emulator:
         check_flags(flags)
         library = emulated(source, *flags)
         return Program(source, flags, lambda name: functools.partial(
-            run_grid, library, self.order, name))
+            run_grid, source, library, self.order, name))
 
     # chapters/gradients/gpu.md:137
     processors = 2
@@ -225,7 +242,7 @@ class Emulator:
             self.upload, target.ctypes.data, source.copy())
 
 
-# chapters/gradients/cuda.md:337
+# chapters/gradients/cuda.md:357
 def check_flags(flags: Iterable[str]) -> None:
     """CUDA's own headers use names of one letter for their types."""
     for flag in flags:
@@ -234,14 +251,14 @@ def check_flags(flags: Iterable[str]) -> None:
                                f"themselves; take a longer one")
 
 
-# chapters/gradients/cuda.md:349
+# chapters/gradients/cuda.md:369
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.cuda: the magic %%cuda FILE.cu [flags]."""
     magic = functools.partial(cuda_cell, shell)
     shell.register_magic_function(magic, "cell", "cuda")
 
 
-# chapters/gradients/cuda.md:355
+# chapters/gradients/cuda.md:375
 def cuda_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its Program to the file's name."""
     header = line.split()[0].endswith(".h")
@@ -249,13 +266,13 @@ def cuda_cell(shell: Any, line: str, cell: str) -> None:
     compile_cell(shell, line, cell, make)
 
 
-# chapters/gradients/cuda.md:362
+# chapters/gradients/cuda.md:382
 def check_header(source: str, *flags: str) -> None:
     """Let the compiler read the emulator itself."""
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1214
+# chapters/gradients/cuda.md:1237
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 ACCESS = np.dtype([
     ("address", "u8"), ("code", "u8"), ("block", "u4"), ("thread", "u4"),
@@ -263,7 +280,7 @@ ACCESS = np.dtype([
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1221
+# chapters/gradients/cuda.md:1244
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -272,7 +289,7 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1231
+# chapters/gradients/cuda.md:1254
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -288,24 +305,26 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
                        for x in arrays], np.uint64)
     found.length, found.arrays = 0, len(arrays)
     found.bounds = bounds.ctypes.data
-    run_grid(library, 1, name, three(name, "grid", grid),
+    run_grid(program.source, library, 1, name, three(name, "grid", grid),
              three(name, "block", block), arguments)
     size = found.length * ACCESS.itemsize
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1284
+# chapters/gradients/cuda.md:1307
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
-    number = np.zeros(len(columns[0]), np.int64)
+    number, size = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
-        _, number = np.unique(number * (len(values) + 1) + place,
-                              return_inverse=True)
-    return number
+        if size * len(values) >= 1 << 62:
+            known, number = np.unique(number, return_inverse=True)
+            size = len(known)
+        number, size = number * len(values) + place, size * len(values)
+    return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1294
+# chapters/gradients/cuda.md:1319
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -316,14 +335,14 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1306
+# chapters/gradients/cuda.md:1331
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1312
+# chapters/gradients/cuda.md:1337
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -336,7 +355,7 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1326
+# chapters/gradients/cuda.md:1351
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
     rows = np.repeat(np.arange(len(seen)),
@@ -345,7 +364,7 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, first + turns(rows)
 
 
-# chapters/gradients/cuda.md:1334
+# chapters/gradients/cuda.md:1359
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -362,14 +381,14 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1354
+# chapters/gradients/cuda.md:1379
 def distinct(request: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     """The request of each different combination of columns in it."""
     _, first = np.unique(numbered(request, *columns), return_index=True)
     return request[first]
 
 
-# chapters/gradients/cuda.md:1360
+# chapters/gradients/cuda.md:1385
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word), return_counts=True)
@@ -377,7 +396,7 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1369
+# chapters/gradients/cuda.md:1394
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     _, first = np.unique(numbered(request, word), return_index=True)
@@ -391,7 +410,7 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1471
+# chapters/gradients/cuda.md:1496
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -404,7 +423,7 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1483
+# chapters/gradients/cuda.md:1508
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
     rows, piece = pieces(seen, int(seen["size"].min(initial=4)))
@@ -419,7 +438,7 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1532
+# chapters/gradients/cuda.md:1557
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -530,7 +549,7 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1554
+# chapters/gradients/cuda.md:1579
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     """CuPy takes a struct as an array of one structured element."""
@@ -539,7 +558,7 @@ def launch_on_card(kernel: Any, grid: tuple, block: tuple,
         for value in arguments))
 
 
-# chapters/gradients/cuda.md:1564
+# chapters/gradients/cuda.md:1589
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -548,7 +567,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1576
+# chapters/gradients/cuda.md:1601
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -557,7 +576,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1584
+# chapters/gradients/cuda.md:1609
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -574,7 +593,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1602
+# chapters/gradients/cuda.md:1627
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:

@@ -1,4 +1,4 @@
-# Tangled from blas, cuda: edit there, `make tangle`. sha256:4e354138226c
+# Tangled from blas, cuda: edit there, `make tangle`. sha256:42a75816885c
 from __future__ import annotations
 
 import contextlib
@@ -226,7 +226,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:371
+# chapters/gradients/cuda.md:391
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
@@ -242,7 +242,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:390
+# chapters/gradients/cuda.md:410
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
