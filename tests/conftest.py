@@ -56,7 +56,14 @@ def need():
     return need_tool
 
 
-@pytest.fixture(scope="session", params=["cpu"])
+DEVICES = [
+    "cpu",
+    pytest.param("emulated", marks=pytest.mark.slow),
+    pytest.param("cuda", marks=pytest.mark.needs("gpu")),
+]
+
+
+@pytest.fixture(scope="session", params=DEVICES)
 def device(request):
     """Each device on which every operation is tested."""
     return importlib.import_module("companion.device").named(request.param)

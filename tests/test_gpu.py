@@ -57,7 +57,7 @@ from companion.ops import (
     WHERE,
     WRITE,
 )
-from companion.tensor import Tensor, wrap
+from companion.tensor import Tensor, rand, wrap, zeros
 from companion.view import View
 
 WHERE_TO_RUN = ["emulated", "stand-in",
@@ -479,6 +479,14 @@ def test_cupy_has_what_a_card_asks_for(name):
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("CuPy has no wheel for this machine")
     operator.attrgetter(name)(__import__("cupy"))
+
+
+def test_a_name_is_enough():
+    x = zeros(2, 3, device="emulated") + rand(2, 3, device="emulated")
+    assert x.device is named("emulated")
+    assert (x.to("cpu") < 1).all()
+    with pytest.raises(ValueError, match="expected one of cpu, .*tpu"):
+        zeros(2, device="tpu")
 
 
 def test_index_dtype_is_checked_first(gpu):
