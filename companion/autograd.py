@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:cc8157c4a0f5
+# Tangled from autograd: edit there, `make tangle`. sha256:a0a2222d288e
 from __future__ import annotations
 
 import math
@@ -117,7 +117,7 @@ GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
 GRADIENT[SQRT] = (lambda g, y, x, _: g * 0.5 / y,)
 GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
-GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype).to(x.device),)
+GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
 # chapters/gradients/autograd.md:389
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
@@ -174,7 +174,8 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
 
 
 # chapters/gradients/autograd.md:488
-GRADIENT[RESHAPE] = (lambda g, y, x, shape: g.reshape(x.shape),)
+GRADIENT[RESHAPE] = (
+    lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (lambda g, y, x, order: g.permute(inverse(order)),)
 GRADIENT[FLIP] = (lambda g, y, x, axes: g.flip(axes),)
 GRADIENT[EXPAND] = (
@@ -185,7 +186,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:526
+# chapters/gradients/autograd.md:527
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -195,7 +196,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:546
+# chapters/gradients/autograd.md:547
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: a.mT @ g)
 GRADIENT[GATHER] = (
@@ -206,7 +207,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:633
+# chapters/gradients/autograd.md:634
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -228,7 +229,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:718
+# chapters/gradients/autograd.md:719
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -242,7 +243,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:740
+# chapters/gradients/autograd.md:741
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -265,11 +266,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:766
+# chapters/gradients/autograd.md:767
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:769
+# chapters/gradients/autograd.md:770
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -278,7 +279,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1016
+# chapters/gradients/autograd.md:1017
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

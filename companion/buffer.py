@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:500a890b3d3b  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:17ebdc92811a  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Storage:
     def nbytes(self) -> int:
         return self.memory.size
 
-    # chapters/tensors/arrays.md:479
+    # chapters/tensors/arrays.md:480
     def window(self, view: View, dtype: DType) -> np.ndarray:
         """The view as a NumPy array on this memory."""
         return np.ndarray(view.shape, dtype.numpy, self.memory,
                           *in_bytes(view, dtype.itemsize))
 
-    # chapters/tensors/arrays.md:1042
+    # chapters/tensors/arrays.md:1043
     writable = True
 
-    # chapters/tensors/arrays.md:1145
+    # chapters/tensors/arrays.md:1146
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:996
+    # chapters/gradients/autograd.md:997
     version = 0
 
 
@@ -81,7 +81,7 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:487
+    # chapters/tensors/arrays.md:488
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -94,7 +94,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:744
+    # chapters/tensors/arrays.md:745
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -105,7 +105,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:992
+    # chapters/tensors/arrays.md:993
     def __str__(self) -> str:
         return text(self)
 
@@ -114,7 +114,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1088
+    # chapters/tensors/arrays.md:1089
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -133,7 +133,7 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1151
+    # chapters/tensors/arrays.md:1152
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self.storage, self.view, self.dtype)
 
@@ -141,12 +141,13 @@ class Buffer:
 # chapters/tensors/arrays.md:470
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
-    """Offset and strides in bytes; a view of nothing begins anywhere."""
-    offset = view.offset * itemsize if view.size else 0
-    return offset, tuple([s * itemsize for s in view.strides])
+    """Offset and strides in bytes; a view of nothing needs neither."""
+    if view.size == 0:
+        return 0, (0,) * len(view.shape)
+    return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:902
+# chapters/tensors/arrays.md:903
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -154,7 +155,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:909
+# chapters/tensors/arrays.md:910
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -163,7 +164,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:922
+# chapters/tensors/arrays.md:923
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -176,7 +177,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:948
+# chapters/tensors/arrays.md:949
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -195,11 +196,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:971
+# chapters/tensors/arrays.md:972
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:974
+# chapters/tensors/arrays.md:975
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -216,7 +217,7 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1045
+# chapters/tensors/arrays.md:1046
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -234,7 +235,7 @@ def adopt(array: np.ndarray) -> Buffer:
     return Buffer(storage, view._replace(offset=-low.offset), dtype)
 
 
-# chapters/tensors/arrays.md:1062
+# chapters/tensors/arrays.md:1063
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -244,11 +245,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1110
+# chapters/tensors/arrays.md:1111
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1113
+# chapters/tensors/arrays.md:1114
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

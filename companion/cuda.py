@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:0ce2aca7cbd3  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:5544f8ef2c1e  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -23,17 +23,17 @@ from companion.native import (
 )
 from companion.view import View
 
-# chapters/gradients/cuda.md:164
+# chapters/gradients/cuda.md:168
 KERNEL = re.compile(r"__global__\s+(?:\w+\s+)*?void\s+(\w+)")
 
 
-# chapters/gradients/cuda.md:167
+# chapters/gradients/cuda.md:171
 def kernel_names(source: str) -> list[str]:
     """The kernels that a CUDA text defines."""
     return KERNEL.findall(re.sub(r"__launch_bounds__\(.*?\)", "", source))
 
 
-# chapters/gradients/cuda.md:172
+# chapters/gradients/cuda.md:176
 def kernel_text(file: str) -> str:
     """The text of a kernel file: a notebook's cells, or the library's."""
     if file in CELLS:
@@ -41,12 +41,12 @@ def kernel_text(file: str) -> str:
     return (resources.files("companion") / file).read_text()
 
 
-# chapters/gradients/cuda.md:183
+# chapters/gradients/cuda.md:191
 Sizes = int | tuple[int, ...]
 MOST = {"grid": (2 ** 31 - 1, 65_535, 65_535), "block": (1024, 1024, 64)}
 
 
-# chapters/gradients/cuda.md:187
+# chapters/gradients/cuda.md:195
 @functools.lru_cache(maxsize=1024)
 def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     """The size of a grid or a block along x, y and z, checked."""
@@ -60,7 +60,7 @@ def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     return whole
 
 
-# chapters/gradients/cuda.md:204
+# chapters/gradients/cuda.md:212
 class Program:
     """One CUDA text, compiled: program["name"](grid, block, *arguments).
 
@@ -80,7 +80,7 @@ class Program:
             self.ready[name] = self.prepare(name)
         return self.ready[name]
 
-    # chapters/gradients/cuda.md:228
+    # chapters/gradients/cuda.md:236
     def prepare(self, name: str) -> Callable[..., None]:
         """Find a kernel; every launch of it will be checked."""
         if name not in self.names:
@@ -94,7 +94,7 @@ class Program:
         return launch
 
 
-# chapters/gradients/cuda.md:245
+# chapters/gradients/cuda.md:253
 EMULATOR = "kernels/emulator.h"
 EMULATED = ("-std=c++17", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
@@ -105,18 +105,34 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 }}"""
 
 
-# chapters/gradients/cuda.md:255
+# chapters/gradients/cuda.md:263
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
-    text = "\n".join([
-        kernel_text(EMULATOR), '# 1 "kernel.cu"',
-        re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*", "", source),
-        '# 1 "entries"', *map(ENTRY.format, kernel_names(source))])
-    text = re.sub("(?m)^#line ", "# ", text)
-    return ctypes.PyDLL(str(build(text, *EMULATED, *flags)))
+    text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
+                  source)
+    whole = "\n".join([
+        kernel_text(EMULATOR), '# 1 "kernel.cu"', text, '# 1 "entries"',
+        *map(ENTRY.format, kernel_names(source))])
+    try:
+        return ctypes.PyDLL(str(build(whole, *EMULATED, *flags)))
+    except CompileError as error:
+        raise CompileError(original(source, str(error))) from None
 
 
-# chapters/gradients/cuda.md:269
+# chapters/gradients/cuda.md:280
+def original(source: str, message: str) -> str:
+    """A message whose lines are named as the text's #line say."""
+    def place(found: re.Match) -> str:
+        before = source.split("\n")[:int(found[1])]
+        for back, line in enumerate(reversed(before)):
+            mark = re.match(r'#line (\d+) "(.*)"', line)
+            if mark:
+                return f"{mark[2]}, line {int(mark[1]) + back - 1}"
+        return found[0]
+    return re.sub(r"kernel\.cu, line (\d+)", place, message)
+
+
+# chapters/gradients/cuda.md:296
 def scalar(value: Any) -> Any:
     """An argument as something whose bytes the kernel can read."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -132,14 +148,14 @@ def scalar(value: Any) -> Any:
     return np.int64(value)
 
 
-# chapters/gradients/cuda.md:286
+# chapters/gradients/cuda.md:313
 class LaunchError(RuntimeError):
     """A kernel was given the wrong arguments, or went wrong itself."""
 
 
-# chapters/gradients/cuda.md:290
-def run_grid(library: ctypes.PyDLL, order: int, name: str, grid: tuple,
-             block: tuple, arguments: Iterable[Any]) -> None:
+# chapters/gradients/cuda.md:317
+def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
+             grid: tuple, block: tuple, arguments: Iterable[Any]) -> None:
     """Run a grid of blocks on the processor."""
     values = [np.array(scalar(value)) for value in arguments]
     n = len(values)
@@ -150,10 +166,11 @@ def run_grid(library: ctypes.PyDLL, order: int, name: str, grid: tuple,
         (ctypes.c_uint * n)(*[v.nbytes for v in values]), n,
         (ctypes.c_uint * 6)(*grid, *block), ctypes.c_long(order))
     if trouble:
-        raise LaunchError(f"{name}: {trouble.decode()}")
+        message = original(source, trouble.decode())
+        raise LaunchError(f"{name}: {message}")
 
 
-# chapters/gradients/cuda.md:309
+# chapters/gradients/cuda.md:337
 class Emulator:
     """A card made of one processor: NumPy memory, blocks in turn.
 
@@ -171,9 +188,9 @@ class Emulator:
         check_flags(flags)
         library = emulated(source, *flags)
         return Program(source, flags, lambda name: functools.partial(
-            run_grid, library, self.order, name))
+            run_grid, source, library, self.order, name))
 
-    # chapters/gradients/gpu.md:116
+    # chapters/gradients/gpu.md:137
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -195,12 +212,12 @@ class Emulator:
     def download(self, target: np.ndarray, address: int) -> None:
         ctypes.memmove(target.ctypes.data, address, target.nbytes)
 
-    # chapters/gradients/gpu.md:157
+    # chapters/gradients/gpu.md:178
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1320
+    # chapters/gradients/gpu.md:1496
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -212,12 +229,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1625
+    # chapters/gradients/gpu.md:1807
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1742
+    # chapters/gradients/gpu.md:1957
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -225,7 +242,7 @@ class Emulator:
             self.upload, target.ctypes.data, source.copy())
 
 
-# chapters/gradients/cuda.md:329
+# chapters/gradients/cuda.md:357
 def check_flags(flags: Iterable[str]) -> None:
     """CUDA's own headers use names of one letter for their types."""
     for flag in flags:
@@ -234,14 +251,14 @@ def check_flags(flags: Iterable[str]) -> None:
                                f"themselves; take a longer one")
 
 
-# chapters/gradients/cuda.md:341
+# chapters/gradients/cuda.md:369
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.cuda: the magic %%cuda FILE.cu [flags]."""
     magic = functools.partial(cuda_cell, shell)
     shell.register_magic_function(magic, "cell", "cuda")
 
 
-# chapters/gradients/cuda.md:347
+# chapters/gradients/cuda.md:375
 def cuda_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its Program to the file's name."""
     header = line.split()[0].endswith(".h")
@@ -249,13 +266,13 @@ def cuda_cell(shell: Any, line: str, cell: str) -> None:
     compile_cell(shell, line, cell, make)
 
 
-# chapters/gradients/cuda.md:354
+# chapters/gradients/cuda.md:382
 def check_header(source: str, *flags: str) -> None:
     """Let the compiler read the emulator itself."""
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1201
+# chapters/gradients/cuda.md:1237
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 ACCESS = np.dtype([
     ("address", "u8"), ("code", "u8"), ("block", "u4"), ("thread", "u4"),
@@ -263,7 +280,7 @@ ACCESS = np.dtype([
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1208
+# chapters/gradients/cuda.md:1244
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -272,7 +289,7 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1218
+# chapters/gradients/cuda.md:1254
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -288,24 +305,26 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
                        for x in arrays], np.uint64)
     found.length, found.arrays = 0, len(arrays)
     found.bounds = bounds.ctypes.data
-    run_grid(library, 1, name, three(name, "grid", grid),
+    run_grid(program.source, library, 1, name, three(name, "grid", grid),
              three(name, "block", block), arguments)
     size = found.length * ACCESS.itemsize
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1267
+# chapters/gradients/cuda.md:1307
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
-    number = np.zeros(len(columns[0]), np.int64)
+    number, size = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
-        _, number = np.unique(number * (len(values) + 1) + place,
-                              return_inverse=True)
-    return number
+        if size * len(values) >= 1 << 62:
+            known, number = np.unique(number, return_inverse=True)
+            size = len(known)
+        number, size = number * len(values) + place, size * len(values)
+    return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1277
+# chapters/gradients/cuda.md:1319
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -316,14 +335,14 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1289
+# chapters/gradients/cuda.md:1331
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1295
+# chapters/gradients/cuda.md:1337
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -336,7 +355,7 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1309
+# chapters/gradients/cuda.md:1351
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
     rows = np.repeat(np.arange(len(seen)),
@@ -345,7 +364,7 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, first + turns(rows)
 
 
-# chapters/gradients/cuda.md:1317
+# chapters/gradients/cuda.md:1359
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -362,14 +381,14 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1337
+# chapters/gradients/cuda.md:1379
 def distinct(request: np.ndarray, *columns: np.ndarray) -> np.ndarray:
     """The request of each different combination of columns in it."""
     _, first = np.unique(numbered(request, *columns), return_index=True)
     return request[first]
 
 
-# chapters/gradients/cuda.md:1343
+# chapters/gradients/cuda.md:1385
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word), return_counts=True)
@@ -377,7 +396,7 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1352
+# chapters/gradients/cuda.md:1394
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     _, first = np.unique(numbered(request, word), return_index=True)
@@ -391,7 +410,7 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1454
+# chapters/gradients/cuda.md:1496
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -404,7 +423,7 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1466
+# chapters/gradients/cuda.md:1508
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
     rows, piece = pieces(seen, int(seen["size"].min(initial=4)))
@@ -419,7 +438,7 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1511
+# chapters/gradients/cuda.md:1557
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -441,7 +460,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:79
+    # chapters/gradients/gpu.md:82
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -469,7 +488,7 @@ class Card:
                                      cuda.runtime.memcpyDefault, stream.ptr)
         stream.synchronize()
 
-    # chapters/gradients/gpu.md:1272
+    # chapters/gradients/gpu.md:1448
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -484,7 +503,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1540
+    # chapters/gradients/gpu.md:1718
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -492,13 +511,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1632
+    # chapters/gradients/gpu.md:1814
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1697
+    # chapters/gradients/gpu.md:1912
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -509,7 +528,7 @@ class Card:
         """Copies under way: event, memory they read, memory they write."""
         return []
 
-    # chapters/gradients/gpu.md:1713
+    # chapters/gradients/gpu.md:1928
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -530,7 +549,7 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1533
+# chapters/gradients/cuda.md:1579
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     """CuPy takes a struct as an array of one structured element."""
@@ -539,7 +558,7 @@ def launch_on_card(kernel: Any, grid: tuple, block: tuple,
         for value in arguments))
 
 
-# chapters/gradients/cuda.md:1543
+# chapters/gradients/cuda.md:1589
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -548,7 +567,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1555
+# chapters/gradients/cuda.md:1601
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -557,7 +576,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1563
+# chapters/gradients/cuda.md:1609
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -574,7 +593,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1581
+# chapters/gradients/cuda.md:1627
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
@@ -585,7 +604,7 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1310
+# chapters/gradients/kernels.md:1338
 class Processor(NamedTuple):
     """What one processor of a card holds; memory in bytes."""
 
@@ -601,7 +620,7 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1325
+# chapters/gradients/kernels.md:1353
 def occupancy(use: Usage, threads: int, arch: str) -> float:
     """The share of a processor's threads that blocks of a size fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)
@@ -612,7 +631,7 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1232
+# chapters/gradients/gpu.md:1408
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -629,7 +648,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1248
+# chapters/gradients/gpu.md:1424
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -639,7 +658,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1261
+# chapters/gradients/gpu.md:1437
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -649,7 +668,7 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1293
+# chapters/gradients/gpu.md:1469
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -666,14 +685,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1309
+# chapters/gradients/gpu.md:1485
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1599
+# chapters/gradients/gpu.md:1781
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -687,7 +706,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1612
+# chapters/gradients/gpu.md:1794
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:aee4fdce0a33
+# Tangled from data: edit there, `make tangle`. sha256:801a9a1bcf16
 from __future__ import annotations
 
 import copy
@@ -172,13 +172,13 @@ class Arrays:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:332
+    # chapters/gradients/data.md:344
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:310
+# chapters/gradients/data.md:312
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -187,7 +187,7 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:318
+# chapters/gradients/data.md:320
 def rows_of(column: Tensor, index: Any) -> Tensor:
     """`column[index]`; numbered rows take the short way to GATHER."""
     if isinstance(index, np.ndarray) and index.dtype == np.int64:
@@ -195,13 +195,13 @@ def rows_of(column: Tensor, index: Any) -> Tensor:
     return column[index]
 
 
-# chapters/gradients/data.md:325
+# chapters/gradients/data.md:337
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:403
+# chapters/gradients/data.md:413
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -233,7 +233,7 @@ class DataLoader(Batches):
                              f"prefetch={self.prefetch}; 0 means none")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:445
+    # chapters/gradients/data.md:455
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -256,7 +256,7 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:483
+    # chapters/gradients/data.md:493
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -267,7 +267,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:500
+    # chapters/gradients/data.md:510
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -275,7 +275,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:869
+    # chapters/gradients/data.md:895
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -293,7 +293,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:731
+    # chapters/gradients/data.md:747
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         if self.collate is None:
@@ -305,7 +305,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:529
+    # chapters/gradients/data.md:539
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -328,7 +328,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:586
+# chapters/gradients/data.md:596
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -346,7 +346,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:641
+# chapters/gradients/data.md:651
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -367,7 +367,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:672
+# chapters/gradients/data.md:682
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -384,7 +384,7 @@ class RandomShift:
         return from_numpy(moved), *rest
 
 
-# chapters/gradients/data.md:688
+# chapters/gradients/data.md:710
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -399,7 +399,7 @@ class RandomFlip:
         return from_numpy(turned), *rest
 
 
-# chapters/gradients/data.md:712
+# chapters/gradients/data.md:728
 class Compose:
     """One augmentation after the other."""
 
@@ -412,7 +412,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:817
+# chapters/gradients/data.md:843
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -425,27 +425,27 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:851
+# chapters/gradients/data.md:877
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:854
+# chapters/gradients/data.md:880
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:859
+# chapters/gradients/data.md:885
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     return WORKER.fetch(rows)
 
 
-# chapters/gradients/data.md:1102
+# chapters/gradients/data.md:1128
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1105
+# chapters/gradients/data.md:1131
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -460,7 +460,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1203
+# chapters/gradients/data.md:1229
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -486,17 +486,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1238
+# chapters/gradients/data.md:1264
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1242
+# chapters/gradients/data.md:1268
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1246
+# chapters/gradients/data.md:1276
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -514,7 +514,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1272
+# chapters/gradients/data.md:1302
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -539,18 +539,20 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1300
+# chapters/gradients/data.md:1341
 def part_of(path: Path) -> Path:
     """Where a download is collected until it is whole."""
+    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        part.open("ab").close()
     except OSError as error:
-        raise DataError(f"cannot make {path.parent} ({error}): name a "
-                        f"folder of yours in COMPANION_CACHE") from None
-    return path.with_name(path.name + ".part")
+        raise DataError(f"cannot write {part} ({error}): name a folder of "
+                        f"yours in COMPANION_CACHE") from None
+    return part
 
 
-# chapters/gradients/data.md:1310
+# chapters/gradients/data.md:1357
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -573,7 +575,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1356
+# chapters/gradients/data.md:1403
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -583,7 +585,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1365
+# chapters/gradients/data.md:1416
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -600,12 +602,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1404
+# chapters/gradients/data.md:1455
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1408
+# chapters/gradients/data.md:1459
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -620,7 +622,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1424
+# chapters/gradients/data.md:1475
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -630,7 +632,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1433
+# chapters/gradients/data.md:1484
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -642,12 +644,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1469
+# chapters/gradients/data.md:1520
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1473
+# chapters/gradients/data.md:1524
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -667,11 +669,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1494
+# chapters/gradients/data.md:1545
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1497
+# chapters/gradients/data.md:1548
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -691,7 +693,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1532
+# chapters/gradients/data.md:1583
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -701,7 +703,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1541
+# chapters/gradients/data.md:1592
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -713,7 +715,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1565
+# chapters/gradients/data.md:1616
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -729,7 +731,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1582
+# chapters/gradients/data.md:1633
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -739,13 +741,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1591
+# chapters/gradients/data.md:1642
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1596
+# chapters/gradients/data.md:1647
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

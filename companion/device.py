@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4bb51a219923  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:c63c10f0fae4  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -96,37 +96,18 @@ KERNELS[CAST] = copy
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/activations.md:891
+# chapters/tensors/operations.md:524
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
-    """The kernel of WHERE: no branch that could be guessed wrongly."""
-    choose = choose_for(out.dtype.itemsize)
-    if choose is None:
-        np.copyto(out.array, b.array)
-        np.copyto(out.array, a.array, where=condition.array)
-        return
-    choose(out.view.size, *map(side_by_side, (condition, a, b)), out)
+    """b, or a where the condition holds: bit by bit, without a branch."""
+    bits = BITS[out.dtype.itemsize]
+    new, this, other = [x.array.view(bits) for x in (out, a, b)]
+    mask = np.negative(condition.array.view(np.int8))
+    np.bitwise_xor(this, other, out=new)
+    np.bitwise_and(new, mask, out=new)
+    np.bitwise_xor(new, other, out=new)
 
 
-# chapters/tensors/activations.md:876
-@functools.cache
-def choose_for(width: int) -> Callable[..., None] | None:
-    """`choose` for elements of some bytes; None without a C compiler."""
-    try:
-        word = f"-DWORD=uint{8 * width}_t"
-        return kernel("kernels/choose.c", word, "-O3").choose
-    except CompileError as error:
-        tell(f"where is NumPy's for now: {error}")
-        return None
-
-
-# chapters/tensors/activations.md:498
-def side_by_side(x: Buffer) -> Buffer:
-    """x itself where it is dense, else a dense copy."""
-    return x if x.view.is_dense else adopt(np.ascontiguousarray(x.array))
-
-
-# chapters/tensors/operations.md:535
 KERNELS[WHERE] = select
 
 # chapters/tensors/operations.md:564
@@ -288,7 +269,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1005
+    # chapters/gradients/autograd.md:1006
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -319,7 +300,7 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:864
+    # chapters/tensors/operations.md:871
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
@@ -352,9 +333,11 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1431
-def named(device: str) -> Device:
+# chapters/gradients/gpu.md:1607
+def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
+    if not isinstance(device, str):
+        return device
     if device not in DEVICES:
         if device not in DRIVERS:
             raise ValueError(f"device: expected one of "
@@ -364,11 +347,11 @@ def named(device: str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2097
+# chapters/tensors/operations.md:2124
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2100
+# chapters/tensors/operations.md:2127
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -384,11 +367,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2137
+# chapters/tensors/operations.md:2164
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2140
+# chapters/tensors/operations.md:2167
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -406,6 +389,12 @@ KERNELS[RANDOM] = random
 
 # chapters/tensors/blas.md:1636
 KERNELS[MATMUL] = matmul
+
+
+# chapters/tensors/activations.md:498
+def side_by_side(x: Buffer) -> Buffer:
+    """x itself where it is dense, else a dense copy."""
+    return x if x.view.is_dense else adopt(np.ascontiguousarray(x.array))
 
 
 # chapters/tensors/activations.md:503
@@ -438,5 +427,5 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1423
+# chapters/gradients/gpu.md:1599
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}

@@ -1,11 +1,10 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:b814f931362d
+# Tangled from gpu: edit there, `make tangle`. sha256:034aefc0b0bd
 from __future__ import annotations
 
 import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date
 from importlib.util import find_spec
 from itertools import product
 from typing import Any, NamedTuple, NoReturn
@@ -67,11 +66,11 @@ from companion.ops import (
     Op,
 )
 from companion.tensor import Tensor, rand, randn, where, wrap
-from companion.timing import best, compare, steadiest, versions
+from companion.timing import best, compare, stamp, steadiest
 from companion.view import Shape, View
 
 
-# chapters/gradients/gpu.md:143
+# chapters/gradients/gpu.md:164
 class Remote(Storage):
     """A run of bytes in the memory of a device."""
 
@@ -83,7 +82,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1521
+    # chapters/gradients/gpu.md:1699
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = np.empty(self.nbytes, np.uint8)
@@ -91,11 +90,11 @@ class Remote(Storage):
         return stored, (self.device, values)
 
 
-# chapters/gradients/gpu.md:165
+# chapters/gradients/gpu.md:188
 LAUNCH: dict[Op, Callable[..., None]] = {}
 
 
-# chapters/gradients/gpu.md:168
+# chapters/gradients/gpu.md:191
 class GPU(Device):
     """A device with memory of its own, behind a Card or an Emulator."""
 
@@ -105,7 +104,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1667
+    # chapters/gradients/gpu.md:1849
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -113,13 +112,13 @@ class GPU(Device):
         except MemoryError:
             self.refuse(nbytes)
 
-    # chapters/gradients/gpu.md:181
+    # chapters/gradients/gpu.md:204
     def empty(self, shape: Shape, dtype: DType) -> Buffer:
         """A dense buffer on the device, its elements not yet written."""
         view = View.dense(shape)
         return Buffer(self.fresh(view.size * dtype.itemsize), view, dtype)
 
-    # chapters/gradients/gpu.md:192
+    # chapters/gradients/gpu.md:215
     def adopt(self, array: np.ndarray) -> Buffer:
         """A copy of host memory on the device."""
         source = adopt(array).dense()
@@ -127,7 +126,7 @@ class GPU(Device):
         self.card.upload(out.address, source.array)
         return out
 
-    # chapters/gradients/gpu.md:1119
+    # chapters/gradients/gpu.md:1242
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
@@ -137,7 +136,7 @@ class GPU(Device):
         self.check_indices()
         return out
 
-    # chapters/gradients/gpu.md:562
+    # chapters/gradients/gpu.md:630
     def blocks(self, n: int) -> int:
         """Blocks for n threads that may loop."""
         return max(min(-(-n // THREADS), 16 * self.card.processors), 1)
@@ -151,7 +150,7 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:787
+    # chapters/gradients/gpu.md:874
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
@@ -170,7 +169,7 @@ class GPU(Device):
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:1056
+    # chapters/gradients/gpu.md:1179
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -188,7 +187,7 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1128
+    # chapters/gradients/gpu.md:1251
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
@@ -203,7 +202,7 @@ class GPU(Device):
                 f"an axis of length {note[2]} allows {-note[2]} to "
                 f"{note[2] - 1} (found on {self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1550
+    # chapters/gradients/gpu.md:1728
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -217,7 +216,7 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1649
+    # chapters/gradients/gpu.md:1831
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
@@ -229,7 +228,7 @@ class GPU(Device):
             f"that are not needed (a loss kept without .item() keeps its "
             f"whole graph), or use no_grad where no gradient is wanted")
 
-    # chapters/gradients/gpu.md:1754
+    # chapters/gradients/gpu.md:1969
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -238,11 +237,11 @@ class GPU(Device):
             out.storage.memory, source.array)
 
 
-# chapters/gradients/gpu.md:229
+# chapters/gradients/gpu.md:252
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/gradients/gpu.md:232
+# chapters/gradients/gpu.md:255
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []
@@ -256,12 +255,12 @@ def merged(axes: Iterable[Axis]) -> list[Axis]:
     return found
 
 
-# chapters/gradients/gpu.md:259
+# chapters/gradients/gpu.md:282
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
                  ("step", "i8", (4, 8))])
 
 
-# chapters/gradients/gpu.md:263
+# chapters/gradients/gpu.md:286
 @functools.lru_cache(maxsize=4096)
 def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
@@ -278,7 +277,7 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     return found[()]
 
 
-# chapters/gradients/gpu.md:388
+# chapters/gradients/gpu.md:450
 CUDA_CODE: dict[Op, str] = {
     NEG: "-a",
     RECIP: "1 / a",
@@ -297,7 +296,7 @@ CUDA_CODE: dict[Op, str] = {
 }
 
 
-# chapters/gradients/gpu.md:477
+# chapters/gradients/gpu.md:541
 class Types(NamedTuple):
     """How CUDA spells a dtype: in memory, computed in, and summed in."""
 
@@ -318,8 +317,8 @@ TYPES: dict[DType, Types] = {
     float64: Types("double", "double", "double"),
 }
 
-# chapters/gradients/gpu.md:501
-HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
+# chapters/gradients/gpu.md:567
+HEAD = 'extern "C" __global__ void __launch_bounds__(256, 4) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
         2: "{0}(Walk w, {1} *out, const T *x, const T *y) "
@@ -328,7 +327,7 @@ NEEDS_KIND = {NEG: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
     (RECIP, EXP, LOG, SIN, SQRT, ERF), "f")
 
 
-# chapters/gradients/gpu.md:510
+# chapters/gradients/gpu.md:576
 def maps(dtype: DType) -> Iterator[str]:
     """A kernel for each elementwise operation that `dtype` knows."""
     for op, code in CUDA_CODE.items():
@@ -337,7 +336,7 @@ def maps(dtype: DType) -> Iterator[str]:
             yield HEAD + MAPS[op.arity].format(op, result, code)
 
 
-# chapters/gradients/gpu.md:518
+# chapters/gradients/gpu.md:584
 def casts() -> Iterator[str]:
     """A kernel for each dtype to come from."""
     for source, (memory, work, _) in TYPES.items():
@@ -345,32 +344,32 @@ def casts() -> Iterator[str]:
                f"{{ cast<{work}>(w, out, x); }}")
 
 
-# chapters/gradients/gpu.md:536
+# chapters/gradients/gpu.md:602
 @functools.cache
 def program(card: Any, dtype: DType) -> Program:
     """The primitives of a dtype, compiled for a card."""
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:735
+# chapters/gradients/gpu.md:822
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
                       *maps(dtype), *casts(), *folds(dtype)])
 
 
-# chapters/gradients/gpu.md:548
+# chapters/gradients/gpu.md:614
 def spelled(dtype: DType) -> list[str]:
     """The three types of a dtype, as flags of the compiler."""
     return [f"-D{name.upper()}={spelling}"
             for name, spelling in TYPES[dtype]._asdict().items()]
 
 
-# chapters/gradients/gpu.md:557
+# chapters/gradients/gpu.md:625
 THREADS = 256  # of a block
 
 
-# chapters/gradients/gpu.md:581
+# chapters/gradients/gpu.md:649
 def elementwise(op: Op) -> Callable[..., None]:
     """The launch of a primitive that CUDA_CODE spells."""
     def launch(gpu: GPU, out: Buffer, *rest: Any) -> None:
@@ -382,13 +381,13 @@ def elementwise(op: Op) -> Callable[..., None]:
 LAUNCH |= {op: elementwise(op) for op in CUDA_CODE}
 
 
-# chapters/gradients/gpu.md:592
+# chapters/gradients/gpu.md:660
 def choose(gpu: GPU, out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     gpu.each(out.dtype, "choose", out, condition, a, b)
 
 
-# chapters/gradients/gpu.md:597
+# chapters/gradients/gpu.md:665
 def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
     """Copy between any views, from any dtype to any other."""
     gpu.each(out.dtype, f"from_{x.dtype}", out, x)
@@ -396,18 +395,18 @@ def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
 
 LAUNCH[WHERE], LAUNCH[CAST] = choose, copy_on
 
-# chapters/gradients/gpu.md:712
+# chapters/gradients/gpu.md:799
 FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
 
 
-# chapters/gradients/gpu.md:715
+# chapters/gradients/gpu.md:802
 def forms(dtype: DType) -> list[str]:
     """The forms of a fold: one, where T and A are the same type."""
     spelling = TYPES[dtype]
     return [""] if spelling.memory == spelling.total else list(FORMS)
 
 
-# chapters/gradients/gpu.md:721
+# chapters/gradients/gpu.md:808
 def folds(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
@@ -418,14 +417,14 @@ def folds(dtype: DType) -> Iterator[str]:
                    f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:750
+# chapters/gradients/gpu.md:837
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:756
+# chapters/gradients/gpu.md:843
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -435,19 +434,19 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:765
+# chapters/gradients/gpu.md:852
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:774
+# chapters/gradients/gpu.md:861
 TOTALS = {"int": int32, "long long": int64,
           "float": float32, "double": float64}
 
 
-# chapters/gradients/gpu.md:778
+# chapters/gradients/gpu.md:865
 def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     """The shape of a block, and how many results it folds."""
     if how == "columns":
@@ -455,7 +454,7 @@ def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
 
 
-# chapters/gradients/gpu.md:809
+# chapters/gradients/gpu.md:896
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -476,7 +475,7 @@ def fold(op: Op) -> Callable[..., None]:
     return launch
 
 
-# chapters/gradients/gpu.md:829
+# chapters/gradients/gpu.md:916
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
     total = TOTALS[TYPES[out.dtype].total]
@@ -486,7 +485,7 @@ def fill(gpu: GPU, out: Buffer, value: Any) -> None:
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:856
+# chapters/gradients/gpu.md:975
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -495,20 +494,20 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:915
+# chapters/gradients/gpu.md:1038
 @functools.cache
 def leaf_program(card: Any) -> Program:
     """The kernels that make numbers from nothing."""
     return card.compile(kernel_text("kernels/leaves.cu"))
 
 
-# chapters/gradients/gpu.md:921
+# chapters/gradients/gpu.md:1044
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
     leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
                              out.address)
 
 
-# chapters/gradients/gpu.md:926
+# chapters/gradients/gpu.md:1049
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
     if not key.view.is_dense:
@@ -521,7 +520,7 @@ def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:969
+# chapters/gradients/gpu.md:1092
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -530,7 +529,7 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
         copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:977
+# chapters/gradients/gpu.md:1100
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -540,11 +539,11 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:1051
+# chapters/gradients/gpu.md:1174
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1077
+# chapters/gradients/gpu.md:1200
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
     if index.dtype is not int64:
@@ -552,7 +551,7 @@ def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1084
+# chapters/gradients/gpu.md:1207
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -561,7 +560,7 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1092
+# chapters/gradients/gpu.md:1215
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
@@ -577,7 +576,7 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1174
+# chapters/gradients/gpu.md:1328
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -585,7 +584,7 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1181
+# chapters/gradients/gpu.md:1335
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
@@ -598,7 +597,7 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1208
+# chapters/gradients/gpu.md:1362
 def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
     """(products, step of each) and (place of each), a launch at a time."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
@@ -609,7 +608,7 @@ def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
         yield (*inner, *at)
 
 
-# chapters/gradients/gpu.md:1353
+# chapters/gradients/gpu.md:1529
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -622,7 +621,7 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1365
+# chapters/gradients/gpu.md:1541
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -632,7 +631,7 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, dense)
 
 
-# chapters/gradients/gpu.md:1377
+# chapters/gradients/gpu.md:1553
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -657,7 +656,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1445
+# chapters/gradients/gpu.md:1623
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -675,7 +674,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1571
+# chapters/gradients/gpu.md:1749
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -684,22 +683,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1528
+# chapters/gradients/gpu.md:1706
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1564
+# chapters/gradients/gpu.md:1742
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1643
+# chapters/gradients/gpu.md:1825
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1762
+# chapters/gradients/gpu.md:1977
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
              ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, each copied while earlier ones are used."""
@@ -712,7 +711,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
         yield arrived(sent.popleft())
 
 
-# chapters/gradients/gpu.md:1774
+# chapters/gradients/gpu.md:1989
 def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
             ) -> tuple[Tensor, ...]:
     """A batch that kernels launched from now on may use."""
@@ -721,11 +720,11 @@ def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
     return tuple([tensor for tensor, _ in batch])
 
 
-# chapters/gradients/gpu.md:1878
+# chapters/gradients/gpu.md:2097
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:1881
+# chapters/gradients/gpu.md:2100
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -742,13 +741,14 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:1900
+# chapters/gradients/gpu.md:2119
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
     x = rand(side, side, device=device)
-    a, out = cp.asarray(x), cp.empty((side, side), np.float32)
-    one, two, three = [1e-9 * x.buffer.storage.nbytes * k for k in (1, 2, 3)]
+    a, out = cp.from_dlpack(x), cp.empty((side, side), np.float32)
+    small, few = x < 0.5, a < 0.5
+    one, two, flagged = [4e-9 * side ** 2 * k for k in (1, 2, 2.25)]
     cases: list[Case] = [
         ("add", lambda: x + x, lambda: a + a, two),
         ("add a row", lambda: x + x[0], lambda: a + a[0], two),
@@ -757,19 +757,19 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
         ("sum of rows", lambda: x.sum(1), lambda: a.sum(1), one),
         ("sum of columns", lambda: x.sum(0), lambda: a.sum(0), one),
         ("sum", x.sum, a.sum, one),
-        ("where", lambda: where(x < 0.5, x, x),
-         lambda: cp.where(a < 0.5, a, a), three)]
+        ("where", lambda: where(small, x, 0.0),
+         lambda: cp.where(few, a, np.float32(0)), flagged)]
     wait = cp.cuda.get_current_stream().synchronize
     limit = two / best(lambda: (cp.copyto(out, a), wait()), 20)
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:1924
+# chapters/gradients/gpu.md:2144
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
     x = randn(n, n, device=device)
-    a = cp.asarray(x)
+    a = cp.from_dlpack(x)
     y, b = x.to(float16), a.astype(np.float16)
     stack, c = x.reshape(64, n // 8, n // 8), a.reshape(64, n // 8, n // 8)
     cases: list[Case] = [
@@ -780,14 +780,13 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:1939
+# chapters/gradients/gpu.md:2159
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")
     found = device.card.arrays.cuda.runtime.getDeviceProperties(0)
-    common = {"bench": "gpu", "threads": threads, "peer_name": "cupy",
-              "machine": found["name"].decode(), "versions":
-              versions("cupy"), "date": date.today().isoformat()}
+    common = {"bench": "gpu", "threads": threads, **stamp("cupy"),
+              "machine": found["name"].decode()}
     size, side = (1 << 22, 1024) if quick else (1 << 28, 8192)
     for line in sweeps(device, size):
         yield common | {"unit": "GB/s"} | line

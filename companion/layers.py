@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:cee2b1059020
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:3cae8a055791
 from __future__ import annotations
 
 import math
@@ -131,7 +131,7 @@ class Module:
             value = value if isinstance(value, Tensor) else Tensor(value)
             tensor.assign(bare(value).to(tensor.device))
 
-    # chapters/gradients/autograd.md:919
+    # chapters/gradients/autograd.md:920
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         for _, tensor in list(self.named_tensors()):
@@ -142,7 +142,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:894
+    # chapters/gradients/autograd.md:895
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
@@ -194,7 +194,7 @@ class Linear(Module):
 
     def __init__(self, in_features: int, out_features: int,
                  bias: bool = True, init: Callable[..., Tensor] = xavier,
-                 dtype: DType = float32, device: Device = CPU):
+                 dtype: DType = float32, device: Device | str = CPU):
         self.in_features, self.out_features = in_features, out_features
         at: dict[str, Any] = {"dtype": dtype, "device": device}
         self.weight = parameter(init(out_features, in_features, **at))
@@ -285,7 +285,7 @@ class LayerNorm(Module):
 
     def __init__(self, normalized_shape: int | Sequence[int],
                  eps: float = 1e-5, bias: bool = True,
-                 dtype: DType = float32, device: Device = CPU):
+                 dtype: DType = float32, device: Device | str = CPU):
         shape = sequence([normalized_shape])
         self.normalized_shape, self.eps = shape, eps
         at: dict[str, Any] = {"dtype": dtype, "device": device}
@@ -312,7 +312,7 @@ class RMSNorm(Module):
 
     def __init__(self, normalized_shape: int | Sequence[int],
                  eps: float = 1e-5, dtype: DType = float32,
-                 device: Device = CPU):
+                 device: Device | str = CPU):
         self.normalized_shape = sequence([normalized_shape])
         self.eps = eps
         self.weight = parameter(

@@ -1,4 +1,4 @@
-# Tangled from blas, cuda: edit there, `make tangle`. sha256:98f42374f955
+# Tangled from blas, cuda: edit there, `make tangle`. sha256:42a75816885c
 from __future__ import annotations
 
 import contextlib
@@ -55,7 +55,7 @@ FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/gradients/cuda.md:130
+# chapters/gradients/cuda.md:134
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
@@ -67,7 +67,7 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/gradients/cuda.md:145
+# chapters/gradients/cuda.md:149
 def complaint(report: str) -> str:
     """Where a compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
@@ -226,7 +226,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:363
+# chapters/gradients/cuda.md:391
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
@@ -242,7 +242,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:382
+# chapters/gradients/cuda.md:410
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '

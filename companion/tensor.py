@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:21bffa298163  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:22c517368ba3  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:887
+# chapters/tensors/operations.md:894
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1169
+# chapters/tensors/operations.md:1183
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -89,11 +89,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1159
+# chapters/tensors/operations.md:1173
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:890
+# chapters/tensors/operations.md:897
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -105,14 +105,14 @@ class Tensor:
     __array_priority__ = 1000  # np_array + tensor asks the tensor
 
     def __init__(self, data: Any, dtype: DType | None = None,
-                 device: Device = CPU):
-        self.buffer = device.adopt(read(data, dtype))
-        self.device = device
+                 device: Device | str = CPU):
+        self.device = named(device)
+        self.buffer = self.device.adopt(read(data, dtype))
 
     # chapters/gradients/autograd.md:298
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
-              device: Device | None = None) -> Tensor:
+              device: Device | str | None = None) -> Tensor:
         """Every operation on tensors is this one.
 
         It runs where the operands are, or on `device`: they are brought.
@@ -126,7 +126,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1012
+    # chapters/tensors/operations.md:1026
     @property
     def shape(self) -> Shape:
         return self.buffer.shape
@@ -147,7 +147,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1043
+    # chapters/tensors/operations.md:1057
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -169,7 +169,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1069
+    # chapters/tensors/operations.md:1083
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -186,7 +186,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1096
+    # chapters/tensors/operations.md:1110
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -209,7 +209,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1203
+    # chapters/tensors/operations.md:1217
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -220,7 +220,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1222
+    # chapters/tensors/operations.md:1236
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -241,7 +241,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1247
+    # chapters/tensors/operations.md:1261
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -258,7 +258,7 @@ class Tensor:
     def mT(self) -> Tensor:
         return self.transpose(-2, -1)
 
-    # chapters/tensors/operations.md:1276
+    # chapters/tensors/operations.md:1290
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -282,7 +282,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1332
+    # chapters/tensors/operations.md:1346
     def broadcast(self, shape: Shape) -> Tensor:
         """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
         if shape == self.shape:
@@ -299,21 +299,20 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1414
+    # chapters/tensors/operations.md:1428
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
         return Tensor.apply(CAST, self, arg=dtype)
 
     def to(self, target: DType | Device | str) -> Tensor:
-        """Another dtype, or another device (or its name)."""
+        """Another dtype; or a copy on another device (or its name)."""
         if isinstance(target, DType):
             return self.cast(target)
-        if isinstance(target, str):
-            target = named(target)
+        target = named(target)
         if target is self.device:
             return self
-        return Tensor.apply(CAST, self, arg=self.dtype, device=target)
+        return Tensor.apply(RESHAPE, self, arg=self.shape, device=target)
 
     def clone(self) -> Tensor:
         """A dense copy in memory of its own."""
@@ -323,7 +322,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1531
+    # chapters/tensors/operations.md:1544
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -335,14 +334,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1573
+    # chapters/tensors/operations.md:1586
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1612
+    # chapters/tensors/operations.md:1625
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -361,7 +360,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1641
+    # chapters/tensors/operations.md:1654
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -374,7 +373,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1675
+    # chapters/tensors/operations.md:1688
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -385,7 +384,8 @@ class Tensor:
         return Tensor.apply(SIN, floating(self))
 
     def cos(self) -> Tensor:
-        return (floating(self) + math.pi / 2).sin()
+        half = (floating(self) * 0.5).sin()
+        return 1 - 2 * half.square()
 
     def sqrt(self) -> Tensor:
         return Tensor.apply(SQRT, floating(self))
@@ -396,7 +396,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1709
+    # chapters/tensors/operations.md:1723
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -418,7 +418,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1751
+    # chapters/tensors/operations.md:1765
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -436,14 +436,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1810
+    # chapters/tensors/operations.md:1824
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1828
+    # chapters/tensors/operations.md:1842
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -456,7 +456,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1852
+    # chapters/tensors/operations.md:1866
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -467,7 +467,8 @@ class Tensor:
     def sign(self) -> Tensor:
         if self.dtype.kind in "bu":
             return (self != 0).cast(self.dtype)
-        return where(self > 0, 1, where(self < 0, -1, self))
+        zero = where(self == self, 0, self)  # but NaN is NaN
+        return where(self > 0, 1, where(self < 0, -1, zero))
 
     def floor(self) -> Tensor:
         if not self.dtype.is_float:
@@ -481,7 +482,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1913
+    # chapters/tensors/operations.md:1937
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -499,7 +500,8 @@ class Tensor:
         x, y = [floating(t) for t in alike(self, exponent)]
         if isinstance(exponent, Tensor):
             return signed_power(x, y)
-        return (x.log() * y).exp()
+        grown = (where(x == 0, 1, x).log() * y).exp()
+        return where(x == 0, power_of_zero(y), grown)
 
     def __rpow__(self, base: Any) -> Tensor:
         base = operand(base)
@@ -509,7 +511,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2053
+    # chapters/tensors/operations.md:2080
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -517,7 +519,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2294
+    # chapters/tensors/operations.md:2322
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -541,13 +543,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2341
+    # chapters/tensors/operations.md:2369
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2351
+    # chapters/tensors/operations.md:2379
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -558,9 +560,10 @@ class Tensor:
     def std(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
         square = spread(self, axis, correction, keepdim)
-        return narrowed(square.sqrt(), self)
+        root = where(square == 0, 1, square).sqrt()  # its slope is finite
+        return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2383
+    # chapters/tensors/operations.md:2412
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -580,7 +583,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2600
+    # chapters/tensors/operations.md:2629
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -596,7 +599,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2644
+    # chapters/tensors/operations.md:2673
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -609,7 +612,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2675
+    # chapters/tensors/operations.md:2704
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -624,7 +627,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2718
+    # chapters/tensors/operations.md:2747
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -648,7 +651,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2748
+    # chapters/tensors/operations.md:2777
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -672,7 +675,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2832
+    # chapters/tensors/operations.md:2861
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -693,7 +696,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2886
+    # chapters/tensors/operations.md:2915
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -703,7 +706,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2910
+    # chapters/tensors/operations.md:2939
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -844,7 +847,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:834
+    # chapters/gradients/autograd.md:835
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -861,7 +864,7 @@ class Tensor:
         return wrap(self.buffer, self.device)
 
 
-# chapters/tensors/operations.md:926
+# chapters/tensors/operations.md:933
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -869,29 +872,37 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:933
-def leaf(op: Op, arg: Any, device: Device = CPU) -> Tensor:
+# chapters/tensors/operations.md:940
+def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
-    return wrap(device.run(op, arg=arg), device)
+    place = named(device)
+    return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:942
+# chapters/tensors/operations.md:950
 def located(op: Op, operands: Sequence[Tensor],
-            device: Device | None) -> tuple[Device, list[Buffer]]:
+            device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
-    place, buffers = device or operands[0].device, []
+    place, buffers = named(device or operands[0].device), []
     for x in operands:
         if x.device is place:
             buffers.append(x.buffer)
         elif device:
-            buffers.append(device.adopt(x.numpy()))
+            buffers.append(carried(x, place))
         else:
             raise ValueError(f"{op}: operands on {place} and {x.device} "
                              f"cannot meet; move one with .to(device)")
     return place, buffers
 
 
-# chapters/tensors/operations.md:961
+# chapters/tensors/operations.md:965
+def carried(x: Tensor, device: Device) -> Buffer:
+    """The elements of `x` in memory of `device`, through the host's."""
+    host = x.device.host(x.buffer)
+    return device.adopt((host.copy() if host is x.buffer else host).array)
+
+
+# chapters/tensors/operations.md:975
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -913,7 +924,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:986
+# chapters/tensors/operations.md:1000
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -924,17 +935,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:996
+# chapters/tensors/operations.md:1010
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1130
+# chapters/tensors/operations.md:1144
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1133
+# chapters/tensors/operations.md:1147
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -945,7 +956,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:1143
+# chapters/tensors/operations.md:1157
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -958,7 +969,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:1162
+# chapters/tensors/operations.md:1176
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -966,7 +977,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:1189
+# chapters/tensors/operations.md:1203
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -979,7 +990,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1383
+# chapters/tensors/operations.md:1397
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -997,7 +1008,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1440
+# chapters/tensors/operations.md:1453
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1008,20 +1019,20 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1450
+# chapters/tensors/operations.md:1463
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1455
+# chapters/tensors/operations.md:1468
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1462
-def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device,
+# chapters/tensors/operations.md:1475
+def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape = ()) -> Tensor:
     """A tensor cast to `dtype`, or a number as a constant of `shape`."""
     if isinstance(value, Tensor):
@@ -1029,7 +1040,7 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device,
     return leaf(CONST, (value, dtype, shape), device)
 
 
-# chapters/tensors/operations.md:1470
+# chapters/tensors/operations.md:1483
 def alike(*operands: Tensor | Scalar, shape: Shape = ()) -> list[Tensor]:
     """Operands as tensors of one dtype; numbers take `shape` as well."""
     dtype = common(*operands)
@@ -1037,7 +1048,7 @@ def alike(*operands: Tensor | Scalar, shape: Shape = ()) -> list[Tensor]:
     return [as_tensor(t, dtype, device, shape) for t in operands]
 
 
-# chapters/tensors/operations.md:1481
+# chapters/tensors/operations.md:1494
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     shape = broadcast_shape(
@@ -1045,7 +1056,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [t.broadcast(shape) for t in alike(*operands, shape=shape)]
 
 
-# chapters/tensors/operations.md:1499
+# chapters/tensors/operations.md:1512
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1055,7 +1066,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1510
+# chapters/tensors/operations.md:1523
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1063,7 +1074,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1517
+# chapters/tensors/operations.md:1530
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1074,7 +1085,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1558
+# chapters/tensors/operations.md:1571
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -1088,37 +1099,37 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1588
+# chapters/tensors/operations.md:1601
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1593
+# chapters/tensors/operations.md:1606
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1598
+# chapters/tensors/operations.md:1611
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1605
+# chapters/tensors/operations.md:1618
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1731
+# chapters/tensors/operations.md:1745
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1740
+# chapters/tensors/operations.md:1754
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1128,7 +1139,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1782
+# chapters/tensors/operations.md:1796
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1138,7 +1149,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1791
+# chapters/tensors/operations.md:1805
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1154,13 +1165,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, *[t.broadcast(shape) for t in operands])
 
 
-# chapters/tensors/operations.md:1821
+# chapters/tensors/operations.md:1835
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1887
+# chapters/tensors/operations.md:1902
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1171,53 +1182,64 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1901
+# chapters/tensors/operations.md:1916
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
-    size = (x.abs().log() * y).exp()
-    size = where((y == 0) | (x.abs() == 1), 1, size)
-    turned = where(y % 2 == 1, -size, size)
-    return where(x < 0, where(y == y.floor(), turned, math.nan), size)
+    size = x.abs()
+    exponent = where(size == 0, 1, size).log() * y
+    one = (exponent != exponent) & ((y == 0) | (size == 1))
+    grown = where(one, 1, exponent.exp())
+    turned = where(y % 2 == 1, -grown, grown)
+    grown = where(x < 0, where(y == y.floor(), turned, math.nan), grown)
+    return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1952
+# chapters/tensors/operations.md:1927
+def power_of_zero(y: Tensor) -> Tensor:
+    """0 ** y."""
+    least = where(y == 0, 1, where(y < 0, math.inf, y))
+    return where(y > 0, 0, least)
+
+
+# chapters/tensors/operations.md:1977
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
-         device: Device = CPU) -> Tensor:
+         device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
     dtype = dtype or scalar_dtype(value)
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1959
+# chapters/tensors/operations.md:1984
 def zeros(*shape: Any, dtype: DType = float32,
-          device: Device = CPU) -> Tensor:
+          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1964
+# chapters/tensors/operations.md:1989
 def ones(*shape: Any, dtype: DType = float32,
-         device: Device = CPU) -> Tensor:
+         device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1969
+# chapters/tensors/operations.md:1994
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1973
+# chapters/tensors/operations.md:1998
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:1977
+# chapters/tensors/operations.md:2002
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:1989
+# chapters/tensors/operations.md:2014
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
-           dtype: DType | None = None, device: Device = CPU) -> Tensor:
+           dtype: DType | None = None,
+           device: Device | str = CPU) -> Tensor:
     """start, start + step, … below stop (above it for step < 0)."""
     if stop is None:
         start, stop = 0, start
@@ -1230,9 +1252,10 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (index * step + start).cast(dtype)
 
 
-# chapters/tensors/operations.md:2003
+# chapters/tensors/operations.md:2029
 def linspace(start: float, stop: float, steps: int,
-             dtype: DType = float32, device: Device = CPU) -> Tensor:
+             dtype: DType = float32,
+             device: Device | str = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
     step = (stop - start) / max(steps - 1, 1)
     index = arange(steps, dtype=float64, device=device)
@@ -1241,23 +1264,23 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2026
+# chapters/tensors/operations.md:2053
 def eye(n: int, m: int | None = None, dtype: DType = float32,
-        device: Device = CPU) -> Tensor:
+        device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
     rows = arange(n, device=device).unsqueeze(1)
     columns = arange(n if m is None else m, device=device)
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2034
+# chapters/tensors/operations.md:2061
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2042
+# chapters/tensors/operations.md:2069
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1267,7 +1290,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2170
+# chapters/tensors/operations.md:2197
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1283,7 +1306,8 @@ class Generator:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
         self.seed, self.place = seed, 0
 
-    def uniform(self, shape: Shape, device: Device = CPU) -> Tensor:
+    def uniform(self, shape: Shape,
+                device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
         key = Tensor([self.seed, self.place], int64, device)
         self.place += (math.prod(shape) + 1) // 2
@@ -1293,12 +1317,12 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2204
+# chapters/tensors/operations.md:2232
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2207
-def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
+# chapters/tensors/operations.md:2235
+def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
     if not dtype.is_float:
@@ -1315,8 +1339,8 @@ def rand(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2226
-def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
+# chapters/tensors/operations.md:2254
+def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
     check_kind(RANDOM, dtype, "f")
@@ -1327,9 +1351,9 @@ def randn(*shape: Any, dtype: DType = float32, device: Device = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2237
+# chapters/tensors/operations.md:2265
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
-            device: Device = CPU,
+            device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
     """Integers from low up to, and without, high."""
     if not 0 < high - low <= 2 ** 48:
@@ -1340,7 +1364,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2274
+# chapters/tensors/operations.md:2302
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1350,13 +1374,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2334
+# chapters/tensors/operations.md:2362
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2364
+# chapters/tensors/operations.md:2393
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1366,11 +1390,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2419
+# chapters/tensors/operations.md:2448
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2422
+# chapters/tensors/operations.md:2451
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1387,7 +1411,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2446
+# chapters/tensors/operations.md:2475
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1410,7 +1434,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2479
+# chapters/tensors/operations.md:2508
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1423,7 +1447,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2495
+# chapters/tensors/operations.md:2524
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1444,14 +1468,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2524
+# chapters/tensors/operations.md:2553
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2530
+# chapters/tensors/operations.md:2559
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1468,7 +1492,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2546
+# chapters/tensors/operations.md:2575
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1476,7 +1500,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2557
+# chapters/tensors/operations.md:2586
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1489,7 +1513,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2569
+# chapters/tensors/operations.md:2598
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1500,7 +1524,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2581
+# chapters/tensors/operations.md:2610
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1516,7 +1540,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2661
+# chapters/tensors/operations.md:2690
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1529,7 +1553,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2776
+# chapters/tensors/operations.md:2805
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1538,7 +1562,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2796
+# chapters/tensors/operations.md:2825
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1558,14 +1582,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2815
+# chapters/tensors/operations.md:2844
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2877
+# chapters/tensors/operations.md:2906
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1573,7 +1597,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2900
+# chapters/tensors/operations.md:2929
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1582,7 +1606,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2932
+# chapters/tensors/operations.md:2961
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1612,7 +1636,7 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:793
+# chapters/gradients/autograd.md:794
 def grad(y: Tensor, inputs: Sequence[Tensor],
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1629,7 +1653,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:812
+# chapters/gradients/autograd.md:813
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1647,7 +1671,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
         gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:850
+# chapters/gradients/autograd.md:851
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory that no gradient among `taken` uses."""
     buffer = g.buffer
@@ -1657,7 +1681,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1065
+# chapters/gradients/autograd.md:1066
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1674,7 +1698,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1406
+# chapters/gradients/autograd.md:1407
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1698,7 +1722,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1432
+# chapters/gradients/autograd.md:1433
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
@@ -1714,7 +1738,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:389
+# chapters/gradients/data.md:399
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

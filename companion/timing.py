@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ae77dbfeeb8b  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:618c7706d0fe  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -244,8 +244,8 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:641
+# chapters/gradients/mnist.md:652
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:1957
+# chapters/gradients/gpu.md:2176
 BENCHES["gpu"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:8dd933801f6a
+# Tangled from arrays: edit there, `make tangle`. sha256:1fa1693684a2
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class View(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
-    # chapters/tensors/arrays.md:545
+    # chapters/tensors/arrays.md:546
     def permute(self, order: tuple[int, ...]) -> View:
         """The axes in another order."""
         shape, strides, offset = self
         return View(tuple([shape[i] for i in order]),
                     tuple([strides[i] for i in order]), offset)
 
-    # chapters/tensors/arrays.md:558
+    # chapters/tensors/arrays.md:559
     def flip(self, axes: tuple[int, ...]) -> View:
         """The named axes walked from their end."""
         last = tuple([
@@ -52,7 +52,7 @@ class View(NamedTuple):
             -s if i in axes else s for i, s in enumerate(self.strides)])
         return View(self.shape, strides, self.address(last))
 
-    # chapters/tensors/arrays.md:593
+    # chapters/tensors/arrays.md:594
     def shrink(self, ranges: tuple[tuple[int, int, int], ...]) -> View:
         """Keep start, start+step, … below stop on every axis; step ≥ 1."""
         starts = tuple([r[0] for r in ranges])
@@ -60,7 +60,7 @@ class View(NamedTuple):
         strides = tuple([s * r[2] for s, r in zip(self.strides, ranges)])
         return View(shape, strides, self.address(starts))
 
-    # chapters/tensors/arrays.md:607
+    # chapters/tensors/arrays.md:608
     def expand(self, shape: Shape) -> View:
         """Axes of length 1 stretched to `shape`; the others stay."""
         strides = tuple([
@@ -74,7 +74,7 @@ class View(NamedTuple):
         walks = zip(self.shape, self.strides)
         return self.size > 0 and any(n > 1 and s == 0 for n, s in walks)
 
-    # chapters/tensors/arrays.md:658
+    # chapters/tensors/arrays.md:659
     def runs(self) -> list[tuple[int, int]]:
         """Axes merged where two neighbours walk memory as one would."""
         merged: list[tuple[int, int]] = []
@@ -91,7 +91,7 @@ class View(NamedTuple):
         """Row-major with no gaps (offset aside): one run of memory."""
         return self.runs() in ([], [(self.size, 1)]) or self.size == 0
 
-    # chapters/tensors/arrays.md:704
+    # chapters/tensors/arrays.md:705
     def reshape(self, shape: Shape) -> View | None:
         """The same elements under `shape`, or None where only a copy can."""
         if self.size == 0:

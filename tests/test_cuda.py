@@ -110,6 +110,6 @@ def test_both_cards_take_the_same_words(nvrtc):
       x[i] = __half2float(h[i]) + __bfloat162float(b[i]);
       h[i] = __half(x[i]), b[i] = __nv_bfloat16(x[i]);
       x[i] += float(h[i]) + float(b[i]) + make_float2(1, 2).x;
-      x[i] += make_float4(1, 2, 3, 4).w;
+      x[i] += make_float4(1, 2, 3, 4).w + abs(x[i]) + abs(n[i]);
     }"""
     assert Emulator().compile(text).names == list(usage(text)) == ["f"]

@@ -33,7 +33,7 @@ from companion.device import CPU, DEVICES, KERNELS, READERS, Device
 from companion.layers import Dropout, LayerNorm, Linear, Sequential
 from companion.optim import SGD, Adam, AdamW, RMSprop
 from companion.timing import Timed
-from companion.training import clip_grad_norm
+from companion.training import clip_grad_norm_
 
 DTYPES = [np.float32, np.float16, np.int64, np.int8, np.bool_]
 

@@ -1,5 +1,6 @@
-/* Tangled from cuda: edit there, `make tangle`. sha256:4b944f1e7cd9 */
-#line 401 "chapters/gradients/cuda.md"
+/* Tangled from cuda: edit there, `make tangle`. sha256:687473aa4699 */
+#line 429 "chapters/gradients/cuda.md"
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS /* C alone reads faster */
 #include <math.h>
 #include <setjmp.h>
 #include <stdint.h>
@@ -24,7 +25,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 
-#line 431 "chapters/gradients/cuda.md"
+#line 460 "chapters/gradients/cuda.md"
 #ifdef __APPLE__
 #define __shared__ static __attribute__((section("__DATA,cuda_shared")))
 extern char shared_begin[] __asm("section$start$__DATA$cuda_shared");
@@ -36,7 +37,7 @@ extern LINKED char shared_begin[] __asm("__start_cuda_shared");
 extern LINKED char shared_end[] __asm("__stop_cuda_shared");
 #endif
 
-#line 454 "chapters/gradients/cuda.md"
+#line 483 "chapters/gradients/cuda.md"
 static struct Emulator {
   enum { THREADS = 1024, STACK = 1 << 16 };
   enum State { NEW, READY, RUNNING, AT_BLOCK, AT_WARP, DONE };
@@ -67,7 +68,7 @@ static struct Emulator {
       const unsigned *, unsigned, const unsigned *, long);
 } emulator;
 
-#line 490 "chapters/gradients/cuda.md"
+#line 519 "chapters/gradients/cuda.md"
 #define threadIdx emulator.index
 #define blockIdx emulator.block
 #define blockDim emulator.threads
@@ -89,7 +90,7 @@ void Emulator::begin(Thread *t) {
   t->state = RUNNING;
 }
 
-#line 517 "chapters/gradients/cuda.md"
+#line 546 "chapters/gradients/cuda.md"
 /* what happens on every stack: new threads, one after the other */
 void Emulator::runner() {
   for (;;) {
@@ -107,7 +108,7 @@ void Emulator::runner() {
   }
 }
 
-#line 538 "chapters/gradients/cuda.md"
+#line 567 "chapters/gradients/cuda.md"
 /* continue on a stack that nobody needs; does not return */
 void Emulator::run_others() {
   if (spares) _longjmp(spare[--spares], 1);
@@ -131,7 +132,7 @@ void Emulator::pause() {
   }
 }
 
-#line 567 "chapters/gradients/cuda.md"
+#line 596 "chapters/gradients/cuda.md"
 /* open the block's barrier if every thread that lives has come */
 void Emulator::check_block() {
   Thread *first = 0;
@@ -156,7 +157,7 @@ void Emulator::barrier(const char *place) {
 #define LINE(x) AS_TEXT(x)
 #define __syncthreads() emulator.barrier(__FILE__ ", line " LINE(__LINE__))
 
-#line 595 "chapters/gradients/cuda.md"
+#line 624 "chapters/gradients/cuda.md"
 void Emulator::fail(const Thread *a, const Thread *b) {
   snprintf(error, sizeof error, "block (%u, %u, %u): thread %u waits at %s,"
            " thread %u at %s; a GPU would hang or compute nonsense",
@@ -175,7 +176,7 @@ void Emulator::stuck() {
   fail(found[0], found[1]);
 }
 
-#line 627 "chapters/gradients/cuda.md"
+#line 656 "chapters/gradients/cuda.md"
 /* all lanes of a mask have come: give each the value it wants to read */
 void Emulator::deliver(unsigned mask, Thread *lanes) {
   unsigned ballot = 0;
@@ -202,7 +203,7 @@ void Emulator::check_warp(Warp &w, Thread *lanes) {
   }
 }
 
-#line 657 "chapters/gradients/cuda.md"
+#line 686 "chapters/gradients/cuda.md"
 /* wait for the lanes of a mask, and read the value of one of them */
 uint64_t Emulator::exchange(unsigned mask, uint64_t value, unsigned from) {
   unsigned lane = rank(now) % 32;
@@ -225,7 +226,7 @@ template <class T> T shuffle(unsigned mask, T value, unsigned from) {
   return value;
 }
 
-#line 685 "chapters/gradients/cuda.md"
+#line 714 "chapters/gradients/cuda.md"
 #define LANE (emulator.rank(emulator.now) % 32)
 #define __shfl_sync(mask, x, lane) shuffle(mask, x, (lane) % 32)
 #define __shfl_xor_sync(mask, x, bits) shuffle(mask, x, LANE ^ (bits))
@@ -242,7 +243,7 @@ unsigned __ballot_sync(unsigned mask, bool x) {
 bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x); }
 bool __all_sync(unsigned mask, bool x) { return !__ballot_sync(mask, !x); }
 
-#line 709 "chapters/gradients/cuda.md"
+#line 738 "chapters/gradients/cuda.md"
 /* a thread has ended: others may have waited only for it */
 void Emulator::finish() {
   unsigned lane = rank(now) % 32;
@@ -268,7 +269,7 @@ void Emulator::run_block() {
   now = 0, atomic = false;
 }
 
-#line 738 "chapters/gradients/cuda.md"
+#line 767 "chapters/gradients/cuda.md"
 /* a step for walks through n places that comes to each of them once */
 static uint64_t stride_for(uint64_t n, long order) {
   uint64_t step = (order % (long)n + n) % n, a = 0, b, c;
@@ -298,7 +299,7 @@ const char *Emulator::run(const unsigned *shape, long walk) {
   return error[0] ? error : 0;
 }
 
-#line 773 "chapters/gradients/cuda.md"
+#line 802 "chapters/gradients/cuda.md"
 template <unsigned...> struct Numbers {};
 template <unsigned N, unsigned... I>
 struct Below : Below<N - 1, N - 1, I...> {};
@@ -316,7 +317,7 @@ template <class... P> struct Call {
   }
 };
 
-#line 794 "chapters/gradients/cuda.md"
+#line 823 "chapters/gradients/cuda.md"
 template <class... P>
 const char *Emulator::launch(void (*f)(P...), void **list,
                              const unsigned *sizes, unsigned given,
@@ -335,10 +336,12 @@ const char *Emulator::launch(void (*f)(P...), void **list,
   return run(shape, order);
 }
 
-#line 913 "chapters/gradients/cuda.md"
+#line 947 "chapters/gradients/cuda.md"
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 template <class T> T __ldg(const T *p) { return *p; }
+float abs(float x) { return fabsf(x); }
+double abs(double x) { return fabs(x); }
 float rsqrtf(float x) { return 1 / sqrtf(x); }
 float __expf(float x) { return expf(x); }
 float __logf(float x) { return logf(x); }
@@ -363,7 +366,7 @@ unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 float __int_as_float(int x) { return same_bits<float>(x); }
 float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 
-#line 944 "chapters/gradients/cuda.md"
+#line 980 "chapters/gradients/cuda.md"
 #define ATOMIC(NAME, NEW) \
   template <class T, class V> T NAME(T *p, V value) { \
     emulator.atomic = true; \
@@ -388,7 +391,7 @@ template <class T> T atomicCAS(T *p, T expected, T value) {
   return old;
 }
 
-#line 974 "chapters/gradients/cuda.md"
+#line 1010 "chapters/gradients/cuda.md"
 uint16_t half_bits(float x) {
   uint32_t u = same_bits<uint32_t>(x), sign = u >> 16 & 0x8000;
   u &= 0x7fffffff;
@@ -414,7 +417,7 @@ uint16_t bfloat_bits(float x) {
 
 float bfloat_value(uint16_t b) { return same_bits<float>(b << 16); }
 
-#line 1003 "chapters/gradients/cuda.md"
+#line 1039 "chapters/gradients/cuda.md"
 #define SHORT_FLOAT(NAME, KIND) \
   struct NAME { \
     uint16_t bits; \
@@ -430,7 +433,7 @@ float __half2float(__half x) { return x; }
 __nv_bfloat16 __float2bfloat16(float x) { return x; }
 float __bfloat162float(__nv_bfloat16 x) { return x; }
 
-#line 1024 "chapters/gradients/cuda.md"
+#line 1060 "chapters/gradients/cuda.md"
 namespace nvcuda {
 namespace wmma {
 enum layout_t { mem_row_major, mem_col_major };
@@ -459,7 +462,7 @@ struct fragment : extent<Use, M, N, K> {
 }
 }
 
-#line 1056 "chapters/gradients/cuda.md"
+#line 1092 "chapters/gradients/cuda.md"
 bool first_lane() {
   __syncwarp();
   return LANE == 0;
@@ -489,7 +492,7 @@ void multiply_matrices(D &d, const A &a, const B &b, const D &c) {
   }
 }
 
-#line 1089 "chapters/gradients/cuda.md"
+#line 1125 "chapters/gradients/cuda.md"
 namespace nvcuda::wmma {
 float __float_to_tf32(float x) {
   return same_bits<float>(same_bits<uint32_t>(x) + 0x1000 & ~0x1fffu);
@@ -517,7 +520,7 @@ void mma_sync(D &d, const A &a, const B &b, const D &c) {
 }
 }
 
-#line 1126 "chapters/gradients/cuda.md"
+#line 1162 "chapters/gradients/cuda.md"
 struct Access {
   uint64_t address, code;
   uint32_t block, thread, barriers, exchanges;
@@ -542,7 +545,7 @@ UNSEEN uint64_t locate(char *p, unsigned size, bool writes) {
   _longjmp(emulator.home, 1);
 }
 
-#line 1156 "chapters/gradients/cuda.md"
+#line 1192 "chapters/gradients/cuda.md"
 UNSEEN void note(char *p, unsigned size, bool writes, void *code) {
   char *own = (char *)&emulator, *stack = emulator.stacks;
   if (!emulator.now || p >= own && p < own + sizeof emulator) return;
@@ -562,7 +565,7 @@ UNSEEN void note(char *p, unsigned size, bool writes, void *code) {
     emulator.atomic};
 }
 
-#line 1179 "chapters/gradients/cuda.md"
+#line 1215 "chapters/gradients/cuda.md"
 #define CALLER __builtin_return_address(0)
 #define HOOKS(N) \
   extern "C" UNSEEN void __tsan_read##N(char *p) { \

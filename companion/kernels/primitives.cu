@@ -1,5 +1,5 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:5de7c0b87bb6 */
-#line 284 "chapters/gradients/gpu.md"
+/* Tangled from gpu: edit there, `make tangle`. sha256:81e0dc1c568f */
+#line 311 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -28,6 +28,7 @@ template <int N> __device__ Spot<N> spot(const Walk &w, i64 i)
     return s;
 }
 
+#line 347 "chapters/gradients/gpu.md"
 template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
 {
     Spot<N> s;
@@ -36,7 +37,7 @@ template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
     return s;
 }
 
-#line 330 "chapters/gradients/gpu.md"
+#line 376 "chapters/gradients/gpu.md"
 #define FIRST (blockIdx.x * (i64)blockDim.x + threadIdx.x)
 #define APART (gridDim.x * (i64)blockDim.x)
 
@@ -55,7 +56,7 @@ in_fours(i64 i, i64 step, i64 n, Load load, Use use)
     }
 }
 
-#line 352 "chapters/gradients/gpu.md"
+#line 400 "chapters/gradients/gpu.md"
 // Load and use what a walk visits; one axis needs no division.
 template <int N, class Load, class Use> __device__ void
 visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
@@ -68,6 +69,7 @@ visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
         in_fours(i, step, n, at_spot, use);
 }
 
+#line 426 "chapters/gradients/gpu.md"
 struct Pair { i64 to; T a, b; };
 
 template <class R, class F> __device__ void
@@ -86,7 +88,7 @@ map(const Walk &w, R *out, const T *x, const T *y, F f)
     }, [&](Pair p) { out[p.to] = (R)f((W)p.a, (W)p.b); });
 }
 
-#line 411 "chapters/gradients/gpu.md"
+#line 475 "chapters/gradients/gpu.md"
 template <class N> __device__ N floor_remainder(N a, N b)
 {
     if constexpr ((N)0.5 == 0) { // whole numbers
@@ -115,7 +117,7 @@ template <class N> __device__ N floor_quotient(N a, N b)
     }
 }
 
-#line 445 "chapters/gradients/gpu.md"
+#line 509 "chapters/gradients/gpu.md"
 extern "C" __global__ void choose(Walk w, T *out, const bool *c,
                                   const T *x, const T *y)
 {
@@ -142,7 +144,7 @@ extern "C" __global__ void fill(Walk w, A value, T *out)
         out[spot<1>(w, i).at[0]] = (T)value;
 }
 
-#line 625 "chapters/gradients/gpu.md"
+#line 697 "chapters/gradients/gpu.md"
 struct Sum {
     static __device__ A none(A) { return 0; }
     static __device__ A join(A a, A b) { return a + b; }
@@ -153,24 +155,33 @@ struct Max { // of a and a is a, so any value that takes part is neutral
     static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
 };
 
+#line 712 "chapters/gradients/gpu.md"
+struct Room { A part[8][33]; };
+
+__device__ inline Room &room() // of the block
+{
+    __shared__ Room it;
+    return it;
+}
+
 // The values of a row's 32 or 256 threads as one, in the first of them.
 template <class F> __device__ A whole(A v)
 {
-    __shared__ A parts[8];
+    A *part = room().part[0];
     for (int d = 16; d > 0; d /= 2)
         v = F::join(v, __shfl_down_sync(0xffffffff, v, d));
     if (blockDim.x == 32)
         return v;
     __syncthreads(); // the parts of the row before have been read
     if (threadIdx.x % 32 == 0)
-        parts[threadIdx.x / 32] = v;
+        part[threadIdx.x / 32] = v;
     __syncthreads();
     for (int k = 1; k < 8 && threadIdx.x == 0; k++)
-        v = F::join(v, parts[k]);
+        v = F::join(v, part[k]);
     return v;
 }
 
-#line 658 "chapters/gradients/gpu.md"
+#line 743 "chapters/gradients/gpu.md"
 template <class F, class R, class S> __device__ void
 rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
@@ -189,34 +200,34 @@ rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 680 "chapters/gradients/gpu.md"
+#line 767 "chapters/gradients/gpu.md"
 // 32 neighbouring results in a block, 8 threads on each.
 template <class F, class R, class S> __device__ void
 columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
-    __shared__ A parts[8][33];
+    auto &part = room().part;
     i64 start = blockIdx.y * piece;
     i64 end = start + piece < along.size ? start + piece : along.size;
-    int lane = threadIdx.x % 32, part = threadIdx.x / 32;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     i64 o = blockIdx.x * (i64)32 + lane;
     if (o < kept.size) {
         const S *column = x + spot<1>(kept, o).at[0];
         auto read = [&](Spot<1> s) { return column[s.at[0]]; };
         A v = F::none((A)read(spot<1>(along, start)));
-        visit<1>(along, start + part, 8, end, read,
+        visit<1>(along, start + warp, 8, end, read,
                  [&](S s) { v = F::join(v, (A)s); });
-        parts[part][lane] = v;
+        part[warp][lane] = v;
     }
     __syncthreads();
-    if (o < kept.size && part == 0) {
-        A v = parts[0][lane];
+    if (o < kept.size && warp == 0) {
+        A v = part[0][lane];
         for (int k = 1; k < 8; k++)
-            v = F::join(v, parts[k][lane]);
+            v = F::join(v, part[k][lane]);
         out[o * gridDim.y + blockIdx.y] = (R)v;
     }
 }
 
-#line 994 "chapters/gradients/gpu.md"
+#line 1117 "chapters/gradients/gpu.md"
 // Whether index j counts n things, from either end; if not, a note.
 __device__ inline bool inside(i64 &j, i64 n, i64 *fault)
 {
@@ -241,7 +252,7 @@ extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1024 "chapters/gradients/gpu.md"
+#line 1147 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -263,7 +274,7 @@ extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1337 "chapters/gradients/gpu.md"
+#line 1513 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:fcbf77e9e2a3
+# Tangled from mnist: edit there, `make tangle`. sha256:960196d7d6d2
 from __future__ import annotations
 
 import time
@@ -54,14 +54,14 @@ def read_right(model: Module, data: Arrays) -> float:
     return evaluate(model, accuracy, *data.columns)
 
 
-# chapters/gradients/mnist.md:155
+# chapters/gradients/mnist.md:159
 def classifier(width: int = 256) -> Sequential:
     """784 pixels, a hidden layer of rectifiers, ten logits."""
     return Sequential(Linear(784, width, init=he), relu,
                       Linear(width, 10))
 
 
-# chapters/gradients/mnist.md:161
+# chapters/gradients/mnist.md:165
 def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
           seed: int = 0) -> tuple[Trainer, list[dict[str, Any]]]:
     """Train, and look at the test pictures after every epoch."""
@@ -77,7 +77,7 @@ def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
     return run, rows
 
 
-# chapters/gradients/mnist.md:251
+# chapters/gradients/mnist.md:255
 def genuine(data: Arrays) -> Arrays:
     """The data, if it is MNIST; drawn digits earn no verdict."""
     if data.source != "MNIST":
@@ -88,14 +88,14 @@ def genuine(data: Arrays) -> Arrays:
     return data
 
 
-# chapters/gradients/mnist.md:261
+# chapters/gradients/mnist.md:265
 def verdict(rows: list[dict[str, Any]]) -> Report:
     """The report on a study; 95 % after the last epoch are asked for."""
     return Report("handwritten digits", "share of test digits read right",
                   rows[-1]["right"], 0.95, rows, rows[-1]["seconds"])
 
 
-# chapters/gradients/mnist.md:267
+# chapters/gradients/mnist.md:271
 def milestone() -> Report:
     """All of MNIST: 60,000 to learn from, 10,000 to be judged by."""
     train, test = [pixels(genuine(mnist(split)))

@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:68d9ca0c7e8f  # noqa: E501
+# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:b39960f4690d  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -44,7 +44,7 @@ class Report(NamedTuple):
 MILESTONES = {"1957": "companion.milestones.perceptron"}
 
 
-# chapters/gradients/xor.md:295
+# chapters/gradients/xor.md:303
 def run(year: str, folder: Path) -> Report:
     """Run one milestone and leave its report as JSON in `folder`."""
     report: Report = import_module(MILESTONES[year]).milestone()
@@ -57,7 +57,7 @@ def run(year: str, folder: Path) -> Report:
     return report
 
 
-# chapters/gradients/mnist.md:232
+# chapters/gradients/mnist.md:236
 def main(argv: list[str]) -> int:
     """Run milestones; exit with 1 if any is below its target."""
     parser = argparse.ArgumentParser(prog="companion milestone")
@@ -69,16 +69,16 @@ def main(argv: list[str]) -> int:
     return 0 if all(results) else 1
 
 
-# chapters/gradients/xor.md:310
+# chapters/gradients/xor.md:318
 MILESTONES["1969"] = "companion.milestones.xor"
 
 
-# chapters/gradients/mnist.md:213
+# chapters/gradients/mnist.md:217
 class Unmeasured(RuntimeError):
     """The data for a verdict is missing: says how to get it."""
 
 
-# chapters/gradients/mnist.md:217
+# chapters/gradients/mnist.md:221
 def reached(year: str, folder: Path) -> bool:
     """Run a milestone and print what it says; whether it is reached."""
     try:
@@ -90,5 +90,5 @@ def reached(year: str, folder: Path) -> bool:
     return report.passed
 
 
-# chapters/gradients/mnist.md:246
+# chapters/gradients/mnist.md:250
 MILESTONES["1986"] = "companion.milestones.mnist"

@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:fdeaa4529816
+# Tangled from cuda: edit there, `make tangle`. sha256:ea3e0e73b371
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +7,7 @@ from companion.cuda import Emulator, Traffic, races, trace, traffic
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1626
+# chapters/gradients/cuda.md:1672
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -35,7 +35,7 @@ extern "C" __global__ void where(int *y) {
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1656
+# chapters/gradients/cuda.md:1702
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -51,7 +51,7 @@ def test_threads_wait_in_every_order():
         assert bits[0] == sum(1 << i for i in range(0, 32, 3))
 
 
-# chapters/gradients/cuda.md:1672
+# chapters/gradients/cuda.md:1718
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -61,7 +61,7 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1685
+# chapters/gradients/cuda.md:1731
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -80,7 +80,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1703
+# chapters/gradients/cuda.md:1749
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -90,7 +90,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1715
+# chapters/gradients/cuda.md:1761
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -103,7 +103,7 @@ def test_broken_kernels_are_told():
         assert np.isnan(x).all()
 
 
-# chapters/gradients/cuda.md:1728
+# chapters/gradients/cuda.md:1774
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -120,7 +120,7 @@ def test_bad_launches_are_told():
         Emulator().compile, BROKEN, "-DT=float")
 
 
-# chapters/gradients/cuda.md:1746
+# chapters/gradients/cuda.md:1792
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -130,7 +130,7 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1756
+# chapters/gradients/cuda.md:1802
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -141,16 +141,44 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1767
+# chapters/gradients/cuda.md:1816
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
     assert said.startswith("page.md, line 8: ")
+    moved = '#line 40 "other.md"\n' + BROKEN
+    said = complaint_of(Emulator().compile(moved)["stuck"], 1, 32,
+                        np.zeros(32, np.float32))
+    assert "other.md, line 49" in said
     nvrtc = 'page.md(8): error: identifier "x" is undefined\n    x = 1;'
     assert complaint(nvrtc) == 'page.md, line 8: identifier "x" is undefined'
 
 
-# chapters/gradients/cuda.md:1779
+# chapters/gradients/cuda.md:1830
+WORDS = """
+extern "C" __global__ void words(double *y, int *n) {
+  double found[] = {
+    abs(-1.5f), abs(-3), min(2, 1), max(2.5f, 1.0f), rsqrtf(4),
+    __popc(7), __clz(1), __clz(0), __ffs(8), __umulhi(1u << 31, 6),
+    __float_as_int(1), __uint_as_float(0x40000000), make_float4(1, 2, 3, 4).w,
+    float(atomicAdd(n, 5)), float(atomicMax(n, 9)), float(atomicSub(n, 1)),
+    float(atomicCAS(n, 8, 3)), float(atomicCAS(n, 8, 4)),
+    float(atomicExch(n, 6)), float(atomicAnd(n, 3)), float(atomicOr(n, 4))};
+  for (int i = 0; i < 21; i++) y[i] = found[i];
+}
+"""
+
+
+# chapters/gradients/cuda.md:1845
+def test_words_mean_what_they_mean_in_cuda():
+    y, n = np.zeros(21), np.zeros(1, np.int32)
+    Emulator().compile(WORDS)["words"](1, 1, y, n)
+    assert y.tolist() == [1.5, 3, 1, 2.5, 0.5, 3, 31, 32, 4, 3, 0x3f800000, 2,
+                          4, 0, 5, 9, 8, 3, 3, 6, 2]
+    assert n[0] == 6
+
+
+# chapters/gradients/cuda.md:1857
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -163,7 +191,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:1792
+# chapters/gradients/cuda.md:1870
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -181,7 +209,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:1813
+# chapters/gradients/cuda.md:1891
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -194,7 +222,7 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1826
+# chapters/gradients/cuda.md:1904
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -205,7 +233,7 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1839
+# chapters/gradients/cuda.md:1917
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -218,7 +246,7 @@ def test_traces_stop_what_leaves_its_arrays():
     assert len(trace(program, "f", 1, 1, np.int32(-1), x)) == 0
 
 
-# chapters/gradients/cuda.md:1852
+# chapters/gradients/cuda.md:1930
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -232,7 +260,7 @@ def test_races_between_blocks_and_within_warps():
     assert found["shared"].sum() == 128 and len(found) == 192
 
 
-# chapters/gradients/cuda.md:1869
+# chapters/gradients/cuda.md:1947
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;

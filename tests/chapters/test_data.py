@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:705695c65847
+# Tangled from data: edit there, `make tangle`. sha256:d2181b80fed7
 from __future__ import annotations
 
 import contextlib
@@ -67,7 +67,7 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:570
+# chapters/gradients/data.md:580
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -78,7 +78,7 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:763
+# chapters/gradients/data.md:779
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -94,13 +94,13 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:778
+# chapters/gradients/data.md:798
 def wait(tenths):
-    """Do nothing for some tenths of a millisecond, as a disk does."""
+    """Do nothing for some tenths of a millisecond."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:785
+# chapters/gradients/data.md:807
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -114,7 +114,7 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:798
+# chapters/gradients/data.md:824
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -125,24 +125,24 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:808
+# chapters/gradients/data.md:834
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:949
+# chapters/gradients/data.md:975
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:952
+# chapters/gradients/data.md:978
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:958
+# chapters/gradients/data.md:984
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -151,13 +151,13 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-# chapters/gradients/data.md:1134
+# chapters/gradients/data.md:1160
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1139
+# chapters/gradients/data.md:1165
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -180,7 +180,7 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1163
+# chapters/gradients/data.md:1189
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -199,12 +199,12 @@ SERVED["four.gz"] = gzip.compress(
     struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
     + drawn_digits(4)[0].tobytes(), mtime=0)
 
-# chapters/gradients/data.md:1232
+# chapters/gradients/data.md:1258
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:1653
+# chapters/gradients/data.md:1704
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -214,7 +214,7 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1663
+# chapters/gradients/data.md:1714
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -224,7 +224,7 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1677
+# chapters/gradients/data.md:1728
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -238,7 +238,7 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1695
+# chapters/gradients/data.md:1746
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -249,7 +249,7 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1706
+# chapters/gradients/data.md:1757
 def test_a_dropped_loader_leaves_no_worker():
     before = threading.active_count()
     for pool in ThreadPoolExecutor, forked:
@@ -260,7 +260,7 @@ def test_a_dropped_loader_leaves_no_worker():
     assert not multiprocessing.active_children()
 
 
-# chapters/gradients/data.md:1721
+# chapters/gradients/data.md:1772
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -268,7 +268,7 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1729
+# chapters/gradients/data.md:1780
 def test_next_goes_on_where_a_loop_was_left():
     loader = DataLoader(range(9), 4, drop_last=True)
     for _batch in loader:
@@ -278,7 +278,7 @@ def test_next_goes_on_where_a_loop_was_left():
     assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1742
+# chapters/gradients/data.md:1793
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -296,7 +296,7 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1759
+# chapters/gradients/data.md:1810
 def failure(loader):
     try:
         list(loader)
@@ -305,7 +305,7 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1770
+# chapters/gradients/data.md:1821
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -317,7 +317,7 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1782
+# chapters/gradients/data.md:1833
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -325,7 +325,7 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:1790
+# chapters/gradients/data.md:1841
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
     error = failure(loader)
@@ -333,7 +333,7 @@ def test_a_process_that_dies_is_noticed():
     assert "workers=0" in error.__notes__[0]
 
 
-# chapters/gradients/data.md:1799
+# chapters/gradients/data.md:1850
 def message(call, kind=ValueError):
     try:
         call()
@@ -342,7 +342,7 @@ def message(call, kind=ValueError):
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:1808
+# chapters/gradients/data.md:1859
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -361,7 +361,7 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:1829
+# chapters/gradients/data.md:1880
 def test_a_transform_returns_its_batch():
     for made, forget in (({"transform": lambda x: x * 2}, {}),
                          ({}, {"augment": lambda chance, x: x * 2})):
@@ -374,7 +374,7 @@ def test_a_transform_returns_its_batch():
     assert "got NoneType" in message(lambda: next(loader), TypeError)
 
 
-# chapters/gradients/data.md:1846
+# chapters/gradients/data.md:1897
 def test_a_repr_is_one_line():
     shown = repr(DataLoader([0] * 1000, 8))
     assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
@@ -382,7 +382,7 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
-# chapters/gradients/data.md:1857
+# chapters/gradients/data.md:1908
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -398,7 +398,7 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:1875
+# chapters/gradients/data.md:1926
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
@@ -412,14 +412,14 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:1889
+# chapters/gradients/data.md:1940
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:1898
+# chapters/gradients/data.md:1949
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -437,7 +437,7 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:1920
+# chapters/gradients/data.md:1971
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
     for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other")):
@@ -456,7 +456,16 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:1941
+# chapters/gradients/data.md:1992
+def test_a_cache_that_cannot_be_written_is_an_error():
+    with reader("good") as path:
+        path.with_name("four.gz.part").mkdir(parents=True)
+        text = message(lambda: obtain("tiny/four.gz"), DataError)
+        assert "cannot write" in text and "COMPANION_CACHE" in text
+        assert not ASKED
+
+
+# chapters/gradients/data.md:2003
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -466,7 +475,7 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:1951
+# chapters/gradients/data.md:2013
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -480,7 +489,7 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:1969
+# chapters/gradients/data.md:2031
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -503,7 +512,7 @@ def test_photographs_are_checked():
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:1994
+# chapters/gradients/data.md:2056
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -520,7 +529,7 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:2013
+# chapters/gradients/data.md:2075
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:
@@ -531,7 +540,7 @@ def test_without_files_and_network_there_are_drawn_digits():
         assert DRAWN["test"][1] != DRAWN["train"][1]
 
 
-# chapters/gradients/data.md:2028
+# chapters/gradients/data.md:2090
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
@@ -547,7 +556,7 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:2044
+# chapters/gradients/data.md:2106
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))

@@ -1,4 +1,4 @@
-# Tangled from kernels: edit there, `make tangle`. sha256:3ca744367671
+# Tangled from kernels: edit there, `make tangle`. sha256:4fd32877fba6
 from __future__ import annotations
 
 import ml_dtypes
@@ -6,30 +6,30 @@ import numpy as np
 
 from companion.cuda import Emulator, kernel_text, races, trace
 
-# chapters/gradients/kernels.md:189
+# chapters/gradients/kernels.md:193
 ORDERS = (1, -1, 1234)
 
 
-# chapters/gradients/kernels.md:192
+# chapters/gradients/kernels.md:196
 def shipped(file, *flags):
     """A kernel file of the library, once for each order of threads."""
     text = kernel_text(f"kernels/{file}")
     return [Emulator(order).compile(text, *flags) for order in ORDERS]
 
 
-# chapters/gradients/kernels.md:198
+# chapters/gradients/kernels.md:202
 def up(n, size):
     """How many blocks of a size cover n."""
     return -(-n // size)
 
 
-# chapters/gradients/kernels.md:203
+# chapters/gradients/kernels.md:207
 def no_races(program, *launch):
     """A launch stays in its arrays, and order cannot matter to it."""
     assert len(races(trace(program, *launch))) == 0
 
 
-# chapters/gradients/kernels.md:211
+# chapters/gradients/kernels.md:215
 def test_transpose():
     random = np.random.default_rng(0)
     for flag, dtype in (("float", "f4"), ("double", "f8"), ("char", "i1")):
@@ -44,13 +44,13 @@ def test_transpose():
         no_races(program, *launch)
 
 
-# chapters/gradients/kernels.md:404
+# chapters/gradients/kernels.md:416
 KINDS = (("float", "float", "f4", "f4"), ("double", "double", "f8", "f8"),
          ("signed char", "long long", "i1", "i8"))
 REDUCTIONS = (("Sum", np.sum), ("Max", np.max))
 
 
-# chapters/gradients/kernels.md:409
+# chapters/gradients/kernels.md:421
 def reductions():
     """Every kind and operation: programs, and what they should give."""
     for real, wide, dtype, out in KINDS:
@@ -59,13 +59,13 @@ def reductions():
             yield shipped("reduce.cu", *flags), dtype, out, right
 
 
-# chapters/gradients/kernels.md:417
+# chapters/gradients/kernels.md:429
 def integers(shape, dtype):
     """Small ones, whose sums are exact in every type."""
     return np.random.default_rng(0).integers(-99, 99, shape).astype(dtype)
 
 
-# chapters/gradients/kernels.md:425
+# chapters/gradients/kernels.md:437
 def test_reduce_rows():
     for programs, dtype, out, right in reductions():
         for rows, n, parts, block in ((1, 1, 1, 32), (3, 31, 2, 64),
@@ -78,7 +78,7 @@ def test_reduce_rows():
         no_races(programs[0], "reduce_rows", *launch)
 
 
-# chapters/gradients/kernels.md:438
+# chapters/gradients/kernels.md:450
 def test_reduce_columns():
     for programs, dtype, out, right in reductions():
         for outer, n, inner in ((1, 1, 1), (3, 31, 5), (5, 100, 33)):
@@ -92,7 +92,7 @@ def test_reduce_columns():
         no_races(programs[0], "reduce_columns", *launch)
 
 
-# chapters/gradients/kernels.md:454
+# chapters/gradients/kernels.md:466
 def test_reduce_what_is_special():
     x = np.random.default_rng(0).standard_normal((2, 9999)).astype("f4")
     y, z = np.zeros((2, 1), "f4"), np.zeros((2, 1), "f4")
@@ -106,7 +106,7 @@ def test_reduce_what_is_special():
     assert np.isnan(z[0, 0]) and z[1, 0] == -np.inf
 
 
-# chapters/gradients/kernels.md:598
+# chapters/gradients/kernels.md:614
 def test_softmax():
     random = np.random.default_rng(0)
     for real, dtype, most in (("float", np.float32, 1e-6),
@@ -125,7 +125,7 @@ def test_softmax():
         no_races(program, "softmax", *launch)
 
 
-# chapters/gradients/kernels.md:617
+# chapters/gradients/kernels.md:633
 def test_softmax_of_infinities():
     x = np.float32([[0, -np.inf, 0, -np.inf], [np.inf, 0, 1, 2]])
     y = np.zeros_like(x)
@@ -133,7 +133,7 @@ def test_softmax_of_infinities():
     assert y[0].tolist() == [0.5, 0, 0.5, 0] and np.isnan(y[1, 0])
 
 
-# chapters/gradients/kernels.md:784
+# chapters/gradients/kernels.md:804
 def check_layernorm(x, g, w, b, y, dx, dw, db):
     """Against the formulas, in float64."""
     r = 1 / np.sqrt(x.var(1, keepdims=True) + 1e-5)
@@ -145,7 +145,7 @@ def check_layernorm(x, g, w, b, y, dx, dw, db):
         assert np.allclose(ours, theirs, atol=2e-4 * np.abs(r).max())
 
 
-# chapters/gradients/kernels.md:798
+# chapters/gradients/kernels.md:818
 def test_layernorm():
     random = np.random.default_rng(0)
     for program in shipped("layernorm.cu"):
@@ -170,7 +170,7 @@ def test_layernorm():
              *kept, dx)
 
 
-# chapters/gradients/kernels.md:826
+# chapters/gradients/kernels.md:846
 def test_layernorm_far_from_zero():
     x = np.random.default_rng(0).standard_normal((8, 500)) + 10_000
     x = x.astype("f4")
@@ -183,12 +183,12 @@ def test_layernorm_far_from_zero():
     assert np.abs(y.std(1) - 1).max() < 1e-3
 
 
-# chapters/gradients/kernels.md:1255
+# chapters/gradients/kernels.md:1283
 SIZES = ((1, 1, 1), (31, 33, 17), (128, 128, 32), (130, 257, 40), (7, 1, 99))
 ZERO = np.int64(0)
 
 
-# chapters/gradients/kernels.md:1259
+# chapters/gradients/kernels.md:1287
 def check_product(program, name, dtype, tolerance, sizes=SIZES):
     """A stack of two products of each size, against float64."""
     random = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def check_product(program, name, dtype, tolerance, sizes=SIZES):
         assert np.abs(c - right).max() <= tolerance * np.sqrt(k), (m, n, k)
 
 
-# chapters/gradients/kernels.md:1277
+# chapters/gradients/kernels.md:1305
 def test_gemm():
     for program in shipped("gemm.cu"):
         check_product(program, "gemm", np.float32, 1e-5)
@@ -214,7 +214,7 @@ def test_gemm():
              *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1287
+# chapters/gradients/kernels.md:1315
 def test_gemm_tensor():
     for flags, dtype, tolerance in (
             ((), np.float16, 1e-5), (("-DTF32",), np.float32, 4e-3),
@@ -227,6 +227,6 @@ def test_gemm_tensor():
                  x.astype("f4"), *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1300
+# chapters/gradients/kernels.md:1328
 def test_products_of_nothing_are_zero():
     check_product(shipped("gemm.cu")[0], "gemm", np.float32, 1, ((3, 5, 0),))
