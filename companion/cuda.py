@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:5544f8ef2c1e  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7033513ed200  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -217,7 +217,7 @@ class Emulator:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1496
+    # chapters/gradients/gpu.md:1497
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -229,12 +229,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1807
+    # chapters/gradients/gpu.md:1808
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1957
+    # chapters/gradients/gpu.md:1958
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -488,7 +488,7 @@ class Card:
                                      cuda.runtime.memcpyDefault, stream.ptr)
         stream.synchronize()
 
-    # chapters/gradients/gpu.md:1448
+    # chapters/gradients/gpu.md:1449
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -503,7 +503,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1718
+    # chapters/gradients/gpu.md:1719
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -511,13 +511,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1814
+    # chapters/gradients/gpu.md:1815
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1912
+    # chapters/gradients/gpu.md:1913
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -528,7 +528,7 @@ class Card:
         """Copies under way: event, memory they read, memory they write."""
         return []
 
-    # chapters/gradients/gpu.md:1928
+    # chapters/gradients/gpu.md:1929
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -631,7 +631,7 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1408
+# chapters/gradients/gpu.md:1409
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -648,7 +648,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1424
+# chapters/gradients/gpu.md:1425
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -658,7 +658,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1437
+# chapters/gradients/gpu.md:1438
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -668,7 +668,7 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1469
+# chapters/gradients/gpu.md:1470
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -685,14 +685,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1485
+# chapters/gradients/gpu.md:1486
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1781
+# chapters/gradients/gpu.md:1782
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -706,7 +706,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1794
+# chapters/gradients/gpu.md:1795
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:034aefc0b0bd
+# Tangled from gpu: edit there, `make tangle`. sha256:c1fbcda17b9f
 from __future__ import annotations
 
 import functools
@@ -82,7 +82,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1699
+    # chapters/gradients/gpu.md:1700
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = np.empty(self.nbytes, np.uint8)
@@ -104,7 +104,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1849
+    # chapters/gradients/gpu.md:1850
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -126,7 +126,7 @@ class GPU(Device):
         self.card.upload(out.address, source.array)
         return out
 
-    # chapters/gradients/gpu.md:1242
+    # chapters/gradients/gpu.md:1243
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
@@ -150,7 +150,7 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:874
+    # chapters/gradients/gpu.md:875
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
@@ -169,7 +169,7 @@ class GPU(Device):
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:1179
+    # chapters/gradients/gpu.md:1180
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -187,7 +187,7 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1251
+    # chapters/gradients/gpu.md:1252
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
@@ -202,7 +202,7 @@ class GPU(Device):
                 f"an axis of length {note[2]} allows {-note[2]} to "
                 f"{note[2] - 1} (found on {self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1728
+    # chapters/gradients/gpu.md:1729
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -216,7 +216,7 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1831
+    # chapters/gradients/gpu.md:1832
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
@@ -228,7 +228,7 @@ class GPU(Device):
             f"that are not needed (a loss kept without .item() keeps its "
             f"whole graph), or use no_grad where no gradient is wanted")
 
-    # chapters/gradients/gpu.md:1969
+    # chapters/gradients/gpu.md:1970
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -318,7 +318,7 @@ TYPES: dict[DType, Types] = {
 }
 
 # chapters/gradients/gpu.md:567
-HEAD = 'extern "C" __global__ void __launch_bounds__(256, 4) '
+HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
         2: "{0}(Walk w, {1} *out, const T *x, const T *y) "
@@ -351,7 +351,7 @@ def program(card: Any, dtype: DType) -> Program:
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:822
+# chapters/gradients/gpu.md:823
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
@@ -412,19 +412,20 @@ def folds(dtype: DType) -> Iterator[str]:
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
         for way, form in product(("rows", "columns"), forms(dtype)):
             result, source = FORMS[form]
-            yield (f"{HEAD}{op}_{way}{form}(Walk kept, Walk along, "
-                   f"i64 piece, {result} *out, const {source} *x) "
-                   f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
+            if (way, form) != ("columns", "_last"):  # parts lie in rows
+                yield (f"{HEAD}{op}_{way}{form}(Walk kept, Walk along, "
+                       f"i64 piece, {result} *out, const {source} *x) "
+                       f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:837
+# chapters/gradients/gpu.md:838
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:843
+# chapters/gradients/gpu.md:844
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -434,19 +435,19 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:852
+# chapters/gradients/gpu.md:853
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:861
+# chapters/gradients/gpu.md:862
 TOTALS = {"int": int32, "long long": int64,
           "float": float32, "double": float64}
 
 
-# chapters/gradients/gpu.md:865
+# chapters/gradients/gpu.md:866
 def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     """The shape of a block, and how many results it folds."""
     if how == "columns":
@@ -454,7 +455,7 @@ def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
 
 
-# chapters/gradients/gpu.md:896
+# chapters/gradients/gpu.md:897
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -475,7 +476,7 @@ def fold(op: Op) -> Callable[..., None]:
     return launch
 
 
-# chapters/gradients/gpu.md:916
+# chapters/gradients/gpu.md:917
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
     total = TOTALS[TYPES[out.dtype].total]
@@ -485,7 +486,7 @@ def fill(gpu: GPU, out: Buffer, value: Any) -> None:
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:975
+# chapters/gradients/gpu.md:976
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -494,20 +495,20 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:1038
+# chapters/gradients/gpu.md:1039
 @functools.cache
 def leaf_program(card: Any) -> Program:
     """The kernels that make numbers from nothing."""
     return card.compile(kernel_text("kernels/leaves.cu"))
 
 
-# chapters/gradients/gpu.md:1044
+# chapters/gradients/gpu.md:1045
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
     leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
                              out.address)
 
 
-# chapters/gradients/gpu.md:1049
+# chapters/gradients/gpu.md:1050
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
     if not key.view.is_dense:
@@ -520,7 +521,7 @@ def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:1092
+# chapters/gradients/gpu.md:1093
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -529,7 +530,7 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
         copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:1100
+# chapters/gradients/gpu.md:1101
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -539,11 +540,11 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:1174
+# chapters/gradients/gpu.md:1175
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1200
+# chapters/gradients/gpu.md:1201
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
     if index.dtype is not int64:
@@ -551,7 +552,7 @@ def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1207
+# chapters/gradients/gpu.md:1208
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -560,7 +561,7 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1215
+# chapters/gradients/gpu.md:1216
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
@@ -576,7 +577,7 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1328
+# chapters/gradients/gpu.md:1329
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -584,7 +585,7 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1335
+# chapters/gradients/gpu.md:1336
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
@@ -597,7 +598,7 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1362
+# chapters/gradients/gpu.md:1363
 def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
     """(products, step of each) and (place of each), a launch at a time."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
@@ -608,7 +609,7 @@ def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
         yield (*inner, *at)
 
 
-# chapters/gradients/gpu.md:1529
+# chapters/gradients/gpu.md:1530
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -621,7 +622,7 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1541
+# chapters/gradients/gpu.md:1542
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -631,7 +632,7 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, dense)
 
 
-# chapters/gradients/gpu.md:1553
+# chapters/gradients/gpu.md:1554
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -656,7 +657,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1623
+# chapters/gradients/gpu.md:1624
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -674,7 +675,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1749
+# chapters/gradients/gpu.md:1750
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -683,22 +684,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1706
+# chapters/gradients/gpu.md:1707
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1742
+# chapters/gradients/gpu.md:1743
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1825
+# chapters/gradients/gpu.md:1826
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1977
+# chapters/gradients/gpu.md:1978
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
              ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on `device`, each copied while earlier ones are used."""
@@ -711,7 +712,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
         yield arrived(sent.popleft())
 
 
-# chapters/gradients/gpu.md:1989
+# chapters/gradients/gpu.md:1990
 def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
             ) -> tuple[Tensor, ...]:
     """A batch that kernels launched from now on may use."""
@@ -720,11 +721,11 @@ def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
     return tuple([tensor for tensor, _ in batch])
 
 
-# chapters/gradients/gpu.md:2097
+# chapters/gradients/gpu.md:2098
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2100
+# chapters/gradients/gpu.md:2101
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -741,7 +742,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2119
+# chapters/gradients/gpu.md:2120
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -764,7 +765,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2144
+# chapters/gradients/gpu.md:2145
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -780,7 +781,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2159
+# chapters/gradients/gpu.md:2160
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")

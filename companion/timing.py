@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:618c7706d0fe  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e3788ec458e0  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -247,5 +247,5 @@ class Timed:
 # chapters/gradients/mnist.md:652
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2176
+# chapters/gradients/gpu.md:2177
 BENCHES["gpu"] = "companion.gpu"

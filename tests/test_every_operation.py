@@ -705,7 +705,7 @@ PRODUCTS = {"styles": EVERY, "scale": 16}
 add("matmul", products, **PRODUCTS)
 add("__matmul__", products, np.matmul, **PRODUCTS)
 add("__rmatmul__", product_with_an_array, lambda b, a: a @ b,
-    lambda y, x: x.numpy() @ y, lambda u, t: t @ u, **PRODUCTS)
+    lambda y, x: y.__rmatmul__(x), lambda u, t: t @ u, **PRODUCTS)
 add("dot", vectors(same=True), **PRODUCTS)
 add("outer", vectors(same=False), **PRODUCTS)
 

@@ -1,5 +1,5 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:4dddefaeca70 */
-#line 992 "chapters/gradients/gpu.md"
+/* Tangled from gpu: edit there, `make tangle`. sha256:7c09f7fa7068 */
+#line 993 "chapters/gradients/gpu.md"
 typedef unsigned long long u64;
 
 extern "C" __global__ void iota(long long n, long long *out)
@@ -15,7 +15,7 @@ __device__ inline void mix(unsigned &x, unsigned &y, int r)
     y = x ^ (y << r | y >> (32 - r));
 }
 
-#line 1011 "chapters/gradients/gpu.md"
+#line 1012 "chapters/gradients/gpu.md"
 // Threefry-2x32, 20 rounds: two numbers in [0, 1) from one counter.
 extern "C" __global__ void uniform(long long n, float *out, const u64 *key)
 {

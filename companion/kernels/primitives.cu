@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:81e0dc1c568f */
+/* Tangled from gpu: edit there, `make tangle`. sha256:58740da3ef31 */
 #line 311 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -227,7 +227,7 @@ columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 1117 "chapters/gradients/gpu.md"
+#line 1118 "chapters/gradients/gpu.md"
 // Whether index j counts n things, from either end; if not, a note.
 __device__ inline bool inside(i64 &j, i64 n, i64 *fault)
 {
@@ -252,7 +252,7 @@ extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1147 "chapters/gradients/gpu.md"
+#line 1148 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -274,7 +274,7 @@ extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
     }
 }
 
-#line 1513 "chapters/gradients/gpu.md"
+#line 1514 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {
