@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from companion import Arrays, Compose, DataLoader, RandomFlip, RandomShift
@@ -140,6 +141,7 @@ print(json.dumps([row["loss"] for row in run.history]))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(tmp_path):
     """Killed in its first, second and third epoch, with other workers."""
 

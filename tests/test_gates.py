@@ -76,6 +76,7 @@ def test_a_library_that_uses_a_name_of_nowhere(book):
     assert "Tensorial" in told
 
 
+@pytest.mark.slow
 def test_a_library_that_was_edited_by_hand(book):
     module = book / "companion" / "view.py"
     module.write_text(module.read_text() + "\nEDITED = True\n")

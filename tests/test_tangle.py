@@ -686,6 +686,7 @@ def test_the_tools_tangle_themselves():
         assert (ROOT / file).read_text() == library.files[file], file
 
 
+@pytest.mark.slow
 def test_tools_that_changed_run_again(tmp_path):
     shutil.copytree(ROOT / "companion", tmp_path / "companion")
     for name in ("_toc.yml", "intro.md", "chapters"):
