@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:a0a2222d288e
+# Tangled from autograd: edit there, `make tangle`. sha256:9720c4041e53
 from __future__ import annotations
 
 import math
@@ -198,7 +198,7 @@ GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
 # chapters/gradients/autograd.md:547
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
-                    lambda g, y, a, b, _: a.mT @ g)
+                    lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
     lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
     None)

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:38eb22f02a22
+# Tangled from losses: edit there, `make tangle`. sha256:9026402c7521
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -97,7 +97,15 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:431
+# chapters/tensors/losses.md:425
+def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
+    """Whether every target is a class, and none is ignored."""
+    classes = x.shape[-1]
+    strays = (target % classes != target).sum().item()
+    return not strays and not 0 <= ignore_index < classes
+
+
+# chapters/tensors/losses.md:442
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = alike(x, share)
@@ -108,7 +116,7 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     return -(where(share == 0, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:441
+# chapters/tensors/losses.md:452
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -121,7 +129,7 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:455
+# chapters/tensors/losses.md:466
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
@@ -137,6 +145,10 @@ def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
     wide, dtype = widened(x), floating(x).dtype
     if holds_shares(x, target):
         loss = share_loss(wide, widened(target), label_smoothing)
+        return reduced(loss, reduction, dtype)
+    target = target.to(int64)
+    if all_count(x, target, ignore_index):
+        loss = label_loss(wide, target, label_smoothing)
         return reduced(loss, reduction, dtype)
     labels, counted = labels_of(x, target, ignore_index)
     loss = label_loss(wide, labels, label_smoothing)
