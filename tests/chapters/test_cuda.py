@@ -1,13 +1,13 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:ea3e0e73b371
+# Tangled from cuda: edit there, `make tangle`. sha256:4ef071e9153b
 from __future__ import annotations
 
 import numpy as np
 
-from companion.cuda import Emulator, Traffic, races, trace, traffic
+from companion.cuda import Emulator, Traffic, on_card, races, trace, traffic
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1672
+# chapters/gradients/cuda.md:1685
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -35,7 +35,7 @@ extern "C" __global__ void where(int *y) {
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1702
+# chapters/gradients/cuda.md:1715
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -51,7 +51,7 @@ def test_threads_wait_in_every_order():
         assert bits[0] == sum(1 << i for i in range(0, 32, 3))
 
 
-# chapters/gradients/cuda.md:1718
+# chapters/gradients/cuda.md:1731
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -61,7 +61,7 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1731
+# chapters/gradients/cuda.md:1744
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -80,7 +80,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1749
+# chapters/gradients/cuda.md:1762
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -90,7 +90,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1761
+# chapters/gradients/cuda.md:1774
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -103,7 +103,7 @@ def test_broken_kernels_are_told():
         assert np.isnan(x).all()
 
 
-# chapters/gradients/cuda.md:1774
+# chapters/gradients/cuda.md:1790
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -116,11 +116,14 @@ def test_bad_launches_are_told():
         unset, 1, 1, np.float32(1))
     assert "np.float32" in complaint_of(unset, 1, 1, 1.5)
     assert "pass a copy" in complaint_of(unset, 1, 1, x[::2])
+    assert "cupy.asarray" in complaint_of(on_card, x)
+    assert "np.float32" in complaint_of(on_card, 1.5)
+    assert on_card(2 ** 40) == 2 ** 40 and on_card(print) is print
     assert "longer one" in complaint_of(
         Emulator().compile, BROKEN, "-DT=float")
 
 
-# chapters/gradients/cuda.md:1792
+# chapters/gradients/cuda.md:1811
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -130,18 +133,19 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1802
+# chapters/gradients/cuda.md:1821
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
     for struct in (some, some[()]):
+        assert on_card(struct).shape == (1,) and on_card(struct)[0] == some
         y = np.zeros(8, np.float32)
         Emulator().compile(PASSING)["fill"](
             1, 8, struct, np.int8(10), np.bool_(True), y.ctypes.data)
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1816
+# chapters/gradients/cuda.md:1836
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -154,7 +158,7 @@ def test_errors_in_kernels_name_the_line():
     assert complaint(nvrtc) == 'page.md, line 8: identifier "x" is undefined'
 
 
-# chapters/gradients/cuda.md:1830
+# chapters/gradients/cuda.md:1850
 WORDS = """
 extern "C" __global__ void words(double *y, int *n) {
   double found[] = {
@@ -169,7 +173,7 @@ extern "C" __global__ void words(double *y, int *n) {
 """
 
 
-# chapters/gradients/cuda.md:1845
+# chapters/gradients/cuda.md:1865
 def test_words_mean_what_they_mean_in_cuda():
     y, n = np.zeros(21), np.zeros(1, np.int32)
     Emulator().compile(WORDS)["words"](1, 1, y, n)
@@ -178,7 +182,7 @@ def test_words_mean_what_they_mean_in_cuda():
     assert n[0] == 6
 
 
-# chapters/gradients/cuda.md:1857
+# chapters/gradients/cuda.md:1877
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -191,7 +195,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:1870
+# chapters/gradients/cuda.md:1890
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -209,7 +213,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:1891
+# chapters/gradients/cuda.md:1911
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -222,7 +226,7 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1904
+# chapters/gradients/cuda.md:1924
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -233,7 +237,7 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1917
+# chapters/gradients/cuda.md:1937
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -246,7 +250,7 @@ def test_traces_stop_what_leaves_its_arrays():
     assert len(trace(program, "f", 1, 1, np.int32(-1), x)) == 0
 
 
-# chapters/gradients/cuda.md:1930
+# chapters/gradients/cuda.md:1950
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -260,7 +264,7 @@ def test_races_between_blocks_and_within_warps():
     assert found["shared"].sum() == 128 and len(found) == 192
 
 
-# chapters/gradients/cuda.md:1947
+# chapters/gradients/cuda.md:1967
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;

@@ -1,4 +1,4 @@
-# Tangled from kernels: edit there, `make tangle`. sha256:4fd32877fba6
+# Tangled from kernels: edit there, `make tangle`. sha256:4c3e39b8f10c
 from __future__ import annotations
 
 import ml_dtypes
@@ -183,12 +183,12 @@ def test_layernorm_far_from_zero():
     assert np.abs(y.std(1) - 1).max() < 1e-3
 
 
-# chapters/gradients/kernels.md:1283
+# chapters/gradients/kernels.md:1285
 SIZES = ((1, 1, 1), (31, 33, 17), (128, 128, 32), (130, 257, 40), (7, 1, 99))
 ZERO = np.int64(0)
 
 
-# chapters/gradients/kernels.md:1287
+# chapters/gradients/kernels.md:1289
 def check_product(program, name, dtype, tolerance, sizes=SIZES):
     """A stack of two products of each size, against float64."""
     random = np.random.default_rng(0)
@@ -204,7 +204,7 @@ def check_product(program, name, dtype, tolerance, sizes=SIZES):
         assert np.abs(c - right).max() <= tolerance * np.sqrt(k), (m, n, k)
 
 
-# chapters/gradients/kernels.md:1305
+# chapters/gradients/kernels.md:1307
 def test_gemm():
     for program in shipped("gemm.cu"):
         check_product(program, "gemm", np.float32, 1e-5)
@@ -214,7 +214,7 @@ def test_gemm():
              *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1315
+# chapters/gradients/kernels.md:1317
 def test_gemm_tensor():
     for flags, dtype, tolerance in (
             ((), np.float16, 1e-5), (("-DTF32",), np.float32, 4e-3),
@@ -227,6 +227,6 @@ def test_gemm_tensor():
                  x.astype("f4"), *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1328
+# chapters/gradients/kernels.md:1330
 def test_products_of_nothing_are_zero():
     check_product(shipped("gemm.cu")[0], "gemm", np.float32, 1, ((3, 5, 0),))
