@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7033513ed200  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7972c61f44c0  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -552,13 +552,23 @@ class Card:
 # chapters/gradients/cuda.md:1579
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
-    """CuPy takes a struct as an array of one structured element."""
-    kernel(grid, block, tuple(
-        np.array([value]) if isinstance(value, np.void) else value
-        for value in arguments))
+    kernel(grid, block, tuple(map(on_card, arguments)))
 
 
-# chapters/gradients/cuda.md:1589
+# chapters/gradients/cuda.md:1588
+def on_card(value: Any) -> Any:
+    """An argument as CuPy's launches want it."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("this array lies in the processor's memory, and a "
+                        "card needs it in its own: cupy.asarray(x)")
+    if not isinstance(value, (int, float, np.generic, np.ndarray)):
+        return value  # CuPy's own
+    value = scalar(value)
+    whole = isinstance(value, (np.void, np.ndarray))
+    return np.asarray(value).reshape(1) if whole else value
+
+
+# chapters/gradients/cuda.md:1602
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -567,7 +577,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1601
+# chapters/gradients/cuda.md:1614
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -576,7 +586,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1609
+# chapters/gradients/cuda.md:1622
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -593,7 +603,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1627
+# chapters/gradients/cuda.md:1640
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
@@ -604,7 +614,7 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1338
+# chapters/gradients/kernels.md:1340
 class Processor(NamedTuple):
     """What one processor of a card holds; memory in bytes."""
 
@@ -620,7 +630,7 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1353
+# chapters/gradients/kernels.md:1355
 def occupancy(use: Usage, threads: int, arch: str) -> float:
     """The share of a processor's threads that blocks of a size fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)

@@ -1,9 +1,10 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:371cb8340a08 */
+/* Tangled from kernels: edit there, `make tangle`. sha256:f81d52f1d460 */
 #line 987 "chapters/gradients/kernels.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <mma.h>
 
+#define TWO_BLOCKS __launch_bounds__(256, 2)
 enum { SIDE = 128, DEPTH = 8 };
 
 /* a matrix in memory, and zeros around it */
@@ -19,9 +20,8 @@ template <class E> struct Matrix {
 struct Strips { float4 a[DEPTH][SIDE / 4 + 1], b[DEPTH][SIDE / 4]; };
 
 /* fetch a strip of A, turned, and a strip of B */
-__device__ void fetch_strips(Strips &to, const Matrix<float> &a,
-                             const Matrix<float> &b, int top, int over,
-                             int q) {
+__device__ void fetch_strips(Strips &to, Matrix<float> a, Matrix<float> b,
+                             int top, int over, int q) {
 #pragma unroll
   for (int e = threadIdx.x; e < SIDE * DEPTH; e += 256) {
     int i = e / DEPTH, p = e % DEPTH, r = e / SIDE, j = e % SIDE;
@@ -51,21 +51,23 @@ __device__ void multiply_strips(const Strips &from, int tx, int ty,
 /* four neighbours of C[m, n], at once where their address allows */
 __device__ void store_four(const float *from, float *c, int m, int n, int i,
                            int j) {
+  if (i >= m) return;
   float *to = c + (long long)i * n + j;
-  bool wide = (unsigned long long)c % 16 == 0 && n % 4 == 0;
-  if (i < m && j < n && wide)
+  if (j + 4 <= n && (unsigned long long)to % 16 == 0) {
     *(float4 *)to = make_float4(from[0], from[1], from[2], from[3]);
+  } else {
 #pragma unroll
-  for (int e = 0; e < 4; e++)
-    if (i < m && j + e < n && !wide) to[e] = from[e];
+    for (int e = 0; e < 4; e++)
+      if (j + e < n) to[e] = from[e];
+  }
 }
 
-#line 1061 "chapters/gradients/kernels.md"
+#line 1063 "chapters/gradients/kernels.md"
 /* C[m, n] = A[m, k] B[k, n], for a stack whose members lie sa, sb, sc
    apart; grid (n / 128, m / 128, stack) rounded up, block 256 */
-extern "C" __global__ void gemm(int m, int n, int k, const float *a,
-                                const float *b, float *c, long long sa,
-                                long long sb, long long sc) {
+extern "C" __global__ TWO_BLOCKS void gemm(
+    int m, int n, int k, const float *a, const float *b, float *c,
+    long long sa, long long sb, long long sc) {
   __shared__ Strips strips;
   int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
   int top = blockIdx.y * SIDE, over = blockIdx.x * SIDE;
@@ -84,7 +86,7 @@ extern "C" __global__ void gemm(int m, int n, int k, const float *a,
                over + e % 2 * 64 + tx * 4);
 }
 
-#line 1135 "chapters/gradients/kernels.md"
+#line 1137 "chapters/gradients/kernels.md"
 #if (defined TF32 || defined BF16) && __CUDA_ARCH__ < 800
 #error "tf32 and bfloat16 need the tensor cores of sm_80 or later"
 #endif
@@ -107,7 +109,7 @@ enum { STEP = sizeof(IN) == 2 ? 16 : 8, THICK = 2 * STEP,
 
 struct Slabs { IN a[SIDE][THICK + SKEW], b[THICK][SIDE + SKEW]; };
 
-#line 1163 "chapters/gradients/kernels.md"
+#line 1165 "chapters/gradients/kernels.md"
 __device__ IN rounded(IN x) {
 #ifdef TF32
   return nvcuda::wmma::__float_to_tf32(x);
@@ -126,7 +128,7 @@ __device__ void fetch_slabs(Slabs &to, const Matrix<IN> &a,
   }
 }
 
-#line 1187 "chapters/gradients/kernels.md"
+#line 1189 "chapters/gradients/kernels.md"
 template <class Use>
 using Fragment = nvcuda::wmma::fragment<Use, 16, 16, STEP, ELEMENT,
                                         nvcuda::wmma::row_major>;
@@ -152,7 +154,7 @@ __device__ void multiply_slabs(const Slabs &from, int up, int side,
   }
 }
 
-#line 1218 "chapters/gradients/kernels.md"
+#line 1220 "chapters/gradients/kernels.md"
 /* write a fragment to row i and column j of C[m, n], by way of `room` */
 __device__ void store(const Total &sum, float (&room)[16][20], OUT *c, int m,
                       int n, int i, int j) {
@@ -166,11 +168,11 @@ __device__ void store(const Total &sum, float (&room)[16][20], OUT *c, int m,
   __syncwarp();
 }
 
-#line 1235 "chapters/gradients/kernels.md"
+#line 1237 "chapters/gradients/kernels.md"
 /* gemm on tensor cores; the grid and the block are the same */
-extern "C" __global__ void gemm_tensor(int m, int n, int k, const IN *a,
-                                       const IN *b, OUT *c, long long sa,
-                                       long long sb, long long sc) {
+extern "C" __global__ TWO_BLOCKS void gemm_tensor(
+    int m, int n, int k, const IN *a, const IN *b, OUT *c, long long sa,
+    long long sb, long long sc) {
   __shared__ __align__(32) Slabs slabs;
   __shared__ __align__(32) float room[8][16][20];
   int warp = threadIdx.x / 32, up = warp / 2 * 32, side = warp % 2 * 64;
