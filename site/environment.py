@@ -50,9 +50,9 @@ def check_compiler():
     names = [named] if named else ["cc", "gcc", "clang"]
     if not any(map(compiles, names)):
         fail(
-            f"a C compiler is needed, and {', '.join(names)} did not compile "
-            "a C program: install one (Debian, Ubuntu: apt install gcc "
-            "libc6-dev; macOS: xcode-select --install), or name yours "
+            f"a compiler of C and C++ is needed, and {', '.join(names)} did "
+            "not compile a program: install one (Debian, Ubuntu: apt install "
+            "g++; macOS: xcode-select --install), or name yours "
             "(make book CC=clang)"
         )
 
@@ -64,10 +64,16 @@ def compiles(name):
     with tempfile.TemporaryDirectory() as folder:
         source = os.path.join(folder, "one.c")
         with open(source, "w") as file:
-            file.write("#include <math.h>\nint main(void) { return 0; }\n")
-        command = [*compiler, source, "-o", os.path.join(folder, "one")]
-        run = subprocess.run(command, stderr=subprocess.DEVNULL)
-        return run.returncode == 0
+            file.write("#include <math.h>\nint main() { return 0; }\n")
+        program = os.path.join(folder, "one")
+        return all(
+            subprocess.run(
+                [*compiler, "-x", language, source, "-o", program],
+                stderr=subprocess.DEVNULL,
+            ).returncode
+            == 0
+            for language in ("c", "c++")
+        )
 
 
 def make_venv():

@@ -76,16 +76,28 @@ def test_old_pythons_can_read_the_script(root):
 
 def test_no_compiler(machine):
     assert only_error(machine("python3")) == (
-        "error: a C compiler is needed, and cc, gcc, clang did not compile "
-        "a C program: install one (Debian, Ubuntu: apt install gcc "
-        "libc6-dev; macOS: xcode-select --install), or name yours "
+        "error: a compiler of C and C++ is needed, and cc, gcc, clang did "
+        "not compile a program: install one (Debian, Ubuntu: apt install "
+        "g++; macOS: xcode-select --install), or name yours "
         "(make book CC=clang)"
     )
 
 
 def test_a_compiler_that_does_not_work(machine):
     run = machine("python3", "cc", "false", CC="false")
-    assert "and false did not compile a C program" in only_error(run)
+    assert "and false did not compile a program" in only_error(run)
+
+
+def test_a_compiler_without_its_other_half(machine):
+    """Debian's gcc reads no C++ before g++ is installed."""
+    half = machine.bin / "gcc"
+    half.write_text(f"""#!/bin/sh
+case "$*" in *c++*) exit 1;; esac
+exec {shutil.which("cc")} "$@"
+""")
+    half.chmod(0o755)
+    line = only_error(machine("python3", "as", "ld", CC="gcc"))
+    assert "a compiler of C and C++ is needed, and gcc did not" in line
 
 
 @pytest.mark.slow

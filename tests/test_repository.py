@@ -89,7 +89,7 @@ def attribute(root, name, *paths):
 @pytest.mark.parametrize("folder", ["companion", "tests/chapters"])
 def test_generated_files_say_so(root, folder):
     files = sorted((root / folder).rglob("*"))
-    sources = [x for x in files if x.suffix in {".py", ".c", ".cu"}]
+    sources = [x for x in files if x.suffix in {".py", ".c", ".cu", ".h"}]
     assert sources
     for file in sources:
         first = file.read_text(encoding="utf-8").split("\n", 1)[0]
