@@ -9,6 +9,11 @@ COLOURED = set(
     " m mb mf mh mi mo il c c1 cm ch cs cp cpf gi gd hll pre".split()
 )
 TOKEN = re.compile(r'<span class="([a-z0-9]{1,3})">([^<]*)</span>')
+CODE = re.compile(
+    r'<code class="docutils literal notranslate"><span class="pre">'
+    r"([^<]*)</span></code>"
+)
+INDEX = "chapters/front/identifiers"  # thousands of links, and little else
 FOLD = '<summary aria-label="Toggle hidden content">'
 STYLES = (
     "basic.css",
@@ -25,6 +30,9 @@ def lighten(app, pagename, templatename, context, doctree):
     """
     body = context.get("body", "")
     context["body"] = TOKEN.sub(plain, body).replace(FOLD, "<summary>")
+    if pagename == INDEX:
+        short = CODE.sub(r"<code>\1</code>", context["body"])
+        context["body"] = short.replace(' class="reference internal"', "")
     if 'class="math' not in body:
         scripts = context.get("script_files", [])
         context["script_files"] = [s for s in scripts if not is_math(s)]

@@ -135,14 +135,14 @@ def test_real_digits_are_read(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_command_exits_with_the_status(tmp_path):
+def test_the_command_exits_with_the_status(root, tmp_path):
     code = ("import sys; import companion.milestones.perceptron as m; "
             "from companion.milestones import report; "
             "m.milestone = lambda: report.Report('x', 'm', 0.5, 0.9, "
             "[{'seed': 0}], 1.0); from companion.__main__ import main; "
             "sys.exit(main(['milestone', '1957', '--out', sys.argv[1]]))")
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)],
-                          capture_output=True, text=True)
+                          cwd=root, capture_output=True, text=True)
     assert done.returncode == 1 and "MISSED" in done.stdout
 
 

@@ -1,16 +1,21 @@
 """nbval runs each notebook on a library of the reader's choice."""
 
 import functools
+import importlib
 import os
-import subprocess
 import sys
 
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-from companion.literate.execute import tagged
+from companion.literate.execute import gpu_name, tagged
 from companion.literate.source import read_book
 from companion.literate.stage import stage
+
+# To import this file, pytest has made a package of the folder `site`, in
+# the place of Python's module of that name, which CuPy asks for folders.
+del sys.modules["site"]
+importlib.import_module("site")
 
 
 def pytest_addoption(parser):
@@ -41,17 +46,10 @@ def pytest_runtest_setup(item):
         return (yield)
 
 
-def has_gpu(root):
-    """Ask in another process: in this one `site` is the book's folder."""
-    ask = "from companion.literate.execute import gpu_name as f; print(f())"
-    said = subprocess.check_output([sys.executable, "-c", ask], cwd=root)
-    return said.strip() != b"None"
-
-
 def pytest_collection_modifyitems(config, items):
     """Where there is no GPU, leave out the cells that need one."""
     on_gpu = [i for i in items if isinstance(i, IPyNbCell)
               and tagged(i.cell, "gpu")]  # fmt: skip
-    if on_gpu and not has_gpu(config.rootpath):
+    if on_gpu and not gpu_name():
         items[:] = [item for item in items if item not in on_gpu]
         config.hook.pytest_deselected(items=on_gpu)
