@@ -402,3 +402,10 @@ def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
     failed = build(copy)
     assert failed.returncode != 0
     assert f"chapters/sums.md:{line}: TypeError" in failed.stderr
+
+
+def test_cells_of_cuda_leave_the_lexer_of_c_as_it_is(root):
+    """Pygments merges the rules of parents into one another, in order."""
+    code = ("from companion.literate.weave import CudaCell; CudaCell(); "
+            "from pygments.lexers import CLexer; CLexer()")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)

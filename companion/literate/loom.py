@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:af786038a6af
+# Tangled from weave: edit there, `make tangle`. sha256:9481024a9198
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -73,7 +73,7 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:1021
+    # chapters/appendix/weave.md:1025
     def files_after(self, count):
         """The files, tests included, that the first chapters make."""
         if count not in self.stages:
@@ -82,7 +82,7 @@ class Loom:
             self.stages[count] = tangle(book).files
         return self.stages[count]
 
-    # chapters/appendix/weave.md:1154
+    # chapters/appendix/weave.md:1158
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -175,14 +175,14 @@ def paragraph(*words, style=""):
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:737
+# chapters/appendix/weave.md:741
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/weave.md:835
+# chapters/appendix/weave.md:839
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:f7465dca3a1c
+# Tangled from weave: edit there, `make tangle`. sha256:a0601965b681
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -101,10 +101,8 @@ def caption(page, cell):
 
 
 # chapters/appendix/weave.md:567
-class CCell(CLexer):
-    """C that may begin with the cell magic `%%c`."""
-
-    name, aliases = "C cell", ["c-cell"]
+class AfterMagic:
+    """A lexer that begins behind a cell magic in the first line."""
 
     def get_tokens_unprocessed(self, text, stack=("root",)):
         magic = text[: text.find("\n") + 1] if text[:2] == "%%" else ""
@@ -114,21 +112,28 @@ class CCell(CLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:580
-class CudaCell(CCell, CudaLexer):
+# chapters/appendix/weave.md:578
+class CCell(AfterMagic, CLexer):
+    """C that may begin with the cell magic `%%c`."""
+
+    name, aliases = "C cell", ["c-cell"]
+
+
+# chapters/appendix/weave.md:584
+class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:608
+# chapters/appendix/weave.md:612
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:614
+# chapters/appendix/weave.md:618
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -136,7 +141,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:621
+# chapters/appendix/weave.md:625
 def section_of(node):
     """The anchor of the section around a node, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -145,7 +150,7 @@ def section_of(node):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:646
+# chapters/appendix/weave.md:650
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -164,7 +169,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:668
+# chapters/appendix/weave.md:672
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -172,7 +177,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:675
+# chapters/appendix/weave.md:679
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -183,7 +188,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:706
+# chapters/appendix/weave.md:710
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page = app.env.docname
@@ -200,7 +205,7 @@ def link_names(app, doctree):
             literal.replace_self(target)
 
 
-# chapters/appendix/weave.md:984
+# chapters/appendix/weave.md:988
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -220,14 +225,14 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1032
+# chapters/appendix/weave.md:1036
 def bare(text):
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/weave.md:1038
+# chapters/appendix/weave.md:1042
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -239,7 +244,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1070
+# chapters/appendix/weave.md:1074
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -253,13 +258,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1087
+# chapters/appendix/weave.md:1091
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1092
+# chapters/appendix/weave.md:1096
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -270,20 +275,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1102
+# chapters/appendix/weave.md:1106
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1109
+# chapters/appendix/weave.md:1113
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1115
+# chapters/appendix/weave.md:1119
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -301,7 +306,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1175
+# chapters/appendix/weave.md:1179
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -312,7 +317,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1236
+# chapters/appendix/weave.md:1240
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -333,18 +338,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1256
+# chapters/appendix/weave.md:1260
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1264
+# chapters/appendix/weave.md:1268
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1267
+# chapters/appendix/weave.md:1271
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -368,13 +373,13 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1294
+# chapters/appendix/weave.md:1298
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1299
+# chapters/appendix/weave.md:1303
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -384,7 +389,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1334
+# chapters/appendix/weave.md:1338
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")

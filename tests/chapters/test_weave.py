@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:a8ca5e8ade9a
+# Tangled from weave: edit there, `make tangle`. sha256:766a3cade6f4
 import tempfile
 from pathlib import Path
 
@@ -136,7 +136,7 @@ def test_captions():
     assert text(sums, 1).endswith("view.py · replaces total, ")
 
 
-# chapters/appendix/weave.md:1058
+# chapters/appendix/weave.md:1062
 def test_changes():
     pairs, sums = on_the_loom(small)
     changed, added = changes(sums)
@@ -145,7 +145,7 @@ def test_changes():
     assert not any("chapters/" in line for line in changed.diff)
 
 
-# chapters/appendix/weave.md:1200
+# chapters/appendix/weave.md:1204
 def states(old="", new=""):
     """What the loom says of each page, after a change of chapter 1."""
     LOOM.load(small_book(pairs=PAIRS.replace(old, new)))
@@ -153,7 +153,7 @@ def states(old="", new=""):
     return [LOOM.state(page) for page in pages]
 
 
-# chapters/appendix/weave.md:1222
+# chapters/appendix/weave.md:1226
 def test_a_page_depends_on_the_code_before_it():
     asis = states()
     assert states("What a pair can do", "What pairs do") == asis
@@ -162,13 +162,13 @@ def test_a_page_depends_on_the_code_before_it():
     assert same == [True, False, False]
 
 
-# chapters/appendix/weave.md:1310
+# chapters/appendix/weave.md:1314
 THEME = {
     "repository_url": "https://github.com/someone/small",
     "repository_branch": "main",
 }
 
-# chapters/appendix/weave.md:1359
+# chapters/appendix/weave.md:1363
 CONFIG = {
     "extensions": ["myst_nb", "sphinx_external_toc", setup.__module__],
     "html_theme": "sphinx_book_theme",
@@ -179,7 +179,7 @@ CONFIG = {
 }
 
 
-# chapters/appendix/weave.md:1369
+# chapters/appendix/weave.md:1373
 def weave(folder):
     """Build the site of a book; return the folder of its pages."""
     out = folder / "_build/html"
@@ -192,14 +192,14 @@ def weave(folder):
     return out
 
 
-# chapters/appendix/weave.md:1401
+# chapters/appendix/weave.md:1405
 def select(name, selector):
     """The parts of a page of the small book that a selector finds."""
     text = (weave(small) / f"{name}.html").read_text()
     return BeautifulSoup(text, "html.parser").select(selector)
 
 
-# chapters/appendix/weave.md:1433
+# chapters/appendix/weave.md:1437
 def test_links_lead_both_ways():
     captions = select("chapters/sums", ".tt-place a")
     assert [node["href"] for node in captions][:2] == [
@@ -210,7 +210,7 @@ def test_links_lead_both_ways():
     assert origins[-1]["href"] == "../../chapters/sums.html#cell-1"
 
 
-# chapters/appendix/weave.md:1463
+# chapters/appendix/weave.md:1467
 def knuth(name):
     cells = [c for page in LOOM.chapters.values() for c in page.cells]
     places = {(c.path, c.index): n for n, c in enumerate(cells, 1)}
@@ -224,7 +224,7 @@ def knuth(name):
     return f"{name}: {', '.join(found[n] for n in sorted(found))}."
 
 
-# chapters/appendix/weave.md:1477
+# chapters/appendix/weave.md:1481
 def test_an_index_as_in_1984():
     LOOM.load(small)
     assert knuth("total") == "total: [5], 6, [8], 9."
