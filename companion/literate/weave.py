@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:a0601965b681
+# Tangled from weave: edit there, `make tangle`. sha256:d82d00272eed
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from docutils import nodes
+from pygments.lexer import RegexLexer
 from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
@@ -27,7 +28,7 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:415
+# chapters/appendix/weave.md:416
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -40,7 +41,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:433
+# chapters/appendix/weave.md:434
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
@@ -50,7 +51,7 @@ SOLUTION = {
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:442
+# chapters/appendix/weave.md:443
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -66,7 +67,7 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:495
+# chapters/appendix/weave.md:496
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -84,7 +85,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:520
+# chapters/appendix/weave.md:521
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -100,8 +101,8 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:567
-class AfterMagic:
+# chapters/appendix/weave.md:568
+class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
     def get_tokens_unprocessed(self, text, stack=("root",)):
@@ -112,28 +113,28 @@ class AfterMagic:
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:578
+# chapters/appendix/weave.md:579
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:584
+# chapters/appendix/weave.md:585
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:612
+# chapters/appendix/weave.md:613
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:618
+# chapters/appendix/weave.md:619
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -141,7 +142,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:625
+# chapters/appendix/weave.md:626
 def section_of(node):
     """The anchor of the section around a node, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -150,7 +151,7 @@ def section_of(node):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:650
+# chapters/appendix/weave.md:651
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -169,7 +170,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:672
+# chapters/appendix/weave.md:673
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -177,7 +178,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:679
+# chapters/appendix/weave.md:680
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -188,7 +189,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:710
+# chapters/appendix/weave.md:711
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page = app.env.docname
@@ -205,7 +206,7 @@ def link_names(app, doctree):
             literal.replace_self(target)
 
 
-# chapters/appendix/weave.md:988
+# chapters/appendix/weave.md:989
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -225,14 +226,14 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1036
+# chapters/appendix/weave.md:1037
 def bare(text):
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/weave.md:1042
+# chapters/appendix/weave.md:1043
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -244,7 +245,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1074
+# chapters/appendix/weave.md:1075
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -258,13 +259,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1091
+# chapters/appendix/weave.md:1092
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1096
+# chapters/appendix/weave.md:1097
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -275,20 +276,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1106
+# chapters/appendix/weave.md:1107
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1113
+# chapters/appendix/weave.md:1114
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1119
+# chapters/appendix/weave.md:1120
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -306,7 +307,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1179
+# chapters/appendix/weave.md:1180
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -317,7 +318,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1240
+# chapters/appendix/weave.md:1241
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -338,18 +339,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1260
+# chapters/appendix/weave.md:1261
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1268
+# chapters/appendix/weave.md:1269
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1271
+# chapters/appendix/weave.md:1272
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -373,13 +374,13 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1298
+# chapters/appendix/weave.md:1299
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1303
+# chapters/appendix/weave.md:1304
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -389,7 +390,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1338
+# chapters/appendix/weave.md:1339
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")
