@@ -864,16 +864,12 @@ STEP = 1e-6
 EXAMPLES = [2, pytest.param(30, marks=pytest.mark.slow)]
 
 
-def every(*broken, smooth=False):
-    """All (smooth) operations; the broken are known to fail the test."""
-    fails = pytest.mark.xfail(strict=True, reason="a bug, to be mended")
+def every(smooth=False):
+    """All operations, or all that are smooth."""
     names = [n for n, o in OPERATIONS.items() if o.smooth or not smooth]
-    marks = [fails if n in broken else () for n in names]
-    cases = [pytest.param(n, marks=m) for n, m in zip(names, marks)]
-    return pytest.mark.parametrize("name", cases)
+    return pytest.mark.parametrize("name", names)
 
 
-STD = "std with correction 0", "std with correction 1"
 few_or_many = pytest.mark.parametrize("examples", EXAMPLES)
 
 
