@@ -60,6 +60,7 @@ def cell(*code, tags=""):
     return "```{code-cell} python", f":tags: [{tags}]", "", *code, "```", ""
 
 
+@pytest.mark.slow
 def test_a_chapter_that_uses_a_later_name(book):
     line = plant(book / ARRAYS, *cell("from companion.tensor import Tensor"))
     status, told = run(book, "-m", "companion", "execute", "arrays")
@@ -67,6 +68,7 @@ def test_a_chapter_that_uses_a_later_name(book):
     assert told.startswith(f"{ARRAYS}:{line + 3}: ModuleNotFoundError: ")
 
 
+@pytest.mark.slow
 def test_a_library_that_uses_a_name_of_nowhere(book):
     code = ["def early():", "    return Tensorial"]
     line = plant(book / ARRAYS, *cell(*code, tags="tangle"))
@@ -133,6 +135,7 @@ def spoil(notebook):
     raise AssertionError("the notebook prints nothing")
 
 
+@pytest.mark.slow
 def test_an_image_without_words(book):
     line = plant(book / ARRAYS, "![](strides.svg)", "")
     status, told = run(book, "-m", "companion", "lint")

@@ -375,6 +375,7 @@ def test_an_unchanged_book_is_not_read_again(book):
     assert len(before) == 2
 
 
+@pytest.mark.slow
 def test_a_changed_cell_reaches_the_chapters_after_it(book, tmp_path):
     copy = shutil.copytree(book, tmp_path / "book")
     pairs = copy / "chapters/pairs.md"
