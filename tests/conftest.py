@@ -18,6 +18,10 @@ TOOLS = {
         lambda: next(filter(None, map(shutil.which, BROWSERS)), None),
         "install Chromium (Debian, Ubuntu: apt install chromium)",
     ),
+    "cupy": (
+        lambda: importlib.util.find_spec("cupy"),
+        "run on Linux and x86-64, for which CuPy has a wheel",
+    ),
     "torch": (
         lambda: importlib.util.find_spec("torch"),
         "install PyTorch (.venv/bin/pip install torch==2.13.0)",

@@ -1,6 +1,5 @@
 """Every kernel of the library, through NVIDIA's compiler, for three cards."""
 
-import importlib.util
 import re
 from importlib import resources
 
@@ -54,10 +53,9 @@ NAMES = [" ".join([file, *flags]) for file, _, flags in BUILDS]
 
 
 @pytest.fixture(scope="module")
-def nvrtc():
+def nvrtc(need):
     """NVIDIA's compiler: wheels for Linux on x86-64 alone."""
-    if importlib.util.find_spec("cupy") is None:
-        pytest.skip("needs cupy: pip install 'companion[gpu]'")
+    need("cupy")
 
 
 @pytest.mark.parametrize("arch", PROCESSORS)

@@ -1,7 +1,6 @@
 """Every primitive on a device with memory of its own, beside the CPU."""
 
 import copy
-import importlib.util
 import operator
 import weakref
 from types import SimpleNamespace
@@ -466,6 +465,7 @@ def test_an_emulated_buffer_is_not_numpys(gpu):
         np.from_dlpack(x)
 
 
+@pytest.mark.needs("cupy")
 @pytest.mark.parametrize("name", [
     "empty", "ndarray", "RawModule", "is_available", "from_dlpack",
     "get_default_memory_pool", "cuda.Device.attributes", "cuda.Stream.record",
@@ -476,8 +476,6 @@ def test_an_emulated_buffer_is_not_numpys(gpu):
     "cuda.runtime.memcpyAsync", "cuda.runtime.getDeviceProperties",
 ])
 def test_cupy_has_what_a_card_asks_for(name):
-    if importlib.util.find_spec("cupy") is None:
-        pytest.skip("CuPy has no wheel for this machine")
     operator.attrgetter(name)(__import__("cupy"))
 
 
@@ -499,12 +497,11 @@ ARCHITECTURES = [(dtype, "sm_90") for dtype in DTYPES.values()] + [
     (float32, arch) for arch in PROCESSORS if arch != "sm_90"]
 
 
+@pytest.mark.needs("cupy")
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype, arch", ARCHITECTURES, ids=str)
 def test_kernels_compile_without_spills(dtype, arch):
     """NVIDIA's compiler needs no card; three blocks fit a processor."""
-    if importlib.util.find_spec("cupy") is None:
-        pytest.skip("CuPy has no wheel for this machine")
     text = program_text(dtype)
     found = usage(text, *spelled(dtype), arch=arch)
     assert sorted(found) == sorted(kernel_names(text))
@@ -513,10 +510,9 @@ def test_kernels_compile_without_spills(dtype, arch):
         assert occupancy(use, 256, arch) >= 0.375, (name, use)
 
 
+@pytest.mark.needs("cupy")
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", PROCESSORS)
 def test_leaves_compile_without_spills(arch):
-    if importlib.util.find_spec("cupy") is None:
-        pytest.skip("CuPy has no wheel for this machine")
     found = usage(kernel_text("kernels/leaves.cu"), arch=arch)
     assert [use.spilled for use in found.values()] == [0, 0]
