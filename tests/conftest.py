@@ -45,6 +45,14 @@ settings.register_profile("book", deadline=None, print_blob=True)
 settings.load_profile("book")
 
 
+@pytest.fixture(autouse=True)
+def working_folder(request):
+    """A test that walks into another folder comes back."""
+    yield
+    start = request.config.invocation_params.dir
+    assert Path.cwd() == start, "the test left its working folder behind"
+
+
 def need_tool(tool):
     """Where `tool` is; where it is not, skip and say how to get it."""
     find, remedy = TOOLS[tool]

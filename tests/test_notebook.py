@@ -1,5 +1,6 @@
 """The record: what is kept, what is dropped, when it is stale."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -40,17 +41,9 @@ FIRST = page(
 def recorded(tmp_path_factory):
     """A small book and the record of its first chapter."""
     book = small_book(tmp_path_factory.mktemp("book"), first=FIRST)
-    os.chdir(book.root)
-    assert main(["first"]) == 0
+    with contextlib.chdir(book.root):
+        assert main(["first"]) == 0
     return book, book.root / "site/notebooks/first.ipynb"
-
-
-@pytest.fixture(autouse=True)
-def same_folder():
-    """Leave the working folder as it was."""
-    here = os.getcwd()
-    yield
-    os.chdir(here)
 
 
 def read(path):
@@ -92,10 +85,10 @@ def test_prose_quotes_what_stays_the_same(recorded):
     assert "The ratio is 2.5, the time `time`." in prose
 
 
-def test_recording_twice_changes_nothing(recorded, capsys):
+def test_recording_twice_changes_nothing(recorded, capsys, monkeypatch):
     book, path = recorded
     before = path.read_bytes()
-    os.chdir(book.root)
+    monkeypatch.chdir(book.root)
     assert main(["first"]) == 0
     assert path.read_bytes() == before
     assert "first.ipynb unchanged" in capsys.readouterr().out
