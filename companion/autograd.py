@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:9720c4041e53
+# Tangled from autograd: edit there, `make tangle`. sha256:cabcdf7909b8
 from __future__ import annotations
 
 import math
@@ -153,10 +153,11 @@ def inverse(order: tuple[int, ...]) -> list[int]:
 # chapters/gradients/autograd.md:459
 def stretched(x: Any, shape: tuple[int, ...]) -> list[int]:
     """The axes along which an EXPAND repeated x."""
-    return [i for i, (n, m) in enumerate(zip(x.shape, shape)) if n != m]
+    new = len(shape) - len(x.shape)
+    return [i for i, m in enumerate(shape) if i < new or x.shape[i - new] != m]
 
 
-# chapters/gradients/autograd.md:464
+# chapters/gradients/autograd.md:465
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -164,7 +165,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:471
+# chapters/gradients/autograd.md:472
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -173,20 +174,21 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:488
+# chapters/gradients/autograd.md:489
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (lambda g, y, x, order: g.permute(inverse(order)),)
 GRADIENT[FLIP] = (lambda g, y, x, axes: g.flip(axes),)
 GRADIENT[EXPAND] = (
-    lambda g, y, x, shape: g.sum(stretched(x, shape), keepdim=True),)
+    lambda g, y, x, shape: g.sum(
+        stretched(x, shape), keepdim=True).reshape(x.shape),)
 GRADIENT[PAD] = (
     lambda g, y, x, margins: g.apply(SHRINK, g, arg=inside(x, margins)),)
 GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:527
+# chapters/gradients/autograd.md:529
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -196,7 +198,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:547
+# chapters/gradients/autograd.md:549
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -207,7 +209,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:634
+# chapters/gradients/autograd.md:636
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -229,7 +231,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:719
+# chapters/gradients/autograd.md:721
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -243,7 +245,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:741
+# chapters/gradients/autograd.md:743
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -266,11 +268,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:767
+# chapters/gradients/autograd.md:769
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:770
+# chapters/gradients/autograd.md:772
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -279,7 +281,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1017
+# chapters/gradients/autograd.md:1019
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

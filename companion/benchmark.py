@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:9b22f3b8d417
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:a25125aa9aec
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1229
+# chapters/gradients/autograd.md:1231
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:17ebdc92811a  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:ca6508588430  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -33,30 +33,34 @@ class Storage:
     def nbytes(self) -> int:
         return self.memory.size
 
-    # chapters/tensors/arrays.md:480
+    # chapters/tensors/arrays.md:483
     def window(self, view: View, dtype: DType) -> np.ndarray:
         """The view as a NumPy array on this memory."""
         return np.ndarray(view.shape, dtype.numpy, self.memory,
                           *in_bytes(view, dtype.itemsize))
 
-    # chapters/tensors/arrays.md:1043
+    # chapters/tensors/arrays.md:1047
     writable = True
 
-    # chapters/tensors/arrays.md:1146
+    # chapters/tensors/arrays.md:1159
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:997
+    # chapters/gradients/autograd.md:999
     version = 0
 
 
 # chapters/tensors/arrays.md:120
+BYTE = np.dtype(np.uint8)
+
+
+# chapters/tensors/arrays.md:123
 def allocate(nbytes: int) -> Storage:
     """`nbytes` bytes of fresh, uninitialised memory."""
-    return Storage(np.empty(nbytes, np.uint8))
+    return Storage(np.empty(nbytes, BYTE))
 
 
-# chapters/tensors/arrays.md:438
+# chapters/tensors/arrays.md:441
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -81,7 +85,7 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:488
+    # chapters/tensors/arrays.md:491
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -94,7 +98,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:745
+    # chapters/tensors/arrays.md:749
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -105,7 +109,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:993
+    # chapters/tensors/arrays.md:997
     def __str__(self) -> str:
         return text(self)
 
@@ -114,7 +118,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1089
+    # chapters/tensors/arrays.md:1102
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -133,12 +137,12 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1152
+    # chapters/tensors/arrays.md:1165
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self.storage, self.view, self.dtype)
 
 
-# chapters/tensors/arrays.md:470
+# chapters/tensors/arrays.md:473
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     """Offset and strides in bytes; a view of nothing needs neither."""
@@ -147,7 +151,7 @@ def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:903
+# chapters/tensors/arrays.md:907
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -155,7 +159,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:910
+# chapters/tensors/arrays.md:914
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -164,7 +168,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:923
+# chapters/tensors/arrays.md:927
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -177,7 +181,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:949
+# chapters/tensors/arrays.md:953
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -196,11 +200,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:972
+# chapters/tensors/arrays.md:976
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:975
+# chapters/tensors/arrays.md:979
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -217,25 +221,32 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1046
+# chapters/tensors/arrays.md:1050
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
-    if array.size == 0:
-        return Buffer.empty(array.shape, dtype)
+    dense = array.flags.c_contiguous
+    flat, view = (array.reshape(-1), View.dense(array.shape)) if dense \
+        else strip(array)
+    storage = Storage(flat.view(np.uint8, np.ndarray))
+    storage.writable = array.flags.writeable
+    return Buffer(storage, view, dtype)
+
+
+# chapters/tensors/arrays.md:1061
+def strip(array: np.ndarray) -> tuple[np.ndarray, View]:
+    """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
     steps = [-1 if s < 0 else 1 for s in view.strides]
     low = view.flip(tuple([i for i, s in enumerate(steps) if s < 0]))
     high = low.address(tuple([n - 1 for n in low.shape]))
     forwards: Any = (..., *[slice(None, None, s) for s in steps])
     flat = np.lib.stride_tricks.as_strided(
-        array[forwards], (high - low.offset + 1,), (dtype.itemsize,))
-    storage = Storage(flat.view(np.uint8))
-    storage.writable = array.flags.writeable
-    return Buffer(storage, view._replace(offset=-low.offset), dtype)
+        array[forwards], (high - low.offset + 1,), (array.itemsize,))
+    return flat, view._replace(offset=-low.offset)
 
 
-# chapters/tensors/arrays.md:1063
+# chapters/tensors/arrays.md:1076
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -245,11 +256,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1111
+# chapters/tensors/arrays.md:1124
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1114
+# chapters/tensors/arrays.md:1127
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:6f50164d1e7f  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4c5fe96de92d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from companion.ops import (
 from companion.view import Shape, View
 
 
-# chapters/tensors/operations.md:430
+# chapters/tensors/operations.md:431
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -67,7 +67,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:443
+# chapters/tensors/operations.md:444
 KERNELS: dict[Op, Callable[..., None]] = {
     NEG: ufunc(np.negative),
     RECIP: ufunc(np.reciprocal),
@@ -85,26 +85,25 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:465
+# chapters/tensors/operations.md:466
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
 KERNELS[CAST] = copy
 
-# chapters/tensors/operations.md:521
+# chapters/tensors/operations.md:522
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:524
+# chapters/tensors/operations.md:525
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
     bits = BITS[out.dtype.itemsize]
     new, this, other = [x.array.view(bits) for x in (out, a, b)]
-    mask = np.negative(condition.array.view(np.int8))
     np.bitwise_xor(this, other, out=new)
-    np.bitwise_and(new, mask, out=new)
+    np.multiply(new, condition.array, out=new)
     np.bitwise_xor(new, other, out=new)
 
 
@@ -166,9 +165,10 @@ KERNELS[PAD] = pad
 
 # chapters/tensors/operations.md:640
 def check_index(op: Op, index: Buffer, n: int) -> None:
-    if index.view.size == 0:
+    values = index.array
+    if values.size == 0:
         return
-    low, high = int(index.array.min()), int(index.array.max())
+    low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
     if low < -n or high >= n:
         raise IndexError(
             f"{op}: the index {low if low < -n else high} is out of "
@@ -176,19 +176,19 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"indexed together count as one)")
 
 
-# chapters/tensors/operations.md:651
+# chapters/tensors/operations.md:652
 def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
-    try:
+    check_index(GATHER, index, x.shape[0])
+    if x.array.flags.c_contiguous:
+        x.array.take(index.array, 0, out.array, "wrap")
+    else:
         np.copyto(out.array, x.array[index.array])
-    except IndexError:
-        check_index(GATHER, index, x.shape[0])
-        raise
 
 
 KERNELS[GATHER] = gather
 
 
-# chapters/tensors/operations.md:675
+# chapters/tensors/operations.md:676
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -199,7 +199,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:698
+# chapters/tensors/operations.md:699
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -210,12 +210,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:708
+# chapters/tensors/operations.md:709
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:712
+# chapters/tensors/operations.md:713
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -223,7 +223,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:724
+# chapters/tensors/operations.md:725
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -231,7 +231,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:731
+# chapters/tensors/operations.md:732
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[View, DType, int]:
@@ -242,12 +242,12 @@ def outcome(op: Op, arg: Any,
     return view, dtype, view.size * dtype.itemsize
 
 
-# chapters/tensors/operations.md:746
+# chapters/tensors/operations.md:747
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:750
+# chapters/tensors/operations.md:751
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -263,20 +263,20 @@ class Device:
             return repeated(self, arg, arg[0] or str(arg[0]))
         kernel = self.kernels.get(op) or self.missing(op)
         view, dtype, nbytes = outcome(
-            op, arg, *[(s.shape, s.dtype) for s in src])
+            op, arg, *[(s.view.shape, s.dtype) for s in src])
         out = self.target(src[0]) if op is WRITE else Buffer(
             self.fresh(nbytes), view, dtype)
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1006
+    # chapters/gradients/autograd.md:1008
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:798
+    # chapters/tensors/operations.md:799
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -306,21 +306,20 @@ class Device:
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:777
+# chapters/tensors/operations.md:778
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:813
+# chapters/tensors/operations.md:814
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
     """A constant; `name` tells −0.0 from 0.0, which are equal."""
     _, dtype, shape = arg
-    view = View((1,) * len(shape), (0,) * len(shape))
-    one = Buffer(device.fresh(known(dtype).itemsize), view, dtype)
+    one = Buffer(device.fresh(known(dtype).itemsize), View((), ()), dtype)
     QUIET.copy().run(device.kernels[CONST], one, arg)
     one.storage.writable = False
     return device.move(EXPAND, one, shape)
@@ -347,11 +346,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2124
+# chapters/tensors/operations.md:2139
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2127
+# chapters/tensors/operations.md:2142
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -367,11 +366,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2164
+# chapters/tensors/operations.md:2179
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2167
+# chapters/tensors/operations.md:2182
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

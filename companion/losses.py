@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:9026402c7521
+# Tangled from losses: edit there, `make tangle`. sha256:317828136c17
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -101,8 +101,8 @@ def labels_of(x: Tensor, target: Tensor,
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     classes = x.shape[-1]
-    strays = (target % classes != target).sum().item()
-    return not strays and not 0 <= ignore_index < classes
+    hits = (target % classes == target).sum().item()
+    return hits == target.size and not 0 <= ignore_index < classes
 
 
 # chapters/tensors/losses.md:442

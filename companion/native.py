@@ -1,4 +1,4 @@
-# Tangled from blas, cuda: edit there, `make tangle`. sha256:42a75816885c
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:e35eb3ef1305  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -297,3 +297,17 @@ def set_threads(threads: int) -> None:
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"set_threads: expected 1 or more, got {threads!r}")
     POOL.threads = threads
+
+
+# chapters/gradients/optimizers.md:923
+def keep_freed(most: int) -> bool:
+    """Have glibc keep up to `most` freed bytes for the next request.
+
+    Whether it will; other C libraries have habits of their own.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    return bool(mallopt and mallopt(trim, most) and mallopt(mmap, 32 << 20))
+
+
+keep_freed(1 << 28)

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:a1485b95773b
+# Tangled from operations: edit there, `make tangle`. sha256:d3424b0ad8a8
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -109,15 +109,16 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
 
 # chapters/tensors/operations.md:237
 def expanded(x: Any, shape: Shape) -> Shape:
-    if len(shape) != len(x.shape) or any(
-            n != m and (n != 1 or m < 0) for n, m in zip(x.shape, shape)):
+    new = len(shape) - len(x.shape)
+    if new < 0 or min(shape, default=0) < 0 or any(
+            n != m and n != 1 for n, m in zip(x.shape, shape[new:])):
         raise ValueError(
             f"EXPAND: {x.shape} does not expand to {shape}; only axes of "
-            f"length 1 can grow, and reshape adds axes")
+            f"length 1 can grow, and new ones stand in front")
     return shape
 
 
-# chapters/tensors/operations.md:246
+# chapters/tensors/operations.md:247
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -129,7 +130,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:262
+# chapters/tensors/operations.md:263
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -142,7 +143,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:287
+# chapters/tensors/operations.md:288
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -152,7 +153,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:296
+# chapters/tensors/operations.md:297
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -161,19 +162,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:307
+# chapters/tensors/operations.md:308
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:329
+# chapters/tensors/operations.md:330
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool"}
 
 
-# chapters/tensors/operations.md:333
+# chapters/tensors/operations.md:334
 def check_kind(op: Op, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -181,7 +182,7 @@ def check_kind(op: Op, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:340
+# chapters/tensors/operations.md:341
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -191,7 +192,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:352
+# chapters/tensors/operations.md:353
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -208,7 +209,7 @@ DTYPE |= {op: kept(op, "f")
 DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
 
 
-# chapters/tensors/operations.md:373
+# chapters/tensors/operations.md:374
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -216,13 +217,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:380
+# chapters/tensors/operations.md:381
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:385
+# chapters/tensors/operations.md:386
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -230,7 +231,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:395
+# chapters/tensors/operations.md:396
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):

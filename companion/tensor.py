@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:22c517368ba3  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:803fdc1980f1  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Tensor:
     # chapters/tensors/operations.md:1026
     @property
     def shape(self) -> Shape:
-        return self.buffer.shape
+        return self.buffer.view.shape
 
     @property
     def dtype(self) -> DType:
@@ -137,12 +137,12 @@ class Tensor:
 
     @property
     def ndim(self) -> int:
-        return len(self.buffer.shape)
+        return len(self.buffer.view.shape)
 
     @property
     def size(self) -> int:
         """The number of elements (PyTorch: numel)."""
-        return math.prod(self.buffer.shape)
+        return math.prod(self.buffer.view.shape)
 
     def numel(self) -> int:
         return self.size
@@ -284,13 +284,10 @@ class Tensor:
 
     # chapters/tensors/operations.md:1346
     def broadcast(self, shape: Shape) -> Tensor:
-        """Stretch axes of length 1: RESHAPE, then EXPAND, and no more."""
+        """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
             return self
-        x, missing = self, len(shape) - self.ndim
-        if missing > 0:
-            x = Tensor.apply(RESHAPE, x, arg=(1,) * missing + x.shape)
-        return Tensor.apply(EXPAND, x, arg=shape)
+        return Tensor.apply(EXPAND, self, arg=shape)
 
     def expand(self, *shape: Any) -> Tensor:
         """PyTorch's name for it; -1 keeps an axis."""
@@ -299,7 +296,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1428
+    # chapters/tensors/operations.md:1425
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -322,7 +319,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1544
+    # chapters/tensors/operations.md:1560
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -334,14 +331,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1586
+    # chapters/tensors/operations.md:1602
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1625
+    # chapters/tensors/operations.md:1641
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -351,7 +348,7 @@ class Tensor:
             return NotImplemented
         if not isinstance(other, Tensor):
             return narrowed(widened(self) * inverse(other), self)
-        x, y = alike(self, other)
+        x, y = (self, other) if fit(self, other) else alike(self, other)
         return narrowed(widened(x) * widened(y).reciprocal(), x)
 
     def __rtruediv__(self, other: Any) -> Tensor:
@@ -360,7 +357,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1654
+    # chapters/tensors/operations.md:1670
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -373,7 +370,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1688
+    # chapters/tensors/operations.md:1704
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -396,7 +393,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1723
+    # chapters/tensors/operations.md:1739
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -418,7 +415,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1765
+    # chapters/tensors/operations.md:1781
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -436,14 +433,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1824
+    # chapters/tensors/operations.md:1838
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1842
+    # chapters/tensors/operations.md:1856
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -456,7 +453,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1866
+    # chapters/tensors/operations.md:1880
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -482,7 +479,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1937
+    # chapters/tensors/operations.md:1951
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -511,7 +508,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2080
+    # chapters/tensors/operations.md:2095
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -519,7 +516,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2322
+    # chapters/tensors/operations.md:2337
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -543,13 +540,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2369
+    # chapters/tensors/operations.md:2384
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2379
+    # chapters/tensors/operations.md:2394
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -563,7 +560,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2412
+    # chapters/tensors/operations.md:2427
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -583,7 +580,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2629
+    # chapters/tensors/operations.md:2644
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -599,7 +596,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2673
+    # chapters/tensors/operations.md:2688
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -612,7 +609,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source.broadcast(self.shape))
         return self
 
-    # chapters/tensors/operations.md:2704
+    # chapters/tensors/operations.md:2719
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -627,7 +624,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2747
+    # chapters/tensors/operations.md:2762
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -651,7 +648,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2777
+    # chapters/tensors/operations.md:2792
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -675,7 +672,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2861
+    # chapters/tensors/operations.md:2876
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -696,7 +693,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2915
+    # chapters/tensors/operations.md:2930
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -706,7 +703,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2939
+    # chapters/tensors/operations.md:2954
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -847,7 +844,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:835
+    # chapters/gradients/autograd.md:837
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -990,7 +987,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1397
+# chapters/tensors/operations.md:1394
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1008,7 +1005,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1453
+# chapters/tensors/operations.md:1450
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1019,19 +1016,25 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1463
+# chapters/tensors/operations.md:1460
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1468
+# chapters/tensors/operations.md:1465
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1475
+# chapters/tensors/operations.md:1470
+def home(*operands: Tensor | Scalar) -> Device:
+    """The device of the first tensor among the operands."""
+    return [x.device for x in operands if isinstance(x, Tensor)][0]
+
+
+# chapters/tensors/operations.md:1477
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape = ()) -> Tensor:
     """A tensor cast to `dtype`, or a number as a constant of `shape`."""
@@ -1040,23 +1043,39 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return leaf(CONST, (value, dtype, shape), device)
 
 
-# chapters/tensors/operations.md:1483
+# chapters/tensors/operations.md:1485
 def alike(*operands: Tensor | Scalar, shape: Shape = ()) -> list[Tensor]:
     """Operands as tensors of one dtype; numbers take `shape` as well."""
-    dtype = common(*operands)
-    device = next(t.device for t in operands if isinstance(t, Tensor))
+    dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device, shape) for t in operands]
 
 
-# chapters/tensors/operations.md:1494
+# chapters/tensors/operations.md:1495
+def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
+    """All that decides where a value meets others."""
+    if isinstance(value, Tensor):
+        return value.dtype, value.shape
+    return type(value), ()
+
+
+# chapters/tensors/operations.md:1502
+@functools.lru_cache(maxsize=4096)
+def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
+    """The dtype and the shape in which such values meet."""
+    kinds, shapes = zip(*outlines)
+    return agreed(*kinds), broadcast_shape(*shapes)
+
+
+# chapters/tensors/operations.md:1509
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
-    shape = broadcast_shape(
-        *[t.shape for t in operands if isinstance(t, Tensor)])
-    return [t.broadcast(shape) for t in alike(*operands, shape=shape)]
+    dtype, shape = meeting(*map(outline, operands))
+    device = home(*operands)
+    return [as_tensor(x, dtype, device, shape).broadcast(shape)
+            for x in operands]
 
 
-# chapters/tensors/operations.md:1512
+# chapters/tensors/operations.md:1528
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1066,7 +1085,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1523
+# chapters/tensors/operations.md:1539
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1074,7 +1093,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1530
+# chapters/tensors/operations.md:1546
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1085,7 +1104,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1571
+# chapters/tensors/operations.md:1587
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -1099,37 +1118,37 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1601
+# chapters/tensors/operations.md:1617
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1606
+# chapters/tensors/operations.md:1622
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1611
+# chapters/tensors/operations.md:1627
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1618
+# chapters/tensors/operations.md:1634
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1745
+# chapters/tensors/operations.md:1761
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1754
+# chapters/tensors/operations.md:1770
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1139,7 +1158,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1796
+# chapters/tensors/operations.md:1812
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1149,7 +1168,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1805
+# chapters/tensors/operations.md:1821
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1157,21 +1176,19 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
             f"{condition!r:.60}; compare first")
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        a = as_tensor(a, scalar_dtype(a), condition.device)
-    shape = broadcast_shape(
-        *[t.shape for t in (condition, a, b) if isinstance(t, Tensor)])
-    operands = condition, *alike(a, b, shape=shape)
-    return Tensor.apply(WHERE, *[t.broadcast(shape) for t in operands])
+    dtype, shape = meeting(*map(outline, (condition, a, b)))
+    return Tensor.apply(WHERE, condition.broadcast(shape), *[
+        as_tensor(x, dtype, condition.device, shape).broadcast(shape)
+        for x in (a, b)])
 
 
-# chapters/tensors/operations.md:1835
+# chapters/tensors/operations.md:1849
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1902
+# chapters/tensors/operations.md:1916
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1182,7 +1199,7 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1916
+# chapters/tensors/operations.md:1930
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
     size = x.abs()
@@ -1194,14 +1211,14 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1927
+# chapters/tensors/operations.md:1941
 def power_of_zero(y: Tensor) -> Tensor:
     """0 ** y."""
     least = where(y == 0, 1, where(y < 0, math.inf, y))
     return where(y > 0, 0, least)
 
 
-# chapters/tensors/operations.md:1977
+# chapters/tensors/operations.md:1991
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1209,34 +1226,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1984
+# chapters/tensors/operations.md:1998
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1989
+# chapters/tensors/operations.md:2003
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:1994
+# chapters/tensors/operations.md:2008
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:1998
+# chapters/tensors/operations.md:2012
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2002
+# chapters/tensors/operations.md:2016
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2014
+# chapters/tensors/operations.md:2028
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1249,10 +1266,11 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     exact = all(isinstance(v, int) for v in (start, stop, step))
     index = leaf(IOTA, n, device).cast(int64 if exact else float64)
     dtype = dtype or (int64 if exact else float32)
-    return (index * step + start).cast(dtype)
+    scaled = index if step == 1 else index * step
+    return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2029
+# chapters/tensors/operations.md:2044
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1264,7 +1282,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2053
+# chapters/tensors/operations.md:2068
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1273,14 +1291,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2061
+# chapters/tensors/operations.md:2076
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2069
+# chapters/tensors/operations.md:2084
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1290,7 +1308,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2197
+# chapters/tensors/operations.md:2212
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1317,11 +1335,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2232
+# chapters/tensors/operations.md:2247
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2235
+# chapters/tensors/operations.md:2250
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1339,7 +1357,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2254
+# chapters/tensors/operations.md:2269
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1351,7 +1369,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2265
+# chapters/tensors/operations.md:2280
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1364,7 +1382,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2302
+# chapters/tensors/operations.md:2317
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1374,13 +1392,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2362
+# chapters/tensors/operations.md:2377
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2393
+# chapters/tensors/operations.md:2408
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1390,11 +1408,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2448
+# chapters/tensors/operations.md:2463
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2451
+# chapters/tensors/operations.md:2466
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1411,7 +1429,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2475
+# chapters/tensors/operations.md:2490
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1434,7 +1452,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2508
+# chapters/tensors/operations.md:2523
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1447,7 +1465,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2524
+# chapters/tensors/operations.md:2539
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1468,14 +1486,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2553
+# chapters/tensors/operations.md:2568
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2559
+# chapters/tensors/operations.md:2574
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1492,7 +1510,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2575
+# chapters/tensors/operations.md:2590
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1500,7 +1518,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2586
+# chapters/tensors/operations.md:2601
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1513,7 +1531,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2598
+# chapters/tensors/operations.md:2613
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1524,7 +1542,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2610
+# chapters/tensors/operations.md:2625
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1540,7 +1558,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2690
+# chapters/tensors/operations.md:2705
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1553,7 +1571,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2805
+# chapters/tensors/operations.md:2820
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1562,7 +1580,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2825
+# chapters/tensors/operations.md:2840
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1582,14 +1600,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2844
+# chapters/tensors/operations.md:2859
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2906
+# chapters/tensors/operations.md:2921
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1597,7 +1615,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2929
+# chapters/tensors/operations.md:2944
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1606,7 +1624,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2961
+# chapters/tensors/operations.md:2976
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1636,7 +1654,7 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:794
+# chapters/gradients/autograd.md:796
 def grad(y: Tensor, inputs: Sequence[Tensor],
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1653,7 +1671,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:813
+# chapters/gradients/autograd.md:815
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1671,7 +1689,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
         gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:851
+# chapters/gradients/autograd.md:853
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory that no gradient among `taken` uses."""
     buffer = g.buffer
@@ -1681,7 +1699,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1066
+# chapters/gradients/autograd.md:1068
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1698,7 +1716,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1407
+# chapters/gradients/autograd.md:1409
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1722,7 +1740,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1433
+# chapters/gradients/autograd.md:1435
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

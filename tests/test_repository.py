@@ -117,9 +117,12 @@ def test_workflows_run_the_same_commands(root):
     assert "make book" in steps["pages"]
 
 
-@pytest.mark.parametrize("tool", [["mypy"], ["ruff", "check"]])
+CHECKS = ["mypy"], ["ruff", "check"], ["companion", "lint"]
+
+
+@pytest.mark.parametrize("tool", CHECKS)
 def test_types_and_style(root, tool):
     run = subprocess.run(
         [sys.executable, "-m", *tool], cwd=root, capture_output=True, text=True
     )
-    assert run.returncode == 0, run.stdout
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:1101ab75809e */
+/* Tangled from blas: edit there, `make tangle`. sha256:4855b0aa9332 */
 #line 1008 "chapters/tensors/blas.md"
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -50,7 +50,7 @@ static long here(void) {
 #line 1072 "chapters/tensors/blas.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
-    for (int spin = 0; spin < 2000 && pool.turn == turn; spin++) relax();
+    for (int spin = 0; spin < 50000 && pool.turn == turn; spin++) relax();
     pthread_mutex_lock(&pool.lock);
     for (; pool.turn == turn; pool.asleep--) {
       pool.asleep++;

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:23d80eaf05c1
+# Tangled from weave: edit there, `make tangle`. sha256:3c10a5341d20
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -13,7 +13,7 @@ from companion.literate.source import read_book
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/weave.md:191
+# chapters/appendix/weave.md:193
 class Loom:
     """The book of the build under way, and the library it tangles to."""
 
@@ -32,7 +32,7 @@ class Loom:
         self.by_name = grouped(found, lambda d: (d.file, d.name))
         self.by_file = grouped(found, lambda d: d.file)
 
-    # chapters/appendix/weave.md:253
+    # chapters/appendix/weave.md:255
     def made_by(self, cell):
         """What one cell defines."""
         return self.by_cell.get((cell.path, cell.index), [])
@@ -46,7 +46,7 @@ class Loom:
         found = [made for made in self.by_file.get(file, []) if made.line]
         return sorted(found, key=lambda made: made.line)
 
-    # chapters/appendix/weave.md:289
+    # chapters/appendix/weave.md:291
     def files(self):
         """The files of the library, its tests left out."""
         return [f for f in self.library.files if f.startswith("companion/")]
@@ -73,7 +73,7 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:1026
+    # chapters/appendix/weave.md:1028
     def files_after(self, count):
         """The files, tests included, that the first chapters make."""
         if count not in self.stages:
@@ -82,7 +82,7 @@ class Loom:
             self.stages[count] = tangle(book).files
         return self.stages[count]
 
-    # chapters/appendix/weave.md:1159
+    # chapters/appendix/weave.md:1161
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -102,7 +102,7 @@ class Loom:
         return hash_of(self.book.numbers, earlier, replacing)
 
 
-# chapters/appendix/weave.md:210
+# chapters/appendix/weave.md:212
 def grouped(things, key):
     """Lists of the things that share a key, by that key."""
     found = defaultdict(list)
@@ -111,7 +111,7 @@ def grouped(things, key):
     return found
 
 
-# chapters/appendix/weave.md:223
+# chapters/appendix/weave.md:225
 def page_of(path):
     """The page that shows a chapter, or a file of the library."""
     stem = re.sub(r"\.(md|py)$", "", path)
@@ -121,33 +121,33 @@ def page_of(path):
 LOOM = Loom()
 
 
-# chapters/appendix/weave.md:336
+# chapters/appendix/weave.md:338
 def uri(page, target, anchor=""):
     """The address of a page, or a place in it, as seen from `page`."""
     address = relative_uri(f"{page}.html", f"{target}.html")
     return f"{address}#{anchor}" if anchor else address
 
 
-# chapters/appendix/weave.md:342
+# chapters/appendix/weave.md:344
 def link(page, target, anchor, *words):
     """A link from one page to a place in another, as a node."""
     address = uri(page, target, anchor)
     return nodes.reference("", "", *words, refuri=address, internal=True)
 
 
-# chapters/appendix/weave.md:358
+# chapters/appendix/weave.md:360
 def cell_id(index):
     """The anchor of a chapter's cell."""
     return f"cell-{index}"
 
 
-# chapters/appendix/weave.md:363
+# chapters/appendix/weave.md:365
 def anchor_of(name):
     """The anchor of a definition; `KERNELS[MATMUL]` has to lose some."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-# chapters/appendix/weave.md:368
+# chapters/appendix/weave.md:370
 def cell_link(page, path, index):
     """A link to a cell; `number` writes its section's number into it."""
     target = page_of(path)
@@ -156,33 +156,33 @@ def cell_link(page, path, index):
     return reference
 
 
-# chapters/appendix/weave.md:376
+# chapters/appendix/weave.md:378
 def where(page, made):
     """A link to the cell that made a definition."""
     return cell_link(page, made.path, made.cell_index)
 
 
-# chapters/appendix/weave.md:386
+# chapters/appendix/weave.md:388
 def code(text):
     """Text set as code."""
     return nodes.literal("", text)
 
 
-# chapters/appendix/weave.md:391
+# chapters/appendix/weave.md:393
 def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:742
+# chapters/appendix/weave.md:744
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/weave.md:840
+# chapters/appendix/weave.md:842
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:53e11e459d61
+# Tangled from weave: edit there, `make tangle`. sha256:7e1ab45a14d1
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -30,7 +30,7 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:754
+# chapters/appendix/weave.md:756
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
@@ -44,7 +44,7 @@ def back(page, line, colored):
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:767
+# chapters/appendix/weave.md:769
 def row(n, colored, made=()):
     """One line of a source page: number, anchors, text."""
     ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
@@ -52,7 +52,7 @@ def row(n, colored, made=()):
     return f"{number}{ids}{colored}\n"
 
 
-# chapters/appendix/weave.md:782
+# chapters/appendix/weave.md:784
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -61,7 +61,7 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:790
+# chapters/appendix/weave.md:792
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -77,7 +77,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:805
+# chapters/appendix/weave.md:807
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -85,7 +85,7 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:825
+# chapters/appendix/weave.md:827
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     for file, text in LOOM.library.files.items():
@@ -98,7 +98,7 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:861
+# chapters/appendix/weave.md:863
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -108,7 +108,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:870
+# chapters/appendix/weave.md:872
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -116,11 +116,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:882
+# chapters/appendix/weave.md:884
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:885
+# chapters/appendix/weave.md:887
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -132,7 +132,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:906
+# chapters/appendix/weave.md:908
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -146,13 +146,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:919
+# chapters/appendix/weave.md:921
 def in_index(made):
     """Under what the index lists a definition: `__add__` under `a`."""
     return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:934
+# chapters/appendix/weave.md:936
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -164,21 +164,21 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:945
+# chapters/appendix/weave.md:947
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:956
+# chapters/appendix/weave.md:958
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:962
+# chapters/appendix/weave.md:964
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

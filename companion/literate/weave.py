@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:d82d00272eed
+# Tangled from weave: edit there, `make tangle`. sha256:240579cc607d
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -28,7 +28,7 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:416
+# chapters/appendix/weave.md:418
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -41,7 +41,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:434
+# chapters/appendix/weave.md:436
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
@@ -51,7 +51,7 @@ SOLUTION = {
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:443
+# chapters/appendix/weave.md:445
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -67,7 +67,7 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:496
+# chapters/appendix/weave.md:498
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -85,7 +85,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:521
+# chapters/appendix/weave.md:523
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -101,7 +101,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:568
+# chapters/appendix/weave.md:570
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -113,28 +113,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:579
+# chapters/appendix/weave.md:581
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:585
+# chapters/appendix/weave.md:587
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:613
+# chapters/appendix/weave.md:615
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:619
+# chapters/appendix/weave.md:621
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -142,7 +142,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:626
+# chapters/appendix/weave.md:628
 def section_of(node):
     """The anchor of the section around a node, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -151,7 +151,7 @@ def section_of(node):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:651
+# chapters/appendix/weave.md:653
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -170,7 +170,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:673
+# chapters/appendix/weave.md:675
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -178,7 +178,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:680
+# chapters/appendix/weave.md:682
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -189,7 +189,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:711
+# chapters/appendix/weave.md:713
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page = app.env.docname
@@ -206,7 +206,7 @@ def link_names(app, doctree):
             literal.replace_self(target)
 
 
-# chapters/appendix/weave.md:989
+# chapters/appendix/weave.md:991
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -226,14 +226,14 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1037
+# chapters/appendix/weave.md:1039
 def bare(text):
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/weave.md:1043
+# chapters/appendix/weave.md:1045
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -245,7 +245,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1075
+# chapters/appendix/weave.md:1077
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -259,13 +259,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1092
+# chapters/appendix/weave.md:1094
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1097
+# chapters/appendix/weave.md:1099
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -276,20 +276,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1107
+# chapters/appendix/weave.md:1109
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1114
+# chapters/appendix/weave.md:1116
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1120
+# chapters/appendix/weave.md:1122
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -307,7 +307,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1180
+# chapters/appendix/weave.md:1182
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -318,7 +318,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1241
+# chapters/appendix/weave.md:1243
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -339,18 +339,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1261
+# chapters/appendix/weave.md:1263
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1269
+# chapters/appendix/weave.md:1271
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1272
+# chapters/appendix/weave.md:1274
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -374,13 +374,13 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1299
+# chapters/appendix/weave.md:1301
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1304
+# chapters/appendix/weave.md:1306
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -390,7 +390,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1339
+# chapters/appendix/weave.md:1341
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:2e66e74de141
+# Tangled from weave: edit there, `make tangle`. sha256:56a87adfffc6
 import tempfile
 from pathlib import Path
 
@@ -10,14 +10,14 @@ from companion.literate.loom import LOOM, page_of
 from companion.literate.weave import caption, changes, read, setup
 
 
-# chapters/appendix/weave.md:76
+# chapters/appendix/weave.md:78
 def cell(source, *options):
     fence = "`" * 3
     lines = [fence + "{code-cell} python", *options, source, fence]
     return "\n".join([*lines, "", ""])
 
 
-# chapters/appendix/weave.md:82
+# chapters/appendix/weave.md:84
 def page(title, module, *parts):
     return f"""---
 jupytext: {{text_representation: {{format_name: myst}}}}
@@ -29,7 +29,7 @@ companion: {{module: {module}}}
 """ + "".join(parts)
 
 
-# chapters/appendix/weave.md:97
+# chapters/appendix/weave.md:99
 TOOLS = """\
 def extend(addition):
     globals()[addition.__name__].__repr__ = addition.__repr__
@@ -40,7 +40,7 @@ def test(function):
     function()
     print("ok ", function.__name__)"""
 
-# chapters/appendix/weave.md:110
+# chapters/appendix/weave.md:112
 PAIRS = page(
     "Pairs", "view.py",
     cell(TOOLS),
@@ -61,7 +61,7 @@ PAIRS = page(
          "    assert total(Pair(1, 2)) == 3", ":tags: [test]"),
 )
 
-# chapters/appendix/weave.md:135
+# chapters/appendix/weave.md:137
 SUMS = page(
     "Sums", "buffer.py",
     cell("from companion.view import Pair, total"),
@@ -81,7 +81,7 @@ parts:
   - chapters: [{file: chapters/identifiers}]
 """
 
-# chapters/appendix/weave.md:157
+# chapters/appendix/weave.md:159
 NAMES = cell("").replace("{code-cell} python", "{identifiers}")
 FILES = {
     "_toc.yml": TOC,
@@ -92,7 +92,7 @@ FILES = {
 }
 
 
-# chapters/appendix/weave.md:167
+# chapters/appendix/weave.md:169
 def small_book(**changed):
     """A new folder with the small book in it."""
     folder = Path(tempfile.mkdtemp())
@@ -105,14 +105,14 @@ def small_book(**changed):
 small = small_book()
 
 
-# chapters/appendix/weave.md:269
+# chapters/appendix/weave.md:271
 def on_the_loom(folder):
     """Load a book, and return its chapters."""
     LOOM.load(folder)
     return LOOM.chapters.values()
 
 
-# chapters/appendix/weave.md:482
+# chapters/appendix/weave.md:484
 def test_read_numbers_the_cells():
     LOOM.load(small)
     notebook = read(PAIRS, "chapters/pairs")
@@ -121,7 +121,7 @@ def test_read_numbers_the_cells():
     assert cells[5].outputs[0].text == "ok  test_total\n"
 
 
-# chapters/appendix/weave.md:548
+# chapters/appendix/weave.md:550
 def test_captions():
     pairs, sums = on_the_loom(small)
 
@@ -136,7 +136,7 @@ def test_captions():
     assert text(sums, 1).endswith("view.py · replaces total, ")
 
 
-# chapters/appendix/weave.md:1063
+# chapters/appendix/weave.md:1065
 def test_changes():
     pairs, sums = on_the_loom(small)
     changed, added = changes(sums)
@@ -145,7 +145,7 @@ def test_changes():
     assert not any("chapters/" in line for line in changed.diff)
 
 
-# chapters/appendix/weave.md:1205
+# chapters/appendix/weave.md:1207
 def states(old="", new=""):
     """What the loom says of each page, after a change of chapter 1."""
     LOOM.load(small_book(pairs=PAIRS.replace(old, new)))
@@ -153,7 +153,7 @@ def states(old="", new=""):
     return [LOOM.state(page) for page in pages]
 
 
-# chapters/appendix/weave.md:1227
+# chapters/appendix/weave.md:1229
 def test_a_page_depends_on_the_code_before_it():
     asis = states()
     assert states("What a pair can do", "What pairs do") == asis
@@ -162,13 +162,13 @@ def test_a_page_depends_on_the_code_before_it():
     assert same == [True, False, False]
 
 
-# chapters/appendix/weave.md:1315
+# chapters/appendix/weave.md:1317
 THEME = {
     "repository_url": "https://github.com/someone/small",
     "repository_branch": "main",
 }
 
-# chapters/appendix/weave.md:1364
+# chapters/appendix/weave.md:1366
 CONFIG = {
     "extensions": ["myst_nb", "sphinx_external_toc", setup.__module__],
     "html_theme": "sphinx_book_theme",
@@ -179,7 +179,7 @@ CONFIG = {
 }
 
 
-# chapters/appendix/weave.md:1374
+# chapters/appendix/weave.md:1376
 def weave(folder):
     """Build the site of a book; return the folder of its pages."""
     out = folder / "_build/html"
@@ -192,14 +192,14 @@ def weave(folder):
     return out
 
 
-# chapters/appendix/weave.md:1406
+# chapters/appendix/weave.md:1408
 def select(name, selector):
     """The parts of a page of the small book that a selector finds."""
     text = (weave(small) / f"{name}.html").read_text()
     return BeautifulSoup(text, "html.parser").select(selector)
 
 
-# chapters/appendix/weave.md:1438
+# chapters/appendix/weave.md:1440
 def test_links_lead_both_ways():
     captions = select("chapters/sums", ".tt-place a")
     assert [node["href"] for node in captions][:2] == [
@@ -210,7 +210,7 @@ def test_links_lead_both_ways():
     assert origins[-1]["href"] == "../../chapters/sums.html#cell-1"
 
 
-# chapters/appendix/weave.md:1468
+# chapters/appendix/weave.md:1470
 def knuth(name):
     cells = [c for page in LOOM.chapters.values() for c in page.cells]
     places = {(c.path, c.index): n for n, c in enumerate(cells, 1)}
@@ -224,7 +224,7 @@ def knuth(name):
     return f"{name}: {', '.join(found[n] for n in sorted(found))}."
 
 
-# chapters/appendix/weave.md:1482
+# chapters/appendix/weave.md:1484
 def test_an_index_as_in_1984():
     LOOM.load(small)
     assert knuth("total") == "total: [5], 6, [8], 9."
