@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:ca6508588430  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:1f9058d79bcf  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -31,18 +31,23 @@ class Storage:
     # chapters/tensors/arrays.md:115
     @property
     def nbytes(self) -> int:
-        return self.memory.size
+        return self.memory.nbytes
 
-    # chapters/tensors/arrays.md:483
+    @property
+    def bytes(self) -> np.ndarray:
+        """The memory one byte after another."""
+        return self.memory.reshape(-1).view(np.uint8)
+
+    # chapters/tensors/arrays.md:484
     def window(self, view: View, dtype: DType) -> np.ndarray:
         """The view as a NumPy array on this memory."""
-        return np.ndarray(view.shape, dtype.numpy, self.memory,
+        return np.ndarray(view.shape, dtype.numpy, self.bytes,
                           *in_bytes(view, dtype.itemsize))
 
-    # chapters/tensors/arrays.md:1047
+    # chapters/tensors/arrays.md:1048
     writable = True
 
-    # chapters/tensors/arrays.md:1159
+    # chapters/tensors/arrays.md:1160
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
@@ -50,17 +55,7 @@ class Storage:
     version = 0
 
 
-# chapters/tensors/arrays.md:120
-BYTE = np.dtype(np.uint8)
-
-
-# chapters/tensors/arrays.md:123
-def allocate(nbytes: int) -> Storage:
-    """`nbytes` bytes of fresh, uninitialised memory."""
-    return Storage(np.empty(nbytes, BYTE))
-
-
-# chapters/tensors/arrays.md:441
+# chapters/tensors/arrays.md:439
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -74,8 +69,11 @@ class Buffer:
 
     @staticmethod
     def empty(shape: Shape, dtype: DType) -> Buffer:
-        view = View.dense(shape)
-        return Buffer(allocate(view.size * dtype.itemsize), view, dtype)
+        """Fresh, uninitialised memory for a dense array."""
+        memory = np.empty(shape, dtype.numpy)
+        buffer = Buffer(Storage(memory), View.dense(shape), dtype)
+        buffer.window = memory
+        return buffer
 
     def moved(self, view: View) -> Buffer:
         """Another window on the same storage."""
@@ -85,7 +83,7 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:491
+    # chapters/tensors/arrays.md:492
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -98,7 +96,7 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:749
+    # chapters/tensors/arrays.md:750
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -109,7 +107,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:997
+    # chapters/tensors/arrays.md:998
     def __str__(self) -> str:
         return text(self)
 
@@ -118,7 +116,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1102
+    # chapters/tensors/arrays.md:1103
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -137,12 +135,12 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1165
+    # chapters/tensors/arrays.md:1166
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self.storage, self.view, self.dtype)
 
 
-# chapters/tensors/arrays.md:473
+# chapters/tensors/arrays.md:474
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     """Offset and strides in bytes; a view of nothing needs neither."""
@@ -151,7 +149,7 @@ def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:907
+# chapters/tensors/arrays.md:908
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -159,7 +157,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:914
+# chapters/tensors/arrays.md:915
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -168,7 +166,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:927
+# chapters/tensors/arrays.md:928
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -181,7 +179,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:953
+# chapters/tensors/arrays.md:954
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -200,11 +198,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:976
+# chapters/tensors/arrays.md:977
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:979
+# chapters/tensors/arrays.md:980
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -221,19 +219,19 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1050
+# chapters/tensors/arrays.md:1051
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
     dense = array.flags.c_contiguous
-    flat, view = (array.reshape(-1), View.dense(array.shape)) if dense \
+    memory, view = (array, View.dense(array.shape)) if dense \
         else strip(array)
-    storage = Storage(flat.view(np.uint8, np.ndarray))
+    storage = Storage(memory)
     storage.writable = array.flags.writeable
     return Buffer(storage, view, dtype)
 
 
-# chapters/tensors/arrays.md:1061
+# chapters/tensors/arrays.md:1062
 def strip(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
@@ -246,7 +244,7 @@ def strip(array: np.ndarray) -> tuple[np.ndarray, View]:
     return flat, view._replace(offset=-low.offset)
 
 
-# chapters/tensors/arrays.md:1076
+# chapters/tensors/arrays.md:1077
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -256,11 +254,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1124
+# chapters/tensors/arrays.md:1125
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1127
+# chapters/tensors/arrays.md:1128
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

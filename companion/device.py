@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:4c5fe96de92d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:67e6c3a33ff5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from companion.blas import FLAVOURS, WIDE, matmul, tell, widened
-from companion.buffer import CPU_MEMORY, Buffer, adopt, allocate, from_dlpack
+from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, bfloat16, float16, float32
 from companion.native import CompileError, kernel
 from companion.ops import (
@@ -234,25 +234,23 @@ class Like(NamedTuple):
 # chapters/tensors/operations.md:732
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
-            *src: tuple[Shape, DType]) -> tuple[View, DType, int]:
-    """The view, dtype and bytes of what `op` makes of such operands."""
+            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
+    """The shape and dtype of what `op` makes of such operands."""
     operands = [Like(*kind) for kind in src]
-    view = View.dense(SHAPE[op](*operands, arg))
-    dtype = DTYPE[op](*operands, arg)
-    return view, dtype, view.size * dtype.itemsize
+    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:747
+# chapters/tensors/operations.md:745
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:751
+# chapters/tensors/operations.md:749
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
     name = "cpu"
-    fresh = staticmethod(allocate)
+    empty = staticmethod(Buffer.empty)
     kernels = KERNELS
 
     def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
@@ -262,10 +260,8 @@ class Device:
         if op is CONST:
             return repeated(self, arg, arg[0] or str(arg[0]))
         kernel = self.kernels.get(op) or self.missing(op)
-        view, dtype, nbytes = outcome(
-            op, arg, *[(s.view.shape, s.dtype) for s in src])
-        out = self.target(src[0]) if op is WRITE else Buffer(
-            self.fresh(nbytes), view, dtype)
+        kind = outcome(op, arg, *[(s.view.shape, s.dtype) for s in src])
+        out = self.target(src[0]) if op is WRITE else self.empty(*kind)
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
@@ -276,7 +272,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:799
+    # chapters/tensors/operations.md:795
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -291,7 +287,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:839
+    # chapters/tensors/operations.md:835
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -300,32 +296,32 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:871
+    # chapters/tensors/operations.md:867
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:778
+# chapters/tensors/operations.md:774
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:814
+# chapters/tensors/operations.md:810
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
     """A constant; `name` tells −0.0 from 0.0, which are equal."""
     _, dtype, shape = arg
-    one = Buffer(device.fresh(known(dtype).itemsize), View((), ()), dtype)
+    one = device.empty((), known(dtype))
     QUIET.copy().run(device.kernels[CONST], one, arg)
     one.storage.writable = False
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:848
+# chapters/tensors/operations.md:844
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -346,11 +342,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2139
+# chapters/tensors/operations.md:2135
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2142
+# chapters/tensors/operations.md:2138
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -366,11 +362,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2179
+# chapters/tensors/operations.md:2175
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2182
+# chapters/tensors/operations.md:2178
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

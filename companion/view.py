@@ -1,16 +1,17 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:62d7abade5fe
+# Tangled from arrays: edit there, `make tangle`. sha256:6d0a68153f9f
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
-# chapters/tensors/arrays.md:365
+# chapters/tensors/arrays.md:362
 Shape = tuple[int, ...]
 
 
-# chapters/tensors/arrays.md:368
+# chapters/tensors/arrays.md:365
 class View(NamedTuple):
     """A window on flat storage; strides and offset count elements.
 
@@ -26,8 +27,9 @@ class View(NamedTuple):
     def address(self, index: tuple[int, ...]) -> int:
         return self.offset + sum(i * s for i, s in zip(index, self.strides))
 
-    # chapters/tensors/arrays.md:401
+    # chapters/tensors/arrays.md:398
     @staticmethod
+    @functools.lru_cache(maxsize=4096)
     def dense(shape: Shape) -> View:
         return View(shape, row_major(shape), 0)
 
@@ -35,14 +37,14 @@ class View(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
-    # chapters/tensors/arrays.md:549
+    # chapters/tensors/arrays.md:550
     def permute(self, order: tuple[int, ...]) -> View:
         """The axes in another order."""
         shape, strides, offset = self
         return View(tuple([shape[i] for i in order]),
                     tuple([strides[i] for i in order]), offset)
 
-    # chapters/tensors/arrays.md:562
+    # chapters/tensors/arrays.md:563
     def flip(self, axes: tuple[int, ...]) -> View:
         """The named axes walked from their end."""
         last = tuple([
@@ -52,7 +54,7 @@ class View(NamedTuple):
             -s if i in axes else s for i, s in enumerate(self.strides)])
         return View(self.shape, strides, self.address(last))
 
-    # chapters/tensors/arrays.md:597
+    # chapters/tensors/arrays.md:598
     def shrink(self, ranges: tuple[tuple[int, int, int], ...]) -> View:
         """Keep start, start+step, … below stop on every axis; step ≥ 1."""
         starts = tuple([r[0] for r in ranges])
@@ -60,7 +62,7 @@ class View(NamedTuple):
         strides = tuple([s * r[2] for s, r in zip(self.strides, ranges)])
         return View(shape, strides, self.address(starts))
 
-    # chapters/tensors/arrays.md:611
+    # chapters/tensors/arrays.md:612
     def expand(self, shape: Shape) -> View:
         """Axes of length 1 stretched to `shape`, and new ones in front."""
         new = len(shape) - len(self.shape)
@@ -75,7 +77,7 @@ class View(NamedTuple):
         walks = zip(self.shape, self.strides)
         return self.size > 0 and any(n > 1 and s == 0 for n, s in walks)
 
-    # chapters/tensors/arrays.md:663
+    # chapters/tensors/arrays.md:664
     def runs(self) -> list[tuple[int, int]]:
         """Axes merged where two neighbours walk memory as one would."""
         merged: list[tuple[int, int]] = []
@@ -92,7 +94,7 @@ class View(NamedTuple):
         """Row-major with no gaps (offset aside): one run of memory."""
         return self.runs() in ([], [(self.size, 1)]) or self.size == 0
 
-    # chapters/tensors/arrays.md:709
+    # chapters/tensors/arrays.md:710
     def reshape(self, shape: Shape) -> View | None:
         """The same elements under `shape`, or None where only a copy can."""
         if self.size == 0:
@@ -109,7 +111,7 @@ class View(NamedTuple):
         return View(shape, tuple(reversed(strides)), self.offset)
 
 
-# chapters/tensors/arrays.md:390
+# chapters/tensors/arrays.md:387
 def row_major(shape: Shape) -> tuple[int, ...]:
     """Strides, in elements, of a dense array whose last axis is nearest."""
     strides, step = [], 1

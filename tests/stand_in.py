@@ -32,6 +32,7 @@ class Array:
         self.shape, self.dtype, self.size = fresh.shape, dtype, fresh.size
         self.strides = fresh.strides if strides is None else tuple(strides)
         self.itemsize = np.dtype(dtype).itemsize
+        self.nbytes = self.size * self.itemsize
         self.data = memptr or Pointer(fresh, fresh.ctypes.data)
 
 

@@ -53,8 +53,10 @@ class Locked(Storage):
         return super().address
 
 
-def far_memory(nbytes):
-    return Locked(np.empty(nbytes, np.uint8))
+def far_memory(shape, dtype):
+    """A dense buffer that the host may not look into."""
+    buffer = CPU.empty(shape, dtype)
+    return type(buffer)(Locked(buffer.storage.memory), buffer.view, dtype)
 
 
 def opening(kernel):
@@ -75,7 +77,7 @@ class Far(Device):
     """Another device: memory, kernels and two transfers of its own."""
 
     name = "far"
-    fresh = staticmethod(far_memory)
+    empty = staticmethod(far_memory)
     kernels = {op: opening(kernel) for op, kernel in KERNELS.items()}
 
     def adopt(self, array):
@@ -84,7 +86,7 @@ class Far(Device):
     def host(self, buffer):
         Locked.is_open = True
         try:
-            return self.carried(buffer, CPU.fresh)
+            return self.carried(buffer, CPU.empty)
         finally:
             Locked.is_open = False
             buffer.window = None
@@ -93,10 +95,9 @@ class Far(Device):
     def carried(source, memory):
         """The elements of a buffer, dense, in memory of another kind."""
         data = np.ascontiguousarray(source.array).reshape(source.shape)
-        storage = memory(data.nbytes)
-        storage.memory[:] = data.reshape(-1).view(np.uint8)
-        target = CPU.adopt(data)
-        return type(target)(storage, target.view, target.dtype)
+        target = memory(data.shape, source.dtype)
+        target.storage.memory[...] = data
+        return target
 
 
 FAR = Far()
