@@ -13,7 +13,6 @@ help: ## list the verbs
 book: tangle ## set up, tangle, execute what changed, build the site
 	$(PY) -m companion execute
 	.venv/bin/jupyter-book build . $(SPHINX)
-	@echo "To read it with its interactive figures, or to edit it: make serve"
 	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
 
 test: book ## every test: tools, library, notebooks, pages

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:e35eb3ef1305  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:4637a26617f5  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -299,7 +299,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:923
+# chapters/gradients/optimizers.md:926
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:1fb72274e0a3
+# Tangled from optimizers: edit there, `make tangle`. sha256:2dcda9f0282b
 from __future__ import annotations
 
 import math
@@ -128,7 +128,7 @@ def listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:955
+# chapters/gradients/optimizers.md:958
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
@@ -201,7 +201,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:965
+    # chapters/gradients/optimizers.md:968
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.

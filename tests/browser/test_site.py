@@ -222,6 +222,15 @@ def test_strides_explorer_without_scripts(visit):
     assert fallback.is_visible()
 
 
+def test_widgets_live_on_a_page_opened_as_a_file(site, chromium):
+    page = chromium.new_page()
+    page.goto((site / "chapters/tensors/arrays.html").as_uri())
+    page.wait_for_selector(".tt-strides .tt-formula")
+    page.goto((site / "chapters/tensors/blas.html").as_uri())
+    page.wait_for_selector(".tt-roofline circle")
+    page.close()
+
+
 def test_roofline_by_keyboard(visit):
     page = visit(BLAS)
     roofline = page.locator(".tt-roofline").first

@@ -1,5 +1,7 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:282efa6079d8
+# Tangled from optimizers: edit there, `make tangle`. sha256:87126ea946cd
 from __future__ import annotations
+
+import resource
 
 import numpy as np
 
@@ -7,6 +9,7 @@ from companion.device import CPU
 from companion.dtype import float32, float64
 from companion.layers import Linear, Sequential, he
 from companion.losses import cross_entropy
+from companion.native import keep_freed
 from companion.ops import WRITE
 from companion.optim import SGD, Adam, AdamW, RMSprop
 from companion.tensor import Tensor, manual_seed, ones, randint, randn, zeros
@@ -134,7 +137,15 @@ def sweeps(make, n=4096):
                              for op, _, moved in timed.calls)
 
 
-# chapters/gradients/optimizers.md:1088
+# chapters/gradients/optimizers.md:893
+def faults(run):
+    """How many pages are touched for the first time."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+# chapters/gradients/optimizers.md:1091
 def curved(p):
     """A loss with unequal, changing curvature."""
     return ((p[1:] - p[:-1] * p[:-1]).square() * 10
@@ -155,7 +166,7 @@ SETTINGS = [
     (AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
 ]
 
-# chapters/gradients/optimizers.md:1111
+# chapters/gradients/optimizers.md:1114
 GOLDEN64 = [
     [-0.753080222466, 0.654118568029, 0.438249912948, 0.135398997109],
     [-0.748993968378, 0.64957621423, 0.434235307656, 0.133159396703],
@@ -186,7 +197,7 @@ GOLDEN32 = [
 ]
 
 
-# chapters/gradients/optimizers.md:1144
+# chapters/gradients/optimizers.md:1147
 def test_trajectories_are_the_recorded_ones():
     for dtype, golden, error in ((float64, GOLDEN64, 1e-11),
                                  (float32, GOLDEN32, 3e-5)):
@@ -197,7 +208,7 @@ def test_trajectories_are_the_recorded_ones():
                 make, setting, dtype)
 
 
-# chapters/gradients/optimizers.md:1160
+# chapters/gradients/optimizers.md:1163
 def twins(make, start=(0.5, -0.5), steps=200):
     """How far two paths are apart that begin one rounding apart."""
     def bent(p):
@@ -209,13 +220,13 @@ def twins(make, start=(0.5, -0.5), steps=200):
     return np.abs(paths[0] - paths[1]).max(axis=1)
 
 
-# chapters/gradients/optimizers.md:1195
+# chapters/gradients/optimizers.md:1198
 def test_rmsprop_amplifies_one_rounding_and_momentum_does_not():
     assert twins(lambda p: RMSprop(p, lr=0.02, alpha=0.95)).max() > 1e-4
     assert twins(lambda p: SGD(p, lr=0.02, momentum=0.9)).max() < 1e-13
 
 
-# chapters/gradients/optimizers.md:1201
+# chapters/gradients/optimizers.md:1204
 def test_a_heavy_ball_can_roll_for_ever():
     ball = rolled(600, lr=1 / 9, momentum=4 / 9)
     assert abs(ball[-1] - ball[-4]) < 1e-9 < abs(ball[-1] - ball[-2])
@@ -223,12 +234,21 @@ def test_a_heavy_ball_can_roll_for_ever():
     assert abs(ahead[-1]) < 1e-6
 
 
-# chapters/gradients/optimizers.md:1213
+# chapters/gradients/optimizers.md:1216
+def test_freed_memory_is_used_again():
+    x = ones(1 << 19)  # 2 MB, 512 pages
+    kept = keep_freed(1 << 28)
+    for _ in range(2):
+        count = faults(lambda: x + x)
+    assert count < 64 or not kept
+
+
+# chapters/gradients/optimizers.md:1227
 def test_a_state_handed_over_continues_the_same_path():
     assert interrupted(handed_over) == interrupted(handed_over, stop=99)
 
 
-# chapters/gradients/optimizers.md:1218
+# chapters/gradients/optimizers.md:1232
 def test_states_restore_settings_and_copy_memory():
     p = Tensor([1.0, 2.0]).requires_grad_()
     p.grad, old = ones(2), Adam([p], lr=0.5, betas=(0.8, 0.9))
@@ -243,7 +263,7 @@ def test_states_restore_settings_and_copy_memory():
         p, "exp_avg").tolist()
 
 
-# chapters/gradients/optimizers.md:1234
+# chapters/gradients/optimizers.md:1248
 def message(call, kind=ValueError):
     try:
         call()
@@ -252,7 +272,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/optimizers.md:1243
+# chapters/gradients/optimizers.md:1257
 def test_states_that_do_not_fit_change_nothing():
     p, q = (ones(n).requires_grad_() for n in (2, 3))
     p.grad, q.grad = ones(2), ones(3)
@@ -270,7 +290,7 @@ def test_states_that_do_not_fit_change_nothing():
     assert str(one.state_dict()) == before
 
 
-# chapters/gradients/optimizers.md:1263
+# chapters/gradients/optimizers.md:1277
 def test_only_parameters_with_gradients_move():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = AdamW([a, b], lr=0.1)
@@ -281,7 +301,7 @@ def test_only_parameters_with_gradients_move():
     assert a.grad is None
 
 
-# chapters/gradients/optimizers.md:1274
+# chapters/gradients/optimizers.md:1288
 def test_groups_have_settings_of_their_own():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
@@ -290,7 +310,7 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1285
+# chapters/gradients/optimizers.md:1299
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
@@ -299,20 +319,20 @@ def test_memory_is_none_one_or_two_times_the_parameters():
         assert remembered(optimizer) == times * weights, name
 
 
-# chapters/gradients/optimizers.md:1294
+# chapters/gradients/optimizers.md:1308
 def test_steps_sweep_no_more_than_they_did():
     found = {name: sweeps(make)[0] for name, make in MAKERS.items()}
     assert found == {"SGD": 7, "momentum": 14, "RMSprop": 28,
                      "Adam": 37, "AdamW": 41}, found
 
 
-# chapters/gradients/optimizers.md:1301
+# chapters/gradients/optimizers.md:1315
 def test_decay_beside_the_gradient_is_what_was_asked_for():
     end = shaken(lambda p: AdamW(p, lr=1e-3, weight_decay=0.5))
     assert abs(end - (1 - 1e-3 * 0.5) ** 200) < 2e-3
 
 
-# chapters/gradients/optimizers.md:1309
+# chapters/gradients/optimizers.md:1323
 def test_bad_requests_say_what_to_do():
     p = Tensor([1.0]).requires_grad_()
     assert "got none" in message(lambda: SGD([]))

@@ -1,11 +1,13 @@
 // Code that is wider than its place can be reached, and scrolled, by keyboard. The
 // theme looks once, before the fonts have come; widths are right only after.
-function reach() {
-  for (const block of document.querySelectorAll(".bd-article pre")) {
-    if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
+(() => {
+  "use strict";
+  function reach() {
+    for (const block of document.querySelectorAll(".bd-article pre")) {
+      if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
+    }
   }
-}
 
-await document.fonts.ready;
-reach();
-addEventListener("resize", reach);
+  document.fonts.ready.then(reach);
+  addEventListener("resize", reach);
+})();

@@ -1,9 +1,26 @@
-// Loads a widget's module on the pages that contain one: <div class="tt-NAME">.
-const NAMES = ["strides", "roofline"];
+// Loads a widget's scripts on the pages that contain one: <div class="tt-NAME">.
+// They are no modules: browsers refuse those to a page that was opened as a file.
+window.tangled = { widgets: {} };
 
-for (const name of NAMES) {
-  const places = document.querySelectorAll(`.tt-${name}`);
-  if (places.length === 0) continue;
-  const { default: build } = await import(`../widgets/${name}.js`);
-  places.forEach(build);
-}
+(() => {
+  "use strict";
+  const here = document.currentScript.src;
+  const SCRIPTS = { strides: ["dom", "view", "strides"], roofline: ["dom", "roofline"] };
+  const loaded = new Map();
+
+  function load(name) {
+    return new Promise((done, failed) => {
+      const script = document.createElement("script");
+      Object.assign(script, { src: new URL(`../widgets/${name}.js`, here), async: false, onload: done, onerror: failed });
+      document.head.append(script);
+    });
+  }
+
+  for (const [name, scripts] of Object.entries(SCRIPTS)) {
+    const places = document.querySelectorAll(`.tt-${name}`);
+    if (places.length === 0) continue;
+    for (const script of scripts) if (!loaded.has(script)) loaded.set(script, load(script));
+    Promise.all(scripts.map((script) => loaded.get(script)))
+      .then(() => places.forEach((place) => tangled.widgets[name](place)));
+  }
+})();
