@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:67e6c3a33ff5  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:a6d2fc47c610  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -170,13 +170,14 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
         return
     low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
     if low < -n or high >= n:
+        allowed = f"{-n} to {n - 1}" if n else "none"
         raise IndexError(
             f"{op}: the index {low if low < -n else high} is out of "
-            f"range; an axis of length {n} allows {-n} to {n - 1} (axes "
-            f"indexed together count as one)")
+            f"range; an axis of length {n} allows {allowed} (axes indexed "
+            f"together count as one)")
 
 
-# chapters/tensors/operations.md:652
+# chapters/tensors/operations.md:653
 def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     check_index(GATHER, index, x.shape[0])
     if x.array.flags.c_contiguous:
@@ -188,7 +189,7 @@ def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
 KERNELS[GATHER] = gather
 
 
-# chapters/tensors/operations.md:676
+# chapters/tensors/operations.md:677
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -199,7 +200,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:699
+# chapters/tensors/operations.md:700
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -210,12 +211,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:709
+# chapters/tensors/operations.md:710
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:713
+# chapters/tensors/operations.md:714
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -223,7 +224,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:725
+# chapters/tensors/operations.md:726
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -231,7 +232,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:732
+# chapters/tensors/operations.md:733
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -240,12 +241,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:745
+# chapters/tensors/operations.md:746
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:749
+# chapters/tensors/operations.md:750
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -272,7 +273,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:795
+    # chapters/tensors/operations.md:796
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -287,7 +288,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:835
+    # chapters/tensors/operations.md:836
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -296,20 +297,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:867
+    # chapters/tensors/operations.md:868
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:774
+# chapters/tensors/operations.md:775
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:810
+# chapters/tensors/operations.md:811
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -321,7 +322,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:844
+# chapters/tensors/operations.md:845
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -342,11 +343,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2135
+# chapters/tensors/operations.md:2136
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2138
+# chapters/tensors/operations.md:2139
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -362,11 +363,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2175
+# chapters/tensors/operations.md:2176
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2178
+# chapters/tensors/operations.md:2179
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
