@@ -2,6 +2,7 @@
 
 import copy
 import operator
+import pickle
 import weakref
 from types import SimpleNamespace
 
@@ -31,6 +32,8 @@ from companion.gpu import (
     OutOfMemory,
     block,
     connect,
+    matrix,
+    prefetch,
     program,
     program_text,
     spelled,
@@ -259,6 +262,9 @@ def test_a_wrong_index_is_told_at_the_next_look(gpu):
     with pytest.raises(IndexError, match="index 2 .* length 2"):
         wrong.numpy()
     assert table[Tensor([-1], device=gpu)].tolist() == [[2.0]]
+    wrong = table[Tensor([3], device=gpu)]
+    with pytest.raises(IndexError, match="index 3 "):
+        pickle.dumps(wrong)  # what is stored has left the device, too
 
 
 @ALL
@@ -293,6 +299,17 @@ def test_no_copy_for_a_transposed_product():
     before = gpu.memory().used
     y = x.T @ x
     assert gpu.memory().used - before <= max(4 * y.size, 512)
+
+
+def test_products_count_in_32_bits():
+    """More is refused, and rows that lie further apart are copied."""
+    gpu, n = named("emulated"), 1 << 31
+    x = Tensor([[1.0]], device=gpu)
+    with pytest.raises(ValueError, match=r"up to 2,147,483,647, got \(1, 21"):
+        x.expand(1, n) @ x.expand(n, 1)
+    assert matrix(View((2, 3), (n - 1, 1))) == (False, n - 1)
+    assert matrix(View((2, 3), (n, 1))) is None
+    assert matrix(View((2, 3), (1, n))) is None
 
 
 @pytest.mark.parametrize("n", [8192, 8193, 32_768, 40_001])
@@ -361,6 +378,13 @@ def test_a_constant_must_fit(gpu):
         Tensor([1], DTYPES["uint8"], device=gpu) + 300
 
 
+def test_too_many_axes_say_what_helps(gpu):
+    x = rand(*[2] * 9, device=gpu).permute(*range(8, -1, -1))
+    with pytest.raises(ValueError, match="9 axes .* at most 8: work on x"):
+        x.clone()
+    assert x[0].clone().tolist() == x[0].to("cpu").tolist()
+
+
 def test_no_room_is_said_and_survived():
     card = Emulator()
     card.capacity = 8192
@@ -409,6 +433,24 @@ def test_memory_under_way_is_kept_until_the_copy_is_over(monkeypatch):
     assert target() is None
 
 
+def test_a_copy_never_lands_in_memory_of_others():
+    """Who drops a tensor and calls `arrive` has kept its memory."""
+    tensor, arrive = GPU("emulated", Emulator()).begin(Tensor([1.0, 2.0]))
+    memory = weakref.ref(tensor.buffer.storage.memory)
+    del tensor
+    assert memory() is not None
+    arrive()
+    assert memory().view(np.float32).tolist() == [1.0, 2.0]
+
+
+def test_prefetch_takes_a_name():
+    (batch,) = prefetch([(Tensor([1.0]), Tensor(2.0))], "emulated")
+    assert [x.tolist() for x in batch] == [[1.0], 2.0]
+    assert all(x.device is named("emulated") for x in batch)
+    with pytest.raises(ValueError, match="expected one of cpu, .*tpu"):
+        prefetch([], "tpu")
+
+
 def test_batches_come_from_any_device(gpu):
     there = Tensor([[1.0, 2.0], [3.0, 4.0]]).to(gpu)
     for tensor in (there, there.T):
@@ -437,8 +479,11 @@ def test_nothing_is_copied_without_an_address(monkeypatch):
     """CuPy's arrays without elements have the address 0."""
     monkeypatch.setattr(STAND_IN.card.arrays.cuda.runtime, "memcpyAsync",
                         lambda *_: pytest.fail("a copy of nothing"))
-    x = Tensor(np.empty((0, 3), np.float32)).to(STAND_IN)
-    assert x.numpy().shape == (0, 3)
+    x = Tensor(np.empty((0, 3), np.float32))
+    assert x.to(STAND_IN).numpy().shape == (0, 3)
+    sent, arrive = STAND_IN.begin(x)
+    arrive()
+    assert sent.shape == (0, 3)
 
 
 def test_what_fits_is_not_copied(gpu, monkeypatch):
