@@ -12,26 +12,33 @@ import stand_in
 
 from companion.buffer import Buffer, adopt
 from companion.cuda import (
+    CUBLAS,
     PROCESSORS,
     Card,
     Emulator,
+    Operand,
+    column_major,
     kernel_names,
     kernel_text,
     occupancy,
     races,
+    set_float32_matmul_precision,
     trace,
     traffic,
     usage,
 )
-from companion.device import CPU, DEVICES, named
+from companion.device import CPU, DEVICES, READERS, named
 from companion.dtype import DTYPES, bool_, float32, int8, int64
 from companion.gpu import (
+    CARDS,
     CUDA_CODE,
+    CUDA_MEMORY,
     GPU,
     LAUNCH,
     OutOfMemory,
     block,
     connect,
+    leaf_program,
     matrix,
     prefetch,
     program,
@@ -46,8 +53,10 @@ from companion.ops import (
     FAMILIES,
     FLIP,
     GATHER,
+    IDIV,
     MATMUL,
     MAX,
+    MOD,
     NEG,
     PAD,
     PERMUTE,
@@ -182,12 +191,17 @@ def test_casts(gpu, dtype):
 @pytest.mark.parametrize(
     "dtype", [d for d in (*QUICK, *SLOW) if d is not NO_DIVISION], ids=str)
 def test_division_rounds_down(gpu, dtype):
-    values = np.array([-7, -6, -1, 0, 1, 6, 7] if dtype.kind != "u"
-                      else [0, 1, 6, 7]).astype(dtype.numpy)
+    """The lowest integer has no opposite to be its quotient by -1."""
+    ends = [] if dtype.is_float else [
+        np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max]
+    values = np.array([0, 1, 6, 7, *ends, *(
+        [-7, -6, -1] if dtype.kind != "u" else [])]).astype(dtype.numpy)
     a, b = [g.ravel() for g in np.meshgrid(values, values)]
-    for op in CUDA_CODE:
-        if op.name in ("IDIV", "MOD"):
-            same(gpu, op, np.ascontiguousarray(a), np.ascontiguousarray(b))
+    for op in IDIV, MOD:
+        same(gpu, op, np.ascontiguousarray(a), np.ascontiguousarray(b))
+        if dtype is float32:  # quotients that are not whole any more
+            far, near = np.random.default_rng(0).uniform(-1, 1, (2, 99))
+            same(gpu, op, *np.float32([far * 100, near]))
 
 
 def test_infinities_and_nothing(gpu):
@@ -234,7 +248,8 @@ def test_halves_are_summed_wide(gpu, name):
     ((0, 0, 1), (0, 0, 1)), ((1, 2, 1), (0, 3, 1)), ((0, 1, 3), (2, 0, 2)),
 ])
 def test_pad(gpu, dtype, margins):
-    same(gpu, PAD, draw((3, 4), dtype), arg=margins)
+    for shape in (3, 4), (0, 4), (0, 0):
+        same(gpu, PAD, draw(shape, dtype), arg=margins)
 
 
 @ALL
@@ -269,7 +284,8 @@ def test_a_wrong_index_is_told_at_the_next_look(gpu):
 
 @ALL
 @pytest.mark.parametrize("m, k, n", [
-    (1, 1, 1), (3, 4, 5), (33, 17, 65), (1, 9, 4), (4, 9, 1), (2, 0, 3)])
+    (1, 1, 1), (3, 4, 5), (33, 17, 65), (1, 9, 4), (4, 9, 1), (2, 0, 3),
+    (0, 3, 2), (2, 3, 0)])
 def test_products(gpu, dtype, m, k, n):
     small = [np.sign(draw(s, dtype)) if dtype.kind == "i" else draw(s, dtype)
              for s in ((m, k), (k, n))]
@@ -310,6 +326,23 @@ def test_products_count_in_32_bits():
     assert matrix(View((2, 3), (n - 1, 1))) == (False, n - 1)
     assert matrix(View((2, 3), (n, 1))) is None
     assert matrix(View((2, 3), (1, n))) is None
+
+
+def test_products_in_tf32(monkeypatch):
+    monkeypatch.setitem(CUBLAS, float32, CUBLAS[float32])
+    gpu, x = named("emulated"), draw((40, 40), float32)
+    y = Tensor(x, device=gpu)
+    for precision, low, high in ("high", 1e-5, 1e-2), ("highest", 0, 1e-5):
+        set_float32_matmul_precision(precision)
+        assert low <= np.abs((y @ y).numpy() - x @ x).max() < high
+    with pytest.raises(ValueError, match="one of highest, high; got 'low'"):
+        set_float32_matmul_precision("low")
+
+
+def test_a_leading_dimension_is_long_enough():
+    for lead, rows in (2, 3), (0, 0):
+        with pytest.raises(ValueError, match=f"cannot lie {lead} apart"):
+            column_major(Operand(False, 0, lead, 0), float32, rows, 1, 1)
 
 
 @pytest.mark.parametrize("n", [8192, 8193, 32_768, 40_001])
@@ -362,6 +395,25 @@ def test_folds_have_no_races(how, kept, along):
                  walk((along,), (1,)), np.int64(along), out, x)
     assert len(races(seen)) == 0
     np.testing.assert_allclose(out, x.sum(1), rtol=1e-4)
+
+
+def test_scatter_has_no_races():
+    """Rows that want one place add to it one after the other."""
+    x, out = draw((8, 3), float32), np.zeros((4, 3), np.float32)
+    index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(3, np.int64)
+    seen = trace(program(Emulator(), float32), "scatter", 1, 256,
+                 walk((8, 3), (0, 1), (1, 0), (3, 1)), np.int64(4),
+                 np.int64(3), fault, out, index, x)
+    assert len(races(seen)) == 0 and not fault.any()
+    np.testing.assert_allclose(out[0], x[index == 0].sum(0), rtol=1e-5)
+
+
+def test_chance_fills_its_array_and_no_more(gpu):
+    """Odd lengths, counters beyond 32 bits, a key read backwards."""
+    out, key = np.empty(7, np.float32), np.array([5, (1 << 33) + 3])
+    trace(leaf_program(Emulator()), "uniform", 1, 256, np.int64(7), out, key)
+    same(gpu, RANDOM, key, arg=(7,))
+    same(gpu, RANDOM, key[::-1].copy(), arg=(7,), moves=[(FLIP, (0,))])
 
 
 def test_write_over_itself(gpu):
@@ -473,6 +525,18 @@ def test_memory_of_others_is_shared_and_copied_whole(turn, monkeypatch):
     assert ours.tolist() == theirs.tolist()
     assert theirs.size == 0 or apart.tolist() != ours.tolist()
     assert apart.shape == theirs.shape
+
+
+def test_arrays_of_cuda_become_the_devices(monkeypatch):
+    class Theirs(np.ndarray):
+        def __dlpack_device__(self):
+            return CUDA_MEMORY, 0
+
+    monkeypatch.setitem(READERS, CUDA_MEMORY, None)
+    monkeypatch.setitem(CARDS, "cuda", stand_in_card)
+    device, theirs = connect("cuda"), np.arange(3.0).view(Theirs)
+    ours = Tensor.from_dlpack(theirs)
+    assert ours.device is device and ours.tolist() == [0, 1, 2]
 
 
 def test_nothing_is_copied_without_an_address(monkeypatch):
