@@ -3,7 +3,9 @@
 import copy
 import operator
 import pickle
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -594,6 +596,18 @@ def test_a_name_is_enough():
     assert (x.to("cpu") < 1).all()
     with pytest.raises(ValueError, match="expected one of cpu, .*tpu"):
         zeros(2, device="tpu")
+
+
+def test_threads_that_name_a_device_get_one(monkeypatch):
+    def connect(name):
+        time.sleep(0.05)
+        return GPU(name, Emulator())
+
+    monkeypatch.delitem(DEVICES, "emulated", raising=False)
+    monkeypatch.setattr("companion.gpu.connect", connect)
+    with ThreadPoolExecutor(2) as two:
+        one, other = two.map(named, ["emulated"] * 2)
+    assert one is other
 
 
 def test_index_dtype_is_checked_first(gpu):
