@@ -21,7 +21,6 @@ from companion.cuda import (
     Operand,
     column_major,
     kernel_names,
-    kernel_text,
     occupancy,
     races,
     set_float32_matmul_precision,
@@ -40,7 +39,6 @@ from companion.gpu import (
     OutOfMemory,
     block,
     connect,
-    leaf_program,
     matrix,
     prefetch,
     program,
@@ -413,7 +411,8 @@ def test_scatter_has_no_races():
 def test_chance_fills_its_array_and_no_more(gpu):
     """Odd lengths, counters beyond 32 bits, a key read backwards."""
     out, key = np.empty(7, np.float32), np.array([5, (1 << 33) + 3])
-    trace(leaf_program(Emulator()), "uniform", 1, 256, np.int64(7), out, key)
+    made = program(Emulator(), float32)
+    trace(made, "uniform", 1, 256, np.int64(7), out, key)
     same(gpu, RANDOM, key, arg=(7,))
     same(gpu, RANDOM, key[::-1].copy(), arg=(7,), moves=[(FLIP, (0,))])
 
@@ -631,11 +630,3 @@ def test_kernels_compile_without_spills(dtype, arch):
     for name, use in found.items():
         assert use.spilled == 0, name
         assert occupancy(use, 256, arch) >= 0.375, (name, use)
-
-
-@pytest.mark.needs("cupy")
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", PROCESSORS)
-def test_leaves_compile_without_spills(arch):
-    found = usage(kernel_text("kernels/leaves.cu"), arch=arch)
-    assert [use.spilled for use in found.values()] == [0, 0]
