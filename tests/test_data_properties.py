@@ -94,6 +94,12 @@ def test_an_example_has_its_numbers_in_any_company(seed, example, k):
         np.testing.assert_array_equal(crowd(k)[1], alone(k)[0])
 
 
+def test_a_long_call_does_not_meet_the_next():
+    chance = Chance(0, 0, np.arange(1))
+    for length in (1 << 20) + 1, 1 << 20, 1:
+        assert chance(length)[0, -1] != chance()[0, 0]
+
+
 def test_chances_are_uniform_and_unlike_each_other():
     chance = Chance(0, 0, np.arange(20_000))
     other = Chance(0, 1, np.arange(20_000))

@@ -2,7 +2,10 @@
 
 import copy
 import operator
+import pickle
+import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,26 +14,33 @@ import stand_in
 
 from companion.buffer import Buffer, adopt
 from companion.cuda import (
+    CUBLAS,
     PROCESSORS,
     Card,
     Emulator,
+    Operand,
+    column_major,
     kernel_names,
-    kernel_text,
     occupancy,
     races,
+    set_float32_matmul_precision,
     trace,
     traffic,
     usage,
 )
-from companion.device import CPU, DEVICES, named
+from companion.device import CPU, DEVICES, READERS, named
 from companion.dtype import DTYPES, bool_, float32, int8, int64
 from companion.gpu import (
+    CARDS,
     CUDA_CODE,
+    CUDA_MEMORY,
     GPU,
     LAUNCH,
     OutOfMemory,
     block,
     connect,
+    matrix,
+    prefetch,
     program,
     program_text,
     spelled,
@@ -43,8 +53,10 @@ from companion.ops import (
     FAMILIES,
     FLIP,
     GATHER,
+    IDIV,
     MATMUL,
     MAX,
+    MOD,
     NEG,
     PAD,
     PERMUTE,
@@ -179,12 +191,17 @@ def test_casts(gpu, dtype):
 @pytest.mark.parametrize(
     "dtype", [d for d in (*QUICK, *SLOW) if d is not NO_DIVISION], ids=str)
 def test_division_rounds_down(gpu, dtype):
-    values = np.array([-7, -6, -1, 0, 1, 6, 7] if dtype.kind != "u"
-                      else [0, 1, 6, 7]).astype(dtype.numpy)
+    """The lowest integer has no opposite to be its quotient by -1."""
+    ends = [] if dtype.is_float else [
+        np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max]
+    values = np.array([0, 1, 6, 7, *ends, *(
+        [-7, -6, -1] if dtype.kind != "u" else [])]).astype(dtype.numpy)
     a, b = [g.ravel() for g in np.meshgrid(values, values)]
-    for op in CUDA_CODE:
-        if op.name in ("IDIV", "MOD"):
-            same(gpu, op, np.ascontiguousarray(a), np.ascontiguousarray(b))
+    for op in IDIV, MOD:
+        same(gpu, op, np.ascontiguousarray(a), np.ascontiguousarray(b))
+        if dtype is float32:  # quotients that are not whole any more
+            far, near = np.random.default_rng(0).uniform(-1, 1, (2, 99))
+            same(gpu, op, *np.float32([far * 100, near]))
 
 
 def test_infinities_and_nothing(gpu):
@@ -231,7 +248,8 @@ def test_halves_are_summed_wide(gpu, name):
     ((0, 0, 1), (0, 0, 1)), ((1, 2, 1), (0, 3, 1)), ((0, 1, 3), (2, 0, 2)),
 ])
 def test_pad(gpu, dtype, margins):
-    same(gpu, PAD, draw((3, 4), dtype), arg=margins)
+    for shape in (3, 4), (0, 4), (0, 0):
+        same(gpu, PAD, draw(shape, dtype), arg=margins)
 
 
 @ALL
@@ -259,11 +277,15 @@ def test_a_wrong_index_is_told_at_the_next_look(gpu):
     with pytest.raises(IndexError, match="index 2 .* length 2"):
         wrong.numpy()
     assert table[Tensor([-1], device=gpu)].tolist() == [[2.0]]
+    wrong = table[Tensor([3], device=gpu)]
+    with pytest.raises(IndexError, match="index 3 "):
+        pickle.dumps(wrong)  # what is stored has left the device, too
 
 
 @ALL
 @pytest.mark.parametrize("m, k, n", [
-    (1, 1, 1), (3, 4, 5), (33, 17, 65), (1, 9, 4), (4, 9, 1), (2, 0, 3)])
+    (1, 1, 1), (3, 4, 5), (33, 17, 65), (1, 9, 4), (4, 9, 1), (2, 0, 3),
+    (0, 3, 2), (2, 3, 0)])
 def test_products(gpu, dtype, m, k, n):
     small = [np.sign(draw(s, dtype)) if dtype.kind == "i" else draw(s, dtype)
              for s in ((m, k), (k, n))]
@@ -293,6 +315,34 @@ def test_no_copy_for_a_transposed_product():
     before = gpu.memory().used
     y = x.T @ x
     assert gpu.memory().used - before <= max(4 * y.size, 512)
+
+
+def test_products_count_in_32_bits():
+    """More is refused, and rows that lie further apart are copied."""
+    gpu, n = named("emulated"), 1 << 31
+    x = Tensor([[1.0]], device=gpu)
+    with pytest.raises(ValueError, match=r"up to 2,147,483,647, got \(1, 21"):
+        x.expand(1, n) @ x.expand(n, 1)
+    assert matrix(View((2, 3), (n - 1, 1))) == (False, n - 1)
+    assert matrix(View((2, 3), (n, 1))) is None
+    assert matrix(View((2, 3), (1, n))) is None
+
+
+def test_products_in_tf32(monkeypatch):
+    monkeypatch.setitem(CUBLAS, float32, CUBLAS[float32])
+    gpu, x = named("emulated"), draw((40, 40), float32)
+    y = Tensor(x, device=gpu)
+    for precision, low, high in ("high", 1e-5, 1e-2), ("highest", 0, 1e-5):
+        set_float32_matmul_precision(precision)
+        assert low <= np.abs((y @ y).numpy() - x @ x).max() < high
+    with pytest.raises(ValueError, match="one of highest, high; got 'low'"):
+        set_float32_matmul_precision("low")
+
+
+def test_a_leading_dimension_is_long_enough():
+    for lead, rows in (2, 3), (0, 0):
+        with pytest.raises(ValueError, match=f"cannot lie {lead} apart"):
+            column_major(Operand(False, 0, lead, 0), float32, rows, 1, 1)
 
 
 @pytest.mark.parametrize("n", [8192, 8193, 32_768, 40_001])
@@ -347,6 +397,26 @@ def test_folds_have_no_races(how, kept, along):
     np.testing.assert_allclose(out, x.sum(1), rtol=1e-4)
 
 
+def test_scatter_has_no_races():
+    """Rows that want one place add to it one after the other."""
+    x, out = draw((8, 3), float32), np.zeros((4, 3), np.float32)
+    index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(3, np.int64)
+    seen = trace(program(Emulator(), float32), "scatter", 1, 256,
+                 walk((8, 3), (0, 1), (1, 0), (3, 1)), np.int64(4),
+                 np.int64(3), fault, out, index, x)
+    assert len(races(seen)) == 0 and not fault.any()
+    np.testing.assert_allclose(out[0], x[index == 0].sum(0), rtol=1e-5)
+
+
+def test_chance_fills_its_array_and_no_more(gpu):
+    """Odd lengths, counters beyond 32 bits, a key read backwards."""
+    out, key = np.empty(7, np.float32), np.array([5, (1 << 33) + 3])
+    made = program(Emulator(), float32)
+    trace(made, "uniform", 1, 256, np.int64(7), out, key)
+    same(gpu, RANDOM, key, arg=(7,))
+    same(gpu, RANDOM, key[::-1].copy(), arg=(7,), moves=[(FLIP, (0,))])
+
+
 def test_write_over_itself(gpu):
     x = Tensor([1.0, 2.0, 3.0, 4.0, 5.0], device=gpu)
     x[1:] = x[:-1]
@@ -359,6 +429,13 @@ def test_write_over_itself(gpu):
 def test_a_constant_must_fit(gpu):
     with pytest.raises(OverflowError, match="300 does not fit"):
         Tensor([1], DTYPES["uint8"], device=gpu) + 300
+
+
+def test_too_many_axes_say_what_helps(gpu):
+    x = rand(*[2] * 9, device=gpu).permute(*range(8, -1, -1))
+    with pytest.raises(ValueError, match="9 axes .* at most 8: work on x"):
+        x.clone()
+    assert x[0].clone().tolist() == x[0].to("cpu").tolist()
 
 
 def test_no_room_is_said_and_survived():
@@ -409,6 +486,24 @@ def test_memory_under_way_is_kept_until_the_copy_is_over(monkeypatch):
     assert target() is None
 
 
+def test_a_copy_never_lands_in_memory_of_others():
+    """Who drops a tensor and calls `arrive` has kept its memory."""
+    tensor, arrive = GPU("emulated", Emulator()).begin(Tensor([1.0, 2.0]))
+    memory = weakref.ref(tensor.buffer.storage.memory)
+    del tensor
+    assert memory() is not None
+    arrive()
+    assert memory().view(np.float32).tolist() == [1.0, 2.0]
+
+
+def test_prefetch_takes_a_name():
+    (batch,) = prefetch([(Tensor([1.0]), Tensor(2.0))], "emulated")
+    assert [x.tolist() for x in batch] == [[1.0], 2.0]
+    assert all(x.device is named("emulated") for x in batch)
+    with pytest.raises(ValueError, match="expected one of cpu, .*tpu"):
+        prefetch([], "tpu")
+
+
 def test_batches_come_from_any_device(gpu):
     there = Tensor([[1.0, 2.0], [3.0, 4.0]]).to(gpu)
     for tensor in (there, there.T):
@@ -433,12 +528,27 @@ def test_memory_of_others_is_shared_and_copied_whole(turn, monkeypatch):
     assert apart.shape == theirs.shape
 
 
+def test_arrays_of_cuda_become_the_devices(monkeypatch):
+    class Theirs(np.ndarray):
+        def __dlpack_device__(self):
+            return CUDA_MEMORY, 0
+
+    monkeypatch.setitem(READERS, CUDA_MEMORY, None)
+    monkeypatch.setitem(CARDS, "cuda", stand_in_card)
+    device, theirs = connect("cuda"), np.arange(3.0).view(Theirs)
+    ours = Tensor.from_dlpack(theirs)
+    assert ours.device is device and ours.tolist() == [0, 1, 2]
+
+
 def test_nothing_is_copied_without_an_address(monkeypatch):
     """CuPy's arrays without elements have the address 0."""
     monkeypatch.setattr(STAND_IN.card.arrays.cuda.runtime, "memcpyAsync",
                         lambda *_: pytest.fail("a copy of nothing"))
-    x = Tensor(np.empty((0, 3), np.float32)).to(STAND_IN)
-    assert x.numpy().shape == (0, 3)
+    x = Tensor(np.empty((0, 3), np.float32))
+    assert x.to(STAND_IN).numpy().shape == (0, 3)
+    sent, arrive = STAND_IN.begin(x)
+    arrive()
+    assert sent.shape == (0, 3)
 
 
 def test_what_fits_is_not_copied(gpu, monkeypatch):
@@ -487,6 +597,18 @@ def test_a_name_is_enough():
         zeros(2, device="tpu")
 
 
+def test_threads_that_name_a_device_get_one(monkeypatch):
+    def connect(name):
+        time.sleep(0.05)
+        return GPU(name, Emulator())
+
+    monkeypatch.delitem(DEVICES, "emulated", raising=False)
+    monkeypatch.setattr("companion.gpu.connect", connect)
+    with ThreadPoolExecutor(2) as two:
+        one, other = two.map(named, ["emulated"] * 2)
+    assert one is other
+
+
 def test_index_dtype_is_checked_first(gpu):
     with pytest.raises(TypeError):
         gpu.run(GATHER, gpu.adopt(np.zeros(3, np.float32)),
@@ -508,11 +630,3 @@ def test_kernels_compile_without_spills(dtype, arch):
     for name, use in found.items():
         assert use.spilled == 0, name
         assert occupancy(use, 256, arch) >= 0.375, (name, use)
-
-
-@pytest.mark.needs("cupy")
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", PROCESSORS)
-def test_leaves_compile_without_spills(arch):
-    found = usage(kernel_text("kernels/leaves.cu"), arch=arch)
-    assert [use.spilled for use in found.values()] == [0, 0]
