@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:3c47d2f2bd17  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:9f054d8c00f0  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ EXPORTS |= dict.fromkeys((
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:2122
+# chapters/gradients/data.md:2185
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:2266
+# chapters/gradients/gpu.md:2230
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7972c61f44c0  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:48e1e94eaeb6  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -190,7 +190,7 @@ class Emulator:
         return Program(source, flags, lambda name: functools.partial(
             run_grid, source, library, self.order, name))
 
-    # chapters/gradients/gpu.md:137
+    # chapters/gradients/gpu.md:135
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -206,18 +206,15 @@ class Emulator:
     def free(self, nbytes: int) -> None:
         self.used -= nbytes
 
-    def upload(self, address: int, source: np.ndarray) -> None:
-        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        ctypes.memmove(target, source, nbytes)
 
-    def download(self, target: np.ndarray, address: int) -> None:
-        ctypes.memmove(target.ctypes.data, address, target.nbytes)
-
-    # chapters/gradients/gpu.md:178
+    # chapters/gradients/gpu.md:173
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1497
+    # chapters/gradients/gpu.md:1468
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -229,17 +226,16 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1808
+    # chapters/gradients/gpu.md:1779
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1958
+    # chapters/gradients/gpu.md:1918
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
-        return functools.partial(
-            self.upload, target.ctypes.data, source.copy())
+        return functools.partial(np.copyto, target, source.copy())
 
 
 # chapters/gradients/cuda.md:357
@@ -460,7 +456,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:82
+    # chapters/gradients/gpu.md:83
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -471,24 +467,21 @@ class Card:
         memory = self.arrays.empty(nbytes, np.uint8)
         return memory, memory.data.ptr
 
-    def upload(self, address: int, source: np.ndarray) -> None:
-        """Copy dense host memory to an address of the card."""
-        self.copy(address, source.ctypes.data, source.nbytes)
-
-    def download(self, target: np.ndarray, address: int) -> None:
-        """Copy from an address of the card to dense host memory."""
-        self.copy(target.ctypes.data, address, target.nbytes)
-
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Copy between any two addresses, and wait until it is done."""
-        cuda = self.arrays.cuda
-        stream = cuda.get_current_stream()
-        if nbytes > 0:  # nothing has no address
-            cuda.runtime.memcpyAsync(target, source, nbytes,
-                                     cuda.runtime.memcpyDefault, stream.ptr)
+        stream = self.arrays.cuda.get_current_stream()
+        self.queue(stream, target, source, nbytes)
         stream.synchronize()
 
-    # chapters/gradients/gpu.md:1449
+    def queue(self, stream: Any, target: int, source: int,
+              nbytes: int) -> None:
+        """Let a stream copy; which way, the addresses tell."""
+        runtime = self.arrays.cuda.runtime
+        if nbytes > 0:  # nothing has no address
+            runtime.memcpyAsync(target, source, nbytes,
+                                runtime.memcpyDefault, stream.ptr)
+
+    # chapters/gradients/gpu.md:1420
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -503,7 +496,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1719
+    # chapters/gradients/gpu.md:1690
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -511,37 +504,34 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1815
+    # chapters/gradients/gpu.md:1786
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1913
+    # chapters/gradients/gpu.md:1876
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
         return self.arrays.cuda.Stream(non_blocking=True)
 
-    @functools.cached_property
-    def sent(self) -> list[tuple[Any, Any, Any]]:
-        """Copies under way: event, memory they read, memory they write."""
-        return []
+    # copies under way: event, memory they read, memory they write
+    sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1929
+    # chapters/gradients/gpu.md:1890
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
         pinned = cuda.alloc_pinned_memory(nbytes)
         staged = np.frombuffer(pinned, np.uint8, nbytes)
-        staged[:] = source.reshape(-1).view(np.uint8)
+        staged[:] = source
         present = cuda.get_current_stream()
         self.bus.wait_event(present.record())  # that memory may be in use
-        cuda.runtime.memcpyAsync(target.data.ptr, staged.ctypes.data, nbytes,
-                                 cuda.runtime.memcpyDefault, self.bus.ptr)
+        self.queue(self.bus, target.data.ptr, staged.ctypes.data, nbytes)
         event = self.bus.record()
-        self.sent = [sent for sent in self.sent if not sent[0].done]
-        self.sent.append((event, pinned, target))
+        self.sent = (*[sent for sent in self.sent if not sent[0].done],
+                     (event, pinned, target))
         return functools.partial(self.wait_for, event)
 
     def wait_for(self, event: Any) -> None:
@@ -641,7 +631,7 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1409
+# chapters/gradients/gpu.md:1380
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -658,7 +648,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1425
+# chapters/gradients/gpu.md:1396
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -668,7 +658,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1438
+# chapters/gradients/gpu.md:1409
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -678,13 +668,13 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1470
+# chapters/gradients/gpu.md:1441
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
     if x.turned:
         rows, cols = cols, rows
-    if x.lead < rows:
+    if x.lead < max(rows, 1):
         raise ValueError(f"gemm: columns of {rows} elements cannot lie "
                          f"{x.lead} apart")
     size = dtype.itemsize
@@ -695,14 +685,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1486
+# chapters/gradients/gpu.md:1457
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1782
+# chapters/gradients/gpu.md:1753
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -716,7 +706,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1795
+# chapters/gradients/gpu.md:1766
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,7 +1,9 @@
-# Tangled from data: edit there, `make tangle`. sha256:801a9a1bcf16
+# Tangled from data: edit there, `make tangle`. sha256:cf83805e52fd
 from __future__ import annotations
 
+import contextlib
 import copy
+import fcntl
 import functools
 import gzip
 import hashlib
@@ -29,7 +31,6 @@ from companion.blas import tell
 from companion.device import LOW, threefry
 from companion.dtype import float32
 from companion.native import cache
-from companion.ops import GATHER
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
@@ -103,10 +104,14 @@ Transform = Callable[..., Batch]
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
-    return tuple([column(parts) for parts in zip(*rows, strict=True)])
+    counts = {len(row) for row in rows}
+    if len(counts) > 1:
+        raise ValueError(f"collate: expected examples of equally many "
+                         f"columns, got {sorted(counts)}")
+    return tuple([column(parts) for parts in zip(*rows)])
 
 
-# chapters/gradients/data.md:198
+# chapters/gradients/data.md:202
 def column(parts: tuple[Any, ...]) -> Tensor:
     """One tensor of the parts: numbers, arrays or tensors of one shape."""
     try:
@@ -123,7 +128,7 @@ def column(parts: tuple[Any, ...]) -> Tensor:
             f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:231
+# chapters/gradients/data.md:235
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -136,14 +141,14 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:243
+# chapters/gradients/data.md:247
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:279
+# chapters/gradients/data.md:283
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -167,18 +172,18 @@ class Arrays:
         return len(self.columns[0])
 
     def __getitem__(self, index: Any) -> Batch:
-        rows = tuple([rows_of(c, index) for c in self.columns])
+        rows = tuple([c[index] for c in self.columns])
         if self.transform is None:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:344
+    # chapters/gradients/data.md:341
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:312
+# chapters/gradients/data.md:316
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -187,21 +192,13 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:320
-def rows_of(column: Tensor, index: Any) -> Tensor:
-    """`column[index]`; numbered rows take the short way to GATHER."""
-    if isinstance(index, np.ndarray) and index.dtype == np.int64:
-        return Tensor.apply(GATHER, column, from_numpy(index))
-    return column[index]
-
-
-# chapters/gradients/data.md:337
+# chapters/gradients/data.md:334
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:413
+# chapters/gradients/data.md:410
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -233,7 +230,7 @@ class DataLoader(Batches):
                              f"prefetch={self.prefetch}; 0 means none")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:455
+    # chapters/gradients/data.md:452
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -256,7 +253,7 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:493
+    # chapters/gradients/data.md:490
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -267,7 +264,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:510
+    # chapters/gradients/data.md:507
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -275,11 +272,12 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:895
+    # chapters/gradients/data.md:887
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
-            yield from map(self.fetch, parts)
+            for rows in parts:
+                yield self.fetch(rows)
             return
         pool = self.pool(self.workers, initializer=begin,
                          initargs=(self.fetch,))
@@ -293,19 +291,17 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:747
+    # chapters/gradients/data.md:741
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
-        if self.collate is None:
-            batch = gather(self.dataset, rows)
-        else:
-            batch = self.collate(items(self.dataset, rows))
+        batch = (gather(self.dataset, rows) if self.collate is None
+                 else self.collate(items(self.dataset, rows)))
         if self.augment is None:
             return batch
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:539
+    # chapters/gradients/data.md:537
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -328,7 +324,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:596
+# chapters/gradients/data.md:594
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -346,7 +342,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:651
+# chapters/gradients/data.md:645
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -357,17 +353,17 @@ class Chance:
     def __init__(self, seed: int, epoch: int, rows: np.ndarray):
         key = seed * 1_000_003 + epoch
         self.key = key & LOW, key >> 32 & LOW
-        self.examples, self.calls = rows[:, None].astype(np.uint32), 0
+        self.examples = rows[:, None].astype(np.uint32)
+        self.next = 1 << 20  # the first numbers of the key are randperm's
 
     def __call__(self, k: int = 1) -> np.ndarray:
-        self.calls += 1
-        columns = np.arange(k, dtype=np.uint32) + (self.calls << 20)
-        words, _ = threefry(self.key, self.examples,
-                            columns.astype(np.uint32))
+        columns = np.arange(self.next, self.next + k, dtype=np.uint32)
+        self.next += max(k, 1 << 20)
+        words, _ = threefry(self.key, self.examples, columns)
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:682
+# chapters/gradients/data.md:676
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -384,7 +380,7 @@ class RandomShift:
         return from_numpy(moved), *rest
 
 
-# chapters/gradients/data.md:710
+# chapters/gradients/data.md:704
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -399,7 +395,7 @@ class RandomFlip:
         return from_numpy(turned), *rest
 
 
-# chapters/gradients/data.md:728
+# chapters/gradients/data.md:722
 class Compose:
     """One augmentation after the other."""
 
@@ -412,7 +408,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:843
+# chapters/gradients/data.md:835
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -425,27 +421,27 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:877
+# chapters/gradients/data.md:869
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:880
+# chapters/gradients/data.md:872
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:885
+# chapters/gradients/data.md:877
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     return WORKER.fetch(rows)
 
 
-# chapters/gradients/data.md:1128
+# chapters/gradients/data.md:1105
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1131
+# chapters/gradients/data.md:1108
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -460,7 +456,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1229
+# chapters/gradients/data.md:1210
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -486,17 +482,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1264
+# chapters/gradients/data.md:1245
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1268
+# chapters/gradients/data.md:1249
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1276
+# chapters/gradients/data.md:1257
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -514,7 +510,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1302
+# chapters/gradients/data.md:1283
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -539,36 +535,52 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1341
-def part_of(path: Path) -> Path:
-    """Where a download is collected until it is whole."""
+# chapters/gradients/data.md:1322
+@contextlib.contextmanager
+def part_of(path: Path) -> Iterator[Path]:
+    """Where a download is collected, by one program at a time."""
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.open("ab").close()
+        file = part.open("ab")
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise DataError(f"cannot write {part} ({error}): name a folder of "
                         f"yours in COMPANION_CACHE") from None
-    return part
+    with file:
+        yield part
 
 
-# chapters/gradients/data.md:1357
+# chapters/gradients/data.md:1341
+def complete(name: str, url: str, part: Path) -> bytes:
+    """The rest of a file; all of it, if what we had does not fit."""
+    begun = part.stat().st_size
+    receive(url, part)
+    try:
+        return verified(name, part.read_bytes())
+    except DataError:
+        part.write_bytes(b"")
+        if begun:
+            return complete(name, url, part)
+        raise
+
+
+# chapters/gradients/data.md:1358
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
-    part = part_of(path)
-    wrong, complaints = False, dict[str, Exception]()
-    for url in [mirror + file for mirror in MIRRORS[folder]] * 2:
-        try:
-            receive(url, part)
-            data = verified(name, part.read_bytes())
-            part.replace(path)
-            return data
-        except DataError as error:
-            part.unlink(missing_ok=True)
-            wrong, complaints[url] = True, error
-        except (OSError, HTTPException) as error:
-            complaints[url] = error
+    with part_of(path) as part:
+        with contextlib.suppress(OSError, DataError):
+            return verified(name, path.read_bytes())  # others were faster
+        complaints = dict[str, Exception]()
+        for url in [mirror + file for mirror in MIRRORS[folder]] * 2:
+            try:
+                data = complete(name, url, part)
+                part.replace(path)
+                return data
+            except (DataError, OSError, HTTPException) as error:
+                complaints[url] = error
+    wrong = any(isinstance(e, DataError) for e in complaints.values())
     told = "; ".join(f"{url}: {error}" for url, error in complaints.items())
     raise (DataError if wrong else Unreachable)(
         f"cannot download {name}: {told}; connect, or name in "
@@ -589,11 +601,10 @@ def own(name: str) -> Path | None:
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
+    path = given or cached
     try:
-        if given:
-            return verified(name, given.read_bytes())
-        if cached.exists():
-            return verified(name, cached.read_bytes())
+        if path.exists():
+            return verified(name, path.read_bytes())
     except DataError as error:
         if given:
             raise DataError(f"{given} is damaged: {error}; mend it or "
@@ -602,12 +613,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1455
+# chapters/gradients/data.md:1454
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1459
+# chapters/gradients/data.md:1458
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -622,7 +633,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1475
+# chapters/gradients/data.md:1474
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -632,7 +643,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1484
+# chapters/gradients/data.md:1483
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -644,12 +655,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1520
+# chapters/gradients/data.md:1519
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1524
+# chapters/gradients/data.md:1523
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -669,11 +680,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1545
+# chapters/gradients/data.md:1544
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1548
+# chapters/gradients/data.md:1547
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -693,7 +704,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1583
+# chapters/gradients/data.md:1582
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -703,7 +714,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1592
+# chapters/gradients/data.md:1591
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -715,7 +726,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1616
+# chapters/gradients/data.md:1615
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -731,7 +742,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1633
+# chapters/gradients/data.md:1632
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -741,13 +752,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1642
+# chapters/gradients/data.md:1641
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1647
+# chapters/gradients/data.md:1646
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

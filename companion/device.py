@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:a6d2fc47c610  # noqa: E501
+# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:bf464977addb  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextvars
 import functools
 import math
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
@@ -329,17 +330,18 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1608
+# chapters/gradients/gpu.md:1579
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
         return device
-    if device not in DEVICES:
-        if device not in DRIVERS:
-            raise ValueError(f"device: expected one of "
-                             f"{', '.join(DEVICES | DRIVERS)}; got "
-                             f"{device!r}")
-        DEVICES[device] = import_module(DRIVERS[device]).connect(device)
+    if device not in DEVICES and device not in DRIVERS:
+        raise ValueError(f"device: expected one of "
+                         f"{', '.join(DEVICES | DRIVERS)}; got {device!r}")
+    with MAKING:
+        if device not in DEVICES:
+            made = import_module(DRIVERS[device]).connect(device)
+            DEVICES[device] = made
     return DEVICES[device]
 
 
@@ -423,5 +425,6 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1600
+# chapters/gradients/gpu.md:1570
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
+MAKING = threading.Lock()

@@ -1,13 +1,12 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:c1fbcda17b9f
+# Tangled from gpu: edit there, `make tangle`. sha256:bb939d73a4ea
 from __future__ import annotations
 
 import functools
 import math
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import product
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,7 +21,8 @@ from companion.cuda import (
     kernel_text,
     spoken,
 )
-from companion.device import CPU, READERS, Device
+from companion.data import ahead
+from companion.device import CPU, READERS, Device, named
 from companion.dtype import (
     DType,
     as_dtype,
@@ -70,7 +70,7 @@ from companion.timing import best, compare, stamp, steadiest
 from companion.view import Shape, View
 
 
-# chapters/gradients/gpu.md:164
+# chapters/gradients/gpu.md:159
 class Remote(Storage):
     """A run of bytes in the memory of a device."""
 
@@ -82,19 +82,18 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1700
+    # chapters/gradients/gpu.md:1672
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
-        values = np.empty(self.nbytes, np.uint8)
-        self.device.card.download(values, self.address)
-        return stored, (self.device, values)
+        values = Buffer(self, View.dense((self.nbytes,)), uint8)
+        return stored, (self.device, self.device.host(values).array)
 
 
-# chapters/gradients/gpu.md:188
+# chapters/gradients/gpu.md:183
 LAUNCH: dict[Op, Callable[..., None]] = {}
 
 
-# chapters/gradients/gpu.md:191
+# chapters/gradients/gpu.md:186
 class GPU(Device):
     """A device with memory of its own, behind a Card or an Emulator."""
 
@@ -104,39 +103,44 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1850
+    # chapters/gradients/gpu.md:1808
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
             return Remote(self, *self.card.allocate(nbytes))
         except MemoryError:
-            self.refuse(nbytes)
+            raise OutOfMemory(
+                f"{self}: no room for {spoken(nbytes)}; {self.memory()}. "
+                f"Make the batch smaller, let go of tensors that are not "
+                f"needed (a loss kept without .item() keeps its whole "
+                f"graph), or use no_grad where no gradient is "
+                f"wanted") from None
 
-    # chapters/gradients/gpu.md:204
+    # chapters/gradients/gpu.md:199
     def empty(self, shape: Shape, dtype: DType) -> Buffer:
         """A dense buffer on the device, its elements not yet written."""
         view = View.dense(shape)
         return Buffer(self.fresh(view.size * dtype.itemsize), view, dtype)
 
-    # chapters/gradients/gpu.md:215
+    # chapters/gradients/gpu.md:210
     def adopt(self, array: np.ndarray) -> Buffer:
         """A copy of host memory on the device."""
         source = adopt(array).dense()
         out = self.empty(source.shape, source.dtype)
-        self.card.upload(out.address, source.array)
+        self.card.copy(out.address, source.address, out.storage.nbytes)
         return out
 
-    # chapters/gradients/gpu.md:1243
+    # chapters/gradients/gpu.md:1210
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
             buffer = self.run(CAST, buffer, arg=buffer.dtype)
         out = Buffer.empty(buffer.shape, buffer.dtype)
-        self.card.download(out.array, buffer.address)
+        self.card.copy(out.address, buffer.address, out.storage.nbytes)
         self.check_indices()
         return out
 
-    # chapters/gradients/gpu.md:630
+    # chapters/gradients/gpu.md:626
     def blocks(self, n: int) -> int:
         """Blocks for n threads that may loop."""
         return max(min(-(-n // THREADS), 16 * self.card.processors), 1)
@@ -150,7 +154,7 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:875
+    # chapters/gradients/gpu.md:856
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
@@ -169,7 +173,7 @@ class GPU(Device):
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:1180
+    # chapters/gradients/gpu.md:1152
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -187,22 +191,21 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1252
+    # chapters/gradients/gpu.md:1219
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
             return
-        note = np.zeros(3, np.int64)
-        self.card.download(note, self.fault.address)
         self.asked = False
-        if note[0]:
-            self.card.upload(self.fault.address, np.zeros(3, np.int64))
+        wrong, index, n = self.host(self.fault).array.tolist()
+        if wrong:
+            fill(self, self.fault, 0)
             raise IndexError(
-                f"GATHER or SCATTER: the index {note[1]} is out of range; "
-                f"an axis of length {note[2]} allows {-note[2]} to "
-                f"{note[2] - 1} (found on {self} some operations ago)")
+                f"GATHER or SCATTER: the index {index} is out of range; an "
+                f"axis of length {n} allows {-n} to {n - 1} (found on "
+                f"{self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1729
+    # chapters/gradients/gpu.md:1700
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -216,32 +219,25 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1832
+    # chapters/gradients/gpu.md:1804
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
 
-    def refuse(self, nbytes: int) -> NoReturn:
-        raise OutOfMemory(
-            f"{self}: no room for {spoken(nbytes)}; "
-            f"{self.memory()}. Make the batch smaller, let go of tensors "
-            f"that are not needed (a loss kept without .item() keeps its "
-            f"whole graph), or use no_grad where no gradient is wanted")
-
-    # chapters/gradients/gpu.md:1970
+    # chapters/gradients/gpu.md:1929
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
         out = self.empty(source.shape, source.dtype)
         return wrap(out, self), self.card.send(
-            out.storage.memory, source.array)
+            out.storage.memory, source.array.reshape(-1).view(np.uint8))
 
 
-# chapters/gradients/gpu.md:252
+# chapters/gradients/gpu.md:247
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/gradients/gpu.md:255
+# chapters/gradients/gpu.md:250
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []
@@ -255,20 +251,20 @@ def merged(axes: Iterable[Axis]) -> list[Axis]:
     return found
 
 
-# chapters/gradients/gpu.md:282
+# chapters/gradients/gpu.md:277
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
                  ("step", "i8", (4, 8))])
 
 
-# chapters/gradients/gpu.md:286
+# chapters/gradients/gpu.md:281
 @functools.lru_cache(maxsize=4096)
 def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
     axes = merged(zip(shape, *strides))
     if len(axes) > 8:
         raise ValueError(f"GPU: {len(axes)} axes of shape {shape} remain "
-                         f"after merging; expected at most 8: clone the "
-                         f"operand first")
+                         f"after merging; expected at most 8: work on "
+                         f"x[0], x[1], … one by one")
     found = np.zeros((), WALK)
     found["size"], found["rank"] = math.prod(shape), len(axes)
     for d, (n, *steps) in enumerate(axes):
@@ -277,7 +273,7 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     return found[()]
 
 
-# chapters/gradients/gpu.md:450
+# chapters/gradients/gpu.md:445
 CUDA_CODE: dict[Op, str] = {
     NEG: "-a",
     RECIP: "1 / a",
@@ -296,28 +292,28 @@ CUDA_CODE: dict[Op, str] = {
 }
 
 
-# chapters/gradients/gpu.md:541
+# chapters/gradients/gpu.md:536
 class Types(NamedTuple):
-    """How CUDA spells a dtype: in memory, computed in, and summed in."""
+    """How CUDA spells a dtype; what it is computed in, and summed in."""
 
     memory: str
-    work: str
-    total: str
+    work: DType
+    total: DType
 
 
 TYPES: dict[DType, Types] = {
-    bool_: Types("bool", "bool", "int"),
-    uint8: Types("unsigned char", "int", "int"),
-    int8: Types("signed char", "int", "int"),
-    int32: Types("int", "int", "int"),
-    int64: Types("long long", "long long", "long long"),
-    float16: Types("__half", "float", "float"),
-    bfloat16: Types("__nv_bfloat16", "float", "float"),
-    float32: Types("float", "float", "float"),
-    float64: Types("double", "double", "double"),
+    bool_: Types("bool", bool_, int32),
+    uint8: Types("unsigned char", int32, int32),
+    int8: Types("signed char", int32, int32),
+    int32: Types("int", int32, int32),
+    int64: Types("long long", int64, int64),
+    float16: Types("__half", float32, float32),
+    bfloat16: Types("__nv_bfloat16", float32, float32),
+    float32: Types("float", float32, float32),
+    float64: Types("double", float64, float64),
 }
 
-# chapters/gradients/gpu.md:567
+# chapters/gradients/gpu.md:562
 HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
@@ -327,7 +323,7 @@ NEEDS_KIND = {NEG: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
     (RECIP, EXP, LOG, SIN, SQRT, ERF), "f")
 
 
-# chapters/gradients/gpu.md:576
+# chapters/gradients/gpu.md:571
 def maps(dtype: DType) -> Iterator[str]:
     """A kernel for each elementwise operation that `dtype` knows."""
     for op, code in CUDA_CODE.items():
@@ -336,77 +332,72 @@ def maps(dtype: DType) -> Iterator[str]:
             yield HEAD + MAPS[op.arity].format(op, result, code)
 
 
-# chapters/gradients/gpu.md:584
+# chapters/gradients/gpu.md:579
 def casts() -> Iterator[str]:
     """A kernel for each dtype to come from."""
     for source, (memory, work, _) in TYPES.items():
         yield (f"{HEAD}from_{source}(Walk w, T *out, const {memory} *x) "
-               f"{{ cast<{work}>(w, out, x); }}")
+               f"{{ cast<{TYPES[work].memory}>(w, out, x); }}")
 
 
-# chapters/gradients/gpu.md:602
+# chapters/gradients/gpu.md:597
 @functools.cache
 def program(card: Any, dtype: DType) -> Program:
     """The primitives of a dtype, compiled for a card."""
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:823
+# chapters/gradients/gpu.md:812
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
                       *maps(dtype), *casts(), *folds(dtype)])
 
 
-# chapters/gradients/gpu.md:614
+# chapters/gradients/gpu.md:609
 def spelled(dtype: DType) -> list[str]:
     """The three types of a dtype, as flags of the compiler."""
-    return [f"-D{name.upper()}={spelling}"
-            for name, spelling in TYPES[dtype]._asdict().items()]
+    memory, work, total = TYPES[dtype]
+    return [f"-DMEMORY={memory}", f"-DWORK={TYPES[work].memory}",
+            f"-DTOTAL={TYPES[total].memory}"]
 
 
-# chapters/gradients/gpu.md:625
+# chapters/gradients/gpu.md:621
 THREADS = 256  # of a block
 
 
-# chapters/gradients/gpu.md:649
-def elementwise(op: Op) -> Callable[..., None]:
-    """The launch of a primitive that CUDA_CODE spells."""
+# chapters/gradients/gpu.md:645
+def elementwise(kernel: str) -> Callable[..., None]:
+    """The launch of an elementwise kernel."""
     def launch(gpu: GPU, out: Buffer, *rest: Any) -> None:
         *src, _ = rest
-        gpu.each(src[0].dtype, op.name, out, *src)
+        gpu.each(src[-1].dtype, kernel, out, *src)
     return launch
 
 
-LAUNCH |= {op: elementwise(op) for op in CUDA_CODE}
+LAUNCH |= {op: elementwise(op.name) for op in CUDA_CODE}
+LAUNCH[WHERE] = elementwise("choose")
 
 
-# chapters/gradients/gpu.md:660
-def choose(gpu: GPU, out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
-           _: None) -> None:
-    gpu.each(out.dtype, "choose", out, condition, a, b)
-
-
-# chapters/gradients/gpu.md:665
+# chapters/gradients/gpu.md:657
 def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
     """Copy between any views, from any dtype to any other."""
     gpu.each(out.dtype, f"from_{x.dtype}", out, x)
 
 
-LAUNCH[WHERE], LAUNCH[CAST] = choose, copy_on
+LAUNCH[CAST] = copy_on
 
-# chapters/gradients/gpu.md:799
+# chapters/gradients/gpu.md:789
 FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
 
 
-# chapters/gradients/gpu.md:802
+# chapters/gradients/gpu.md:792
 def forms(dtype: DType) -> list[str]:
     """The forms of a fold: one, where T and A are the same type."""
-    spelling = TYPES[dtype]
-    return [""] if spelling.memory == spelling.total else list(FORMS)
+    return [""] if TYPES[dtype].total is dtype else list(FORMS)
 
 
-# chapters/gradients/gpu.md:808
+# chapters/gradients/gpu.md:797
 def folds(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
@@ -418,14 +409,14 @@ def folds(dtype: DType) -> Iterator[str]:
                        f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:838
+# chapters/gradients/gpu.md:823
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:844
+# chapters/gradients/gpu.md:829
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -435,19 +426,14 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:853
+# chapters/gradients/gpu.md:838
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:862
-TOTALS = {"int": int32, "long long": int64,
-          "float": float32, "double": float64}
-
-
-# chapters/gradients/gpu.md:866
+# chapters/gradients/gpu.md:847
 def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     """The shape of a block, and how many results it folds."""
     if how == "columns":
@@ -455,7 +441,7 @@ def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
 
 
-# chapters/gradients/gpu.md:897
+# chapters/gradients/gpu.md:878
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -470,23 +456,23 @@ def fold(op: Op) -> Callable[..., None]:
             gpu.fold(f"{op}_{how}", x.dtype, out, x, axes)
             return
         first, last = forms(x.dtype)[1:] or ("", "")
-        part = gpu.empty((kept.size, pieces), TOTALS[TYPES[x.dtype].total])
+        part = gpu.empty((kept.size, pieces), TYPES[x.dtype].total)
         gpu.fold(f"{op}_{how}{first}", x.dtype, part, x, axes, pieces)
         gpu.fold(f"{op}_rows{last}", x.dtype, out, part, (1,))
     return launch
 
 
-# chapters/gradients/gpu.md:917
+# chapters/gradients/gpu.md:898
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
-    total = TOTALS[TYPES[out.dtype].total]
-    gpu.each(out.dtype, "fill", out, given=(total.numpy.type(value),))
+    given = TYPES[out.dtype].total.numpy.type(value)
+    gpu.each(out.dtype, "fill", out, given=(given,))
 
 
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:976
+# chapters/gradients/gpu.md:957
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -495,25 +481,18 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:1039
-@functools.cache
-def leaf_program(card: Any) -> Program:
-    """The kernels that make numbers from nothing."""
-    return card.compile(kernel_text("kernels/leaves.cu"))
-
-
-# chapters/gradients/gpu.md:1045
+# chapters/gradients/gpu.md:1018
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
-    leaf_program(gpu.card)["iota"](gpu.blocks(n), THREADS, np.int64(n),
-                             out.address)
+    program(gpu.card, float32)["iota"](
+        gpu.blocks(n), THREADS, np.int64(n), out.address)
 
 
-# chapters/gradients/gpu.md:1050
+# chapters/gradients/gpu.md:1023
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
     if not key.view.is_dense:
         key = gpu.run(CAST, key, arg=key.dtype)
-    leaf_program(gpu.card)["uniform"](
+    program(gpu.card, float32)["uniform"](
         gpu.blocks((n + 1) // 2), THREADS, np.int64(n), out.address,
         key.address)
 
@@ -521,16 +500,15 @@ def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:1093
+# chapters/gradients/gpu.md:1066
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
                    in zip(out.shape, margins)])
-    if x.view.size > 0:
-        copy_on(gpu, out.moved(out.view.shrink(inner)), x)
+    copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:1101
+# chapters/gradients/gpu.md:1073
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -540,11 +518,11 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:1175
+# chapters/gradients/gpu.md:1147
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1201
+# chapters/gradients/gpu.md:1173
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
     if index.dtype is not int64:
@@ -552,7 +530,7 @@ def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1208
+# chapters/gradients/gpu.md:1180
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -561,23 +539,22 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1216
+# chapters/gradients/gpu.md:1188
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
-    sums = gpu.empty(out.shape, TOTALS[TYPES[x.dtype].total])
+    sums = gpu.empty(out.shape, TYPES[x.dtype].total)
     fill(gpu, sums, 0)
     far, *steps = sums.view.strides
-    if x.view.size > 0:
-        gpu.indexed("scatter", x.shape, n, far, (sums, (*still, *steps)),
-                    walked, (x, x.view.strides))
+    gpu.indexed("scatter", x.shape, n, far, (sums, (*still, *steps)),
+                walked, (x, x.view.strides))
     copy_on(gpu, out, sums)
 
 
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1329
+# chapters/gradients/gpu.md:1295
 class Matrix(NamedTuple):
     """How cuBLAS shall read a matrix: T turns it, rows `lead` apart."""
 
@@ -585,31 +562,36 @@ class Matrix(NamedTuple):
     lead: int
 
 
-# chapters/gradients/gpu.md:1336
+LONGEST = 2 ** 31 - 1  # cuBLAS counts in 32 bits
+
+
+# chapters/gradients/gpu.md:1305
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
     if min(view.strides[:-2], default=0) < 0:
         return None
-    if (column == 1 or n == 1) and (row >= n or m == 1):
-        return Matrix(False, row if m > 1 else max(n, 1))
-    if (row == 1 or m == 1) and (column >= m or n == 1):
-        return Matrix(True, column if n > 1 else max(m, 1))
+    if (column == 1 or n == 1) and (n <= row <= LONGEST or m == 1):
+        return Matrix(False, row if m > 1 else n)
+    if (row == 1 or m == 1) and (m <= column <= LONGEST or n == 1):
+        return Matrix(True, column if n > 1 else m)
     return None
 
 
-# chapters/gradients/gpu.md:1363
-def stack(a: Buffer, b: Buffer, c: Buffer) -> Iterator[tuple[int, ...]]:
-    """(products, step of each) and (place of each), a launch at a time."""
+# chapters/gradients/gpu.md:1332
+def stack(a: Buffer, b: Buffer, c: Buffer
+          ) -> Iterator[tuple[int, list[int], list[int]]]:
+    """For each launch how many products, how far apart, and from where."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
-    *outer, inner = merged(zip(c.shape[:-2], *steps)) or [(1, 0, 0, 0)]
+    *outer, (count, *apart) = merged(zip(c.shape[:-2], *steps)) or [
+        (1, 0, 0, 0)]
     for index in np.ndindex(*[n for n, *_ in outer]):
-        at = [sum(i * axis[k] for i, axis in zip(index, outer))
-              for k in (1, 2, 3)]
-        yield (*inner, *at)
+        yield count, apart, [
+            sum(i * axis[k] for i, axis in zip(index, outer))
+            for k in (1, 2, 3)]
 
 
-# chapters/gradients/gpu.md:1530
+# chapters/gradients/gpu.md:1501
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -622,17 +604,16 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1542
+# chapters/gradients/gpu.md:1513
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
     if found:
         return x, found
-    dense = gpu.run(CAST, x, arg=x.dtype)
-    return readable(gpu, dense)
+    return readable(gpu, gpu.run(CAST, x, arg=x.dtype))
 
 
-# chapters/gradients/gpu.md:1554
+# chapters/gradients/gpu.md:1524
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -642,22 +623,23 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
     if out.dtype not in CUBLAS:
         product_on(gpu, out, a, b)
         return
+    if max(m, n, k) > LONGEST:
+        raise ValueError(f"MATMUL: cuBLAS takes lengths up to {LONGEST:,}, "
+                         f"got {a.shape} @ {b.shape}; multiply a part of "
+                         f"them at a time")
     (a, left), (b, right) = readable(gpu, a), readable(gpu, b)
-    for count, *steps, at_a, at_b, at_c in stack(a, b, out):
-        step_a, step_b, step_c = steps
-        gpu.card.gemm(
-            out.dtype, n, m, k,
-            Operand(right.turned, b.address + at_b * size, right.lead,
-                    step_b),
-            Operand(left.turned, a.address + at_a * size, left.lead,
-                    step_a),
-            Operand(False, out.address + at_c * size, n, step_c), count)
+    sides = (a, left), (b, right), (out, Matrix(False, n))
+    for count, apart, places in stack(a, b, out):
+        x, y, z = [
+            Operand(how.turned, side.address + at * size, how.lead, step)
+            for (side, how), step, at in zip(sides, apart, places)]
+        gpu.card.gemm(out.dtype, n, m, k, y, x, z, count)
 
 
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1624
+# chapters/gradients/gpu.md:1596
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -675,7 +657,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1750
+# chapters/gradients/gpu.md:1721
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -684,48 +666,48 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1707
+# chapters/gradients/gpu.md:1678
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1743
+# chapters/gradients/gpu.md:1714
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1826
+# chapters/gradients/gpu.md:1798
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1978
-def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU,
-             ahead: int = 2) -> Iterator[tuple[Tensor, ...]]:
-    """Batches on `device`, each copied while earlier ones are used."""
-    sent: deque[list[tuple[Tensor, Callable[[], None]]]] = deque()
-    for batch in batches:
-        sent.append([device.begin(tensor) for tensor in batch])
-        if len(sent) > ahead:
-            yield arrived(sent.popleft())
-    while sent:
-        yield arrived(sent.popleft())
+# chapters/gradients/gpu.md:1942
+class Sent(NamedTuple):
+    """A batch on its way: tensors, each with what waits for it."""
+
+    copies: list[tuple[Tensor, Callable[[], None]]]
+
+    def result(self) -> tuple[Tensor, ...]:
+        """The batch, for kernels that are launched from now on."""
+        for _, arrive in self.copies:
+            arrive()
+        return tuple([tensor for tensor, _ in self.copies])
 
 
-# chapters/gradients/gpu.md:1990
-def arrived(batch: list[tuple[Tensor, Callable[[], None]]]
-            ) -> tuple[Tensor, ...]:
-    """A batch that kernels launched from now on may use."""
-    for _, arrive in batch:
-        arrive()
-    return tuple([tensor for tensor, _ in batch])
+# chapters/gradients/gpu.md:1954
+def prefetch(batches: Iterable[tuple[Tensor, ...]], device: GPU | str,
+             depth: int = 2) -> Iterator[tuple[Tensor, ...]]:
+    """Batches on a GPU; `depth` of them are copied ahead of their use."""
+    gpu: Any = named(device)
+    return ahead(lambda batch: Sent([gpu.begin(x) for x in batch]),
+                 batches, depth)
 
 
-# chapters/gradients/gpu.md:2098
+# chapters/gradients/gpu.md:2062
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2101
+# chapters/gradients/gpu.md:2065
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -742,7 +724,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2120
+# chapters/gradients/gpu.md:2084
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -765,7 +747,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2145
+# chapters/gradients/gpu.md:2109
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -781,7 +763,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2160
+# chapters/gradients/gpu.md:2124
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     device = connect("cuda")

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e3788ec458e0  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:556b20b8377b  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -247,5 +247,5 @@ class Timed:
 # chapters/gradients/mnist.md:652
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2177
+# chapters/gradients/gpu.md:2141
 BENCHES["gpu"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:d2181b80fed7
+# Tangled from data: edit there, `make tangle`. sha256:4c6644036ed7
 from __future__ import annotations
 
 import contextlib
@@ -8,6 +8,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import pickle
 import struct
 import tarfile
 import tempfile
@@ -56,7 +57,7 @@ from companion.tensor import Tensor, from_numpy, manual_seed
 from companion.training import Batches
 
 
-# chapters/gradients/data.md:253
+# chapters/gradients/data.md:257
 def seconds(call, times=15):
     """The best of several runs, in seconds."""
     taken = []
@@ -67,7 +68,7 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:580
+# chapters/gradients/data.md:578
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -78,7 +79,7 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:779
+# chapters/gradients/data.md:771
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -94,13 +95,13 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:798
+# chapters/gradients/data.md:790
 def wait(tenths):
     """Do nothing for some tenths of a millisecond."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:807
+# chapters/gradients/data.md:799
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -114,7 +115,7 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:824
+# chapters/gradients/data.md:816
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -125,24 +126,24 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:834
+# chapters/gradients/data.md:826
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:975
+# chapters/gradients/data.md:968
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:978
+# chapters/gradients/data.md:971
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:984
+# chapters/gradients/data.md:977
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -151,13 +152,13 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-# chapters/gradients/data.md:1160
+# chapters/gradients/data.md:1137
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1165
+# chapters/gradients/data.md:1142
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -168,7 +169,10 @@ class Moody(BaseHTTPRequestHandler):
         ASKED.append((mood, begin))
         if mood == "down" or begin >= len(data):
             return self.send_error(503 if mood == "down" else 416)
-        begin = 0 if mood == "login" else begin
+        if mood == "babble":
+            return self.wfile.write(b"hello")
+        time.sleep(0.1 * (mood == "slow"))
+        begin = 0 if mood in ("login", "anew") else begin
         self.send_response(206 if begin else 200)
         self.send_header("Content-Length", str(len(data) - begin))
         self.end_headers()
@@ -180,7 +184,7 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1189
+# chapters/gradients/data.md:1169
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -195,16 +199,17 @@ def serving():
         server.server_close()
 
 
-SERVED["four.gz"] = gzip.compress(
-    struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
-    + drawn_digits(4)[0].tobytes(), mtime=0)
+four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
+        + drawn_digits(4)[0].tobytes())
+SERVED["four.gz"] = gzip.compress(four, mtime=0)
+SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
 
-# chapters/gradients/data.md:1258
+# chapters/gradients/data.md:1239
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:1704
+# chapters/gradients/data.md:1703
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -214,7 +219,7 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1714
+# chapters/gradients/data.md:1713
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -224,7 +229,7 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1728
+# chapters/gradients/data.md:1727
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -238,7 +243,7 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1746
+# chapters/gradients/data.md:1745
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -249,7 +254,7 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1757
+# chapters/gradients/data.md:1756
 def test_a_dropped_loader_leaves_no_worker():
     before = threading.active_count()
     for pool in ThreadPoolExecutor, forked:
@@ -260,7 +265,7 @@ def test_a_dropped_loader_leaves_no_worker():
     assert not multiprocessing.active_children()
 
 
-# chapters/gradients/data.md:1772
+# chapters/gradients/data.md:1771
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -268,7 +273,26 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1780
+# chapters/gradients/data.md:1779
+def test_a_loop_keeps_its_epoch():
+    make = functools.partial(DataLoader, range(4), 2, augment=(
+        lambda chance, x: from_numpy(chance())))
+    expected, loader = [x.tolist() for x, in make()], make()
+    loop = iter(loader)
+    found = [next(loop)[0].tolist()]
+    next(iter(loader))
+    assert found + [x.tolist() for x, in loop] == expected
+
+
+# chapters/gradients/data.md:1792
+def test_a_copied_loader_makes_its_own_batches():
+    loader = DataLoader(range(9), 2)
+    next(loader)
+    twin = pickle.loads(pickle.dumps(loader))
+    assert next(twin)[0].tolist() == next(loader)[0].tolist() == [2, 3]
+
+
+# chapters/gradients/data.md:1800
 def test_next_goes_on_where_a_loop_was_left():
     loader = DataLoader(range(9), 4, drop_last=True)
     for _batch in loader:
@@ -278,7 +302,7 @@ def test_next_goes_on_where_a_loop_was_left():
     assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1793
+# chapters/gradients/data.md:1813
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -296,7 +320,7 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1810
+# chapters/gradients/data.md:1830
 def failure(loader):
     try:
         list(loader)
@@ -305,7 +329,7 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1821
+# chapters/gradients/data.md:1841
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -317,7 +341,20 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1833
+# chapters/gradients/data.md:1853
+def test_a_dataset_that_runs_dry_ends_no_epoch():
+    """StopIteration is an error like others, and not the end of a loop."""
+    class Dry(Broken):
+        def __getitem__(self, i):
+            return i if i < 5 else next(iter(()))
+
+    for workers in 0, 2:
+        error = failure(DataLoader(Dry(), 2, workers=workers))
+        assert isinstance(error.__cause__, StopIteration)
+        assert "while loading example 5" in error.__cause__.__notes__[0]
+
+
+# chapters/gradients/data.md:1868
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -325,24 +362,27 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:1841
+# chapters/gradients/data.md:1876
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
     error = failure(loader)
     assert isinstance(error, BrokenExecutor)
     assert "workers=0" in error.__notes__[0]
+    place, loader.dataset.deadly = loader.index, None
+    assert next(loader)[0].tolist() == [place]
 
 
-# chapters/gradients/data.md:1850
+# chapters/gradients/data.md:1887
 def message(call, kind=ValueError):
     try:
         call()
     except kind as error:
+        assert type(error) is kind
         return str(error)
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:1859
+# chapters/gradients/data.md:1897
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -352,6 +392,7 @@ def test_bad_input_is_one_clear_error():
         (lambda: Arrays(np.ones(3), np.ones(4)), "got lengths [3, 4]"),
         (lambda: collate([np.ones(3), np.ones(2)]), "[(2,), (3,)]"),
         (lambda: collate(["cat", "dog"]), "of type str do not stack"),
+        (lambda: collate([(1, 2), 3]), "many columns, got [1, 2]"),
         (lambda: DataLoader(range(3), workers=-1), "no workers=-1"),
         (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
         (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
@@ -361,7 +402,7 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:1880
+# chapters/gradients/data.md:1919
 def test_a_transform_returns_its_batch():
     for made, forget in (({"transform": lambda x: x * 2}, {}),
                          ({}, {"augment": lambda chance, x: x * 2})):
@@ -374,7 +415,7 @@ def test_a_transform_returns_its_batch():
     assert "got NoneType" in message(lambda: next(loader), TypeError)
 
 
-# chapters/gradients/data.md:1897
+# chapters/gradients/data.md:1936
 def test_a_repr_is_one_line():
     shown = repr(DataLoader([0] * 1000, 8))
     assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
@@ -382,7 +423,7 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
-# chapters/gradients/data.md:1908
+# chapters/gradients/data.md:1947
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -398,11 +439,12 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:1926
+# chapters/gradients/data.md:1965
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
             ("short", Unreachable, "it ended after"),
+            ("babble", Unreachable, "hello"),
             ("login", DataError, "begins with b'<html>Please acc'"),
             ("other", DataError, "14 bytes, first b'something else'")):
         with reader(mood) as path:
@@ -412,14 +454,34 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:1940
+# chapters/gradients/data.md:1980
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:1949
+# chapters/gradients/data.md:1989
+def test_halves_that_do_not_fit_are_not_joined():
+    """A mirror that always breaks off spoils nothing for the others."""
+    with reader("short", "stored"):
+        assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
+    with reader("anew") as path:
+        path.parent.mkdir(parents=True)
+        path.with_name("four.gz.part").write_bytes(b"rubbish")
+        obtain("tiny/four.gz")
+        assert ASKED == [("anew", 7)], "it did not go on, it began anew"
+
+
+# chapters/gradients/data.md:2001
+def test_of_two_at_once_one_downloads():
+    with reader("slow") as path, ThreadPoolExecutor(2) as two:
+        found = list(two.map(obtain, ["tiny/four.gz"] * 2))
+        assert found[0] == found[1] and ASKED == [("slow", 0)]
+        assert path.read_bytes() == SERVED["four.gz"]
+
+
+# chapters/gradients/data.md:2011
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -437,10 +499,11 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:1971
+# chapters/gradients/data.md:2033
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
-    for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other")):
+    for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other"),
+                    whole[:50] + bytes(50) + whole[100:]):
         with reader("good") as path:
             path.parent.mkdir(parents=True)
             path.write_bytes(damaged)
@@ -456,7 +519,7 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:1992
+# chapters/gradients/data.md:2055
 def test_a_cache_that_cannot_be_written_is_an_error():
     with reader("good") as path:
         path.with_name("four.gz.part").mkdir(parents=True)
@@ -465,7 +528,7 @@ def test_a_cache_that_cannot_be_written_is_an_error():
         assert not ASKED
 
 
-# chapters/gradients/data.md:2003
+# chapters/gradients/data.md:2066
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -475,7 +538,7 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:2013
+# chapters/gradients/data.md:2076
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -489,7 +552,7 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:2031
+# chapters/gradients/data.md:2094
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -512,7 +575,7 @@ def test_photographs_are_checked():
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:2056
+# chapters/gradients/data.md:2119
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -529,7 +592,7 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:2075
+# chapters/gradients/data.md:2138
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:
@@ -540,7 +603,7 @@ def test_without_files_and_network_there_are_drawn_digits():
         assert DRAWN["test"][1] != DRAWN["train"][1]
 
 
-# chapters/gradients/data.md:2090
+# chapters/gradients/data.md:2153
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
@@ -556,7 +619,7 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:2106
+# chapters/gradients/data.md:2169
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))

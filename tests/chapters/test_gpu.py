@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:5aec236bd7f0
+# Tangled from gpu: edit there, `make tangle`. sha256:0024d43e2362
 from __future__ import annotations
 
 import copy
@@ -42,7 +42,7 @@ from companion.ops import (
 from companion.tensor import Generator, Tensor
 
 
-# chapters/gradients/gpu.md:1065
+# chapters/gradients/gpu.md:1038
 def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:
     """What the error says that `run` must raise."""
     try:
@@ -52,7 +52,7 @@ def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/gpu.md:1078
+# chapters/gradients/gpu.md:1051
 def test_the_same_chance_on_both_devices():
     device = GPU("emulated", Emulator())
     for n in (1, 2, 7, 1000):
@@ -61,7 +61,7 @@ def test_the_same_chance_on_both_devices():
         assert here.tolist() == there.tolist()
 
 
-# chapters/gradients/gpu.md:1762
+# chapters/gradients/gpu.md:1733
 def test_a_copied_tensor_stays_on_its_device():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]]).to("emulated")
     rows = copy.deepcopy([x, x[1]])
@@ -70,27 +70,27 @@ def test_a_copied_tensor_stays_on_its_device():
     assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
-# chapters/gradients/gpu.md:2006
+# chapters/gradients/gpu.md:1970
 def test_batches_arrive_in_order_and_whole():
     device = GPU("emulated", Emulator())
     batches = [(Tensor([i, i + 1.0]), Tensor([i])) for i in range(5)]
-    for ahead in (0, 1, 2, 7):
+    for depth in (0, 1, 2, 7):
         found = [[t.tolist() for t in batch]
-                 for batch in prefetch(batches, device, ahead)]
+                 for batch in prefetch(batches, device, depth)]
         assert found == [[t.tolist() for t in batch] for batch in batches]
 
 
-# chapters/gradients/gpu.md:2019
+# chapters/gradients/gpu.md:1983
 def test_a_batch_is_not_there_before_it_arrived():
     device = GPU("emulated", Emulator())
     tensor, arrive = device.begin(Tensor([1.0, 2.0]))
-    device.card.upload(tensor.buffer.address, np.zeros(2, np.float32))
+    tensor.assign(0)
     assert tensor.tolist() == [0.0, 0.0]
     arrive()
     assert tensor.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/gpu.md:2204
+# chapters/gradients/gpu.md:2168
 def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     """Run `op` here and there, on what is seen through a strange view."""
     found = []
@@ -102,7 +102,7 @@ def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     assert np.allclose(*found, rtol=1e-6), op
 
 
-# chapters/gradients/gpu.md:2219
+# chapters/gradients/gpu.md:2183
 def test_every_kernel_agrees_with_the_cpu():
     random = np.random.default_rng(0)
     x, y = random.uniform(0.5, 2, (2, 5, 5)).astype(np.float32)
@@ -121,7 +121,7 @@ def test_every_kernel_agrees_with_the_cpu():
     both(WRITE, x.copy(), y)
 
 
-# chapters/gradients/gpu.md:2241
+# chapters/gradients/gpu.md:2205
 def test_a_wrong_index_costs_one_operation_and_not_the_device():
     table = Tensor([[1.0], [2.0]]).to("emulated")
     for wrong in (2, -3):
@@ -130,7 +130,7 @@ def test_a_wrong_index_costs_one_operation_and_not_the_device():
     assert table.sum().item() == 3
 
 
-# chapters/gradients/gpu.md:2250
+# chapters/gradients/gpu.md:2214
 def test_operands_must_be_on_one_device():
     x = Tensor([1.0])
     assert ".to(device)" in complaint(
