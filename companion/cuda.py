@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:48e1e94eaeb6  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:091f5e7d38db  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -8,6 +8,7 @@ import re
 import weakref
 from collections.abc import Callable, Iterable
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,15 @@ from companion.native import (
 )
 from companion.view import View
 
-# chapters/gradients/cuda.md:168
+# chapters/gradients/cuda.md:167
 KERNEL = re.compile(r"__global__\s+(?:\w+\s+)*?void\s+(\w+)")
 
 
-# chapters/gradients/cuda.md:171
+# chapters/gradients/cuda.md:170
 def kernel_names(source: str) -> list[str]:
-    """The kernels that a CUDA text defines."""
-    return KERNEL.findall(re.sub(r"__launch_bounds__\(.*?\)", "", source))
+    """The kernels of a CUDA text, each once; comments do not count."""
+    noise = r"(?s)/\*.*?\*/|//[^\n]*|__launch_bounds__\(.*?\)"
+    return list(dict.fromkeys(KERNEL.findall(re.sub(noise, "", source))))
 
 
 # chapters/gradients/cuda.md:176
@@ -41,26 +43,28 @@ def kernel_text(file: str) -> str:
     return (resources.files("companion") / file).read_text()
 
 
-# chapters/gradients/cuda.md:191
+# chapters/gradients/cuda.md:199
 Sizes = int | tuple[int, ...]
 MOST = {"grid": (2 ** 31 - 1, 65_535, 65_535), "block": (1024, 1024, 64)}
 
 
-# chapters/gradients/cuda.md:195
+# chapters/gradients/cuda.md:203
 @functools.lru_cache(maxsize=1024)
 def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     """The size of a grid or a block along x, y and z, checked."""
     given = size if isinstance(size, tuple) else (size,)
     x, y, z = whole = (*given, 1, 1)[:3]
-    fits = all(1 <= n <= most for n, most in zip(whole, MOST[what]))
-    if len(given) > 3 or not fits or what == "block" and x * y * z > 1024:
+    fits = len(given) <= 3 and all(
+        isinstance(n, Integral) and 1 <= n <= most
+        for n, most in zip(whole, MOST[what]))
+    if not fits or what == "block" and x * y * z > 1024:
         more = ", 1024 together" if what == "block" else ""
-        raise ValueError(f"{name}: {what} {size}; expected 1 to 3 numbers, "
-                         f"from 1 to {MOST[what]}{more}")
+        raise ValueError(f"{name}: {what} {size}; expected 1 to 3 whole "
+                         f"numbers, from 1 to {MOST[what]}{more}")
     return whole
 
 
-# chapters/gradients/cuda.md:212
+# chapters/gradients/cuda.md:228
 class Program:
     """One CUDA text, compiled: program["name"](grid, block, *arguments).
 
@@ -80,7 +84,7 @@ class Program:
             self.ready[name] = self.prepare(name)
         return self.ready[name]
 
-    # chapters/gradients/cuda.md:236
+    # chapters/gradients/cuda.md:252
     def prepare(self, name: str) -> Callable[..., None]:
         """Find a kernel; every launch of it will be checked."""
         if name not in self.names:
@@ -94,7 +98,7 @@ class Program:
         return launch
 
 
-# chapters/gradients/cuda.md:253
+# chapters/gradients/cuda.md:269
 EMULATOR = "kernels/emulator.h"
 EMULATED = ("-std=c++17", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
@@ -105,7 +109,7 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 }}"""
 
 
-# chapters/gradients/cuda.md:263
+# chapters/gradients/cuda.md:279
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
     text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
@@ -119,7 +123,7 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
         raise CompileError(original(source, str(error))) from None
 
 
-# chapters/gradients/cuda.md:280
+# chapters/gradients/cuda.md:296
 def original(source: str, message: str) -> str:
     """A message whose lines are named as the text's #line say."""
     def place(found: re.Match) -> str:
@@ -132,7 +136,7 @@ def original(source: str, message: str) -> str:
     return re.sub(r"kernel\.cu, line (\d+)", place, message)
 
 
-# chapters/gradients/cuda.md:296
+# chapters/gradients/cuda.md:312
 def scalar(value: Any) -> Any:
     """An argument as something whose bytes the kernel can read."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -148,12 +152,12 @@ def scalar(value: Any) -> Any:
     return np.int64(value)
 
 
-# chapters/gradients/cuda.md:313
+# chapters/gradients/cuda.md:329
 class LaunchError(RuntimeError):
     """A kernel was given the wrong arguments, or went wrong itself."""
 
 
-# chapters/gradients/cuda.md:317
+# chapters/gradients/cuda.md:333
 def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
              grid: tuple, block: tuple, arguments: Iterable[Any]) -> None:
     """Run a grid of blocks on the processor."""
@@ -170,7 +174,7 @@ def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
         raise LaunchError(f"{name}: {message}")
 
 
-# chapters/gradients/cuda.md:337
+# chapters/gradients/cuda.md:353
 class Emulator:
     """A card made of one processor: NumPy memory, blocks in turn.
 
@@ -238,7 +242,7 @@ class Emulator:
         return functools.partial(np.copyto, target, source.copy())
 
 
-# chapters/gradients/cuda.md:357
+# chapters/gradients/cuda.md:373
 def check_flags(flags: Iterable[str]) -> None:
     """CUDA's own headers use names of one letter for their types."""
     for flag in flags:
@@ -247,28 +251,28 @@ def check_flags(flags: Iterable[str]) -> None:
                                f"themselves; take a longer one")
 
 
-# chapters/gradients/cuda.md:369
+# chapters/gradients/cuda.md:385
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.cuda: the magic %%cuda FILE.cu [flags]."""
     magic = functools.partial(cuda_cell, shell)
     shell.register_magic_function(magic, "cell", "cuda")
 
 
-# chapters/gradients/cuda.md:375
+# chapters/gradients/cuda.md:391
 def cuda_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its Program to the file's name."""
-    header = line.split()[0].endswith(".h")
+    header = line.partition(" ")[0].endswith(".h")
     make = check_header if header else Emulator().compile
     compile_cell(shell, line, cell, make)
 
 
-# chapters/gradients/cuda.md:382
+# chapters/gradients/cuda.md:398
 def check_header(source: str, *flags: str) -> None:
     """Let the compiler read the emulator itself."""
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1237
+# chapters/gradients/cuda.md:1314
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 ACCESS = np.dtype([
     ("address", "u8"), ("code", "u8"), ("block", "u4"), ("thread", "u4"),
@@ -276,7 +280,7 @@ ACCESS = np.dtype([
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1244
+# chapters/gradients/cuda.md:1321
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -285,7 +289,7 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1254
+# chapters/gradients/cuda.md:1331
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -307,7 +311,7 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1307
+# chapters/gradients/cuda.md:1384
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
     number, size = np.zeros(len(columns[0]), np.int64), 1
@@ -320,7 +324,7 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1319
+# chapters/gradients/cuda.md:1396
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -331,14 +335,14 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1331
+# chapters/gradients/cuda.md:1408
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1337
+# chapters/gradients/cuda.md:1414
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -351,16 +355,16 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1351
+# chapters/gradients/cuda.md:1428
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
-    rows = np.repeat(np.arange(len(seen)),
-                     np.maximum(seen["size"] // unit, 1))
-    first = (seen["address"][rows] // unit).astype(np.int64)
-    return rows, first + turns(rows)
+    address = seen["address"].astype(np.int64)
+    first, last = address // unit, (address + seen["size"] - 1) // unit
+    rows = np.repeat(np.arange(len(seen)), last - first + 1)
+    return rows, first[rows] + turns(rows)
 
 
-# chapters/gradients/cuda.md:1359
+# chapters/gradients/cuda.md:1436
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -377,36 +381,35 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1379
-def distinct(request: np.ndarray, *columns: np.ndarray) -> np.ndarray:
-    """The request of each different combination of columns in it."""
-    _, first = np.unique(numbered(request, *columns), return_index=True)
-    return request[first]
+# chapters/gradients/cuda.md:1456
+def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
+        np.ndarray, np.ndarray]:
+    """The different units of each request, each once."""
+    _, first = np.unique(numbered(request, unit), return_index=True)
+    return request[first], unit[first]
 
 
-# chapters/gradients/cuda.md:1385
+# chapters/gradients/cuda.md:1463
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
-    _, words = np.unique(distinct(request, word), return_counts=True)
-    return Traffic(len(words), len(distinct(request, word // 8)),
+    _, words = np.unique(distinct(request, word)[0], return_counts=True)
+    return Traffic(len(words), len(distinct(request, word // 8)[0]),
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1394
+# chapters/gradients/cuda.md:1472
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
-    _, first = np.unique(numbered(request, word), return_index=True)
-    request, bank = request[first], word[first] % 32
-    full = numbered(request, bank)
-    _, one, height = np.unique(full, return_index=True, return_counts=True)
+    request, word = distinct(request, word)
+    bank, height = np.unique(32 * request + word % 32, return_counts=True)
     tallest = np.zeros(request.max() + 1, np.int64)
-    np.maximum.at(tallest, request[one], height)
+    np.maximum.at(tallest, bank // 32, height)
     _, words = np.unique(request, return_counts=True)
     return Traffic(len(words), int(tallest.sum()),
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1496
+# chapters/gradients/cuda.md:1572
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -419,10 +422,11 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1508
+# chapters/gradients/cuda.md:1584
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
-    rows, piece = pieces(seen, int(seen["size"].min(initial=4)))
+    unit = np.gcd.reduce(seen["address"] | seen["size"], initial=4)
+    rows, piece = pieces(seen, int(unit))
     all_seen, seen = seen, seen[rows]
     block, warp = seen["block"].astype(np.int64), seen["thread"] // 32
     place = numbered(piece, np.where(seen["shared"], block, -1))
@@ -434,7 +438,7 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1557
+# chapters/gradients/cuda.md:1636
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -539,13 +543,13 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1579
+# chapters/gradients/cuda.md:1658
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     kernel(grid, block, tuple(map(on_card, arguments)))
 
 
-# chapters/gradients/cuda.md:1588
+# chapters/gradients/cuda.md:1667
 def on_card(value: Any) -> Any:
     """An argument as CuPy's launches want it."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -558,7 +562,7 @@ def on_card(value: Any) -> Any:
     return np.asarray(value).reshape(1) if whole else value
 
 
-# chapters/gradients/cuda.md:1602
+# chapters/gradients/cuda.md:1681
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -567,7 +571,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1614
+# chapters/gradients/cuda.md:1693
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -576,7 +580,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1622
+# chapters/gradients/cuda.md:1701
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -593,7 +597,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1640
+# chapters/gradients/cuda.md:1719
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
@@ -604,9 +608,9 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1340
+# chapters/gradients/kernels.md:1408
 class Processor(NamedTuple):
-    """What one processor of a card holds; memory in bytes."""
+    """What a streaming multiprocessor holds; memory in bytes."""
 
     threads: int
     blocks: int
@@ -620,14 +624,15 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1355
+# chapters/gradients/kernels.md:1423
 def occupancy(use: Usage, threads: int, arch: str) -> float:
-    """The share of a processor's threads that blocks of a size fill."""
+    """The share of a multiprocessor's threads that blocks fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)
-    registers = warps * -(-use.registers * 32 // 256) * 256
+    registers = -(-use.registers * 32 // 256) * 256  # of a warp
+    fitting = 4 * (card.registers // 4 // registers)
     shared = max(use.shared + card.reserved, 1)
     blocks = min(card.blocks, card.threads // (32 * warps),
-                 card.registers // registers, card.shared // shared)
+                 fitting // warps, card.shared // shared)
     return blocks * 32 * warps / card.threads
 
 

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:4637a26617f5  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:8732fbc04d09  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -55,7 +55,7 @@ FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/gradients/cuda.md:134
+# chapters/gradients/cuda.md:133
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
@@ -67,7 +67,7 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/gradients/cuda.md:149
+# chapters/gradients/cuda.md:148
 def complaint(report: str) -> str:
     """Where a compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
@@ -226,10 +226,13 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:391
+# chapters/gradients/cuda.md:407
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
+    if not line.strip():
+        raise ValueError("no file: expected its name, and flags if any, "
+                         "behind the magic, as in %%c sum.c")
     file, *flags = line.split()
     cells = list(CELLS.get(file, []))
     again = [i for i, old in enumerate(cells) if names(old) & names(cell)]
@@ -242,7 +245,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:410
+# chapters/gradients/cuda.md:429
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '

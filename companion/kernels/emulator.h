@@ -1,5 +1,5 @@
-/* Tangled from cuda: edit there, `make tangle`. sha256:687473aa4699 */
-#line 429 "chapters/gradients/cuda.md"
+/* Tangled from cuda: edit there, `make tangle`. sha256:750addb27b4f */
+#line 448 "chapters/gradients/cuda.md"
 #define _GLIBCXX_INCLUDE_NEXT_C_HEADERS /* C alone reads faster */
 #include <math.h>
 #include <setjmp.h>
@@ -18,14 +18,13 @@
 #define __CUDA_ARCH__ 900
 #define warpSize 32
 
-struct uint3 { unsigned x, y, z; };
-struct dim3 { unsigned x, y, z; };
+typedef struct uint3 { unsigned x, y, z; } dim3;
 struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 
-#line 460 "chapters/gradients/cuda.md"
+#line 478 "chapters/gradients/cuda.md"
 #ifdef __APPLE__
 #define __shared__ static __attribute__((section("__DATA,cuda_shared")))
 extern char shared_begin[] __asm("section$start$__DATA$cuda_shared");
@@ -37,10 +36,11 @@ extern LINKED char shared_begin[] __asm("__start_cuda_shared");
 extern LINKED char shared_end[] __asm("__stop_cuda_shared");
 #endif
 
-#line 483 "chapters/gradients/cuda.md"
+#line 523 "chapters/gradients/cuda.md"
 static struct Emulator {
   enum { THREADS = 1024, STACK = 1 << 16 };
   enum State { NEW, READY, RUNNING, AT_BLOCK, AT_WARP, DONE };
+  struct Atomic; struct Walk;
   struct Thread {
     uint3 index;
     State state;
@@ -49,8 +49,7 @@ static struct Emulator {
     uint64_t value;
   } thread[THREADS], *now;
   struct Warp { unsigned alive, arrived; } warp[THREADS / 32];
-  uint3 index, block; dim3 threads, blocks;
-  volatile bool atomic;
+  uint3 index, block; dim3 threads, blocks; bool atomic;
   unsigned count, alive, arrived, cursor, barriers, order[THREADS];
   jmp_buf home, here[THREADS], spare[THREADS + 1];
   ucontext_t fresh;
@@ -68,7 +67,7 @@ static struct Emulator {
       const unsigned *, unsigned, const unsigned *, long);
 } emulator;
 
-#line 519 "chapters/gradients/cuda.md"
+#line 559 "chapters/gradients/cuda.md"
 #define threadIdx emulator.index
 #define blockIdx emulator.block
 #define blockDim emulator.threads
@@ -90,7 +89,7 @@ void Emulator::begin(Thread *t) {
   t->state = RUNNING;
 }
 
-#line 546 "chapters/gradients/cuda.md"
+#line 586 "chapters/gradients/cuda.md"
 /* what happens on every stack: new threads, one after the other */
 void Emulator::runner() {
   for (;;) {
@@ -108,7 +107,7 @@ void Emulator::runner() {
   }
 }
 
-#line 567 "chapters/gradients/cuda.md"
+#line 607 "chapters/gradients/cuda.md"
 /* continue on a stack that nobody needs; does not return */
 void Emulator::run_others() {
   if (spares) _longjmp(spare[--spares], 1);
@@ -132,7 +131,7 @@ void Emulator::pause() {
   }
 }
 
-#line 596 "chapters/gradients/cuda.md"
+#line 638 "chapters/gradients/cuda.md"
 /* open the block's barrier if every thread that lives has come */
 void Emulator::check_block() {
   Thread *first = 0;
@@ -157,7 +156,7 @@ void Emulator::barrier(const char *place) {
 #define LINE(x) AS_TEXT(x)
 #define __syncthreads() emulator.barrier(__FILE__ ", line " LINE(__LINE__))
 
-#line 624 "chapters/gradients/cuda.md"
+#line 666 "chapters/gradients/cuda.md"
 void Emulator::fail(const Thread *a, const Thread *b) {
   snprintf(error, sizeof error, "block (%u, %u, %u): thread %u waits at %s,"
            " thread %u at %s; a GPU would hang or compute nonsense",
@@ -176,20 +175,22 @@ void Emulator::stuck() {
   fail(found[0], found[1]);
 }
 
-#line 656 "chapters/gradients/cuda.md"
+#line 698 "chapters/gradients/cuda.md"
 /* all lanes of a mask have come: give each the value it wants to read */
 void Emulator::deliver(unsigned mask, Thread *lanes) {
-  unsigned ballot = 0;
+  unsigned ballot = 0, latest = 0;
   uint64_t value[32];
   for (int i = 0; i < 32; i++) {
     value[i] = lanes[i].value;
-    if (mask >> i & 1 && value[i]) ballot |= 1u << i;
+    if (!(mask >> i & 1)) continue;
+    if (value[i]) ballot |= 1u << i;
+    if (latest < lanes[i].exchanges) latest = lanes[i].exchanges;
   }
   for (Thread *t = lanes; t < lanes + 32; t++) {
     if (!(mask >> (t - lanes) & 1)) continue;
     bool there = t->from < 32 && mask >> t->from & 1;
     t->value = there ? value[t->from] : t->from == 32 ? ballot : ~0ull;
-    t->state = READY, t->exchanges++;
+    t->state = READY, t->exchanges = latest + 1;
   }
 }
 
@@ -203,7 +204,7 @@ void Emulator::check_warp(Warp &w, Thread *lanes) {
   }
 }
 
-#line 686 "chapters/gradients/cuda.md"
+#line 730 "chapters/gradients/cuda.md"
 /* wait for the lanes of a mask, and read the value of one of them */
 uint64_t Emulator::exchange(unsigned mask, uint64_t value, unsigned from) {
   unsigned lane = rank(now) % 32;
@@ -226,9 +227,9 @@ template <class T> T shuffle(unsigned mask, T value, unsigned from) {
   return value;
 }
 
-#line 714 "chapters/gradients/cuda.md"
+#line 758 "chapters/gradients/cuda.md"
 #define LANE (emulator.rank(emulator.now) % 32)
-#define __shfl_sync(mask, x, lane) shuffle(mask, x, (lane) % 32)
+#define __shfl_sync(mask, x, lane) shuffle(mask, x, (lane) & 31)
 #define __shfl_xor_sync(mask, x, bits) shuffle(mask, x, LANE ^ (bits))
 template <class T> T __shfl_down_sync(unsigned mask, T x, unsigned by) {
   return shuffle(mask, x, LANE + by < 32 ? LANE + by : LANE);
@@ -243,7 +244,7 @@ unsigned __ballot_sync(unsigned mask, bool x) {
 bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x); }
 bool __all_sync(unsigned mask, bool x) { return !__ballot_sync(mask, !x); }
 
-#line 738 "chapters/gradients/cuda.md"
+#line 782 "chapters/gradients/cuda.md"
 /* a thread has ended: others may have waited only for it */
 void Emulator::finish() {
   unsigned lane = rank(now) % 32;
@@ -269,55 +270,56 @@ void Emulator::run_block() {
   now = 0, atomic = false;
 }
 
-#line 767 "chapters/gradients/cuda.md"
-/* a step for walks through n places that comes to each of them once */
-static uint64_t stride_for(uint64_t n, long order) {
-  uint64_t step = (order % (long)n + n) % n, a = 0, b, c;
-  for (; a != 1; step += a != 1)
-    for (a = step, b = n; b; c = a % b, a = b, b = c);
-  return step;
-}
+#line 811 "chapters/gradients/cuda.md"
+/* a walk through n places that comes to each of them once */
+struct Emulator::Walk {
+  uint64_t n, step, first;
+  Walk(dim3 size, long order) : n(1ull * size.x * size.y * size.z) {
+    uint64_t a = 0, b, c;
+    for (step = (order % (long)n + n) % n; a != 1; step += a != 1)
+      for (a = step, b = n; b; c = a % b, a = b, b = c);
+    first = order == 1 ? 0 : step;
+  }
+  uint64_t operator[](uint64_t i) { return (i * step + first) % n; }
+  static uint3 index(uint64_t i, dim3 size) {
+    return {unsigned(i % size.x), unsigned(i / size.x % size.y),
+            unsigned(i / size.x / size.y)};
+  }
+};
 
-const char *Emulator::run(const unsigned *shape, long walk) {
+#line 831 "chapters/gradients/cuda.md"
+
+const char *Emulator::run(const unsigned *shape, long how) {
   blocks = {shape[0], shape[1], shape[2]};
   threads = {shape[3], shape[4], shape[5]};
-  uint64_t x = threads.x, y = threads.y, n = count = x * y * threads.z;
-  uint64_t step = stride_for(n, walk), first = walk == 1 ? 0 : step;
-  for (unsigned i = 0; i < n; i++) {
-    thread[i].index = {unsigned(i % x), unsigned(i / x % y),
-                       unsigned(i / x / y)};
-    order[i] = (i * step + first) % n;
-  }
-  x = blocks.x, y = blocks.y, n = x * y * blocks.z;
-  step = stride_for(n, walk), first = walk == 1 ? 0 : step;
-  for (uint64_t i = 0; i < n && !error[0]; i++) {
-    uint64_t b = (i * step + first) % n;
-    block = {unsigned(b % x), unsigned(b / x % y), unsigned(b / x / y)};
+  Walk inside(threads, how), over(blocks, how);
+  count = inside.n;
+  for (unsigned i = 0; i < count; i++)
+    thread[i].index = Walk::index(i, threads), order[i] = inside[i];
+  for (uint64_t i = 0; i < over.n && !error[0]; i++) {
+    block = Walk::index(over[i], blocks);
     run_block();
   }
   if (error[0]) made = spares = 0;
   return error[0] ? error : 0;
 }
 
-#line 802 "chapters/gradients/cuda.md"
-template <unsigned...> struct Numbers {};
-template <unsigned N, unsigned... I>
-struct Below : Below<N - 1, N - 1, I...> {};
-template <unsigned... I> struct Below<0, I...> { Numbers<I...> all; };
-#define UNSEEN __attribute__((no_sanitize("thread")))
+#line 853 "chapters/gradients/cuda.md"
+#define UNSEEN __attribute__((no_sanitize("thread"))) /* not in traces */
 
 template <class... P> struct Call {
   void (*f)(P...);
   void **list;
-  template <unsigned... I> UNSEEN void unpack(Numbers<I...>) {
-    f(*(P *)list[I]...);
-  }
+  struct Made {  /* braces evaluate from left to right, calls need not */
+    UNSEEN Made(void (*f)(P...), const P &...values) { f(values...); }
+  };
   UNSEEN static void body(void *call) {
-    ((Call *)call)->unpack(Below<sizeof...(P)>().all);
+    void **next = ((Call *)call)->list;
+    Made{((Call *)call)->f, *(P *)*next++...};
   }
 };
 
-#line 823 "chapters/gradients/cuda.md"
+#line 871 "chapters/gradients/cuda.md"
 template <class... P>
 const char *Emulator::launch(void (*f)(P...), void **list,
                              const unsigned *sizes, unsigned given,
@@ -336,9 +338,13 @@ const char *Emulator::launch(void (*f)(P...), void **list,
   return run(shape, order);
 }
 
-#line 947 "chapters/gradients/cuda.md"
+#line 995 "chapters/gradients/cuda.md"
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
+float min(float a, float b) { return fminf(a, b); }
+float max(float a, float b) { return fmaxf(a, b); }
+double min(double a, double b) { return fmin(a, b); }
+double max(double a, double b) { return fmax(a, b); }
 template <class T> T __ldg(const T *p) { return *p; }
 float abs(float x) { return fabsf(x); }
 double abs(double x) { return fabs(x); }
@@ -356,6 +362,7 @@ float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
 
+#line 1022 "chapters/gradients/cuda.md"
 template <class To, class From> To same_bits(From x) {
   To y;
   memcpy(&y, &x, sizeof y);
@@ -366,13 +373,16 @@ unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 float __int_as_float(int x) { return same_bits<float>(x); }
 float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 
-#line 980 "chapters/gradients/cuda.md"
+#line 1036 "chapters/gradients/cuda.md"
+struct Emulator::Atomic {  /* no access moves in or out of its life */
+  Atomic() { emulator.atomic = true; __asm__ volatile("" ::: "memory"); }
+  ~Atomic() { __asm__ volatile("" ::: "memory"); emulator.atomic = false; }
+};
 #define ATOMIC(NAME, NEW) \
   template <class T, class V> T NAME(T *p, V value) { \
-    emulator.atomic = true; \
+    Emulator::Atomic here; \
     T old = *p, v = value; \
     *p = NEW; \
-    emulator.atomic = false; \
     return old; \
   }
 ATOMIC(atomicAdd, old + v)
@@ -384,14 +394,13 @@ ATOMIC(atomicOr, old | v)
 ATOMIC(atomicAnd, old & v)
 
 template <class T> T atomicCAS(T *p, T expected, T value) {
-  emulator.atomic = true;
+  Emulator::Atomic here;
   T old = *p;
   if (old == expected) *p = value;
-  emulator.atomic = false;
   return old;
 }
 
-#line 1010 "chapters/gradients/cuda.md"
+#line 1068 "chapters/gradients/cuda.md"
 uint16_t half_bits(float x) {
   uint32_t u = same_bits<uint32_t>(x), sign = u >> 16 & 0x8000;
   u &= 0x7fffffff;
@@ -417,7 +426,7 @@ uint16_t bfloat_bits(float x) {
 
 float bfloat_value(uint16_t b) { return same_bits<float>(b << 16); }
 
-#line 1039 "chapters/gradients/cuda.md"
+#line 1097 "chapters/gradients/cuda.md"
 #define SHORT_FLOAT(NAME, KIND) \
   struct NAME { \
     uint16_t bits; \
@@ -433,94 +442,65 @@ float __half2float(__half x) { return x; }
 __nv_bfloat16 __float2bfloat16(float x) { return x; }
 float __bfloat162float(__nv_bfloat16 x) { return x; }
 
-#line 1060 "chapters/gradients/cuda.md"
+#line 1136 "chapters/gradients/cuda.md"
 namespace nvcuda {
 namespace wmma {
 enum layout_t { mem_row_major, mem_col_major };
-struct row_major {};
-struct col_major {};
-struct matrix_a {};
-struct matrix_b {};
-struct accumulator {};
+struct row_major { enum { by_rows = true }; };
+struct col_major { enum { by_rows = false }; };
+struct matrix_a { enum { wide = true, tall = false }; };
+struct matrix_b { enum { wide = false, tall = true }; };
+struct accumulator { enum { wide = false, tall = false }; };
 namespace precision { struct tf32 {}; }
 template <class T> struct element { typedef T type; };
 template <> struct element<precision::tf32> { typedef float type; };
-template <class Use, int M, int N, int K> struct extent {
-  enum { rows = M, columns = N };
-};
-template <int M, int N, int K> struct extent<matrix_a, M, N, K> {
-  enum { rows = M, columns = K };
-};
-template <int M, int N, int K> struct extent<matrix_b, M, N, K> {
-  enum { rows = K, columns = N };
-};
 template <class Use, int M, int N, int K, class T, class Layout = row_major>
-struct fragment : extent<Use, M, N, K> {
-  enum { num_elements = fragment::rows * fragment::columns };
+struct fragment : Layout {
+  enum { rows = Use::tall ? K : M, columns = Use::wide ? K : N };
+  enum { num_elements = rows * columns };
   typename element<T>::type x[num_elements];
 };
+template <class F, class V> void fill_fragment(F &f, V value) {
+  for (auto &x : f.x) x = value;
+}
+
+float __float_to_tf32(float x) {
+  uint32_t bits = same_bits<uint32_t>(x) + 0x1000 & ~0x1fffu;
+  return x != x ? x : same_bits<float>(bits);
+}
 }
 }
 
-#line 1092 "chapters/gradients/cuda.md"
+#line 1168 "chapters/gradients/cuda.md"
 bool first_lane() {
   __syncwarp();
   return LANE == 0;
 }
-#define ACROSS(f) for (int i = 0; i < f.rows; i++) \
-  for (int j = 0; j < f.columns; j++)
+#define ACROSS(f) if (first_lane()) \
+  for (int i = 0; i < f.rows; i++) for (int j = 0; j < f.columns; j++)
 
+namespace nvcuda::wmma {
 template <class F, class P>
-void load_matrix(F &f, const P *p, int ld, bool rows) {
-  if (first_lane()) ACROSS(f)
-    f.x[i * f.columns + j] = rows ? p[i * ld + j] : p[i + j * ld];
+void load_matrix_sync(F &f, const P *p, unsigned ld) {
+  ACROSS(f) f.x[i * f.columns + j] = p[f.by_rows ? i * ld + j : i + j * ld];
 }
-
 template <class F, class P>
-void store_matrix(const F &f, P *p, int ld, bool rows) {
-  if (first_lane()) ACROSS(f)
-    (rows ? p[i * ld + j] : p[i + j * ld]) = f.x[i * f.columns + j];
+void store_matrix_sync(P *p, const F &f, unsigned ld, layout_t layout) {
+  bool by_rows = layout == mem_row_major;
+  ACROSS(f) p[by_rows ? i * ld + j : i + j * ld] = f.x[i * f.columns + j];
 }
-
 template <class D, class A, class B>
-void multiply_matrices(D &d, const A &a, const B &b, const D &c) {
-  if (first_lane()) ACROSS(d) {
+void mma_sync(D &d, const A &a, const B &b, const D &c) {
+  ACROSS(d) {
     float sum = c.x[i * d.columns + j];
     for (int k = 0; k < a.columns; k++)
       sum += float(a.x[i * a.columns + k]) * float(b.x[k * b.columns + j]);
     d.x[i * d.columns + j] = sum;
   }
 }
-
-#line 1125 "chapters/gradients/cuda.md"
-namespace nvcuda::wmma {
-float __float_to_tf32(float x) {
-  return same_bits<float>(same_bits<uint32_t>(x) + 0x1000 & ~0x1fffu);
-}
-template <class U, int M, int N, int K, class T, class P>
-void load_matrix_sync(fragment<U, M, N, K, T, row_major> &f, const P *p,
-                      unsigned ld) {
-  load_matrix(f, p, ld, true);
-}
-template <class U, int M, int N, int K, class T, class P>
-void load_matrix_sync(fragment<U, M, N, K, T, col_major> &f, const P *p,
-                      unsigned ld) {
-  load_matrix(f, p, ld, false);
-}
-template <class F, class V> void fill_fragment(F &f, V value) {
-  for (auto &x : f.x) x = value;
-}
-template <class F, class P>
-void store_matrix_sync(P *p, const F &f, unsigned ld, layout_t layout) {
-  store_matrix(f, p, ld, layout == mem_row_major);
-}
-template <class D, class A, class B>
-void mma_sync(D &d, const A &a, const B &b, const D &c) {
-  multiply_matrices(d, a, b, c);
-}
 }
 
-#line 1162 "chapters/gradients/cuda.md"
+#line 1231 "chapters/gradients/cuda.md"
 struct Access {
   uint64_t address, code;
   uint32_t block, thread, barriers, exchanges;
@@ -533,24 +513,32 @@ static struct Notes {
 } notes;
 extern "C" Notes *traced() { return &notes; }
 
+[[noreturn]] UNSEEN void refuse(unsigned size, bool writes,
+                                const char *why) {
+  snprintf(emulator.error, sizeof emulator.error,
+           "block (%u, %u, %u), thread %u %s %u bytes %s", blockIdx.x,
+           blockIdx.y, blockIdx.z, emulator.rank(emulator.now),
+           writes ? "writes" : "reads", size, why);
+  _longjmp(emulator.home, 1);
+}
+
 /* an address as an array's number and the distance from its start */
 UNSEEN uint64_t locate(char *p, unsigned size, bool writes) {
   for (uint64_t i = 0; i < notes.arrays; i++)
     if (p >= notes.bounds[i][0] && p + size <= notes.bounds[i][1])
       return (i << 40) + (p - notes.bounds[i][0]);
-  snprintf(emulator.error, sizeof emulator.error, "block (%u, %u, %u), "
-           "thread %u %s %u bytes outside of its arrays", blockIdx.x,
-           blockIdx.y, blockIdx.z, emulator.rank(emulator.now),
-           writes ? "writes" : "reads", size);
-  _longjmp(emulator.home, 1);
+  refuse(size, writes, "outside of its arrays");
 }
 
-#line 1192 "chapters/gradients/cuda.md"
-UNSEEN void note(char *p, unsigned size, bool writes, void *code) {
+#line 1266 "chapters/gradients/cuda.md"
+UNSEEN void note(char *p, unsigned size, bool writes, void *code,
+                 unsigned multiple = 1) {
   char *own = (char *)&emulator, *stack = emulator.stacks;
   if (!emulator.now || p >= own && p < own + sizeof emulator) return;
   if (p >= stack && p < stack + (Emulator::THREADS + 1l) * Emulator::STACK)
     return;
+  if ((uint64_t)p % multiple)
+    refuse(size, writes, "at an address that is no multiple of it");
   if (notes.length == notes.room) {
     notes.room = 2 * notes.room + 4096;
     notes.rows = (Access *)realloc(notes.rows, notes.room * sizeof(Access));
@@ -565,14 +553,14 @@ UNSEEN void note(char *p, unsigned size, bool writes, void *code) {
     emulator.atomic};
 }
 
-#line 1215 "chapters/gradients/cuda.md"
+#line 1292 "chapters/gradients/cuda.md"
 #define CALLER __builtin_return_address(0)
 #define HOOKS(N) \
   extern "C" UNSEEN void __tsan_read##N(char *p) { \
-    note(p, N, false, CALLER); \
+    note(p, N, false, CALLER, N); \
   } \
   extern "C" UNSEEN void __tsan_write##N(char *p) { \
-    note(p, N, true, CALLER); \
+    note(p, N, true, CALLER, N); \
   }
 HOOKS(1) HOOKS(2) HOOKS(4) HOOKS(8) HOOKS(16)
 extern "C" UNSEEN void __tsan_read_range(char *p, long size) {

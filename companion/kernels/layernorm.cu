@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:78bb49cfff4e */
-#line 679 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:caea8800bdb0 */
+#line 692 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -22,7 +22,7 @@ __device__ float2 sum_block(float x, float y, float2 *room) {
   return sum_warp(there ? room[lane] : make_float2(0, 0));
 }
 
-#line 705 "chapters/gradients/kernels.md"
+#line 718 "chapters/gradients/kernels.md"
 /* y = (x - mean) rstd w + b for each row of x[rows, n];
    grid rows, block 32 i */
 extern "C" __global__ void layernorm(int n, float eps, const REAL *x,
@@ -37,13 +37,13 @@ extern "C" __global__ void layernorm(int n, float eps, const REAL *x,
   }
   float2 total = sum_block(sum, squares, room);
   float away = total.x / n, variance = total.y / n - away * away;
-  float m = shift + away, r = rsqrtf(fmaxf(variance, 0) + eps);
+  float m = shift + away, r = rsqrtf(eps + (variance < 0 ? 0 : variance));
   for (int i = threadIdx.x; i < n; i += blockDim.x)
     y[i] = REAL((float(x[i]) - m) * r * float(w[i]) + float(b[i]));
   if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = r;
 }
 
-#line 735 "chapters/gradients/kernels.md"
+#line 762 "chapters/gradients/kernels.md"
 /* dx, from x, w, the gradient g of y, and what layernorm has kept */
 extern "C" __global__ void layernorm_backward(
     int n, const REAL *x, const REAL *w, const REAL *g, const float *mean,
@@ -63,7 +63,7 @@ extern "C" __global__ void layernorm_backward(
   }
 }
 
-#line 760 "chapters/gradients/kernels.md"
+#line 787 "chapters/gradients/kernels.md"
 /* dw and db, [parts, n] each: sums over a part of the rows;
    grid (n / 32 rounded up, parts), block (32, 8) */
 extern "C" __global__ void layernorm_weights(

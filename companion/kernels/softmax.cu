@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:b5c91ec8bf85 */
-#line 555 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:6147f31d0e3b */
+#line 556 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -19,11 +19,11 @@ __device__ Running join_warp(Running mine) {
   return mine;
 }
 
-#line 578 "chapters/gradients/kernels.md"
+#line 579 "chapters/gradients/kernels.md"
 /* y = softmax of each row of x[rows, n]; grid rows, block 32 i */
 extern "C" __global__ void softmax(long long n, const REAL *x, REAL *y) {
   __shared__ Running room[32];
-  const Running none = {-3.4e38f, 0};
+  const Running none = {-3.402823466e38f, 0};
   int lane = threadIdx.x % 32;
   Running mine = none;
   x += n * blockIdx.x, y += n * blockIdx.x;

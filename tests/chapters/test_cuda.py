@@ -1,13 +1,24 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:4ef071e9153b
+# Tangled from cuda: edit there, `make tangle`. sha256:05b6421c7aff
 from __future__ import annotations
 
 import numpy as np
 
-from companion.cuda import Emulator, Traffic, on_card, races, trace, traffic
+from companion.cuda import (
+    Emulator,
+    Traffic,
+    Usage,
+    cuda_cell,
+    numbered,
+    on_card,
+    races,
+    read_usage,
+    trace,
+    traffic,
+)
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1685
+# chapters/gradients/cuda.md:1764
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -22,9 +33,22 @@ extern "C" __global__ void halves(float *y) {
   else v = __shfl_down_sync(0x55555555, v, 2);
   y[threadIdx.x] = v;
 }
+extern "C" __global__ void depart(int *y) {
+  if (threadIdx.x >= 20) return;
+  int left = __shfl_up_sync(~0u, int(threadIdx.x), 1);
+  y[threadIdx.x] = 100 * left + __shfl_sync(~0u, left, -13);
+  y[20] = __shfl_sync(~0u, left, 25);  // a lane that has left
+}
+"""
+
+# chapters/gradients/cuda.md:1789
+VOTING = """
 extern "C" __global__ void vote(unsigned *y) {
   unsigned all = __ballot_sync(~0u, threadIdx.x % 3 == 0);
-  if (threadIdx.x == 0 && threadIdx.y == 0) *y = all;
+  bool one = threadIdx.x == 5;
+  unsigned votes = __any_sync(~0u, one) + 2 * __all_sync(~0u, !one) +
+                   4 * __all_sync(~0u, true) + 8 * __any_sync(~0u, false);
+  if (threadIdx.x == 0 && threadIdx.y == 0) y[0] = all, y[1] = votes;
 }
 extern "C" __global__ void where(int *y) {
   int block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
@@ -32,10 +56,12 @@ extern "C" __global__ void where(int *y) {
   y[block * blockDim.x * blockDim.y * blockDim.z + t] = 10 * block + t;
 }
 """
+
+# chapters/gradients/cuda.md:1807
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1715
+# chapters/gradients/cuda.md:1811
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -46,22 +72,41 @@ def test_threads_wait_in_every_order():
         even = [min(i + 2, 30) for i in range(0, 32, 2)]
         odd = [i ^ 2 for i in range(1, 32, 2)]
         assert y[:32:2].tolist() == even and y[1:32:2].tolist() == odd
-        bits = np.zeros(1, np.uint32)
-        program["vote"](1, (32, 2), bits)
+        y = np.zeros(32, np.int32)
+        program["depart"](1, 32, y)
+        assert y[:20].tolist() == [100 * max(i - 1, 0) + 18
+                                   for i in range(20)]
+        assert y[20] == -1
+        bits = np.zeros(2, np.uint32)
+        Emulator(order).compile(VOTING)["vote"](1, (32, 2), bits)
         assert bits[0] == sum(1 << i for i in range(0, 32, 3))
+        assert bits[1] == 1 + 4
 
 
-# chapters/gradients/cuda.md:1731
+# chapters/gradients/cuda.md:1835
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
-        Emulator(order).compile(WAITING)["where"](
+        Emulator(order).compile(VOTING)["where"](
             (2, 3, 2), (4, 2, 3), place)
         expected = np.add.outer(10 * np.arange(12), np.arange(24))
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1744
+# chapters/gradients/cuda.md:1845
+def test_orders_are_what_they_say():
+    text = """extern "C" __global__ void f(int *turn, int *y) {
+      y[atomicAdd(turn, 1)] = blockIdx.x * blockDim.x + threadIdx.x;
+    }"""
+    for order in (1, -1, 7):
+        turn, y = np.zeros(1, np.int32), np.zeros(48, np.int32)
+        Emulator(order).compile(text)["f"](6, 8, turn, y)
+        assert sorted(y) == list(range(48))
+        steps = set(np.diff(y).tolist())
+        assert steps == {order} if abs(order) == 1 else len(steps) > 1
+
+
+# chapters/gradients/cuda.md:1861
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -80,7 +125,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1762
+# chapters/gradients/cuda.md:1879
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -90,7 +135,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1774
+# chapters/gradients/cuda.md:1891
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -101,13 +146,15 @@ def test_broken_kernels_are_told():
         assert "line 10" in said and "within its warp" in said
         program["unset"](1, 32, x)
         assert np.isnan(x).all()
+    for _ in range(100):  # more stacks than there are, if any were lost
+        complaint_of(program["stuck"], 1, 32, x)
 
 
-# chapters/gradients/cuda.md:1790
+# chapters/gradients/cuda.md:1908
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
-    for size in (0, 2048, (32, 64), (1, 1, 65), (1, 1, 1, 1)):
+    for size in (0, 2048, 1.5, (32, 64), (1, 1, 65), (1, 1, 1, 1)):
         assert "expected 1 to 3" in complaint_of(unset, 1, size, x)
     assert "grid 0;" in complaint_of(unset, 0, 1, x)
     assert "has divided, stuck" in complaint_of(lambda: program["none"])
@@ -121,9 +168,22 @@ def test_bad_launches_are_told():
     assert on_card(2 ** 40) == 2 ** 40 and on_card(print) is print
     assert "longer one" in complaint_of(
         Emulator().compile, BROKEN, "-DT=float")
+    assert "no file" in complaint_of(cuda_cell, None, " ", BROKEN)
 
 
-# chapters/gradients/cuda.md:1811
+# chapters/gradients/cuda.md:1931
+def test_kernels_are_found_by_name():
+    text = """// __global__ void old(int n)
+    /* __global__ void older() {} */
+    extern "C" __global__ void f(int *x);
+    extern "C" __global__ void __launch_bounds__(32) f(int *x) { *x = 1; }
+    template <class T> __device__ T g(T x) { return x; }"""
+    program, x = Emulator().compile(text), np.zeros(1, np.int32)
+    program["f"](1, 1, x)
+    assert program.names == ["f"] and x[0] == 1
+
+
+# chapters/gradients/cuda.md:1944
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -133,7 +193,7 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1821
+# chapters/gradients/cuda.md:1954
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -145,7 +205,7 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1836
+# chapters/gradients/cuda.md:1969
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -156,9 +216,39 @@ def test_errors_in_kernels_name_the_line():
     assert "other.md, line 49" in said
     nvrtc = 'page.md(8): error: identifier "x" is undefined\n    x = 1;'
     assert complaint(nvrtc) == 'page.md, line 8: identifier "x" is undefined'
+    ptxas = """f' for 'sm_80'\nptxas info : Function properties for f
+    16 bytes stack frame, 12 bytes spill stores, 20 bytes spill loads
+    ptxas info : Used 40 registers, 8320 bytes smem, 400 bytes cmem[0]"""
+    assert read_usage(ptxas) == ("f", Usage(40, 8320, 12))
 
 
-# chapters/gradients/cuda.md:1850
+# chapters/gradients/cuda.md:1987
+FRAGMENTS = """
+#include <mma.h>
+using namespace nvcuda::wmma;
+extern "C" __global__ void product(const half *a, const half *b, float *c) {
+  fragment<matrix_a, 16, 16, 16, half, SIDE_major> x;
+  fragment<matrix_b, 16, 16, 16, half, SIDE_major> y;
+  fragment<accumulator, 16, 16, 16, float> sum;
+  load_matrix_sync(x, a, 16), load_matrix_sync(y, b, 16);
+  fill_fragment(sum, 1.0f);
+  mma_sync(sum, x, y, sum);
+  store_matrix_sync(c, sum, 16, mem_SIDE_major);
+}
+"""
+
+
+# chapters/gradients/cuda.md:2003
+def test_fragments_lie_by_rows_or_by_columns():
+    a, b = np.random.default_rng(0).integers(-9, 9, (2, 16, 16)).astype("f2")
+    c = np.zeros((16, 16), np.float32)
+    for side, right in (("row", a @ b + 1), ("col", b @ a + 1)):
+        Emulator().compile(FRAGMENTS.replace("SIDE", side))["product"](
+            1, 32, a, b, c)
+        assert np.array_equal(c, right)
+
+
+# chapters/gradients/cuda.md:2014
 WORDS = """
 extern "C" __global__ void words(double *y, int *n) {
   double found[] = {
@@ -167,22 +257,26 @@ extern "C" __global__ void words(double *y, int *n) {
     __float_as_int(1), __uint_as_float(0x40000000), make_float4(1, 2, 3, 4).w,
     float(atomicAdd(n, 5)), float(atomicMax(n, 9)), float(atomicSub(n, 1)),
     float(atomicCAS(n, 8, 3)), float(atomicCAS(n, 8, 4)),
-    float(atomicExch(n, 6)), float(atomicAnd(n, 3)), float(atomicOr(n, 4))};
-  for (int i = 0; i < 21; i++) y[i] = found[i];
+    float(atomicExch(n, 6)), float(atomicAnd(n, 3)), float(atomicOr(n, 4)),
+    float(atomicMin(n, 7)), max(nanf(""), 1.0f), min(nan(""), 2.0),
+    nvcuda::wmma::__float_to_tf32(1 + 0x1p-11f),
+    nvcuda::wmma::__float_to_tf32(__int_as_float(-1))};
+  for (int i = 0; i < 26; i++) y[i] = found[i];
 }
 """
 
 
-# chapters/gradients/cuda.md:1865
+# chapters/gradients/cuda.md:2032
 def test_words_mean_what_they_mean_in_cuda():
-    y, n = np.zeros(21), np.zeros(1, np.int32)
+    y, n = np.zeros(26), np.zeros(1, np.int32)
     Emulator().compile(WORDS)["words"](1, 1, y, n)
-    assert y.tolist() == [1.5, 3, 1, 2.5, 0.5, 3, 31, 32, 4, 3, 0x3f800000, 2,
-                          4, 0, 5, 9, 8, 3, 3, 6, 2]
-    assert n[0] == 6
+    assert y[:-1].tolist() == [
+        1.5, 3, 1, 2.5, 0.5, 3, 31, 32, 4, 3, 0x3f800000, 2, 4, 0, 5, 9, 8, 3,
+        3, 6, 2, 6, 1, 2, 1 + 2 ** -10]
+    assert n[0] == 6 and np.isnan(y[-1])
 
 
-# chapters/gradients/cuda.md:1877
+# chapters/gradients/cuda.md:2045
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -195,7 +289,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:1890
+# chapters/gradients/cuda.md:2058
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -213,7 +307,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:1911
+# chapters/gradients/cuda.md:2079
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -226,7 +320,7 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1924
+# chapters/gradients/cuda.md:2092
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -237,7 +331,27 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1937
+# chapters/gradients/cuda.md:2105
+def test_traffic_of_odd_sizes():
+    text = """struct Three { short a, b, c; };
+    extern "C" __global__ void f(const Three *x, Three *y) {
+      y[threadIdx.x] = x[threadIdx.x];
+    }"""
+    x, y = np.ones((2, 32, 3), np.int16)
+    seen = trace(Emulator().compile(text), "f", 1, 32, x, y)
+    assert set(traffic(seen).values()) == {Traffic(1, 6, 6)}
+    assert traffic(seen[:0]) == {} and len(races(seen[:0])) == 0
+
+
+# chapters/gradients/cuda.md:2119
+def test_rows_keep_their_numbers_in_long_traces():
+    up = np.arange(1 << 16)
+    both, first = np.tile(up, 2), np.concatenate([up, up[::-1]])
+    found = numbered(first, both, both, both, both)
+    assert sorted(found) == list(range(1 << 17))
+
+
+# chapters/gradients/cuda.md:2129
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -248,9 +362,27 @@ def test_traces_stop_what_leaves_its_arrays():
         trace, program, "f", 1, 1, np.int32(8), x[:8])
     assert x[7] == 7 and x[8] == 0
     assert len(trace(program, "f", 1, 1, np.int32(-1), x)) == 0
+    wide = Emulator().compile("""extern "C" __global__ void f(float *x) {
+      *(float4 *)(x + 1) = make_float4(1, 2, 3, 4);
+    }""")
+    assert "16 bytes at an address that is no multiple" in complaint_of(
+        trace, wide, "f", 1, 1, x)
+    assert "16 bytes outside" in complaint_of(
+        trace, wide, "f", 1, 1, x.view("u1")[12:20].view("f4"))
 
 
-# chapters/gradients/cuda.md:1950
+# chapters/gradients/cuda.md:2151
+def test_traces_forget_what_went_wrong_before():
+    text = """extern "C" __global__ void f(int far, int *x) {
+      if (far) atomicAdd(x + far, 1);
+      else x[0] = 1;
+    }"""
+    program, x = Emulator().compile(text), np.zeros(4, np.int32)
+    assert "outside" in complaint_of(trace, program, "f", 1, 2, np.int32(4), x)
+    assert len(races(trace(program, "f", 1, 2, np.int32(0), x))) == 2
+
+
+# chapters/gradients/cuda.md:2164
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -264,7 +396,32 @@ def test_races_between_blocks_and_within_warps():
     assert found["shared"].sum() == 128 and len(found) == 192
 
 
-# chapters/gradients/cuda.md:1967
+# chapters/gradients/cuda.md:2178
+def test_atomics_do_not_race():
+    text = """extern "C" __global__ void f(int safe, int *x) {
+      if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
+      else atomicMax(x, *x);
+    }"""
+    program, x = Emulator().compile(text), np.zeros(1, np.int32)
+    for safe in (1, 0):
+        seen = trace(program, "f", 1, 64, np.int32(safe), x)
+        assert (len(races(seen)) == 0) == safe
+
+
+# chapters/gradients/cuda.md:2192
+def test_lanes_that_meet_agree_on_the_count():
+    text = """extern "C" __global__ void f(int *x) {
+      __shared__ int room[32];
+      if (threadIdx.x < 16) __syncwarp(0xffff);
+      room[threadIdx.x] = threadIdx.x;
+      __syncwarp();
+      x[threadIdx.x] = room[31 - threadIdx.x];
+    }"""
+    x = np.zeros(32, np.int32)
+    assert len(races(trace(Emulator().compile(text), "f", 1, 32, x))) == 0
+
+
+# chapters/gradients/cuda.md:2207
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;
@@ -276,3 +433,13 @@ def test_races_of_narrow_and_wide_accesses():
     for wide, most in ((0, 0), (1, 33)):
         found = trace(program, "f", 1, 32, np.int32(wide), x, y)
         assert len(races(found)) == most
+    odd = Emulator().compile("""struct Three { char a, b, c; };
+    extern "C" __global__ void f(char *x) {
+      if (threadIdx.x) *(int *)x = 1;
+      else *(Three *)(x + 3) = {2, 3, 4};
+    }""")
+    assert len(races(trace(odd, "f", 1, 2, x))) == 2  # they share byte 3
+    side = Emulator().compile("""extern "C" __global__ void f(char *x) {
+      *(int *)(x + 2 + 4 * threadIdx.x) = 1;
+    }""")
+    assert len(races(trace(side, "f", 1, 3, x[2:]))) == 0

@@ -1,10 +1,18 @@
-# Tangled from kernels: edit there, `make tangle`. sha256:4c3e39b8f10c
+# Tangled from kernels: edit there, `make tangle`. sha256:8ebd6f2e2476
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 
-from companion.cuda import Emulator, kernel_text, races, trace
+from companion.cuda import (
+    Emulator,
+    Usage,
+    kernel_text,
+    occupancy,
+    races,
+    trace,
+    traffic,
+)
 
 # chapters/gradients/kernels.md:193
 ORDERS = (1, -1, 1234)
@@ -44,13 +52,13 @@ def test_transpose():
         no_races(program, *launch)
 
 
-# chapters/gradients/kernels.md:416
+# chapters/gradients/kernels.md:417
 KINDS = (("float", "float", "f4", "f4"), ("double", "double", "f8", "f8"),
          ("signed char", "long long", "i1", "i8"))
 REDUCTIONS = (("Sum", np.sum), ("Max", np.max))
 
 
-# chapters/gradients/kernels.md:421
+# chapters/gradients/kernels.md:422
 def reductions():
     """Every kind and operation: programs, and what they should give."""
     for real, wide, dtype, out in KINDS:
@@ -59,13 +67,13 @@ def reductions():
             yield shipped("reduce.cu", *flags), dtype, out, right
 
 
-# chapters/gradients/kernels.md:429
+# chapters/gradients/kernels.md:430
 def integers(shape, dtype):
-    """Small ones, whose sums are exact in every type."""
-    return np.random.default_rng(0).integers(-99, 99, shape).astype(dtype)
+    """Small and negative: exact sums, and no maximum is 0."""
+    return np.random.default_rng(0).integers(-99, 0, shape).astype(dtype)
 
 
-# chapters/gradients/kernels.md:437
+# chapters/gradients/kernels.md:438
 def test_reduce_rows():
     for programs, dtype, out, right in reductions():
         for rows, n, parts, block in ((1, 1, 1, 32), (3, 31, 2, 64),
@@ -78,7 +86,7 @@ def test_reduce_rows():
         no_races(programs[0], "reduce_rows", *launch)
 
 
-# chapters/gradients/kernels.md:450
+# chapters/gradients/kernels.md:451
 def test_reduce_columns():
     for programs, dtype, out, right in reductions():
         for outer, n, inner in ((1, 1, 1), (3, 31, 5), (5, 100, 33)):
@@ -92,7 +100,7 @@ def test_reduce_columns():
         no_races(programs[0], "reduce_columns", *launch)
 
 
-# chapters/gradients/kernels.md:466
+# chapters/gradients/kernels.md:467
 def test_reduce_what_is_special():
     x = np.random.default_rng(0).standard_normal((2, 9999)).astype("f4")
     y, z = np.zeros((2, 1), "f4"), np.zeros((2, 1), "f4")
@@ -106,7 +114,7 @@ def test_reduce_what_is_special():
     assert np.isnan(z[0, 0]) and z[1, 0] == -np.inf
 
 
-# chapters/gradients/kernels.md:614
+# chapters/gradients/kernels.md:615
 def test_softmax():
     random = np.random.default_rng(0)
     for real, dtype, most in (("float", np.float32, 1e-6),
@@ -125,7 +133,7 @@ def test_softmax():
         no_races(program, "softmax", *launch)
 
 
-# chapters/gradients/kernels.md:633
+# chapters/gradients/kernels.md:634
 def test_softmax_of_infinities():
     x = np.float32([[0, -np.inf, 0, -np.inf], [np.inf, 0, 1, 2]])
     y = np.zeros_like(x)
@@ -133,7 +141,17 @@ def test_softmax_of_infinities():
     assert y[0].tolist() == [0.5, 0, 0.5, 0] and np.isnan(y[1, 0])
 
 
-# chapters/gradients/kernels.md:804
+# chapters/gradients/kernels.md:644
+def test_softmax_of_a_row_that_is_masked():
+    lowest = np.finfo(np.float32).min
+    x = np.float32([[lowest] * 4, [-np.inf] * 4, [lowest, 0, lowest, 0]])
+    y = np.zeros_like(x)
+    shipped("softmax.cu")[0]["softmax"](3, 32, np.int64(4), x, y)
+    assert (y[0] == 0.25).all() and np.isnan(y[1]).all()
+    assert y[2].tolist() == [0, 0.5, 0, 0.5]
+
+
+# chapters/gradients/kernels.md:831
 def check_layernorm(x, g, w, b, y, dx, dw, db):
     """Against the formulas, in float64."""
     r = 1 / np.sqrt(x.var(1, keepdims=True) + 1e-5)
@@ -145,7 +163,7 @@ def check_layernorm(x, g, w, b, y, dx, dw, db):
         assert np.allclose(ours, theirs, atol=2e-4 * np.abs(r).max())
 
 
-# chapters/gradients/kernels.md:818
+# chapters/gradients/kernels.md:845
 def test_layernorm():
     random = np.random.default_rng(0)
     for program in shipped("layernorm.cu"):
@@ -170,7 +188,7 @@ def test_layernorm():
              *kept, dx)
 
 
-# chapters/gradients/kernels.md:846
+# chapters/gradients/kernels.md:873
 def test_layernorm_far_from_zero():
     x = np.random.default_rng(0).standard_normal((8, 500)) + 10_000
     x = x.astype("f4")
@@ -183,12 +201,24 @@ def test_layernorm_far_from_zero():
     assert np.abs(y.std(1) - 1).max() < 1e-3
 
 
-# chapters/gradients/kernels.md:1285
+# chapters/gradients/kernels.md:886
+def test_layernorm_of_rows_without_a_variance():
+    x = np.ones((3, 64), "f4")
+    x[0, 3], x[1, 3] = np.inf, np.nan
+    y, (mean, rstd) = np.zeros_like(x), np.zeros((2, 3), "f4")
+    shipped("layernorm.cu")[0]["layernorm"](
+        3, 32, np.int32(64), np.float32(1e-5), x, *np.ones((2, 64), "f4"), y,
+        mean, rstd)
+    assert np.isnan(y[:2]).all() and np.isnan(rstd[:2]).all()
+    assert (y[2] == 1).all()
+
+
+# chapters/gradients/kernels.md:1337
 SIZES = ((1, 1, 1), (31, 33, 17), (128, 128, 32), (130, 257, 40), (7, 1, 99))
 ZERO = np.int64(0)
 
 
-# chapters/gradients/kernels.md:1289
+# chapters/gradients/kernels.md:1341
 def check_product(program, name, dtype, tolerance, sizes=SIZES):
     """A stack of two products of each size, against float64."""
     random = np.random.default_rng(0)
@@ -200,33 +230,62 @@ def check_product(program, name, dtype, tolerance, sizes=SIZES):
         program[name]((up(n, 128), up(m, 128), 2), 256, np.int32(m),
                       np.int32(n), np.int32(k), a, b, c, np.int64(m * k),
                       np.int64(k * n), np.int64(m * n))
+        if "-DTF32" in program.flags:
+            a, b = [(x.view("u4") + 0x1000 & ~np.uint32(0x1fff)).view("f4")
+                    for x in (a, b)]
         right = a.astype("f8") @ b.astype("f8")
         assert np.abs(c - right).max() <= tolerance * np.sqrt(k), (m, n, k)
 
 
-# chapters/gradients/kernels.md:1307
+# chapters/gradients/kernels.md:1362
 def test_gemm():
     for program in shipped("gemm.cu"):
         check_product(program, "gemm", np.float32, 1e-5)
     x = np.ones((200, 20), "f4")
-    sizes = np.int32(200), np.int32(20), np.int32(9)
+    sizes = np.int32(200), np.int32(20), np.int32(20)
     no_races(program, "gemm", (1, 2), 256, *sizes, x, x.copy(), x.copy(),
              *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1317
+# chapters/gradients/kernels.md:1372
 def test_gemm_tensor():
-    for flags, dtype, tolerance in (
-            ((), np.float16, 1e-5), (("-DTF32",), np.float32, 4e-3),
-            (("-DBF16",), ml_dtypes.bfloat16, 1e-5)):
+    for flags, dtype in (((), np.float16), (("-DTF32",), np.float32),
+                         (("-DBF16",), ml_dtypes.bfloat16)):
         for program in shipped("gemm.cu", *flags):
-            check_product(program, "gemm_tensor", dtype, tolerance)
-        x = np.ones((150, 20), dtype)
-        sizes = np.int32(150), np.int32(20), np.int32(9)
+            check_product(program, "gemm_tensor", dtype, 1e-5)
+        x = np.ones((150, 40), dtype)
+        sizes = np.int32(150), np.int32(40), np.int32(40)
         no_races(program, "gemm_tensor", (1, 2), 256, *sizes, x, x.copy(),
                  x.astype("f4"), *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1330
+# chapters/gradients/kernels.md:1386
+def test_no_transaction_is_wasted():
+    x, y, z = np.ones((3, 128, 128), "f4")
+    one, sizes = np.int32(128), [np.int32(128)] * 3
+    for file, name, launch in (
+            ("transpose", "transpose", ((4, 4), (32, 8), one, one, x, y)),
+            ("gemm", "gemm", (1, 256, *sizes, x, y, z, *[ZERO] * 3))):
+        seen = trace(shipped(f"{file}.cu")[0], name, *launch)
+        for asked in traffic(seen).values():
+            assert asked.transactions == asked.least
+
+
+# chapters/gradients/kernels.md:1398
 def test_products_of_nothing_are_zero():
     check_product(shipped("gemm.cu")[0], "gemm", np.float32, 1, ((3, 5, 0),))
+
+
+# chapters/gradients/kernels.md:1439
+def test_occupancy():
+    def share(registers, shared=0, threads=256, arch="sm_80"):
+        return occupancy(Usage(registers, shared, 0), threads, arch)
+
+    assert [share(n) for n in (32, 33, 64, 128, 129, 255)] == [
+        1, 0.75, 0.5, 0.25, 0.125, 0.125]
+    assert share(32, 40 << 10) == 4 * 256 / 2048
+    assert share(32, 41 << 10) == 3 * 256 / 2048
+    assert share(32, 64 << 10, arch="sm_75") == 0.25
+    assert share(16, threads=33) == 1
+    assert share(16, threads=32) == 0.5
+    assert share(152, threads=416) == 0 == share(255, threads=1024)
