@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:091f5e7d38db  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:1a2ef964fcf6  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -20,6 +20,7 @@ from companion.native import (
     CompileError,
     build,
     compile_cell,
+    compiler,
     complaint,
 )
 from companion.view import View
@@ -100,7 +101,7 @@ class Program:
 
 # chapters/gradients/cuda.md:269
 EMULATOR = "kernels/emulator.h"
-EMULATED = ("-std=c++17", "-fno-exceptions", "-fno-rtti",
+EMULATED = ("-std=c++17", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
 ENTRY = """
 extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
@@ -272,15 +273,26 @@ def check_header(source: str, *flags: str) -> None:
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1314
+# chapters/gradients/cuda.md:1315
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
+
+
+# chapters/gradients/cuda.md:1318
+def check_marks(version: str) -> None:
+    """Refuse to trace with a compiler that marks accesses its own way."""
+    if "clang" in version:
+        raise CompileError(f"trace: expected GCC, which marks each access "
+                           f"once, got {version}; install GCC and name it "
+                           f"in CC")
+
+
 ACCESS = np.dtype([
     ("address", "u8"), ("code", "u8"), ("block", "u4"), ("thread", "u4"),
     ("barriers", "u4"), ("exchanges", "u4"), ("size", "u2"),
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1321
+# chapters/gradients/cuda.md:1332
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -289,7 +301,7 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1331
+# chapters/gradients/cuda.md:1346
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -297,6 +309,7 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
     Addresses count from 0 in shared memory, and from i << 40 in the
     i-th array among the arguments. An access elsewhere is an error.
     """
+    check_marks(compiler()[1])
     library = emulated(program.source, *program.flags, *TRACED)
     library.traced.restype = ctypes.POINTER(Notes)
     found = library.traced().contents
@@ -311,7 +324,7 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1384
+# chapters/gradients/cuda.md:1400
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
     number, size = np.zeros(len(columns[0]), np.int64), 1
@@ -324,7 +337,7 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1396
+# chapters/gradients/cuda.md:1412
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -335,14 +348,14 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1408
+# chapters/gradients/cuda.md:1424
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1414
+# chapters/gradients/cuda.md:1430
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -355,7 +368,7 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1428
+# chapters/gradients/cuda.md:1444
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
     address = seen["address"].astype(np.int64)
@@ -364,7 +377,7 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, first[rows] + turns(rows)
 
 
-# chapters/gradients/cuda.md:1436
+# chapters/gradients/cuda.md:1452
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -381,7 +394,7 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1456
+# chapters/gradients/cuda.md:1472
 def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
         np.ndarray, np.ndarray]:
     """The different units of each request, each once."""
@@ -389,7 +402,7 @@ def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
     return request[first], unit[first]
 
 
-# chapters/gradients/cuda.md:1463
+# chapters/gradients/cuda.md:1479
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word)[0], return_counts=True)
@@ -397,7 +410,7 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1472
+# chapters/gradients/cuda.md:1488
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     request, word = distinct(request, word)
@@ -409,7 +422,7 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1572
+# chapters/gradients/cuda.md:1588
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -422,7 +435,7 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1584
+# chapters/gradients/cuda.md:1600
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
     unit = np.gcd.reduce(seen["address"] | seen["size"], initial=4)
@@ -438,7 +451,7 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1636
+# chapters/gradients/cuda.md:1652
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -543,13 +556,13 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1658
+# chapters/gradients/cuda.md:1674
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     kernel(grid, block, tuple(map(on_card, arguments)))
 
 
-# chapters/gradients/cuda.md:1667
+# chapters/gradients/cuda.md:1683
 def on_card(value: Any) -> Any:
     """An argument as CuPy's launches want it."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -562,7 +575,7 @@ def on_card(value: Any) -> Any:
     return np.asarray(value).reshape(1) if whole else value
 
 
-# chapters/gradients/cuda.md:1681
+# chapters/gradients/cuda.md:1697
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -571,7 +584,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1693
+# chapters/gradients/cuda.md:1709
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -580,7 +593,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1701
+# chapters/gradients/cuda.md:1717
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -597,7 +610,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1719
+# chapters/gradients/cuda.md:1735
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
