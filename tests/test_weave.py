@@ -11,6 +11,8 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from bs4 import BeautifulSoup
 
+from companion.literate.weave import Change, fold
+
 ROOT = Path(__file__).parent.parent
 FRONT = """\
 ---
@@ -123,8 +125,16 @@ def swap(pair): ...
 
 ```{code-cell} python
 :tags: [solution, hide-cell]
+:mystnb: {image: {alt: A line that rises}}
+import matplotlib.pyplot as plt
+
+
 def swap(pair):
     return Pair(pair.right, pair.left)
+
+
+plt.plot([1, 2])
+plt.show()
 ```
 
 ```{code-cell} python
@@ -160,7 +170,7 @@ twice(Pair(1, 2))
 BOOK = {
     "_config.yml": CONFIG,
     "_toc.yml": TOC,
-    "intro.md": "# Tiny\n\nA page without code.\n",
+    "intro.md": "# Tiny\n\nA page without code. See `Pair.__repr__`.\n",
     "chapters/pairs.md": FRONT.replace("MODULE", "view.py") + PAIRS,
     "chapters/sums.md": FRONT.replace("MODULE", "buffer.py") + SUMS,
     "chapters/library.md": "# Library\n\n```{library}\n```\n",
@@ -299,6 +309,7 @@ def test_solutions_are_folded(html):
     cell = page(html, "chapters/pairs").select_one(".tag_solution")
     assert "Show the solution" in words(cell.details.summary)
     assert "def swap" in words(cell.details)
+    assert cell.img["alt"] == "A line that rises"
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):
@@ -375,23 +386,88 @@ def test_an_unchanged_book_is_not_read_again(book):
     assert len(before) == 2
 
 
+@pytest.fixture
+def copy(book, tmp_path):
+    """A copy of the book, built once: Sphinx has noted the new folder."""
+    folder = shutil.copytree(book, tmp_path / "book")
+    assert build(folder).returncode == 0
+    return folder
+
+
+def change(folder, name, old, new):
+    """Change a file of a book; build it; return the folder of its pages."""
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    built = build(folder)
+    assert built.returncode == 0, built.stderr
+    return folder / "_build/html"
+
+
 @pytest.mark.slow
-def test_a_changed_cell_reaches_the_chapters_after_it(book, tmp_path):
-    copy = shutil.copytree(book, tmp_path / "book")
-    pairs = copy / "chapters/pairs.md"
-    pairs.write_text(
-        pairs.read_text().replace("pair.left +", "1 * pair.left +")
-    )
-    again = build(copy)
-    assert again.returncode == 0, again.stderr
-    ran = runs(copy).items() - runs(book).items()
+def test_a_changed_cell_reaches_the_chapters_after_it(copy):
+    before = runs(copy)
+    html = change(copy, "chapters/pairs.md", "pair.left +", "1 * pair.left +")
+    ran = runs(copy).items() - before.items()
     assert {name for name, _ in ran} == {"pairs-stage", "sums-stage"}
-    assert (
-        "-    return 1 * pair.left"
-        in page(copy / "_build/html", "chapters/sums")
-        .find(id="gained")
-        .get_text()
+    gained = page(html, "chapters/sums").find(id="gained")
+    assert "-    return 1 * pair.left" in gained.get_text()
+
+
+@pytest.mark.slow
+def test_links_follow_what_they_lead_to(copy):
+    """Neither page is changed: a cell and a section come before."""
+    cell = "```{code-cell} python\n1\n```\n\n## Members"
+    html = change(copy, "chapters/pairs.md", "## Members", cell)
+    assert page(html, "intro").select("a[href='chapters/pairs.html#cell-4']")
+    change(copy, "chapters/pairs.md", "# Pairs\n", "# Pairs\n\n## A\n")
+    assert captions(html, "chapters/sums")[0].endswith("total, §1.2")
+    change(copy, "chapters/pairs.md", "## Members", "### Members")
+    assert captions(html, "chapters/sums")[0].endswith("total, §1.1.1")
+
+
+@pytest.mark.slow
+def test_a_page_of_source_is_written_when_it_has_changed(copy):
+    def written():
+        pages = copy.glob("_build/html/source/companion/*.html")
+        return {page.stem: page.stat().st_mtime_ns for page in pages}
+
+    rewriting = (
+        "def setup(app):\n"
+        "    def rewrite(app, page, template, context, doctree):\n"
+        "        body = context.get('body', '')\n"
+        "        context['body'] = body.replace('<span', '<span ')\n"
+        "    app.connect('html-page-context', rewrite)\n"
     )
+    (copy / "rewriting.py").write_text(rewriting)
+    local = "sphinx:\n  local_extensions: {rewriting: .}"
+    shutil.rmtree(copy / "_build/html/source")
+    change(copy, "_config.yml", "sphinx:", local)
+    before = written()
+    change(copy, "chapters/sums.md", "return 2 *", "return 1 + 1 *")
+    assert {page for page, _ in written().items() - before.items()} == {
+        "buffer"
+    }
+    change(copy, "chapters/sums.md", "# Sums", "# Sums of pairs")
+    assert len(written().items() - before.items()) == 3
+
+
+@pytest.mark.slow
+def test_a_page_without_a_title(book, tmp_path):
+    copy = shutil.copytree(book, tmp_path / "book")
+    sums = copy / "chapters/sums.md"
+    sums.write_text(sums.read_text().replace("# Sums\n", ""))
+    failed = build(copy)
+    assert failed.returncode != 0
+    assert "sums.md:8: no title above this cell" in failed.stderr
+    assert "Extension error" not in failed.stderr
+
+
+def test_names_of_files_are_text():
+    change = Change("companion/kernels/a<b>&c.py", ["1"], ["2"])
+    opening = fold("chapters/pairs", change)[0].astext()
+    assert opening.count("a&lt;b&gt;&amp;c") == 3
+    assert "a<b>" not in opening
 
 
 def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
