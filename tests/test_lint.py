@@ -10,6 +10,7 @@ from companion.literate.lint import (
     main,
     measure,
     problems,
+    summary,
     table,
     words,
 )
@@ -51,6 +52,21 @@ def test_measures(tmp_path):
     assert found.seconds is None
 
 
+def test_a_formula_ends_a_stretch_of_words(tmp_path):
+    found = measured(tmp_path, "One two three.\n\n$$\nx\n$$\n\nFour.")
+    assert (found.words, found.gap) == (5, 4)  # the title's word first
+    assert measured(tmp_path, "```{sidebar} A\nText.\n```").asides == 1
+
+
+def test_summary(tmp_path):
+    short = "\n\n\n".join(f"def f{n}():\n    return 1" for n in range(9))
+    long = "def g():\n    x = 1\n    y = 2\n    return x + y"
+    blocks = [cell(source, "tangle") for source in (short, long)]
+    library = tangle(small_book(tmp_path, first=page("first", *blocks)))
+    library.files = {f: t for f, t in library.files.items() if "layers" in f}
+    assert summary(library) == ("10 functions; lines: median 2, 90 % 2, max 4")
+
+
 def test_seconds_come_from_the_cache(tmp_path):
     book = small_book(tmp_path, first=page("first", cell("1")))
     execute(book, "first")
@@ -76,6 +92,7 @@ def test_a_clean_chapter(tmp_path):
     assert lint(
         tmp_path,
         "Words, [a link](first.md), [a label](#x), [far](https://a.b/c.d).",
+        "[From the top](/intro.md).",
         "![An A](a.svg)",
         DEFINE,
     ) == []  # fmt: skip

@@ -145,6 +145,10 @@ def test_planted_staleness(recorded):
         path.write_text(saved.replace(old, new))
         reason = f"differs from the chapter in cell {number}"
         assert stale(book, "first", web) == reason
+    notebook = nbformat.reads(saved, as_version=4)
+    notebook.cells[3].metadata["recorded"] = {"device": "a GPU"}
+    path.write_text(nbformat.writes(notebook))
+    assert stale(book, "first", web) == ""
     path.write_text(saved)
 
 

@@ -10,8 +10,11 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 from bs4 import BeautifulSoup
+from small_book import small_book
 
-from companion.literate.weave import Change, fold
+from companion.literate.loom import LOOM
+from companion.literate.pages import source_html
+from companion.literate.weave import CCell, Change, fold
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -76,6 +79,9 @@ __version__ = "1"
 
 ```{code-cell} python
 :tags: [tangle]
+'''Pairs of numbers.'''
+
+
 class Pair:
     def __init__(self, left, right):
         self.left, self.right = left, right
@@ -284,6 +290,18 @@ def test_a_c_file_leads_back_too(html):
     assert link["href"] == "../../../chapters/pairs.html#cell-7"
 
 
+def test_a_caption_stands_above_its_cell(html):
+    source = page(html, "chapters/pairs").select_one("#cell-2 .cell_input")
+    above, below = source.find_all(recursive=False)
+    assert "tt-place" in above["class"] and below.select("pre")
+
+
+def test_the_tab_key_stops_at_origins_and_not_at_numbers(html):
+    links = page(html, "source/companion/view").select(".tt-source a[href]")
+    stops = [link for link in links if link.get("tabindex") != "-1"]
+    assert stops and all("origin" in link["class"] for link in stops)
+
+
 def test_c_is_highlighted_as_c(html):
     cell = page(html, "chapters/pairs").find(id="cell-7")
     assert cell.select_one(".cs").get_text() == "%%c kernels/add.c -O2"
@@ -339,7 +357,9 @@ def test_the_library_is_listed_floor_by_floor(html):
     assert floors == ["Floor 0", "Floor 1", "Beside"]
     view = words(library.select_one(".tt-index li"))
     assert re.fullmatch(
-        r"companion/view.py · \d+ lines · from §1, §2 · Pair, total", view
+        r"companion/view.py · Pairs of numbers · \d+ lines"
+        r" · from §1, §2 · Pair, total",
+        view,
     )
 
 
@@ -463,7 +483,10 @@ def test_a_page_without_a_title(book, tmp_path):
     assert "Extension error" not in failed.stderr
 
 
-def test_names_of_files_are_text():
+def test_names_of_files_are_text(tmp_path):
+    LOOM.load(small_book(tmp_path, first="# First\n").root)
+    shown = source_html(None, "source/x", "companion/a<b>.py", "x = 1\n")
+    assert "<code>companion/a&lt;b&gt;.py</code>" in shown
     change = Change("companion/kernels/a<b>&c.py", ["1"], ["2"])
     opening = fold("chapters/pairs", change)[0].astext()
     assert opening.count("a&lt;b&gt;&amp;c") == 3
@@ -479,6 +502,12 @@ def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
     failed = build(copy)
     assert failed.returncode != 0
     assert f"chapters/sums.md:{line}: TypeError" in failed.stderr
+
+
+def test_tokens_stand_where_they_say():
+    text = "%%c a.c\nint f(void) { return 1; }\n"
+    for at, _, value in CCell().get_tokens_unprocessed(text):
+        assert text.startswith(value, at)
 
 
 def test_cells_of_cuda_leave_the_lexer_of_c_as_it_is(root):
