@@ -108,6 +108,9 @@ def test_a_clean_chapter(tmp_path):
         (cell("x = 1\nx;"),
          "chapters/first.md:10: nbval shows what a semicolon hides: "
          "end the cell with plt.show()"),
+        (cell("x = 1", "tangle", "remove-input"),
+         "chapters/first.md:10: the page hides what goes to "
+         "companion/layers.py: fold it, with hide-input"),
         ("This is\nSimply true.",
          "chapters/first.md:9: 'Simply' tells the reader nothing: "
          "leave it out"),
