@@ -7,8 +7,7 @@ line of the library (or of its tests) where tangle puts it.
 from html import escape
 from pathlib import Path
 
-from companion.literate.source import read_book
-from companion.literate.tangle import tangle
+from companion.literate.loom import LOOM
 
 WIDTH, HEIGHT, GAP = 640, 560, 9
 LEFT, RIGHT = 118, 490
@@ -102,12 +101,11 @@ def add_picture(app, pagename, templatename, context, doctree):
     """Give the landing page the framework; the tools stay behind it."""
     if templatename != "landing.html":
         return
-    book = read_book(app.srcdir)
-    library = tangle(book)
-    chapters = [c for c in book.chapters if c.cells and not c.beside]
+    chapters = [c for c in LOOM.chapters.values() if not c.beside]
     paths = {c.path for c in chapters}
-    drawn = [d for d in library.definitions if d.line and d.path in paths]
-    files = {d.file: library.files[d.file] for d in drawn}
+    made = LOOM.library.definitions
+    drawn = [d for d in made if d.line and d.path in paths]
+    files = {d.file: LOOM.library.files[d.file] for d in drawn}
     context["picture"] = picture(chapters, files, drawn)
     context["numbers"] = numbers(chapters, files, drawn)
 

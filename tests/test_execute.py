@@ -49,10 +49,16 @@ def test_outputs_cache_and_prose(tmp_path, monkeypatch):
     execute(small_book(tmp_path, first=edited), "first")
 
 
-def test_a_changed_cell_or_library_runs_again(tmp_path):
+def test_a_changed_cell_or_library_runs_again(tmp_path, monkeypatch):
     second = page("second", cell("from companion.layers import one\none()"))
     book = small_book(tmp_path, first=page("first", ONE), second=second)
     assert outputs(execute(book, "second")) == [{"text/plain": "1"}]
+    longer = page("first", "A new paragraph.\n", ONE)
+    book = small_book(tmp_path, first=longer, second=second)
+    with monkeypatch.context() as patch:
+        told = "a paragraph of another chapter ran it again"
+        patch.setattr(module, "run_cells", lambda *_: pytest.fail(told))
+        execute(book, "second")
     other = ONE.replace("return 1", "return 11")
     book = small_book(tmp_path, first=page("first", other), second=second)
     assert outputs(execute(book, "second")) == [{"text/plain": "11"}]

@@ -10,9 +10,13 @@ from companion.literate.lint import (
     main,
     measure,
     problems,
+    summary,
     table,
     words,
 )
+from companion.literate.markdown import addresses
+from companion.literate.notebook import assemble
+from companion.literate.source import SourceError
 from companion.literate.tangle import tangle
 
 DEFINE = cell("def one():\n    return 1", "tangle")
@@ -48,11 +52,28 @@ def test_measures(tmp_path):
     assert found.seconds is None
 
 
+def test_a_formula_ends_a_stretch_of_words(tmp_path):
+    found = measured(tmp_path, "One two three.\n\n$$\nx\n$$\n\nFour.")
+    assert (found.words, found.gap) == (5, 4)  # the title's word first
+    assert measured(tmp_path, "```{sidebar} A\nText.\n```").asides == 1
+
+
+def test_summary(tmp_path):
+    short = "\n\n\n".join(f"def f{n}():\n    return 1" for n in range(9))
+    long = "def g():\n    x = 1\n    y = 2\n    return x + y"
+    blocks = [cell(source, "tangle") for source in (short, long)]
+    library = tangle(small_book(tmp_path, first=page("first", *blocks)))
+    library.files = {f: t for f, t in library.files.items() if "layers" in f}
+    assert summary(library) == ("10 functions; lines: median 2, 90 % 2, max 4")
+
+
 def test_seconds_come_from_the_cache(tmp_path):
     book = small_book(tmp_path, first=page("first", cell("1")))
     execute(book, "first")
     found = measure(book, book.chapter("first"))
     assert found.seconds is not None and found.seconds > 0
+    (tmp_path / "_build/executed/first-stage.ipynb").write_text("{")
+    assert measure(book, book.chapter("first")).seconds is None
 
 
 def test_words_are_those_that_are_read():
@@ -71,6 +92,7 @@ def test_a_clean_chapter(tmp_path):
     assert lint(
         tmp_path,
         "Words, [a link](first.md), [a label](#x), [far](https://a.b/c.d).",
+        "[From the top](/intro.md).",
         "![An A](a.svg)",
         DEFINE,
     ) == []  # fmt: skip
@@ -86,6 +108,9 @@ def test_a_clean_chapter(tmp_path):
         (cell("x = 1\nx;"),
          "chapters/first.md:10: nbval shows what a semicolon hides: "
          "end the cell with plt.show()"),
+        (cell("x = 1", "tangle", "remove-input"),
+         "chapters/first.md:10: the page hides what goes to "
+         "companion/layers.py: fold it, with hide-input"),
         ("This is\nSimply true.",
          "chapters/first.md:9: 'Simply' tells the reader nothing: "
          "leave it out"),
@@ -100,10 +125,31 @@ def test_a_clean_chapter(tmp_path):
          "chapters/first.md:9: none.md#x does not exist"),
         ("```{image} /none.svg\n:alt: None\n```",
          "chapters/first.md:8: /none.svg does not exist"),
+        ("```{figure} first.md\n:alt:\nCaption\n```",
+         "chapters/first.md:8: no alternative text for first.md"),
     ],
 )  # fmt: skip
 def test_limits(tmp_path, block, message):
     assert lint(tmp_path, block) == [message]
+
+
+@pytest.mark.parametrize("options, what", [
+    (":alt: Two axes: x and y", "mapping values are not allowed"),
+    (":alt", "expected `key: value` lines"),
+])  # fmt: skip
+def test_options_that_are_no_yaml(tmp_path, options, what):
+    figure = f"```{{figure}} a.svg\n{options}\n```"
+    note = f"````{{note}}\nText.\n\n{figure}\n````"
+    book = small_book(tmp_path, first=page("first", "Text.", note))
+    error = rf"^chapters/first.md:13: YAML: {what}"
+    with pytest.raises(SourceError, match=error):
+        list(problems(book, tangle(book)))
+    with pytest.raises(SourceError, match=error):
+        assemble(book, "first", {}, addresses(book))
+
+
+def test_a_term_of_the_field_is_no_filler(tmp_path):
+    assert lint(tmp_path, "It is compiled just-in-time.") == []
 
 
 def test_a_picture_drawn_by_a_cell_needs_a_text(tmp_path):
@@ -115,6 +161,11 @@ def test_a_picture_drawn_by_a_cell_needs_a_text(tmp_path):
         "chapters/first.md:9: the picture has no alternative text: "
         "give the cell `mystnb: {image: {alt: …}}`"
     )
+    moved = small_book(
+        tmp_path, first=page("first", cell("1"), cell(source, mystnb="x"))
+    )
+    (problem,) = problems(moved, tangle(moved))
+    assert problem.line == 15
     named = cell(source, mystnb="{image: {alt: A point}}")
     book = small_book(tmp_path, first=page("first", named))
     execute(book, "first")

@@ -9,7 +9,11 @@ import nbformat
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate.execute import code_cells, hashed
+from companion.literate.execute import (
+    code_cells,
+    hashed,
+    recorded_cells,
+)
 from companion.literate.markdown import Page, addresses
 from companion.literate.notebook import (
     main,
@@ -133,10 +137,31 @@ def test_planted_staleness(recorded):
         changed.write_text(text)
         assert stale(read_book(book.root), "first", web) == reason
         changed.write_text(FIRST)
-    edited = path.read_text().replace("return 1", "return 3")
     saved = path.read_text()
-    path.write_text(edited)
-    assert stale(book, "first", web) == "differs from the chapter in cell 5"
+    for old, new, number in [
+        ("return 1", "return 3", 5),
+        ('"timing"', '"test"', 9),  # nbval would compare the time
+    ]:
+        path.write_text(saved.replace(old, new))
+        reason = f"differs from the chapter in cell {number}"
+        assert stale(book, "first", web) == reason
+    notebook = nbformat.reads(saved, as_version=4)
+    notebook.cells[3].metadata["recorded"] = {"device": "a GPU"}
+    path.write_text(nbformat.writes(notebook))
+    assert stale(book, "first", web) == ""
+    path.write_text(saved)
+
+
+def test_a_damaged_record_is_not_taken_for_none(recorded):
+    """A chapter that ran on a GPU elsewhere has its outputs only there."""
+    book, path = recorded
+    saved = path.read_text()
+    for damage in ("", "<<<<<<< HEAD\n" + saved, "{}", "[]"):
+        path.write_text(damage)
+        with pytest.raises(SourceError, match="git restore site/notebooks/f"):
+            stale(book, "first", addresses(book))
+        with pytest.raises(SourceError, match="first.ipynb:1: no notebook"):
+            recorded_cells(path)
     path.write_text(saved)
 
 

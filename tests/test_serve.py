@@ -1,7 +1,7 @@
 """A changed source is built again, and the browser told to reload."""
 
 import os
-import socket
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +9,8 @@ from urllib.request import urlopen
 
 import pytest
 from websockets.sync.client import connect
+
+from companion.literate.serve import ignored, listen, main
 
 MAKEFILE = """\
 book:
@@ -19,33 +21,64 @@ book:
 
 
 @pytest.fixture
-def served(tmp_path, root):
-    """A folder that is being served, and the address."""
-    for folder in ("chapters", "site"):
-        (tmp_path / folder).mkdir()
+def folder(tmp_path):
+    """A book of one page, in a folder called like the record."""
+    folder = tmp_path / "notebooks"
+    for name in ("chapters", "site"):
+        (folder / name).mkdir(parents=True)
     for file in ("intro.md", "_config.yml", "_toc.yml", "chapters/a.md"):
-        (tmp_path / file).write_text("first")
-    (tmp_path / "Makefile").write_text(MAKEFILE)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "companion", "serve", "--port", str(port)]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(root)}
-    )
-    yield tmp_path, f"127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
+        (folder / file).write_text("first")
+    (folder / "Makefile").write_text(MAKEFILE)
+    return folder
+
+
+@pytest.fixture
+def served(folder, root):
+    """A folder that is being served, and the address."""
+    command = [sys.executable, "-m", "companion", "serve", "--port=0"]
+    env = {**os.environ, "PYTHONPATH": str(root)}
+    with subprocess.Popen(
+        command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE
+    ) as process:
+        told = next(line for line in process.stdout if "http" in line)
+        yield folder, told.split("/")[2]
+        process.send_signal(signal.SIGINT)  # Ctrl+C
+        assert process.wait(20) == 0
 
 
 def page(address):
-    """The page, as soon as there is one."""
+    """The page, as soon as the server answers."""
     for _ in range(100):
         try:
             return urlopen(f"http://{address}/").read().decode()
         except OSError:
             time.sleep(0.1)
     raise TimeoutError(address)
+
+
+def test_what_would_make_the_wait_futile(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    with listen(0) as taken:
+        port = taken.getsockname()[1]
+        for wrong, why in [(port, "in use"), (99999, "0-65535")]:
+            with pytest.raises(SystemExit):
+                main([f"--port={wrong}"])
+            told = capsys.readouterr().err.splitlines()[-1]
+            assert f"--port {wrong}: " in told and why in told
+    monkeypatch.chdir(folder / "site")
+    with pytest.raises(SystemExit):
+        main([])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert f"no chapters in {folder / 'site'}: run this in" in told
+    assert list((folder / "site").iterdir()) == []
+
+
+def test_what_a_build_leaves_behind_is_no_change(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    left = "notebooks/a.ipynb __pycache__/a.pyc .a.md.swp #a.md# a.md~"
+    assert all(ignored(str(folder / "site" / name)) for name in left.split())
+    for changed in ("site/static/a.css", "site/landing.py", "intro.md"):
+        assert not ignored(str(folder / changed))
 
 
 @pytest.mark.slow

@@ -10,6 +10,11 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 from bs4 import BeautifulSoup
+from small_book import small_book
+
+from companion.literate.loom import LOOM
+from companion.literate.pages import source_html
+from companion.literate.weave import CCell, Change, fold
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -74,6 +79,9 @@ __version__ = "1"
 
 ```{code-cell} python
 :tags: [tangle]
+'''Pairs of numbers.'''
+
+
 class Pair:
     def __init__(self, left, right):
         self.left, self.right = left, right
@@ -123,8 +131,16 @@ def swap(pair): ...
 
 ```{code-cell} python
 :tags: [solution, hide-cell]
+:mystnb: {image: {alt: A line that rises}}
+import matplotlib.pyplot as plt
+
+
 def swap(pair):
     return Pair(pair.right, pair.left)
+
+
+plt.plot([1, 2])
+plt.show()
 ```
 
 ```{code-cell} python
@@ -160,7 +176,7 @@ twice(Pair(1, 2))
 BOOK = {
     "_config.yml": CONFIG,
     "_toc.yml": TOC,
-    "intro.md": "# Tiny\n\nA page without code.\n",
+    "intro.md": "# Tiny\n\nA page without code. See `Pair.__repr__`.\n",
     "chapters/pairs.md": FRONT.replace("MODULE", "view.py") + PAIRS,
     "chapters/sums.md": FRONT.replace("MODULE", "buffer.py") + SUMS,
     "chapters/library.md": "# Library\n\n```{library}\n```\n",
@@ -274,6 +290,18 @@ def test_a_c_file_leads_back_too(html):
     assert link["href"] == "../../../chapters/pairs.html#cell-7"
 
 
+def test_a_caption_stands_above_its_cell(html):
+    source = page(html, "chapters/pairs").select_one("#cell-2 .cell_input")
+    above, below = source.find_all(recursive=False)
+    assert "tt-place" in above["class"] and below.select("pre")
+
+
+def test_the_tab_key_stops_at_origins_and_not_at_numbers(html):
+    links = page(html, "source/companion/view").select(".tt-source a[href]")
+    stops = [link for link in links if link.get("tabindex") != "-1"]
+    assert stops and all("origin" in link["class"] for link in stops)
+
+
 def test_c_is_highlighted_as_c(html):
     cell = page(html, "chapters/pairs").find(id="cell-7")
     assert cell.select_one(".cs").get_text() == "%%c kernels/add.c -O2"
@@ -299,6 +327,7 @@ def test_solutions_are_folded(html):
     cell = page(html, "chapters/pairs").select_one(".tag_solution")
     assert "Show the solution" in words(cell.details.summary)
     assert "def swap" in words(cell.details)
+    assert cell.img["alt"] == "A line that rises"
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):
@@ -328,7 +357,9 @@ def test_the_library_is_listed_floor_by_floor(html):
     assert floors == ["Floor 0", "Floor 1", "Beside"]
     view = words(library.select_one(".tt-index li"))
     assert re.fullmatch(
-        r"companion/view.py · \d+ lines · from §1, §2 · Pair, total", view
+        r"companion/view.py · Pairs of numbers · \d+ lines"
+        r" · from §1, §2 · Pair, total",
+        view,
     )
 
 
@@ -375,23 +406,91 @@ def test_an_unchanged_book_is_not_read_again(book):
     assert len(before) == 2
 
 
+@pytest.fixture
+def copy(book, tmp_path):
+    """A copy of the book, built once: Sphinx has noted the new folder."""
+    folder = shutil.copytree(book, tmp_path / "book")
+    assert build(folder).returncode == 0
+    return folder
+
+
+def change(folder, name, old, new):
+    """Change a file of a book; build it; return the folder of its pages."""
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    built = build(folder)
+    assert built.returncode == 0, built.stderr
+    return folder / "_build/html"
+
+
 @pytest.mark.slow
-def test_a_changed_cell_reaches_the_chapters_after_it(book, tmp_path):
-    copy = shutil.copytree(book, tmp_path / "book")
-    pairs = copy / "chapters/pairs.md"
-    pairs.write_text(
-        pairs.read_text().replace("pair.left +", "1 * pair.left +")
-    )
-    again = build(copy)
-    assert again.returncode == 0, again.stderr
-    ran = runs(copy).items() - runs(book).items()
+def test_a_changed_cell_reaches_the_chapters_after_it(copy):
+    before = runs(copy)
+    html = change(copy, "chapters/pairs.md", "pair.left +", "1 * pair.left +")
+    ran = runs(copy).items() - before.items()
     assert {name for name, _ in ran} == {"pairs-stage", "sums-stage"}
-    assert (
-        "-    return 1 * pair.left"
-        in page(copy / "_build/html", "chapters/sums")
-        .find(id="gained")
-        .get_text()
+    gained = page(html, "chapters/sums").find(id="gained")
+    assert "-    return 1 * pair.left" in gained.get_text()
+
+
+@pytest.mark.slow
+def test_links_follow_what_they_lead_to(copy):
+    """Neither page is changed: a cell and a section come before."""
+    cell = "```{code-cell} python\n1\n```\n\n## Members"
+    html = change(copy, "chapters/pairs.md", "## Members", cell)
+    assert page(html, "intro").select("a[href='chapters/pairs.html#cell-4']")
+    change(copy, "chapters/pairs.md", "# Pairs\n", "# Pairs\n\n## A\n")
+    assert captions(html, "chapters/sums")[0].endswith("total, §1.2")
+    change(copy, "chapters/pairs.md", "## Members", "### Members")
+    assert captions(html, "chapters/sums")[0].endswith("total, §1.1.1")
+
+
+@pytest.mark.slow
+def test_a_page_of_source_is_written_when_it_has_changed(copy):
+    def written():
+        pages = copy.glob("_build/html/source/companion/*.html")
+        return {page.stem: page.stat().st_mtime_ns for page in pages}
+
+    rewriting = (
+        "def setup(app):\n"
+        "    def rewrite(app, page, template, context, doctree):\n"
+        "        body = context.get('body', '')\n"
+        "        context['body'] = body.replace('<span', '<span ')\n"
+        "    app.connect('html-page-context', rewrite)\n"
     )
+    (copy / "rewriting.py").write_text(rewriting)
+    local = "sphinx:\n  local_extensions: {rewriting: .}"
+    shutil.rmtree(copy / "_build/html/source")
+    change(copy, "_config.yml", "sphinx:", local)
+    before = written()
+    change(copy, "chapters/sums.md", "return 2 *", "return 1 + 1 *")
+    assert {page for page, _ in written().items() - before.items()} == {
+        "buffer"
+    }
+    change(copy, "chapters/sums.md", "# Sums", "# Sums of pairs")
+    assert len(written().items() - before.items()) == 3
+
+
+@pytest.mark.slow
+def test_a_page_without_a_title(book, tmp_path):
+    copy = shutil.copytree(book, tmp_path / "book")
+    sums = copy / "chapters/sums.md"
+    sums.write_text(sums.read_text().replace("# Sums\n", ""))
+    failed = build(copy)
+    assert failed.returncode != 0
+    assert "sums.md:8: no title above this cell" in failed.stderr
+    assert "Extension error" not in failed.stderr
+
+
+def test_names_of_files_are_text(tmp_path):
+    LOOM.load(small_book(tmp_path, first="# First\n").root)
+    shown = source_html(None, "source/x", "companion/a<b>.py", "x = 1\n")
+    assert "<code>companion/a&lt;b&gt;.py</code>" in shown
+    change = Change("companion/kernels/a<b>&c.py", ["1"], ["2"])
+    opening = fold("chapters/pairs", change)[0].astext()
+    assert opening.count("a&lt;b&gt;&amp;c") == 3
+    assert "a<b>" not in opening
 
 
 def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
@@ -403,6 +502,12 @@ def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
     failed = build(copy)
     assert failed.returncode != 0
     assert f"chapters/sums.md:{line}: TypeError" in failed.stderr
+
+
+def test_tokens_stand_where_they_say():
+    text = "%%c a.c\nint f(void) { return 1; }\n"
+    for at, _, value in CCell().get_tokens_unprocessed(text):
+        assert text.startswith(value, at)
 
 
 def test_cells_of_cuda_leave_the_lexer_of_c_as_it_is(root):

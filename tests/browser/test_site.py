@@ -184,6 +184,16 @@ def test_strides_explorer_says_what_is_wrong(visit):
     explorer.locator("input[name=offset]").fill("99")
     explorer.locator("input[name=offset]").press("Tab")
     assert "would lie in cell" in explorer.locator(".tt-status").inner_text()
+    for shape, told in (
+        ("1000000000, 0", "up to 64 elements"),
+        ("0, 4", "of 0"),
+    ):
+        explorer.locator("input[name=offset]").fill("0")
+        explorer.locator("input[name=shape]").fill(shape)
+        explorer.locator("input[name=shape]").press("Tab")
+        assert told in explorer.locator(".tt-status").inner_text()
+    label = explorer.locator(".tt-strip").get_attribute("aria-label")
+    assert label == "Memory, 12 cells; none is lit"
 
 
 def test_strides_explorer_agrees_with_numpy(visit):

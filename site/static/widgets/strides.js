@@ -170,7 +170,7 @@
         node.classList.toggle("tt-row", rowCells.has(Number(node.dataset.cell)));
       }
       this.formula.textContent = here === null ? "This view has no elements." : formula(this.view, index);
-      this.strip.setAttribute("aria-label", `Memory, ${this.size} cells; cell ${here} is lit`);
+      this.strip.setAttribute("aria-label", `Memory, ${this.size} cells; ${here === null ? "none" : `cell ${here}`} is lit`);
     }
   }
 

@@ -32,7 +32,7 @@
       throw new Error(`shape ${tuple(view.shape)} and strides ${tuple(view.strides)}: give one stride for each axis.`);
     if (view.shape.length > 3) throw new Error(`shape ${tuple(view.shape)}: the explorer draws up to three axes.`);
     if (view.shape.some((n) => n < 0)) throw new Error(`shape ${tuple(view.shape)}: sizes are 0 or more.`);
-    if (product(view.shape) > 64) throw new Error(`shape ${tuple(view.shape)}: the explorer draws up to 64 elements.`);
+    if (product(view.shape.map((n) => Math.max(n, 1))) > 64) throw new Error(`shape ${tuple(view.shape)}: the explorer draws up to 64 elements.`);
     for (const index of indices(view.shape)) {
       const cell = address(view, index);
       if (cell < 0 || cell >= size)
