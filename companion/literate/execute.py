@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2c372f98ae0b
+# Tangled from record: edit there, `make tangle`. sha256:0bc3392f81b8
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -38,7 +38,7 @@ from companion.literate.stage import (
 )
 
 
-# chapters/appendix/record.md:527
+# chapters/appendix/record.md:530
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -51,7 +51,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:539
+# chapters/appendix/record.md:542
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -60,25 +60,25 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " its options as `:key: value` lines")
 
 
-# chapters/appendix/record.md:549
+# chapters/appendix/record.md:552
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:554
+# chapters/appendix/record.md:557
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:559
+# chapters/appendix/record.md:562
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:577
+# chapters/appendix/record.md:580
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -90,7 +90,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:617
+# chapters/appendix/record.md:620
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -107,14 +107,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:633
+# chapters/appendix/record.md:636
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:645
+# chapters/appendix/record.md:648
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -145,20 +145,20 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:680
+    # chapters/appendix/record.md:683
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:690
+# chapters/appendix/record.md:693
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:695
+# chapters/appendix/record.md:698
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -176,7 +176,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:721
+# chapters/appendix/record.md:724
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -192,13 +192,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:740
+# chapters/appendix/record.md:743
 def needs_gpu(notebook) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any(tagged(cell, "gpu") for cell in code_cells(notebook))
 
 
-# chapters/appendix/record.md:745
+# chapters/appendix/record.md:748
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
     if find_spec("cupy") is None:
@@ -210,7 +210,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:756
+# chapters/appendix/record.md:759
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -219,13 +219,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:768
+# chapters/appendix/record.md:771
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:773
+# chapters/appendix/record.md:776
 def run_cells(chapter: Chapter, notebook, folder: Path):
     """Execute a copy of the notebook with `folder` on PYTHONPATH."""
     notebook, begin = nbformat.from_dict(notebook), perf_counter()
@@ -248,31 +248,45 @@ def run_cells(chapter: Chapter, notebook, folder: Path):
     return notebook
 
 
-# chapters/appendix/record.md:807
+# chapters/appendix/record.md:812
+ORIGIN_LINE = re.compile(
+    r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
+    r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
+)
+
+
+# chapters/appendix/record.md:818
+def bare(text: str) -> list[str]:
+    """The lines of a generated file, less its header and its origins."""
+    lines = text.splitlines()[1:]
+    return [line for line in lines if not ORIGIN_LINE.match(line)]
+
+
+# chapters/appendix/record.md:831
 def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     """What the outputs depend on, as one hash."""
     cells = code_cells(notebook)
     program = [[cell.source, cell.metadata.get("tags")] for cell in cells]
-    library = {path: text for path, text in files.items()
+    library = {path: bare(text) for path, text in files.items()
                if chapter.beside or is_framework(path)}
     machine = [sys.version, packages(), needs_gpu(notebook) and gpu_name()]
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:817
+# chapters/appendix/record.md:841
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools = "companion/literate/"
     return not path.startswith(tools) or path.endswith("runtime.py")
 
 
-# chapters/appendix/record.md:823
+# chapters/appendix/record.md:847
 def packages() -> list[str]:
     """Name and version of all that is installed."""
     return sorted(f"{one.name}=={one.version}" for one in distributions())
 
 
-# chapters/appendix/record.md:852
+# chapters/appendix/record.md:876
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -282,24 +296,28 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:861
-def cached(path: Path, key: str):
-    """The notebook stored under this key, if any."""
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
+              nbformat.ValidationError)
+
+
+# chapters/appendix/record.md:889
+def cached(path: Path, key: str | None = None):
+    """The notebook stored under this key, or under any; None without."""
     if not path.exists():
         return None
     try:
         done = nbformat.read(path, as_version=4)
-        return done if done.metadata["execution"]["key"] == key else None
-    except (ValueError, TypeError, LookupError, AttributeError,
-            nbformat.ValidationError):
+        known = done.metadata["execution"]["key"]
+        return done if key in (None, known) else None
+    except UNREADABLE:
         return None
 
 
-# chapters/appendix/record.md:892
+# chapters/appendix/record.md:921
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:895
+# chapters/appendix/record.md:924
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -324,7 +342,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:921
+# chapters/appendix/record.md:950
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -336,11 +354,11 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:938
+# chapters/appendix/record.md:967
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:941
+# chapters/appendix/record.md:970
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -353,7 +371,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:953
+# chapters/appendix/record.md:982
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -365,16 +383,29 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:966
+# chapters/appendix/record.md:995
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
         return []
-    notebook = nbformat.read(path, as_version=4)
-    return [c for c in code_cells(notebook) if "recorded" in c.metadata]
+    cells = code_cells(read_record(path))
+    return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:994
+# chapters/appendix/record.md:1003
+def read_record(path: Path):
+    """A notebook of the record; a GPU's outputs are nowhere else."""
+    try:
+        notebook = nbformat.read(path, as_version=4)
+        nbformat.validate(notebook)
+        return notebook
+    except UNREADABLE:
+        shown = f"{RECORD}/{path.name}"
+        message = f"no notebook: restore it, with `git restore {shown}`"
+        raise SourceError(shown, 1, message) from None
+
+
+# chapters/appendix/record.md:1035
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -387,7 +418,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1070
+# chapters/appendix/record.md:1111
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
@@ -396,7 +427,7 @@ def run_chapters(options) -> None:
         print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:1078
+# chapters/appendix/record.md:1119
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:62be80ddb8f6
+# Tangled from record: edit there, `make tangle`. sha256:d72881638f2b
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
@@ -15,11 +15,12 @@ from companion.literate.source import (
     Book,
     Chapter,
     closing,
+    load_yaml,
     split_options,
 )
 
 
-# chapters/appendix/record.md:1107
+# chapters/appendix/record.md:1148
 @dataclass(frozen=True)
 class Block:
     """A run of prose (no name), a plain `fence`, or a directive."""
@@ -31,7 +32,7 @@ class Block:
     options: dict = field(default_factory=dict)
 
 
-# chapters/appendix/record.md:1118
+# chapters/appendix/record.md:1159
 def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     """Cut a page's text, which begins at `line`, into its blocks."""
     lines, begin, at = text.split("\n"), 0, 0
@@ -39,19 +40,19 @@ def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
         if fence := FENCE.match(lines[at]):
             yield Block("", line + begin, "\n".join(lines[begin:at]))
             end = closing(path, lines, at, fence[1])
-            yield fenced(lines[at : end + 1], line + at)
+            yield fenced(path, lines[at : end + 1], line + at)
             at = begin = end + 1
         else:
             at += 1
     yield Block("", line + begin, "\n".join(lines[begin:]))
 
 
-# chapters/appendix/record.md:1135
+# chapters/appendix/record.md:1176
 DIRECTIVE = re.compile(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)")
 
 
-# chapters/appendix/record.md:1138
-def fenced(lines: list[str], line: int) -> Block:
+# chapters/appendix/record.md:1179
+def fenced(path: str, lines: list[str], line: int) -> Block:
     """The block that a fence and its body make."""
     head = DIRECTIVE.match(lines[0])
     if not head:
@@ -60,11 +61,11 @@ def fenced(lines: list[str], line: int) -> Block:
     nested = (n for n, x in enumerate(inside) if x.startswith(":::"))
     text, taken = split_options(inside[: next(nested, len(inside))])
     body = "\n".join(inside[taken:])
-    options = yaml.safe_load(text) or {}
+    options = load_yaml(text, path, line + 1)
     return Block(head[1], line + 1 + taken, body, head[2], options)
 
 
-# chapters/appendix/record.md:1161
+# chapters/appendix/record.md:1202
 UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
 INLINE = re.compile(
     r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
@@ -75,7 +76,7 @@ INLINE = re.compile(
 )
 
 
-# chapters/appendix/record.md:1171
+# chapters/appendix/record.md:1212
 def text_and_target(content: str) -> tuple[str, str]:
     """`text <target>` as a pair; without a text, an empty one."""
     content = " ".join(content.split())
@@ -83,7 +84,7 @@ def text_and_target(content: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", content)
 
 
-# chapters/appendix/record.md:1185
+# chapters/appendix/record.md:1226
 @dataclass(frozen=True)
 class Addresses:
     """Where the book's pages, labels and sources stand on the web."""
@@ -109,7 +110,7 @@ class Addresses:
         return self.labels.get("{" + directive + "}", ("intro", ""))[0]
 
 
-# chapters/appendix/record.md:1213
+# chapters/appendix/record.md:1254
 def addresses(book: Book) -> Addresses:
     """Read `_config.yml`, every chapter's labels, and the sources."""
     text = (book.root / "_config.yml").read_text(encoding="utf-8")
@@ -129,19 +130,19 @@ def addresses(book: Book) -> Addresses:
     )
 
 
-# chapters/appendix/record.md:1232
+# chapters/appendix/record.md:1273
 def page_of(chapter: Chapter) -> str:
     """A chapter's page, as addresses name it."""
     return chapter.path.removesuffix(".md")
 
 
-# chapters/appendix/record.md:1240
+# chapters/appendix/record.md:1281
 LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
 NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
 LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
 
 
-# chapters/appendix/record.md:1245
+# chapters/appendix/record.md:1286
 def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     """What a reference may name on this page, with its text."""
     found = {name: (page, name) for name in NAMED.findall(text)}
@@ -150,7 +151,7 @@ def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     return found | dict.fromkeys(LISTING.findall(text), (page, ""))
 
 
-# chapters/appendix/record.md:1253
+# chapters/appendix/record.md:1294
 def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     """`{key: "Knuth 1984"}` for every entry of the bibliography."""
     found = {}
@@ -165,7 +166,7 @@ def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     return found
 
 
-# chapters/appendix/record.md:1280
+# chapters/appendix/record.md:1321
 @dataclass(frozen=True)
 class Page:
     """One page being rewritten, and what its text may refer to."""
@@ -174,9 +175,10 @@ class Page:
     web: Addresses
     glued: dict[str, str]
 
-    def rewrite(self, text: str) -> str:
-        """MyST as plain Markdown, block by block."""
-        out = "\n\n".join(self.block(b) for b in blocks(self.name, text))
+    def rewrite(self, text: str, line: int = 1) -> str:
+        """MyST, from a line of the page on, as plain Markdown."""
+        found = blocks(f"{self.name}.md", text, line)
+        out = "\n\n".join(map(self.block, found))
         return re.sub(r"\n{3,}", "\n\n", out).strip()
 
     def block(self, block: Block) -> str:
@@ -194,7 +196,7 @@ class Page:
         kept = [line for line in lines if not UNSEEN.match(line)]
         return INLINE.sub(self.span, "\n".join(kept))
 
-    # chapters/appendix/record.md:1314
+    # chapters/appendix/record.md:1356
     def span(self, match: re.Match) -> str:
         """One role, link, code span or formula."""
         if match["role"]:
@@ -220,14 +222,14 @@ class Page:
             return f"{bang}[{text}]({self.web.page(page, anchor)})"
         return f"{bang}[{text}]({self.web.file(path)})"
 
-    # chapters/appendix/record.md:1345
+    # chapters/appendix/record.md:1387
     def resolve(self, path: str) -> str:
         """A path relative to this page, or absolute, from the root."""
         here = posixpath.join("/", posixpath.dirname(self.name))
         return posixpath.normpath(posixpath.join(here, path))[1:]
 
 
-# chapters/appendix/record.md:1356
+# chapters/appendix/record.md:1398
 def reference(page: Page, text: str, label: str) -> str:
     where, title = page.web.labels.get(label, (page.name, label))
     text = re.sub(r"\s*(%s|\{number\})", "", text) or title
@@ -235,21 +237,21 @@ def reference(page: Page, text: str, label: str) -> str:
     return f"[{text}]({page.web.page(where, anchor)})"
 
 
-# chapters/appendix/record.md:1363
+# chapters/appendix/record.md:1405
 def document(page: Page, text: str, target: str) -> str:
     where = page.resolve(target)
     text = text or page.web.titles.get(where, target)
     return f"[{text}]({page.web.page(where)})"
 
 
-# chapters/appendix/record.md:1369
+# chapters/appendix/record.md:1411
 def term(page: Page, text: str, target: str) -> str:
     anchor = "term-" + re.sub(r"[^a-zA-Z0-9._]+", "-", target)
     where = page.web.page(page.web.holding("glossary"), anchor)
     return f"[{text or target}]({where})"
 
 
-# chapters/appendix/record.md:1375
+# chapters/appendix/record.md:1417
 def cite(page: Page, text: str, target: str) -> str:
     where = page.web.page(page.web.holding("bibliography"))
     keys = [key.strip() for key in target.split(",")]
@@ -257,22 +259,22 @@ def cite(page: Page, text: str, target: str) -> str:
     return ", ".join(f"[{name}]({where})" for name in cited)
 
 
-# chapters/appendix/record.md:1385
+# chapters/appendix/record.md:1427
 def glued(page: Page, text: str, target: str) -> str:
     return page.glued.get(target, f"`{target}`")
 
 
-# chapters/appendix/record.md:1389
+# chapters/appendix/record.md:1431
 def as_code(page: Page, text: str, target: str) -> str:
     return f"`{text or target}`"
 
 
-# chapters/appendix/record.md:1393
+# chapters/appendix/record.md:1435
 def wrapped(before: str, after: str):
     return lambda page, text, target: before + (text or target) + after
 
 
-# chapters/appendix/record.md:1397
+# chapters/appendix/record.md:1439
 def nothing(page: Page, *ignored) -> str:
     return ""
 
@@ -292,45 +294,45 @@ ROLES = {
 }
 
 
-# chapters/appendix/record.md:1425
+# chapters/appendix/record.md:1467
 def quote(page: Page, block: Block, title: str = "") -> str:
     """A box of the page as a quotation with a bold title."""
     heading = page.inline(block.argument) or title
     text = f"**{heading}**\n\n" if heading else ""
-    return quoted(text + page.rewrite(block.body))
+    return quoted(text + page.rewrite(block.body, block.line))
 
 
-# chapters/appendix/record.md:1432
+# chapters/appendix/record.md:1474
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
-# chapters/appendix/record.md:1436
+# chapters/appendix/record.md:1478
 def figure(page: Page, block: Block) -> str:
     image = page.link("!", block.options.get("alt", ""), block.argument)
-    caption = page.rewrite(block.body)
+    caption = page.rewrite(block.body, block.line)
     return f"{image}\n\n{quoted(caption)}" if caption else image
 
 
-# chapters/appendix/record.md:1442
+# chapters/appendix/record.md:1484
 def formula(page: Page, block: Block) -> str:
     return f"$$\n{(block.argument + block.body).strip()}\n$$"
 
 
-# chapters/appendix/record.md:1446
+# chapters/appendix/record.md:1488
 def listing(page: Page, block: Block) -> str:
     return f"```{block.argument}\n{block.body.strip()}\n```"
 
 
-# chapters/appendix/record.md:1453
+# chapters/appendix/record.md:1495
 def titled(page: Page, block: Block) -> str:
     """What the directive holds, under its title."""
     heading = page.inline(block.argument)
     title = f"**{heading}**\n\n" if heading else ""
-    return title + page.rewrite(block.body)
+    return title + page.rewrite(block.body, block.line)
 
 
-# chapters/appendix/record.md:1460
+# chapters/appendix/record.md:1502
 def list_table(page: Page, block: Block) -> str:
     """Rows written as nested lists, as a Markdown table."""
     rows = re.split(r"^\* ", block.body, flags=re.M)[1:]
@@ -341,19 +343,19 @@ def list_table(page: Page, block: Block) -> str:
     return page.inline("\n".join(title + lines))
 
 
-# chapters/appendix/record.md:1470
+# chapters/appendix/record.md:1512
 def list_items(text: str) -> list[str]:
     return re.split(r"^ *- ?", text, flags=re.M)[1:]
 
 
-# chapters/appendix/record.md:1474
+# chapters/appendix/record.md:1516
 def elsewhere(page: Page, block: Block) -> str:
     """What only a web page can show."""
     where = page.web.page(page.name)
     return f"*[This part is interactive: see it on the page]({where}).*"
 
 
-# chapters/appendix/record.md:1483
+# chapters/appendix/record.md:1525
 DIRECTIVES = {
     **dict.fromkeys(["figure", "image"], figure),
     **dict.fromkeys(["code", "code-block", "sourcecode"], listing),

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:8d617a335cc0
+# Tangled from record: edit there, `make tangle`. sha256:29bcf51cdf74
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -19,6 +19,7 @@ from companion.literate.execute import (
     code_cells,
     execute,
     needs_gpu,
+    read_record,
     tagged,
 )
 from companion.literate.markdown import Addresses, Page, addresses, page_of
@@ -31,7 +32,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1525
+# chapters/appendix/record.md:1567
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -44,15 +45,17 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:1537
+# chapters/appendix/record.md:1582
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
     page = Page(page_of(chapter), web, values)
     source = as_notebook(chapter)
     for cell in source.cells:
-        if cell.cell_type == "markdown":
-            cell.source = page.rewrite(cell.source)
+        if cell.cell_type == "markdown" and cell.source:
+            before = chapter.text.partition(cell.source)[0]
+            line = before.count("\n") + 1
+            cell.source = page.rewrite(cell.source, line)
     extra, tools = ("[book]", " jupyter_book") if chapter.beside else ("", "")
     install = INSTALL.format(url=web.repository, branch=web.branch,
                              extra=extra, tools=tools)
@@ -63,7 +66,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source))
 
 
-# chapters/appendix/record.md:1558
+# chapters/appendix/record.md:1605
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -77,7 +80,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:1583
+# chapters/appendix/record.md:1630
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -86,7 +89,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1591
+# chapters/appendix/record.md:1638
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -101,7 +104,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1612
+# chapters/appendix/record.md:1659
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -114,11 +117,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1629
+# chapters/appendix/record.md:1676
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1632
+# chapters/appendix/record.md:1679
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -134,7 +137,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1652
+# chapters/appendix/record.md:1699
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -156,30 +159,37 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1698
+# chapters/appendix/record.md:1745
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1703
+# chapters/appendix/record.md:1750
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
     if not path.exists():
         return "is missing"
-    old = nbformat.read(path, as_version=4)
+    old = read_record(path)
     values = glue_values([cell.outputs for cell in code_cells(old)])
     new = assemble(book, name, values, web)
     if [cell.id for cell in old.cells] != [cell.id for cell in new.cells]:
         return "has other cells than the chapter"
     for number, cell in enumerate(old.cells):
-        if cell.source != new.cells[number].source:
+        if said(cell) != said(new.cells[number]):
             return f"differs from the chapter in cell {number + 1}"
     return ""
 
 
-# chapters/appendix/record.md:1719
+# chapters/appendix/record.md:1766
+def said(cell) -> tuple:
+    """What a cell has from its chapter: its source, tags and options."""
+    own = {k: v for k, v in cell.metadata.items() if k != "recorded"}
+    return cell.source, own
+
+
+# chapters/appendix/record.md:1775
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -187,7 +197,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1729
+# chapters/appendix/record.md:1785
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -198,7 +208,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:1739
+# chapters/appendix/record.md:1795
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -212,7 +222,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1755
+# chapters/appendix/record.md:1811
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -226,7 +236,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1768
+# chapters/appendix/record.md:1824
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

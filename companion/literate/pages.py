@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:7e1ab45a14d1
+# Tangled from weave: edit there, `make tangle`. sha256:06174cd9f21c
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -12,10 +12,10 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from sphinx.util.docutils import SphinxDirective
 
+from companion.literate.execute import ORIGIN_LINE
 from companion.literate.floors import FLOORS, floor
 from companion.literate.loom import (
     LOOM,
-    ORIGIN_LINE,
     anchor_of,
     cell_id,
     cell_link,
@@ -30,29 +30,31 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:756
+# chapters/appendix/weave.md:790
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
     if origin is None:
         return colored
-    path = origin["path"] or origin["c_path"]
+    target = page_of(origin["path"] or origin["c_path"])
     at = int(origin["line"] or origin["c_line"])
-    cells = LOOM.chapters[page_of(path)].cells
-    index = max(cell.index for cell in cells if cell.line <= at)
-    address = uri(page, page_of(path), cell_id(index))
+    cells = LOOM.chapters[target].cells if target in LOOM.chapters else ()
+    above = [cell.index for cell in cells if cell.line <= at]
+    if not above:
+        return colored
+    address = uri(page, target, cell_id(above[-1]))
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:769
+# chapters/appendix/weave.md:805
 def row(n, colored, made=()):
     """One line of a source page: number, anchors, text."""
     ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
-    number = f'<a class="tt-line" id="L{n}" href="#L{n}">{n}</a>'
+    number = f'<a class="tt-line" tabindex="-1" id="L{n}" href="#L{n}">{n}</a>'
     return f"{number}{ids}{colored}\n"
 
 
-# chapters/appendix/weave.md:784
+# chapters/appendix/weave.md:831
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -61,7 +63,7 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:792
+# chapters/appendix/weave.md:839
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -74,10 +76,11 @@ def source_html(app, page, file, text):
     chapters = ", ".join(
         chapter_html(app, page, cell) for cell in LOOM.first_cells(file)
     )
-    return SOURCE.format(file=file, chapters=chapters, rows="".join(rows))
+    shown = html.escape(file)
+    return SOURCE.format(file=shown, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:807
+# chapters/appendix/weave.md:855
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -85,20 +88,34 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:827
+# chapters/appendix/weave.md:883
+def frame(app):
+    """A hash of what stands around each page of source."""
+    config, titles = app.config, app.env.titles
+    folders = [*config.html_static_path, *config.templates_path]
+    files = [f for x in folders for f in Path(app.srcdir, x).rglob("*")]
+    return hash_of(
+        app.builder.build_info.config_hash,
+        LOOM.book.numbers,
+        sorted((page, title.astext()) for page, title in titles.items()),
+        max((file.stat().st_mtime for file in files), default=0),
+    )
+
+
+# chapters/appendix/weave.md:896
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
+    around = frame(app)
     for file, text in LOOM.library.files.items():
         page = page_of(file)
         body = source_html(app, page, file, text)
-        frame = app.builder.build_info.config_hash
-        body += f"<!-- {hash_of(frame, body)} -->"
+        mark = f"<!-- {hash_of(around, body)} -->"
         built = Path(app.builder.get_outfilename(page))
-        if not built.exists() or body not in built.read_text():
-            yield page, {"title": file, "body": body}, "page.html"
+        if not built.exists() or mark not in built.read_text("utf-8"):
+            yield page, {"title": file, "body": body + mark}, "page.html"
 
 
-# chapters/appendix/weave.md:863
+# chapters/appendix/weave.md:926
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -108,7 +125,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:872
+# chapters/appendix/weave.md:935
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -116,11 +133,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:884
+# chapters/appendix/weave.md:947
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:887
+# chapters/appendix/weave.md:950
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -132,7 +149,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:908
+# chapters/appendix/weave.md:971
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -146,13 +163,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:921
+# chapters/appendix/weave.md:984
 def in_index(made):
     """Under what the index lists a definition: `__add__` under `a`."""
     return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:936
+# chapters/appendix/weave.md:999
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -164,21 +181,21 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:947
+# chapters/appendix/weave.md:1010
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:958
+# chapters/appendix/weave.md:1021
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:964
+# chapters/appendix/weave.md:1027
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

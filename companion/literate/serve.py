@@ -1,8 +1,10 @@
-# Tangled from record: edit there, `make tangle`. sha256:f82230ae5c0d
+# Tangled from record: edit there, `make tangle`. sha256:9534f2e575a2
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
+import socket
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
@@ -13,12 +15,14 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-# chapters/appendix/record.md:2226
+from companion.literate.execute import RECORD
+
+# chapters/appendix/record.md:2303
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2230
+# chapters/appendix/record.md:2307
 def rebuild(changed_paths=()) -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     for path in changed_paths:
@@ -26,14 +30,15 @@ def rebuild(changed_paths=()) -> None:
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2237
+# chapters/appendix/record.md:2314
 def ignored(path: str) -> bool:
-    """The record, and what editors and browsers leave behind."""
-    name = Path(path).name
-    return "notebooks" in Path(path).parts or name.startswith((".", "#"))
+    """The record, and what editors, browsers and Python leave behind."""
+    name, record = Path(path).name, Path(RECORD).resolve()
+    left = name.startswith((".", "#")) or name.endswith(("~", ".pyc"))
+    return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2246
+# chapters/appendix/record.md:2324
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -45,16 +50,33 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2257
+# chapters/appendix/record.md:2340
+def listen(port: int) -> socket.socket:
+    """The port, ours from now on; 0 stands for any that is free."""
+    absent = [name for name in WATCHED if not Path(name).exists()]
+    if absent:
+        raise ValueError(f"no {absent[0]} in {Path.cwd()}: run this in the"
+                         " folder of the book")
+    try:
+        return socket.create_server(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--port {port}: {error}; choose another") from None
+
+
+# chapters/appendix/record.md:2352
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
         prog="python -m companion serve", description=main.__doc__)
     parser.add_argument("--port", type=int, default=8000)
-    options = parser.parse_args(argv)
-    address = f"127.0.0.1:{options.port}"
-    rebuild()
-    print(f"http://{address}/  (Ctrl+C ends)")
-    uvicorn.run(application(address), host="127.0.0.1", port=options.port,
-                log_level="warning")
+    try:
+        taken = listen(parser.parse_args(argv).port)
+    except ValueError as error:
+        parser.error(str(error))
+    address = "{}:{}".format(*taken.getsockname())
+    with taken, suppress(KeyboardInterrupt):
+        rebuild()
+        print(f"http://{address}/  (Ctrl+C ends)", flush=True)
+        site = uvicorn.Config(application(address), log_level="warning")
+        uvicorn.Server(site).run(sockets=[taken])
     return 0

@@ -1,7 +1,8 @@
-# Tangled from weave: edit there, `make tangle`. sha256:240579cc607d
+# Tangled from weave: edit there, `make tangle`. sha256:7108f1a1c7f8
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
+import html
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +13,15 @@ from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
-from companion.literate.execute import RECORD, execute
+from companion.literate.execute import RECORD, bare, execute
 from companion.literate.loom import (
     LOOM,
-    ORIGIN_LINE,
     cell_id,
     code,
     link,
     page_of,
     paragraph,
+    record_of,
     uri,
     where,
 )
@@ -28,7 +29,7 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:418
+# chapters/appendix/weave.md:424
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -41,7 +42,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:436
+# chapters/appendix/weave.md:442
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
@@ -51,7 +52,7 @@ SOLUTION = {
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:445
+# chapters/appendix/weave.md:451
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -63,11 +64,11 @@ def read(text, page):
     for index, cell in enumerate(cells):
         cell.metadata.index = index
         if "solution" in cell.metadata.get("tags", []):
-            cell.metadata.mystnb = SOLUTION
+            cell.metadata.setdefault("mystnb", {}).update(SOLUTION)
     return notebook
 
 
-# chapters/appendix/weave.md:498
+# chapters/appendix/weave.md:504
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -85,7 +86,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:523
+# chapters/appendix/weave.md:529
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -101,7 +102,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:570
+# chapters/appendix/weave.md:576
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -113,28 +114,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:581
+# chapters/appendix/weave.md:587
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:587
+# chapters/appendix/weave.md:593
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:615
+# chapters/appendix/weave.md:621
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:621
+# chapters/appendix/weave.md:627
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -142,16 +143,19 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:628
-def section_of(node):
-    """The anchor of the section around a node, as Sphinx numbers it."""
+# chapters/appendix/weave.md:634
+def section_of(node, cell):
+    """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
+        if node.parent is None:
+            error = cell.error(1, "no title above this cell: write `# …`")
+            raise SphinxError(str(error))
         node = node.parent
     top = isinstance(node.parent, nodes.document)
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:653
+# chapters/appendix/weave.md:683
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -162,7 +166,7 @@ def dress(app, doctree):
     for node in elements(doctree, "cell_code"):
         cell = chapter.cells[node["cell_metadata"]["index"]]
         node["ids"].append(cell_id(cell.index))
-        sections[cell.index] = section_of(node)
+        sections[cell.index] = section_of(node, cell)
         for source in elements(node, "cell_code_source"):
             set_language(source, cell)
             source[:0] = caption(page, cell)
@@ -170,7 +174,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:675
+# chapters/appendix/weave.md:705
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -178,7 +182,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:682
+# chapters/appendix/weave.md:712
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -189,24 +193,23 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:713
+# chapters/appendix/weave.md:757
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
-    page = app.env.docname
-    known = {
-        made.name: made
-        for made in reversed(LOOM.library.definitions)
-        if "." in made.name
-    }
+    page, named = app.env.docname, {}
     for literal in list(doctree.findall(nodes.literal)):
-        made = known.get(literal.astext())
-        if made and isinstance(literal.parent, nodes.paragraph):
-            anchor = cell_id(made.cell_index)
-            target = link(page, page_of(made.path), anchor, literal.deepcopy())
-            literal.replace_self(target)
+        name = literal.astext()
+        if "." in name and isinstance(literal.parent, nodes.paragraph):
+            place = named[name] = LOOM.place_of(name)
+            if place:
+                target, index = place
+                anchor = cell_id(index)
+                words = literal.deepcopy()
+                literal.replace_self(link(page, target, anchor, words))
+    app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:991
+# chapters/appendix/weave.md:1054
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -226,14 +229,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1039
-def bare(text):
-    """The lines of a generated file, less its header and its origins."""
-    lines = text.splitlines()[1:]
-    return [line for line in lines if not ORIGIN_LINE.match(line)]
-
-
-# chapters/appendix/weave.md:1045
+# chapters/appendix/weave.md:1102
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -245,7 +241,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1077
+# chapters/appendix/weave.md:1134
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -259,13 +255,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1094
+# chapters/appendix/weave.md:1151
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1099
+# chapters/appendix/weave.md:1156
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -276,27 +272,27 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1109
+# chapters/appendix/weave.md:1166
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1116
+# chapters/appendix/weave.md:1173
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1122
+# chapters/appendix/weave.md:1179
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
     count = f"+{change.count('+')} −{change.count('-')}"
     opening = FOLD.format(
-        file=change.file,
-        uri=uri(page, page_of(change.file)),
+        file=html.escape(change.file),
+        uri=html.escape(uri(page, page_of(change.file))),
         count=f"new, {len(change.after)} lines" if new else count,
     )
     if new:
@@ -307,18 +303,46 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1182
+# chapters/appendix/weave.md:1255
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
         page
         for page, kept in env.metadata.items()
-        if "woven" in kept and page in env.found_docs
-        if kept["woven"][0] != LOOM.state(page)
+        if page in env.found_docs and not is_current(page, kept)
     ]
 
 
-# chapters/appendix/weave.md:1243
+# chapters/appendix/weave.md:1264
+def is_current(page, kept):
+    """Whether the book would give to a page what it gave last time."""
+    if "woven" in kept and kept["woven"][0] != LOOM.state(page):
+        return False
+    named = kept.get("named", {})
+    return all(LOOM.place_of(name) == place for name, place in named.items())
+
+
+# chapters/appendix/weave.md:1346
+def note_cited(app, doctree):
+    """Keep in the environment to which cells a page links."""
+    links = doctree.findall(nodes.reference)
+    cited = [link["cell"] for link in links if "cell" in link]
+    app.env.metadata[app.env.docname]["cited"] = cited
+
+
+# chapters/appendix/weave.md:1353
+def renumbered(app, env):
+    """The pages that quote a section's number, if it has changed."""
+    known = getattr(env, "quoted", {})
+    env.quoted = {
+        page: [section_number(app, *cell) for cell in kept["cited"]]
+        for page, kept in env.metadata.items()
+        if "cited" in kept
+    }
+    return [p for p, said in env.quoted.items() if said != known.get(p)]
+
+
+# chapters/appendix/weave.md:1370
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -339,18 +363,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1263
+# chapters/appendix/weave.md:1390
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1271
+# chapters/appendix/weave.md:1398
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1274
+# chapters/appendix/weave.md:1401
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -374,13 +398,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1301
-def record_of(page):
-    """The committed notebook of a page."""
-    return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
-
-
-# chapters/appendix/weave.md:1306
+# chapters/appendix/weave.md:1428
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -390,7 +408,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1341
+# chapters/appendix/weave.md:1463
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")
@@ -402,6 +420,8 @@ def setup(app):
     app.connect("env-get-outdated", outdated)
     app.connect("doctree-read", dress, priority=400)
     app.connect("doctree-read", link_names)
+    app.connect("doctree-read", note_cited)
+    app.connect("env-get-updated", renumbered, priority=900)
     app.connect("doctree-resolved", number)
     app.connect("html-collect-pages", source_pages)
     app.connect("html-page-context", buttons, priority=502)

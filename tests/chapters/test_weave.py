@@ -1,23 +1,35 @@
-# Tangled from weave: edit there, `make tangle`. sha256:56a87adfffc6
+# Tangled from weave: edit there, `make tangle`. sha256:2bde73e0ad0d
+import copy
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 from bs4 import BeautifulSoup
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from companion.literate.loom import LOOM, page_of
-from companion.literate.weave import caption, changes, read, setup
+from companion.literate.loom import LOOM, page_of, record_of
+from companion.literate.pages import back
+from companion.literate.weave import (
+    caption,
+    changes,
+    outdated,
+    read,
+    section_of,
+    setup,
+)
 
 
-# chapters/appendix/weave.md:78
+# chapters/appendix/weave.md:80
 def cell(source, *options):
     fence = "`" * 3
     lines = [fence + "{code-cell} python", *options, source, fence]
     return "\n".join([*lines, "", ""])
 
 
-# chapters/appendix/weave.md:84
+# chapters/appendix/weave.md:86
 def page(title, module, *parts):
     return f"""---
 jupytext: {{text_representation: {{format_name: myst}}}}
@@ -29,7 +41,7 @@ companion: {{module: {module}}}
 """ + "".join(parts)
 
 
-# chapters/appendix/weave.md:99
+# chapters/appendix/weave.md:101
 TOOLS = """\
 def extend(addition):
     globals()[addition.__name__].__repr__ = addition.__repr__
@@ -40,7 +52,7 @@ def test(function):
     function()
     print("ok ", function.__name__)"""
 
-# chapters/appendix/weave.md:112
+# chapters/appendix/weave.md:114
 PAIRS = page(
     "Pairs", "view.py",
     cell(TOOLS),
@@ -61,7 +73,7 @@ PAIRS = page(
          "    assert total(Pair(1, 2)) == 3", ":tags: [test]"),
 )
 
-# chapters/appendix/weave.md:137
+# chapters/appendix/weave.md:139
 SUMS = page(
     "Sums", "buffer.py",
     cell("from companion.view import Pair, total"),
@@ -81,7 +93,7 @@ parts:
   - chapters: [{file: chapters/identifiers}]
 """
 
-# chapters/appendix/weave.md:159
+# chapters/appendix/weave.md:161
 NAMES = cell("").replace("{code-cell} python", "{identifiers}")
 FILES = {
     "_toc.yml": TOC,
@@ -92,10 +104,13 @@ FILES = {
 }
 
 
-# chapters/appendix/weave.md:169
+ROOM = tempfile.TemporaryDirectory()  # gone when Python ends
+
+
+# chapters/appendix/weave.md:174
 def small_book(**changed):
     """A new folder with the small book in it."""
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(tempfile.mkdtemp(dir=ROOM.name))
     for path, text in FILES.items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(changed.get(Path(path).stem, text))
@@ -105,14 +120,14 @@ def small_book(**changed):
 small = small_book()
 
 
-# chapters/appendix/weave.md:271
+# chapters/appendix/weave.md:277
 def on_the_loom(folder):
     """Load a book, and return its chapters."""
     LOOM.load(folder)
     return LOOM.chapters.values()
 
 
-# chapters/appendix/weave.md:484
+# chapters/appendix/weave.md:490
 def test_read_numbers_the_cells():
     LOOM.load(small)
     notebook = read(PAIRS, "chapters/pairs")
@@ -121,7 +136,7 @@ def test_read_numbers_the_cells():
     assert cells[5].outputs[0].text == "ok  test_total\n"
 
 
-# chapters/appendix/weave.md:550
+# chapters/appendix/weave.md:556
 def test_captions():
     pairs, sums = on_the_loom(small)
 
@@ -136,7 +151,30 @@ def test_captions():
     assert text(sums, 1).endswith("view.py · replaces total, ")
 
 
-# chapters/appendix/weave.md:1065
+# chapters/appendix/weave.md:664
+def test_a_cell_stands_below_a_title():
+    cell, *_ = next(iter(on_the_loom(small))).cells
+    orphan = nodes.container()
+    nodes.document(None, None).append(orphan)
+    try:
+        section_of(orphan, cell)
+    except SphinxError as error:
+        assert str(error) == (
+            f"chapters/pairs.md:{cell.line}: "
+            "no title above this cell: write `# …`"
+        )
+    else:
+        raise AssertionError("it stands nowhere")
+
+
+# chapters/appendix/weave.md:822
+def test_what_only_looks_like_an_origin_stays_what_it_is():
+    on_the_loom(small)
+    for line in ("# chapters/nowhere.md:31", "# chapters/pairs.md:1"):
+        assert back("source/companion/view", line, "...") == "..."
+
+
+# chapters/appendix/weave.md:1122
 def test_changes():
     pairs, sums = on_the_loom(small)
     changed, added = changes(sums)
@@ -145,7 +183,7 @@ def test_changes():
     assert not any("chapters/" in line for line in changed.diff)
 
 
-# chapters/appendix/weave.md:1207
+# chapters/appendix/weave.md:1288
 def states(old="", new=""):
     """What the loom says of each page, after a change of chapter 1."""
     LOOM.load(small_book(pairs=PAIRS.replace(old, new)))
@@ -153,7 +191,7 @@ def states(old="", new=""):
     return [LOOM.state(page) for page in pages]
 
 
-# chapters/appendix/weave.md:1229
+# chapters/appendix/weave.md:1310
 def test_a_page_depends_on_the_code_before_it():
     asis = states()
     assert states("What a pair can do", "What pairs do") == asis
@@ -162,13 +200,35 @@ def test_a_page_depends_on_the_code_before_it():
     assert same == [True, False, False]
 
 
-# chapters/appendix/weave.md:1317
+# chapters/appendix/weave.md:1319
+def test_a_page_depends_on_numbers_and_replacements():
+    asis = states()[0]
+    unnumbered = TOC.replace("numbered: true", "numbered: false")
+    alone = page("Sums", "buffer.py", cell("1"))
+    for changed in ({"_toc": unnumbered}, {"sums": alone}):
+        LOOM.load(small_book(**changed))
+        assert LOOM.state("chapters/pairs") != asis
+
+
+# chapters/appendix/weave.md:1331
+def test_a_page_depends_on_its_outputs():
+    LOOM.load(small_book())
+    woven = {p: {"woven": (LOOM.state(p), {})} for p in LOOM.chapters}
+    env = SimpleNamespace(metadata=woven, found_docs=set(woven))
+    assert outdated(None, env, [], [], []) == []
+    record = record_of("chapters/sums")
+    record.parent.mkdir(parents=True)
+    record.write_text("recorded on another machine")
+    assert outdated(None, env, [], [], []) == ["chapters/sums"]
+
+
+# chapters/appendix/weave.md:1439
 THEME = {
     "repository_url": "https://github.com/someone/small",
     "repository_branch": "main",
 }
 
-# chapters/appendix/weave.md:1366
+# chapters/appendix/weave.md:1490
 CONFIG = {
     "extensions": ["myst_nb", "sphinx_external_toc", setup.__module__],
     "html_theme": "sphinx_book_theme",
@@ -176,30 +236,31 @@ CONFIG = {
     "external_toc_path": "_toc.yml",
     "exclude_patterns": ["_build"],
     "nb_execution_mode": "off",
+    "templates_path": [],
 }
 
 
-# chapters/appendix/weave.md:1376
+# chapters/appendix/weave.md:1501
 def weave(folder):
     """Build the site of a book; return the folder of its pages."""
     out = folder / "_build/html"
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
-            folder, None, out, folder / "_build/trees", "html", CONFIG,
-            status=None, warningiserror=True,
+            folder, None, out, folder / "_build/trees", "html",
+            copy.deepcopy(CONFIG), status=None, warningiserror=True,
         )
         app.build()
     return out
 
 
-# chapters/appendix/weave.md:1408
+# chapters/appendix/weave.md:1533
 def select(name, selector):
     """The parts of a page of the small book that a selector finds."""
     text = (weave(small) / f"{name}.html").read_text()
     return BeautifulSoup(text, "html.parser").select(selector)
 
 
-# chapters/appendix/weave.md:1440
+# chapters/appendix/weave.md:1565
 def test_links_lead_both_ways():
     captions = select("chapters/sums", ".tt-place a")
     assert [node["href"] for node in captions][:2] == [
@@ -210,7 +271,16 @@ def test_links_lead_both_ways():
     assert origins[-1]["href"] == "../../chapters/sums.html#cell-1"
 
 
-# chapters/appendix/weave.md:1470
+# chapters/appendix/weave.md:1576
+def test_a_number_follows_its_section():
+    old, new = "## What a", "## Before\n\nWords.\n\n## What a"
+    for text, number in [(PAIRS.replace(old, new), "§1.2"), (PAIRS, "§1.1")]:
+        (small / "chapters/pairs.md").write_text(text)
+        replaced = select("chapters/sums", ".tt-place")[0].get_text()
+        assert replaced.endswith(f"replaces total, {number}")
+
+
+# chapters/appendix/weave.md:1604
 def knuth(name):
     cells = [c for page in LOOM.chapters.values() for c in page.cells]
     places = {(c.path, c.index): n for n, c in enumerate(cells, 1)}
@@ -224,7 +294,7 @@ def knuth(name):
     return f"{name}: {', '.join(found[n] for n in sorted(found))}."
 
 
-# chapters/appendix/weave.md:1484
+# chapters/appendix/weave.md:1618
 def test_an_index_as_in_1984():
     LOOM.load(small)
     assert knuth("total") == "total: [5], 6, [8], 9."
