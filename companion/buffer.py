@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:1f9058d79bcf  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:b99c5ac0a16b  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -225,14 +225,14 @@ def adopt(array: np.ndarray) -> Buffer:
     dtype = as_dtype(array)
     dense = array.flags.c_contiguous
     memory, view = (array, View.dense(array.shape)) if dense \
-        else strip(array)
+        else memory_of(array)
     storage = Storage(memory)
     storage.writable = array.flags.writeable
     return Buffer(storage, view, dtype)
 
 
 # chapters/tensors/arrays.md:1062
-def strip(array: np.ndarray) -> tuple[np.ndarray, View]:
+def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
     steps = [-1 if s < 0 else 1 for s in view.strides]
