@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:a25125aa9aec
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:f7c6f24dc44e
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from companion.timing import MISSING, compare, stamp, steadiest
 EAGER: dict[str, Callable[..., Any]] = {
     "x + y": lambda x, y, row: x + y,
     "x + row": lambda x, y, row: x + row,
+    "x - y": lambda x, y, row: x - y,
+    "x / y": lambda x, y, row: x / y,
     "x * 2.0": lambda x, y, row: x * 2.0,
     "x > 0": lambda x, y, row: x > 0,
     "x.exp()": lambda x, y, row: x.exp(),
@@ -28,7 +30,7 @@ EAGER: dict[str, Callable[..., Any]] = {
 }
 
 
-# chapters/tensors/blas.md:2029
+# chapters/tensors/blas.md:2031
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -36,7 +38,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:2036
+# chapters/tensors/blas.md:2038
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""

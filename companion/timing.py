@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:556b20b8377b  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:64f965e3fc13  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -190,7 +190,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2055
+# chapters/tensors/blas.md:2057
 BENCHES["eager"] = "companion.benchmark"
 
 
