@@ -210,9 +210,9 @@ def test_strides_explorer_agrees_with_numpy(visit):
     ):
         array = memory.reshape(start)
         made = page.evaluate(
-            """([view, name, text]) => import("/_static/widgets/view.js")
-               .then(({ OPERATIONS }) => OPERATIONS[name].apply(
-                   view, text, (t) => t.split(",").map(Number)))""",
+            """([view, name, text]) =>
+               tangled.view.OPERATIONS[name].apply(
+                   view, text, (t) => t.split(",").map(Number))""",
             [
                 {"shape": start, "strides": array.strides, "offset": 0},
                 name,
