@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:9f054d8c00f0  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:e58d156f97db  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ EXPORTS["no_grad"] = "companion.autograd"
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:1671
+# chapters/gradients/training.md:1668
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",

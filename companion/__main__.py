@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:cd747a9713b4  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:8bae44c9b44c  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/record.md:1130
+# chapters/appendix/record.md:1132
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:db757bd45752
+# Tangled from training: edit there, `make tangle`. sha256:c8245e94b67b
 from __future__ import annotations
 
 import csv
@@ -26,7 +26,7 @@ from companion.optim import Optimizer, listed
 from companion.tensor import GENERATOR, Generator, Tensor, from_numpy, rand
 
 
-# chapters/gradients/training.md:140
+# chapters/gradients/training.md:141
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -54,7 +54,7 @@ class Batches:
         keys = rand(len(self.tensors[0]), dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
-    # chapters/gradients/training.md:172
+    # chapters/gradients/training.md:173
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -66,7 +66,7 @@ class Batches:
         return tuple(t[rows] for t in self.tensors)
 
 
-# chapters/gradients/training.md:197
+# chapters/gradients/training.md:198
 class Source(Protocol):
     """Where batches come from, and how to return to a place in them.
 
@@ -83,16 +83,16 @@ class Source(Protocol):
     def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:230
+# chapters/gradients/training.md:231
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:233
+# chapters/gradients/training.md:234
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:237
+# chapters/gradients/training.md:238
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
@@ -104,7 +104,7 @@ def warmup_cosine(steps: int, warmup: int = 0,
     return factor
 
 
-# chapters/gradients/training.md:248
+# chapters/gradients/training.md:249
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
@@ -118,7 +118,7 @@ def one_cycle(steps: int, peak: float = 0.3,
     return factor
 
 
-# chapters/gradients/training.md:316
+# chapters/gradients/training.md:317
 def clip_grad_norm_(parameters: Iterable[Tensor],
                     max_norm: float) -> float:
     """Scale all gradients so that their common length is ≤ `max_norm`.
@@ -135,7 +135,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor],
     return norm
 
 
-# chapters/gradients/training.md:381
+# chapters/gradients/training.md:382
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
@@ -163,7 +163,7 @@ class Trainer:
     def __post_init__(self) -> None:
         self.rates = [g["lr"] for g in self.optimizer.param_groups]
 
-    # chapters/gradients/training.md:413
+    # chapters/gradients/training.md:414
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started = time.perf_counter()
@@ -178,7 +178,7 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:586
+    # chapters/gradients/training.md:587
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = next(self.batches), GENERATOR.place
@@ -191,7 +191,7 @@ class Trainer:
         (loss / self.accumulate).backward()
         return value / self.accumulate
 
-    # chapters/gradients/training.md:604
+    # chapters/gradients/training.md:605
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -203,7 +203,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:645
+    # chapters/gradients/training.md:646
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -226,7 +226,7 @@ class Trainer:
         for o in self.observers:
             o.load_state_dict(state["observers"].get(type(o).__name__, {}))
 
-    # chapters/gradients/training.md:877
+    # chapters/gradients/training.md:878
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = path.with_suffix(".jsonl")
@@ -248,7 +248,7 @@ class Trainer:
         write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:907
+    # chapters/gradients/training.md:908
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -264,7 +264,7 @@ class Trainer:
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:974
+    # chapters/gradients/training.md:975
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -294,7 +294,7 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:505
+# chapters/gradients/training.md:506
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -304,14 +304,14 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:514
+# chapters/gradients/training.md:515
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:522
+# chapters/gradients/training.md:523
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first input or output of a module that is not finite."""
     found: list[str] = []
@@ -337,7 +337,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:556
+# chapters/gradients/training.md:557
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -351,7 +351,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
         "the loss itself")
 
 
-# chapters/gradients/training.md:569
+# chapters/gradients/training.md:570
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -362,7 +362,7 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:716
+# chapters/gradients/training.md:717
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with names in place of tensors, which go to `arrays`."""
     if isinstance(tree, Tensor):
@@ -377,7 +377,7 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return tree
 
 
-# chapters/gradients/training.md:730
+# chapters/gradients/training.md:731
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree with its tensors, as it was before `packed`."""
     if isinstance(tree, list):
@@ -389,7 +389,7 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {key: unpacked(value, arrays) for key, value in tree.items()}
 
 
-# chapters/gradients/training.md:767
+# chapters/gradients/training.md:768
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -403,7 +403,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:780
+# chapters/gradients/training.md:781
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -413,7 +413,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:822
+# chapters/gradients/training.md:823
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -435,7 +435,7 @@ class Journal:
             self.end = file.tell()
         self.rows = len(history)
 
-    # chapters/gradients/training.md:848
+    # chapters/gradients/training.md:849
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -448,7 +448,7 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:923
+# chapters/gradients/training.md:924
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint; a clear error if it is none."""
     try:
@@ -462,7 +462,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:947
+# chapters/gradients/training.md:948
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -486,7 +486,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1027
+# chapters/gradients/training.md:1028
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -501,7 +501,7 @@ class ProgressBar(Observer):
         self.bar.close()
 
 
-# chapters/gradients/training.md:1045
+# chapters/gradients/training.md:1046
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -523,7 +523,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1068
+# chapters/gradients/training.md:1069
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -532,12 +532,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1076
+# chapters/gradients/training.md:1077
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1082
+# chapters/gradients/training.md:1083
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -554,7 +554,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1098
+# chapters/gradients/training.md:1099
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -566,7 +566,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1144
+# chapters/gradients/training.md:1145
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -584,7 +584,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1167
+# chapters/gradients/training.md:1168
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -600,13 +600,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1182
+# chapters/gradients/training.md:1183
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1197
+# chapters/gradients/training.md:1198
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -633,7 +633,7 @@ class EarlyStopping(Observer):
                                tensor in run.model.state_dict().items()}
         run.stopped = self.waited >= self.patience
 
-    # chapters/gradients/training.md:1228
+    # chapters/gradients/training.md:1229
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

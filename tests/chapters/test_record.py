@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:48c1f03f3d05
+# Tangled from record: edit there, `make tangle`. sha256:076dd134b334
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,7 +21,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:251
+# chapters/appendix/record.md:253
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -40,7 +40,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:275
+# chapters/appendix/record.md:277
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -50,14 +50,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:284
+# chapters/appendix/record.md:286
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:290
+# chapters/appendix/record.md:292
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -73,7 +73,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:449
+# chapters/appendix/record.md:451
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -90,7 +90,7 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:904
+# chapters/appendix/record.md:906
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -106,7 +106,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1018
+# chapters/appendix/record.md:1020
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -120,7 +120,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1093
+# chapters/appendix/record.md:1095
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -137,7 +137,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1551
+# chapters/appendix/record.md:1553
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -145,7 +145,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1872
+# chapters/appendix/record.md:1874
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -163,7 +163,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2275
+# chapters/appendix/record.md:2277
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))

@@ -1,10 +1,11 @@
-# Tangled from training: edit there, `make tangle`. sha256:dcf123ac8230
+# Tangled from training: edit there, `make tangle`. sha256:8b0909648764
 from __future__ import annotations
 
 import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import signal
 import sys
@@ -37,7 +38,7 @@ from companion.training import (
 )
 
 
-# chapters/gradients/training.md:63
+# chapters/gradients/training.md:64
 def spirals(n, seed=0):
     """n points on two spiral arms, and which arm each is on."""
     draw = Generator(seed)
@@ -50,18 +51,18 @@ def spirals(n, seed=0):
     return Tensor(points, float32), arm
 
 
-# chapters/gradients/training.md:75
+# chapters/gradients/training.md:76
 def classifier(width=32):
     return Sequential(Linear(2, width), Tensor.tanh,
                       Linear(width, width), Tensor.tanh, Linear(width, 2))
 
 
-# chapters/gradients/training.md:80
+# chapters/gradients/training.md:81
 def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:466
+# chapters/gradients/training.md:467
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -72,7 +73,7 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1244
+# chapters/gradients/training.md:1245
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -86,7 +87,7 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1337
+# chapters/gradients/training.md:1338
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -102,51 +103,46 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1352
+# chapters/gradients/training.md:1353
 def start(work, folder):
-    """`work` in a process of its own, and the number of that."""
-    number = os.fork()
-    if number:
-        return number
-    try:
-        work(folder)
-        os._exit(0)
-    finally:
-        os._exit(1)
+    """`work` in a process of its own."""
+    process = multiprocessing.get_context("fork").Process(
+        target=work, args=(folder,))
+    process.start()
+    return process
 
 
-# chapters/gradients/training.md:1366
+# chapters/gradients/training.md:1363
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
-    _, status = os.waitpid(start(work, folder), 0)
-    assert status == 0
+    run = start(work, folder)
+    run.join()
+    assert run.exitcode == 0
     lines = (folder / "run.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [row | {"seconds": 0} for row in rows], (
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1376
+# chapters/gradients/training.md:1374
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1380
+# chapters/gradients/training.md:1378
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
-    before, number, ended = age(checkpoint), start(train, folder), 0
-    while not ended and age(checkpoint) == before:
+    before, run = age(checkpoint), start(train, folder)
+    while run.is_alive() and age(checkpoint) == before:
         time.sleep(0.001)
-        ended, _ = os.waitpid(number, os.WNOHANG)
-    if not ended:
-        time.sleep(seconds)
-        os.kill(number, signal.SIGKILL)
-        os.waitpid(number, 0)
+    time.sleep(seconds)
+    run.kill()
+    run.join()
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1397
+# chapters/gradients/training.md:1393
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -160,12 +156,12 @@ def test_a_killed_run_resumes_bit_for_bit():
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1414
+# chapters/gradients/training.md:1410
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1418
+# chapters/gradients/training.md:1414
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
@@ -180,17 +176,18 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1434
+# chapters/gradients/training.md:1430
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
-        _, status = os.waitpid(start(dying(n), Path(folder)), 0)
-        if status == signal.SIGKILL:
+        run = start(dying(n), Path(folder))
+        run.join()
+        if run.exitcode == -signal.SIGKILL:
             assert finished(Path(folder), short) == expected, n
-        return status == signal.SIGKILL
+        return run.exitcode == -signal.SIGKILL
 
 
-# chapters/gradients/training.md:1444
+# chapters/gradients/training.md:1441
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -199,7 +196,7 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1456
+# chapters/gradients/training.md:1453
 def message(call, kind=ValueError):
     try:
         call()
@@ -208,7 +205,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1465
+# chapters/gradients/training.md:1462
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -218,7 +215,7 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1477
+# chapters/gradients/training.md:1474
 def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -235,7 +232,7 @@ def test_what_the_killed_left_behind_is_cleared_away():
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:1494
+# chapters/gradients/training.md:1491
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -250,7 +247,7 @@ def test_what_is_broken_is_refused():
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1511
+# chapters/gradients/training.md:1508
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -269,7 +266,7 @@ def test_not_a_number_names_step_and_place():
         assert again.optimizer.param_groups[0]["lr"] <= 0.01
 
 
-# chapters/gradients/training.md:1532
+# chapters/gradients/training.md:1529
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -280,7 +277,7 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:1545
+# chapters/gradients/training.md:1542
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -293,7 +290,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:1560
+# chapters/gradients/training.md:1557
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -307,7 +304,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:1574
+# chapters/gradients/training.md:1571
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -317,7 +314,7 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:1586
+# chapters/gradients/training.md:1583
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -326,7 +323,7 @@ def test_schedules_begin_peak_and_end_where_they_should():
     assert max(range(100), key=cycle) == 30 and cycle(100) < 1e-5
 
 
-# chapters/gradients/training.md:1595
+# chapters/gradients/training.md:1592
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -335,7 +332,7 @@ def test_every_row_comes_once_in_an_epoch():
         lambda: Batches(ones(3), size=5))
 
 
-# chapters/gradients/training.md:1604
+# chapters/gradients/training.md:1601
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -343,7 +340,7 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert len(values) == 1 and net.training
 
 
-# chapters/gradients/training.md:1614
+# chapters/gradients/training.md:1611
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -363,7 +360,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:1636
+# chapters/gradients/training.md:1633
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     try:
@@ -376,7 +373,7 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:1649
+# chapters/gradients/training.md:1646
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
