@@ -90,6 +90,7 @@ def test_a_library_that_was_edited_by_hand(book):
     assert module.read_text().endswith("EDITED = True\n")
 
 
+@pytest.mark.slow
 def test_a_chapter_that_was_not_tangled(book):
     plant(book / ARRAYS, *cell("LATE = True", tags="tangle"))
     status, told = run(book, "-m", "companion", "tangle", "--check")
@@ -97,6 +98,7 @@ def test_a_chapter_that_was_not_tangled(book):
     assert "companion/view.py" in told
 
 
+@pytest.mark.slow
 def test_a_record_that_is_stale(book):
     plant(book / ARRAYS, *cell("print('new')"))
     status, told = run(book, "-m", "companion", "notebook", "--check")

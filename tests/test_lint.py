@@ -67,6 +67,7 @@ def test_summary(tmp_path):
     assert summary(library) == ("10 functions; lines: median 2, 90 % 2, max 4")
 
 
+@pytest.mark.slow
 def test_seconds_come_from_the_cache(tmp_path):
     book = small_book(tmp_path, first=page("first", cell("1")))
     execute(book, "first")

@@ -172,6 +172,7 @@ def test_a_damaged_record_is_not_taken_for_none(recorded):
         ("import companion; print(companion.__path__)", "a path of this"),
     ],
 )
+@pytest.mark.slow
 def test_outputs_that_cannot_stay_the_same(tmp_path, source, what):
     book = small_book(tmp_path, first=page("first", cell(source)))
     with pytest.raises(SourceError) as error:
