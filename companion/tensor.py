@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:512a5aa9ff47  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:0e2b17a2f3f1  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1044,10 +1044,10 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
 
 
 # chapters/tensors/operations.md:1482
-def alike(*operands: Tensor | Scalar, shape: Shape = ()) -> list[Tensor]:
-    """Operands as tensors of one dtype; numbers take `shape` as well."""
+def alike(*operands: Tensor | Scalar) -> list[Tensor]:
+    """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
-    return [as_tensor(t, dtype, device, shape) for t in operands]
+    return [as_tensor(t, dtype, device) for t in operands]
 
 
 # chapters/tensors/operations.md:1492
@@ -1177,9 +1177,9 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
             f"where: expected a tensor of bools as the condition, got "
             f"{condition!r:.60}; compare first")
     dtype, shape = meeting(*map(outline, (condition, a, b)))
-    return Tensor.apply(WHERE, condition.broadcast(shape), *[
-        as_tensor(x, dtype, condition.device, shape).broadcast(shape)
-        for x in (a, b)])
+    a, b = [as_tensor(x, dtype, condition.device, shape) for x in (a, b)]
+    return Tensor.apply(
+        WHERE, *[x.broadcast(shape) for x in (condition, a, b)])
 
 
 # chapters/tensors/operations.md:1846
