@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:cabcdf7909b8
+# Tangled from autograd: edit there, `make tangle`. sha256:acdae9944602
 from __future__ import annotations
 
 import math
@@ -145,19 +145,20 @@ GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
 
 
 # chapters/gradients/autograd.md:454
-def inverse(order: tuple[int, ...]) -> list[int]:
+def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
-    return sorted(range(len(order)), key=order.__getitem__)
+    return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
 # chapters/gradients/autograd.md:459
-def stretched(x: Any, shape: tuple[int, ...]) -> list[int]:
+def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
-    return [i for i, m in enumerate(shape) if i < new or x.shape[i - new] != m]
+    return tuple([i for i, m in enumerate(shape)
+                  if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:465
+# chapters/gradients/autograd.md:466
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -165,7 +166,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:472
+# chapters/gradients/autograd.md:473
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -174,21 +175,22 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:489
+# chapters/gradients/autograd.md:490
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
-GRADIENT[PERMUTE] = (lambda g, y, x, order: g.permute(inverse(order)),)
-GRADIENT[FLIP] = (lambda g, y, x, axes: g.flip(axes),)
+GRADIENT[PERMUTE] = (
+    lambda g, y, x, order: g.apply(PERMUTE, g, arg=inverse(order)),)
+GRADIENT[FLIP] = (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),)
 GRADIENT[EXPAND] = (
-    lambda g, y, x, shape: g.sum(
-        stretched(x, shape), keepdim=True).reshape(x.shape),)
+    lambda g, y, x, shape: g.apply(
+        SUM, g, arg=stretched(x, shape)).reshape(x.shape),)
 GRADIENT[PAD] = (
     lambda g, y, x, margins: g.apply(SHRINK, g, arg=inside(x, margins)),)
 GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:529
+# chapters/gradients/autograd.md:531
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -198,7 +200,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:549
+# chapters/gradients/autograd.md:551
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -209,7 +211,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:636
+# chapters/gradients/autograd.md:638
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -231,11 +233,11 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:721
+# chapters/gradients/autograd.md:723
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
-    if record.ages != ages(record.op, *record.src, y):
+    if record.ages and record.ages != ages(record.op, *record.src, y):
         raise RuntimeError(
             f"backward: the memory of a value that the gradient of "
             f"{record.op} reads was written to after it was used; "
@@ -245,7 +247,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:743
+# chapters/gradients/autograd.md:745
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -268,11 +270,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:769
+# chapters/gradients/autograd.md:771
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:772
+# chapters/gradients/autograd.md:774
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -281,7 +283,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1019
+# chapters/gradients/autograd.md:1022
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

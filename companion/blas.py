@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:af888a315bb3
+# Tangled from blas: edit there, `make tangle`. sha256:22b9f005abd6
 from __future__ import annotations
 
 import ctypes
@@ -41,16 +41,18 @@ def ceil(a: int, b: int) -> int:
 
 
 # chapters/tensors/blas.md:1349
-def cut(m: int, tasks: int, threads: int) -> tuple[int, int]:
+def cut(m: int, tasks: int, threads: int,
+        pack: bool = False) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
-    strips = max(ceil(m, MR), 1)
-    tasks_wanted = 4 * threads if threads > 1 else 1
-    wanted = max(ceil(tasks_wanted, max(tasks, 1)), threads)
+    strips, tasks = max(ceil(m, MR), 1), max(tasks, 1)
+    wanted = max(ceil(4 * threads, tasks), threads)
+    if threads == 1 or (pack and strips < 64):
+        wanted = ceil(threads, tasks)
     rows = ceil(strips, max(min(wanted, strips // 8), 1)) * MR
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1358
+# chapters/tensors/blas.md:1360
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -62,11 +64,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1377
+# chapters/tensors/blas.md:1380
 LAYOUT = struct.Struct("18q2dP32q")
 
 
-# chapters/tensors/blas.md:1380
+# chapters/tensors/blas.md:1383
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -81,7 +83,7 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1398
+# chapters/tensors/blas.md:1401
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          width: int, threads: int) -> bytes:
@@ -96,8 +98,8 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     wide = 16 * width if lone else width
     panels = ceil(n, wide)
     threads = threads if stack * m * n * k > 300_000 else 1
-    rows, chunks = cut(m, stack * panels, threads)
-    pack = cb != 1 or (m > 32 and abs(rb) * k > 1 << 16)
+    pack = cb != 1 or (m > 512 and abs(rb) * k > 1 << 16)
+    rows, chunks = cut(m, stack * panels, threads, pack)
     far = stack == 1 and ca != 1 and min(k, KC) * abs(ca) > 1 << 17
     strips = ceil(m, MR) if far and n > 2 * width else 0
     return LAYOUT.pack(
@@ -107,13 +109,13 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1433
+# chapters/tensors/blas.md:1436
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1438
+# chapters/tensors/blas.md:1441
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     """The compiled product and its panel's width; None without C."""
@@ -127,14 +129,14 @@ def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     return function, library.columns()
 
 
-# chapters/tensors/blas.md:1451
+# chapters/tensors/blas.md:1454
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1459
+# chapters/tensors/blas.md:1462
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -159,7 +161,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
              a.address, b.address, c.address)
 
 
-# chapters/tensors/blas.md:1487
+# chapters/tensors/blas.md:1490
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -170,21 +172,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1499
+# chapters/tensors/blas.md:1502
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1505
+# chapters/tensors/blas.md:1508
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1513
+# chapters/tensors/blas.md:1516
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -197,12 +199,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1611
+# chapters/tensors/blas.md:1614
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1615
+# chapters/tensors/blas.md:1618
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -214,7 +216,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1626
+# chapters/tensors/blas.md:1629
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -222,14 +224,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1916
+# chapters/tensors/blas.md:1919
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1922
+# chapters/tensors/blas.md:1925
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -241,7 +243,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1933
+# chapters/tensors/blas.md:1936
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -252,7 +254,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1945
+# chapters/tensors/blas.md:1948
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

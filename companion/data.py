@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:cf83805e52fd
+# Tangled from data: edit there, `make tangle`. sha256:dc09129d7119
 from __future__ import annotations
 
 import contextlib
@@ -34,7 +34,7 @@ from companion.native import cache
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
-# chapters/gradients/data.md:86
+# chapters/gradients/data.md:90
 STROKES = (
     "30 51 62 66 57 38 17 06 02 11 30", "12 30 38",
     "02 11 30 51 62 63 08 68", "01 30 51 62 53 34 55 66 57 38 07",
@@ -43,7 +43,7 @@ STROKES = (
     "34 53 51 30 11 13 34 65 67 38 07 05 34", "62 50 20 02 14 44 62 58")
 
 
-# chapters/gradients/data.md:94
+# chapters/gradients/data.md:98
 def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     """Corners (points, n, 2) of a digit, n times with a shaky hand.
 
@@ -60,7 +60,7 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     return np.stack([left, top], -1).swapaxes(0, 1)
 
 
-# chapters/gradients/data.md:126
+# chapters/gradients/data.md:130
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
     grid = np.arange(28, dtype=np.float32)
@@ -75,7 +75,7 @@ def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (width[:, None, None] - np.sqrt(nearest)).clip(0, 1)
 
 
-# chapters/gradients/data.md:142
+# chapters/gradients/data.md:146
 def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """n pictures uint8 (n, 28, 28) of digits, and the digits, int64."""
     u = rand(n, 33, generator=Generator(seed)).numpy()
@@ -87,7 +87,7 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (images * 215 + noise * 40).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:176
+# chapters/gradients/data.md:180
 class Dataset(Protocol):
     """Anything with a length whose examples have numbers."""
 
@@ -100,7 +100,7 @@ Batch = tuple[Tensor, ...]
 Transform = Callable[..., Batch]
 
 
-# chapters/gradients/data.md:192
+# chapters/gradients/data.md:196
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
@@ -111,7 +111,7 @@ def collate(items: list[Any]) -> Batch:
     return tuple([column(parts) for parts in zip(*rows)])
 
 
-# chapters/gradients/data.md:202
+# chapters/gradients/data.md:206
 def column(parts: tuple[Any, ...]) -> Tensor:
     """One tensor of the parts: numbers, arrays or tensors of one shape."""
     try:
@@ -128,7 +128,7 @@ def column(parts: tuple[Any, ...]) -> Tensor:
             f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:235
+# chapters/gradients/data.md:239
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -141,14 +141,14 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:247
+# chapters/gradients/data.md:251
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:283
+# chapters/gradients/data.md:287
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -177,13 +177,13 @@ class Arrays:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:341
+    # chapters/gradients/data.md:345
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:316
+# chapters/gradients/data.md:320
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -192,13 +192,13 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:334
+# chapters/gradients/data.md:338
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:523
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -230,7 +230,7 @@ class DataLoader(Batches):
                              f"prefetch={self.prefetch}; 0 means none")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:452
+    # chapters/gradients/data.md:565
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -253,7 +253,7 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:490
+    # chapters/gradients/data.md:603
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -264,7 +264,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:507
+    # chapters/gradients/data.md:620
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -272,7 +272,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:887
+    # chapters/gradients/data.md:1000
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -291,7 +291,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:741
+    # chapters/gradients/data.md:854
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -301,7 +301,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:537
+    # chapters/gradients/data.md:650
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -324,7 +324,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:594
+# chapters/gradients/data.md:707
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -342,7 +342,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:645
+# chapters/gradients/data.md:758
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -363,7 +363,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:676
+# chapters/gradients/data.md:789
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -380,7 +380,7 @@ class RandomShift:
         return from_numpy(moved), *rest
 
 
-# chapters/gradients/data.md:704
+# chapters/gradients/data.md:817
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -395,7 +395,7 @@ class RandomFlip:
         return from_numpy(turned), *rest
 
 
-# chapters/gradients/data.md:722
+# chapters/gradients/data.md:835
 class Compose:
     """One augmentation after the other."""
 
@@ -408,7 +408,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:835
+# chapters/gradients/data.md:948
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -421,27 +421,27 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:869
+# chapters/gradients/data.md:982
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:872
+# chapters/gradients/data.md:985
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:877
+# chapters/gradients/data.md:990
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     return WORKER.fetch(rows)
 
 
-# chapters/gradients/data.md:1105
+# chapters/gradients/data.md:1218
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1108
+# chapters/gradients/data.md:1221
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -456,7 +456,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1210
+# chapters/gradients/data.md:1323
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -482,17 +482,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1245
+# chapters/gradients/data.md:1358
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1249
+# chapters/gradients/data.md:1362
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1257
+# chapters/gradients/data.md:1370
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -510,7 +510,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1283
+# chapters/gradients/data.md:1396
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -535,7 +535,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1322
+# chapters/gradients/data.md:1435
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -551,7 +551,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1341
+# chapters/gradients/data.md:1454
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -565,7 +565,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1358
+# chapters/gradients/data.md:1471
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -587,7 +587,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1403
+# chapters/gradients/data.md:1516
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -597,7 +597,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1416
+# chapters/gradients/data.md:1529
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -613,12 +613,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1454
+# chapters/gradients/data.md:1567
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1458
+# chapters/gradients/data.md:1571
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -633,7 +633,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1474
+# chapters/gradients/data.md:1587
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -643,7 +643,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1483
+# chapters/gradients/data.md:1596
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -655,12 +655,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1519
+# chapters/gradients/data.md:1632
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1523
+# chapters/gradients/data.md:1636
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -680,11 +680,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1544
+# chapters/gradients/data.md:1657
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1547
+# chapters/gradients/data.md:1660
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -704,7 +704,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1582
+# chapters/gradients/data.md:1695
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -714,7 +714,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1591
+# chapters/gradients/data.md:1704
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -726,7 +726,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1615
+# chapters/gradients/data.md:1728
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -742,7 +742,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1632
+# chapters/gradients/data.md:1745
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -752,13 +752,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1641
+# chapters/gradients/data.md:1754
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1646
+# chapters/gradients/data.md:1759
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

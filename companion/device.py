@@ -1,9 +1,10 @@
-# Tangled from operations, blas, activations, autograd, gpu: edit there, `make tangle`. sha256:bf464977addb  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:79552c43750b  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
 
 import contextvars
+import ctypes
 import functools
 import math
 import threading
@@ -15,8 +16,8 @@ import numpy as np
 
 from companion.blas import FLAVOURS, WIDE, matmul, tell, widened
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
-from companion.dtype import DType, bfloat16, float16, float32
-from companion.native import CompileError, kernel
+from companion.dtype import DType, bfloat16, float16, float32, int64
+from companion.native import POOL, CompileError, kernel
 from companion.ops import (
     ADD,
     CAST,
@@ -178,16 +179,45 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/tensors/operations.md:653
-def gather(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
+# chapters/gradients/data.md:436
+def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
+    """The kernel of GATHER: large batches of dense rows by the pool."""
+    dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
+    if (large and dense and index.dtype is int64
+            and copied(out, x, index.dense())):
+        return
     check_index(GATHER, index, x.shape[0])
-    if x.array.flags.c_contiguous:
+    if dense:
         x.array.take(index.array, 0, out.array, "wrap")
     else:
         np.copyto(out.array, x.array[index.array])
 
 
-KERNELS[GATHER] = gather
+# chapters/gradients/data.md:422
+def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
+    """Whether the compiled `rows` has copied x[at] to `out`."""
+    rows, n = row_copier(), at.view.size
+    return rows is not None and n == rows(
+        x.address, at.address, out.address, out.array.nbytes // n, n,
+        x.shape[0], POOL.threads, POOL.address)
+
+
+# chapters/gradients/data.md:409
+@functools.cache
+def row_copier() -> Callable[..., int] | None:
+    """The compiled `rows`; None without a C compiler."""
+    try:
+        function = kernel("kernels/rows.c").rows
+    except (CompileError, OSError) as error:
+        tell(f"rows are copied by NumPy, on one processor: {error}")
+        return None
+    address, number = ctypes.c_void_p, ctypes.c_long
+    function.argtypes = [address] * 3 + [number] * 4 + [address]
+    return function
+
+
+# chapters/tensors/operations.md:661
+KERNELS[GATHER] = take_rows
 
 
 # chapters/tensors/operations.md:677
@@ -267,7 +297,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1008
+    # chapters/gradients/autograd.md:1011
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -345,11 +375,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2136
+# chapters/tensors/operations.md:2137
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2139
+# chapters/tensors/operations.md:2140
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -365,11 +395,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2176
+# chapters/tensors/operations.md:2177
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2179
+# chapters/tensors/operations.md:2180
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -385,7 +415,7 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1636
+# chapters/tensors/blas.md:1639
 KERNELS[MATMUL] = matmul
 
 

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:0e2b17a2f3f1  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e614c610bb22  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1180
+# chapters/tensors/operations.md:1181
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -89,7 +89,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1170
+# chapters/tensors/operations.md:1171
 T = TypeVar("T")
 
 
@@ -126,7 +126,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1023
+    # chapters/tensors/operations.md:1024
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -147,7 +147,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1054
+    # chapters/tensors/operations.md:1055
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -169,7 +169,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1080
+    # chapters/tensors/operations.md:1081
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -186,7 +186,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1107
+    # chapters/tensors/operations.md:1108
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -209,7 +209,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1214
+    # chapters/tensors/operations.md:1215
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -220,7 +220,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1233
+    # chapters/tensors/operations.md:1234
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -241,7 +241,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1258
+    # chapters/tensors/operations.md:1259
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -256,9 +256,10 @@ class Tensor:
 
     @property
     def mT(self) -> Tensor:
-        return self.transpose(-2, -1)
+        *stack, i, j = range(self.ndim)
+        return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1287
+    # chapters/tensors/operations.md:1289
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -282,7 +283,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1343
+    # chapters/tensors/operations.md:1345
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -296,7 +297,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1422
+    # chapters/tensors/operations.md:1424
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -319,7 +320,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1557
+    # chapters/tensors/operations.md:1559
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -331,14 +332,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1599
+    # chapters/tensors/operations.md:1601
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1638
+    # chapters/tensors/operations.md:1640
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -357,7 +358,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1667
+    # chapters/tensors/operations.md:1669
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -370,7 +371,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1701
+    # chapters/tensors/operations.md:1703
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -393,7 +394,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1736
+    # chapters/tensors/operations.md:1738
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -415,7 +416,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1778
+    # chapters/tensors/operations.md:1780
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -433,14 +434,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1835
+    # chapters/tensors/operations.md:1836
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1853
+    # chapters/tensors/operations.md:1854
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -453,7 +454,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1877
+    # chapters/tensors/operations.md:1878
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -479,7 +480,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1948
+    # chapters/tensors/operations.md:1949
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -508,7 +509,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2092
+    # chapters/tensors/operations.md:2093
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -516,7 +517,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2334
+    # chapters/tensors/operations.md:2335
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -540,13 +541,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2381
+    # chapters/tensors/operations.md:2382
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2391
+    # chapters/tensors/operations.md:2392
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -560,7 +561,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2424
+    # chapters/tensors/operations.md:2425
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -580,7 +581,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2641
+    # chapters/tensors/operations.md:2642
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -596,7 +597,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2685
+    # chapters/tensors/operations.md:2686
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -605,11 +606,12 @@ class Tensor:
                 f"share memory; .clone() it first")
         if operand(value) is None:
             value = Tensor(value, self.dtype, self.device)
-        source = as_tensor(operand(value), self.dtype, self.device)
-        Tensor.apply(WRITE, self, source.broadcast(self.shape))
+        source = as_tensor(
+            operand(value), self.dtype, self.device, self.shape)
+        Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2716
+    # chapters/tensors/operations.md:2718
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -624,7 +626,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2759
+    # chapters/tensors/operations.md:2761
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -648,7 +650,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2789
+    # chapters/tensors/operations.md:2791
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -672,7 +674,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2873
+    # chapters/tensors/operations.md:2875
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -693,7 +695,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2927
+    # chapters/tensors/operations.md:2929
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -703,7 +705,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2951
+    # chapters/tensors/operations.md:2953
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -717,7 +719,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1650
+    # chapters/tensors/blas.md:1653
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -743,7 +745,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1681
+    # chapters/tensors/blas.md:1684
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -844,7 +846,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:837
+    # chapters/gradients/autograd.md:840
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -880,7 +882,8 @@ def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
-    place, buffers = named(device or operands[0].device), []
+    place = named(device) if device else operands[0].device
+    buffers = []
     for x in operands:
         if x.device is place:
             buffers.append(x.buffer)
@@ -892,14 +895,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:962
+# chapters/tensors/operations.md:963
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:972
+# chapters/tensors/operations.md:973
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -921,7 +924,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:997
+# chapters/tensors/operations.md:998
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -932,17 +935,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1007
+# chapters/tensors/operations.md:1008
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1141
+# chapters/tensors/operations.md:1142
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1144
+# chapters/tensors/operations.md:1145
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -953,7 +956,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:1154
+# chapters/tensors/operations.md:1155
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -966,7 +969,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:1173
+# chapters/tensors/operations.md:1174
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -974,7 +977,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:1200
+# chapters/tensors/operations.md:1201
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -987,7 +990,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1391
+# chapters/tensors/operations.md:1393
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1005,7 +1008,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1447
+# chapters/tensors/operations.md:1449
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1016,41 +1019,42 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1457
+# chapters/tensors/operations.md:1459
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1462
+# chapters/tensors/operations.md:1464
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1467
+# chapters/tensors/operations.md:1469
 def home(*operands: Tensor | Scalar) -> Device:
     """The device of the first tensor among the operands."""
     return [x.device for x in operands if isinstance(x, Tensor)][0]
 
 
-# chapters/tensors/operations.md:1474
+# chapters/tensors/operations.md:1476
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
-              shape: Shape = ()) -> Tensor:
-    """A tensor cast to `dtype`, or a number as a constant of `shape`."""
-    if isinstance(value, Tensor):
-        return value.cast(dtype)
-    return leaf(CONST, (value, dtype, shape), device)
+              shape: Shape | None = None) -> Tensor:
+    """A tensor or a number in `dtype`, broadcast to any `shape` given."""
+    if not isinstance(value, Tensor):
+        return leaf(CONST, (value, dtype, shape or ()), device)
+    same = value.cast(dtype)
+    return same if shape is None else same.broadcast(shape)
 
 
-# chapters/tensors/operations.md:1482
+# chapters/tensors/operations.md:1485
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1492
+# chapters/tensors/operations.md:1495
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1058,7 +1062,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1499
+# chapters/tensors/operations.md:1502
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1066,16 +1070,15 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1506
+# chapters/tensors/operations.md:1509
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
     device = home(*operands)
-    return [as_tensor(x, dtype, device, shape).broadcast(shape)
-            for x in operands]
+    return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1525
+# chapters/tensors/operations.md:1527
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1085,7 +1088,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1536
+# chapters/tensors/operations.md:1538
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1093,7 +1096,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1543
+# chapters/tensors/operations.md:1545
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1104,7 +1107,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1584
+# chapters/tensors/operations.md:1586
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -1118,37 +1121,37 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1614
+# chapters/tensors/operations.md:1616
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1619
+# chapters/tensors/operations.md:1621
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1624
+# chapters/tensors/operations.md:1626
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1631
+# chapters/tensors/operations.md:1633
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1758
+# chapters/tensors/operations.md:1760
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1767
+# chapters/tensors/operations.md:1769
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1158,7 +1161,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1809
+# chapters/tensors/operations.md:1811
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1168,7 +1171,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1818
+# chapters/tensors/operations.md:1820
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1178,17 +1181,16 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
             f"{condition!r:.60}; compare first")
     dtype, shape = meeting(*map(outline, (condition, a, b)))
     a, b = [as_tensor(x, dtype, condition.device, shape) for x in (a, b)]
-    return Tensor.apply(
-        WHERE, *[x.broadcast(shape) for x in (condition, a, b)])
+    return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1846
+# chapters/tensors/operations.md:1847
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1913
+# chapters/tensors/operations.md:1914
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1199,7 +1201,7 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1927
+# chapters/tensors/operations.md:1928
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
     size = x.abs()
@@ -1211,14 +1213,14 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1938
+# chapters/tensors/operations.md:1939
 def power_of_zero(y: Tensor) -> Tensor:
     """0 ** y."""
     least = where(y == 0, 1, where(y < 0, math.inf, y))
     return where(y > 0, 0, least)
 
 
-# chapters/tensors/operations.md:1988
+# chapters/tensors/operations.md:1989
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1226,34 +1228,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1995
+# chapters/tensors/operations.md:1996
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2000
+# chapters/tensors/operations.md:2001
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2005
+# chapters/tensors/operations.md:2006
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2009
+# chapters/tensors/operations.md:2010
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2013
+# chapters/tensors/operations.md:2014
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2025
+# chapters/tensors/operations.md:2026
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1270,7 +1272,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2041
+# chapters/tensors/operations.md:2042
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1282,7 +1284,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2065
+# chapters/tensors/operations.md:2066
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1291,14 +1293,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2073
+# chapters/tensors/operations.md:2074
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2081
+# chapters/tensors/operations.md:2082
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1308,7 +1310,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2209
+# chapters/tensors/operations.md:2210
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1335,11 +1337,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2244
+# chapters/tensors/operations.md:2245
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2247
+# chapters/tensors/operations.md:2248
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1357,7 +1359,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2266
+# chapters/tensors/operations.md:2267
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1369,7 +1371,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2277
+# chapters/tensors/operations.md:2278
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1382,7 +1384,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2314
+# chapters/tensors/operations.md:2315
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1392,13 +1394,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2374
+# chapters/tensors/operations.md:2375
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2405
+# chapters/tensors/operations.md:2406
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1408,11 +1410,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2460
+# chapters/tensors/operations.md:2461
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2463
+# chapters/tensors/operations.md:2464
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1429,7 +1431,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2487
+# chapters/tensors/operations.md:2488
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1452,7 +1454,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2520
+# chapters/tensors/operations.md:2521
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1465,7 +1467,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2536
+# chapters/tensors/operations.md:2537
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1486,14 +1488,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2565
+# chapters/tensors/operations.md:2566
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2571
+# chapters/tensors/operations.md:2572
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1510,7 +1512,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2587
+# chapters/tensors/operations.md:2588
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1518,7 +1520,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2598
+# chapters/tensors/operations.md:2599
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1531,7 +1533,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2610
+# chapters/tensors/operations.md:2611
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1542,7 +1544,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2622
+# chapters/tensors/operations.md:2623
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1558,7 +1560,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2702
+# chapters/tensors/operations.md:2704
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1571,7 +1573,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2817
+# chapters/tensors/operations.md:2819
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1580,7 +1582,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2837
+# chapters/tensors/operations.md:2839
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1600,14 +1602,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2856
+# chapters/tensors/operations.md:2858
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2918
+# chapters/tensors/operations.md:2920
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1615,7 +1617,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2941
+# chapters/tensors/operations.md:2943
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1624,7 +1626,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2973
+# chapters/tensors/operations.md:2975
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1654,7 +1656,7 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:796
+# chapters/gradients/autograd.md:798
 def grad(y: Tensor, inputs: Sequence[Tensor],
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1671,7 +1673,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:815
+# chapters/gradients/autograd.md:817
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1685,21 +1687,22 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     if gradient is not None and gradient.shape != y.shape:
         raise ValueError(f"backward: gradient of shape {gradient.shape} "
                          f"for a value of shape {y.shape}")
-    return ones_like(y) if gradient is None else \
-        gradient.cast(y.dtype).clone()
+    if gradient is None:
+        return as_tensor(1, y.dtype, y.device, y.shape)
+    return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:853
+# chapters/gradients/autograd.md:856
 def own(g: Tensor, taken: set[int]) -> Tensor:
-    """`g` dense, in memory that no gradient among `taken` uses."""
-    buffer = g.buffer
-    if id(buffer.storage) in taken or not buffer.view.is_dense:
+    """`g` dense, in memory to write to that none among `taken` uses."""
+    view, storage = g.buffer.view, g.buffer.storage
+    if id(storage) in taken or not (storage.writable and view.is_dense):
         g = g.clone()
     taken.add(id(g.buffer.storage))
     return g
 
 
-# chapters/gradients/autograd.md:1068
+# chapters/gradients/autograd.md:1071
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1716,7 +1719,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1409
+# chapters/gradients/autograd.md:1412
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1740,7 +1743,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1435
+# chapters/gradients/autograd.md:1438
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
@@ -1756,7 +1759,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:396
+# chapters/gradients/data.md:509
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:64f965e3fc13  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:0c4fd8615ae5  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -65,7 +65,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1765
+# chapters/tensors/blas.md:1768
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -75,7 +75,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1774
+# chapters/tensors/blas.md:1777
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -86,7 +86,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1784
+# chapters/tensors/blas.md:1787
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -99,7 +99,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1801
+# chapters/tensors/blas.md:1804
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -112,13 +112,13 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1829
+# chapters/tensors/blas.md:1832
 BENCHES = {"gemm": "companion.blas"}
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1834
+# chapters/tensors/blas.md:1837
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -134,14 +134,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1849
+# chapters/tensors/blas.md:1852
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1858
+# chapters/tensors/blas.md:1861
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -150,7 +150,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1866
+# chapters/tensors/blas.md:1869
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -161,7 +161,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1879
+# chapters/tensors/blas.md:1882
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -177,7 +177,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1894
+# chapters/tensors/blas.md:1897
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -190,7 +190,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2057
+# chapters/tensors/blas.md:2060
 BENCHES["eager"] = "companion.benchmark"
 
 

@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:b57d81b17dbb */
+/* Tangled from blas: edit there, `make tangle`. sha256:4c3e13a715c2 */
 #line 839 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -56,14 +56,14 @@ static long min(long x, long y) { return x < y ? x : y; }
 /* out[k, w] = x[k, n], side by side, padded with zeros */
 void pack(const REAL *x, long rx, long cx, long k, long n, long w,
           REAL *out) {
-  for (long p = 0; cx == 1 && p < k; p++) {
-    for (long j = 0; j < n; j++) out[p * w + j] = x[p * rx + j];
+  for (long p = 0; p < k; p++) {
+    for (long j = 0; cx == 1 && j < n; j++) out[p * w + j] = x[p * rx + j];
     for (long j = n; j < w; j++) out[p * w + j] = 0;
   }
   for (long q = 0; cx != 1 && q < k; q += L)
-    for (long j = 0; j < w; j++)
-      for (long p = q; p < min(q + L, k); p++)
-        out[p * w + j] = j < n ? x[p * rx + j * cx] : 0;
+    for (long j = 0; j < n; j++)
+      for (long p = q, end = min(q + L, k); p < end; p++)
+        out[p * w + j] = x[p * rx + j * cx];
 }
 
 #line 972 "chapters/tensors/blas.md"

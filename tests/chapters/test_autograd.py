@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:adee90c78c83
+# Tangled from autograd: edit there, `make tangle`. sha256:6622aeecacf4
 from __future__ import annotations
 
 import math
@@ -53,7 +53,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1122
+# chapters/gradients/autograd.md:1125
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -64,7 +64,7 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1318
+# chapters/gradients/autograd.md:1321
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -89,14 +89,14 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1344
+# chapters/gradients/autograd.md:1347
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1350
+# chapters/gradients/autograd.md:1353
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -107,7 +107,7 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1467
+# chapters/gradients/autograd.md:1470
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -136,7 +136,7 @@ EXAMPLES = {
 FLAT = {LESS, EQUAL, IDIV}
 
 
-# chapters/gradients/autograd.md:1498
+# chapters/gradients/autograd.md:1501
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -145,7 +145,7 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1507
+# chapters/gradients/autograd.md:1510
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -156,7 +156,7 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1521
+# chapters/gradients/autograd.md:1524
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -165,7 +165,7 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1530
+# chapters/gradients/autograd.md:1533
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -174,7 +174,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1542
+# chapters/gradients/autograd.md:1545
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -182,7 +182,7 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1550
+# chapters/gradients/autograd.md:1553
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
@@ -197,35 +197,35 @@ def test_rules_read_only_what_the_table_says():
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1569
+# chapters/gradients/autograd.md:1572
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1574
+# chapters/gradients/autograd.md:1577
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1581
+# chapters/gradients/autograd.md:1584
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1586
+# chapters/gradients/autograd.md:1589
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1591
+# chapters/gradients/autograd.md:1594
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1599
+# chapters/gradients/autograd.md:1602
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -235,7 +235,7 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1609
+# chapters/gradients/autograd.md:1612
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -246,7 +246,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1622
+# chapters/gradients/autograd.md:1625
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -254,14 +254,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1630
+# chapters/gradients/autograd.md:1633
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1640
+# chapters/gradients/autograd.md:1643
 def message(call):
     try:
         call()
@@ -270,7 +270,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1649
+# chapters/gradients/autograd.md:1652
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -283,7 +283,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1664
+# chapters/gradients/autograd.md:1667
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -293,7 +293,7 @@ def test_bad_checks_say_what_to_do():
         lambda: (x * 2).backward(zeros(3)))
 
 
-# chapters/gradients/autograd.md:1676
+# chapters/gradients/autograd.md:1679
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -302,7 +302,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1685
+# chapters/gradients/autograd.md:1688
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -311,7 +311,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1699
+# chapters/gradients/autograd.md:1702
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -330,7 +330,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1719
+# chapters/gradients/autograd.md:1722
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -339,7 +339,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1727
+# chapters/gradients/autograd.md:1730
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -348,7 +348,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1738
+# chapters/gradients/autograd.md:1741
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -361,7 +361,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1753
+# chapters/gradients/autograd.md:1756
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -371,7 +371,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1763
+# chapters/gradients/autograd.md:1766
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -383,7 +383,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1775
+# chapters/gradients/autograd.md:1778
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -393,14 +393,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1787
+# chapters/gradients/autograd.md:1790
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1794
+# chapters/gradients/autograd.md:1797
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -411,7 +411,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1807
+# chapters/gradients/autograd.md:1810
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -420,7 +420,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1816
+# chapters/gradients/autograd.md:1819
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -430,7 +430,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1828
+# chapters/gradients/autograd.md:1831
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:4c6644036ed7
+# Tangled from data: edit there, `make tangle`. sha256:dd973b55fe59
 from __future__ import annotations
 
 import contextlib
@@ -49,15 +49,18 @@ from companion.data import (
     read_idx,
     shakespeare,
 )
+from companion.device import CPU
 from companion.dtype import float32, int64, uint8
 from companion.layers import Linear, Sequential
 from companion.losses import cross_entropy
+from companion.native import POOL
+from companion.ops import GATHER
 from companion.optim import SGD
-from companion.tensor import Tensor, from_numpy, manual_seed
+from companion.tensor import Tensor, from_numpy, manual_seed, zeros
 from companion.training import Batches
 
 
-# chapters/gradients/data.md:257
+# chapters/gradients/data.md:261
 def seconds(call, times=15):
     """The best of several runs, in seconds."""
     taken = []
@@ -68,7 +71,7 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:578
+# chapters/gradients/data.md:691
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -79,7 +82,7 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:771
+# chapters/gradients/data.md:884
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -95,13 +98,13 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:790
+# chapters/gradients/data.md:903
 def wait(tenths):
     """Do nothing for some tenths of a millisecond."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:799
+# chapters/gradients/data.md:912
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -115,7 +118,7 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:816
+# chapters/gradients/data.md:929
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -126,24 +129,24 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:826
+# chapters/gradients/data.md:939
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:968
+# chapters/gradients/data.md:1081
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:971
+# chapters/gradients/data.md:1084
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:977
+# chapters/gradients/data.md:1090
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -152,13 +155,13 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-# chapters/gradients/data.md:1137
+# chapters/gradients/data.md:1250
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1142
+# chapters/gradients/data.md:1255
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -184,7 +187,7 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1169
+# chapters/gradients/data.md:1282
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -204,12 +207,12 @@ four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
 SERVED["four.gz"] = gzip.compress(four, mtime=0)
 SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
 
-# chapters/gradients/data.md:1239
+# chapters/gradients/data.md:1352
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:1703
+# chapters/gradients/data.md:1816
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -219,7 +222,7 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1713
+# chapters/gradients/data.md:1826
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -229,7 +232,19 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1727
+# chapters/gradients/data.md:1840
+def test_rows_by_the_pool_are_numpys():
+    draw = np.random.default_rng(2)
+    for n, shape in ((1, (70_000,)), (2, (9, 5_000)), (400, (100,)),
+                     (40_000, ()), (7, (3,)), (0, (3,)), (5, (0,))):
+        table = draw.random((11, *shape), np.float32)
+        at = draw.integers(-11, 11, n)
+        for threads in (1, 3):
+            with mock.patch.object(POOL, "threads", threads):
+                assert np.array_equal(Tensor(table)[at], table[at])
+
+
+# chapters/gradients/data.md:1857
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -243,7 +258,7 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1745
+# chapters/gradients/data.md:1875
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -254,7 +269,7 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1756
+# chapters/gradients/data.md:1886
 def test_a_dropped_loader_leaves_no_worker():
     before = threading.active_count()
     for pool in ThreadPoolExecutor, forked:
@@ -265,7 +280,7 @@ def test_a_dropped_loader_leaves_no_worker():
     assert not multiprocessing.active_children()
 
 
-# chapters/gradients/data.md:1771
+# chapters/gradients/data.md:1901
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -273,7 +288,7 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1779
+# chapters/gradients/data.md:1909
 def test_a_loop_keeps_its_epoch():
     make = functools.partial(DataLoader, range(4), 2, augment=(
         lambda chance, x: from_numpy(chance())))
@@ -284,7 +299,7 @@ def test_a_loop_keeps_its_epoch():
     assert found + [x.tolist() for x, in loop] == expected
 
 
-# chapters/gradients/data.md:1792
+# chapters/gradients/data.md:1922
 def test_a_copied_loader_makes_its_own_batches():
     loader = DataLoader(range(9), 2)
     next(loader)
@@ -292,7 +307,7 @@ def test_a_copied_loader_makes_its_own_batches():
     assert next(twin)[0].tolist() == next(loader)[0].tolist() == [2, 3]
 
 
-# chapters/gradients/data.md:1800
+# chapters/gradients/data.md:1930
 def test_next_goes_on_where_a_loop_was_left():
     loader = DataLoader(range(9), 4, drop_last=True)
     for _batch in loader:
@@ -302,7 +317,7 @@ def test_next_goes_on_where_a_loop_was_left():
     assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1813
+# chapters/gradients/data.md:1943
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -320,7 +335,7 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1830
+# chapters/gradients/data.md:1960
 def failure(loader):
     try:
         list(loader)
@@ -329,7 +344,7 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1841
+# chapters/gradients/data.md:1971
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -341,7 +356,7 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1853
+# chapters/gradients/data.md:1983
 def test_a_dataset_that_runs_dry_ends_no_epoch():
     """StopIteration is an error like others, and not the end of a loop."""
     class Dry(Broken):
@@ -354,7 +369,7 @@ def test_a_dataset_that_runs_dry_ends_no_epoch():
         assert "while loading example 5" in error.__cause__.__notes__[0]
 
 
-# chapters/gradients/data.md:1868
+# chapters/gradients/data.md:1998
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -362,7 +377,7 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:1876
+# chapters/gradients/data.md:2006
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
     error = failure(loader)
@@ -372,7 +387,7 @@ def test_a_process_that_dies_is_noticed():
     assert next(loader)[0].tolist() == [place]
 
 
-# chapters/gradients/data.md:1887
+# chapters/gradients/data.md:2017
 def message(call, kind=ValueError):
     try:
         call()
@@ -382,7 +397,7 @@ def message(call, kind=ValueError):
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:1897
+# chapters/gradients/data.md:2027
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -402,7 +417,19 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:1919
+# chapters/gradients/data.md:2050
+def test_where_a_place_does_not_exist_nothing_is_copied():
+    table, out = Tensor(np.ones((5, 4_000))), zeros(9, 4_000)
+    for wrong in (5, -6, 1 << 62):
+        at = Tensor([0] * 8 + [wrong])
+        call = functools.partial(CPU.kernels[GATHER], out.buffer,
+                                 table.buffer, at.buffer, None)
+        words = message(call, IndexError)
+        assert f"the index {wrong} is out of range" in words
+        assert not out.numpy().any()
+
+
+# chapters/gradients/data.md:2064
 def test_a_transform_returns_its_batch():
     for made, forget in (({"transform": lambda x: x * 2}, {}),
                          ({}, {"augment": lambda chance, x: x * 2})):
@@ -415,7 +442,7 @@ def test_a_transform_returns_its_batch():
     assert "got NoneType" in message(lambda: next(loader), TypeError)
 
 
-# chapters/gradients/data.md:1936
+# chapters/gradients/data.md:2081
 def test_a_repr_is_one_line():
     shown = repr(DataLoader([0] * 1000, 8))
     assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
@@ -423,7 +450,7 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
-# chapters/gradients/data.md:1947
+# chapters/gradients/data.md:2092
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -439,7 +466,7 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:1965
+# chapters/gradients/data.md:2110
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
@@ -454,14 +481,14 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:1980
+# chapters/gradients/data.md:2125
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:1989
+# chapters/gradients/data.md:2134
 def test_halves_that_do_not_fit_are_not_joined():
     """A mirror that always breaks off spoils nothing for the others."""
     with reader("short", "stored"):
@@ -473,7 +500,7 @@ def test_halves_that_do_not_fit_are_not_joined():
         assert ASKED == [("anew", 7)], "it did not go on, it began anew"
 
 
-# chapters/gradients/data.md:2001
+# chapters/gradients/data.md:2146
 def test_of_two_at_once_one_downloads():
     with reader("slow") as path, ThreadPoolExecutor(2) as two:
         found = list(two.map(obtain, ["tiny/four.gz"] * 2))
@@ -481,7 +508,7 @@ def test_of_two_at_once_one_downloads():
         assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2011
+# chapters/gradients/data.md:2156
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -499,7 +526,7 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2033
+# chapters/gradients/data.md:2178
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
     for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other"),
@@ -519,7 +546,7 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:2055
+# chapters/gradients/data.md:2200
 def test_a_cache_that_cannot_be_written_is_an_error():
     with reader("good") as path:
         path.with_name("four.gz.part").mkdir(parents=True)
@@ -528,7 +555,7 @@ def test_a_cache_that_cannot_be_written_is_an_error():
         assert not ASKED
 
 
-# chapters/gradients/data.md:2066
+# chapters/gradients/data.md:2211
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -538,7 +565,7 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:2076
+# chapters/gradients/data.md:2221
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -552,7 +579,7 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:2094
+# chapters/gradients/data.md:2239
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -575,7 +602,7 @@ def test_photographs_are_checked():
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:2119
+# chapters/gradients/data.md:2264
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -592,7 +619,7 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:2138
+# chapters/gradients/data.md:2283
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:
@@ -603,7 +630,7 @@ def test_without_files_and_network_there_are_drawn_digits():
         assert DRAWN["test"][1] != DRAWN["train"][1]
 
 
-# chapters/gradients/data.md:2153
+# chapters/gradients/data.md:2298
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
@@ -619,7 +646,7 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:2169
+# chapters/gradients/data.md:2314
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
