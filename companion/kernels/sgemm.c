@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:4c3e13a715c2 */
+/* Tangled from blas: edit there, `make tangle`. sha256:8f8aec0195f2 */
 #line 839 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -56,13 +56,13 @@ static long min(long x, long y) { return x < y ? x : y; }
 /* out[k, w] = x[k, n], side by side, padded with zeros */
 void pack(const REAL *x, long rx, long cx, long k, long n, long w,
           REAL *out) {
-  for (long p = 0; p < k; p++) {
-    for (long j = 0; cx == 1 && j < n; j++) out[p * w + j] = x[p * rx + j];
+  for (long p = 0; p < k; p++)
     for (long j = n; j < w; j++) out[p * w + j] = 0;
-  }
+  for (long p = 0; cx == 1 && p < k; p++)
+    for (long j = 0; j < n; j++) out[p * w + j] = x[p * rx + j];
   for (long q = 0; cx != 1 && q < k; q += L)
     for (long j = 0; j < n; j++)
-      for (long p = q, end = min(q + L, k); p < end; p++)
+      for (long p = min(q + L, k) - 1; p >= q; p--)
         out[p * w + j] = x[p * rx + j * cx];
 }
 
