@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:24e8f0d1bbf5  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:70ca4afbea87  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ EXPORTS: dict[str, str] = {}
 # chapters/appendix/tangle.md:2642
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
+    if name == "__all__":
+        return list(EXPORTS)
     if name not in EXPORTS:
         raise AttributeError(f"companion has no {name}: {', '.join(EXPORTS)}")
     value = getattr(import_module(EXPORTS[name]), name)
@@ -22,7 +24,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2651
+# chapters/appendix/tangle.md:2653
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
@@ -42,7 +44,7 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1710
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1098
+# chapters/tensors/activations.md:1093
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"

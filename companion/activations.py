@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:ad3fe4cc20a9
+# Tangled from activations: edit there, `make tangle`. sha256:2d1740ee5ae2
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# chapters/tensors/activations.md:571
+# chapters/tensors/activations.md:566
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -33,7 +33,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:585
+# chapters/tensors/activations.md:580
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:79552c43750b  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:05c7fed5a09e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -420,12 +420,6 @@ KERNELS[MATMUL] = matmul
 
 
 # chapters/tensors/activations.md:498
-def side_by_side(x: Buffer) -> Buffer:
-    """x itself where it is dense, else a dense copy."""
-    return x if x.view.is_dense else adopt(np.ascontiguousarray(x.array))
-
-
-# chapters/tensors/activations.md:503
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
@@ -436,12 +430,12 @@ def erf_for(dtype: DType) -> Callable[..., None] | None:
         return None
 
 
-# chapters/tensors/activations.md:516
+# chapters/tensors/activations.md:511
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)
     same = x.dtype is dtype
-    dense = side_by_side(x) if same else widened(x, dtype)
+    dense = x.dense() if same else widened(x, dtype)
     result = out if same else dense
     function = erf_for(dtype)
     if function is None:

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e614c610bb22  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:d917bac69ab3  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -818,7 +818,7 @@ class Tensor:
         x = x - x.max(axis, keepdim=True)
         return x - x.exp().sum(axis, keepdim=True).log()
 
-    # chapters/tensors/activations.md:540
+    # chapters/tensors/activations.md:535
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))

@@ -8,6 +8,8 @@ import tomllib
 import pytest
 import yaml
 
+from companion import EXPORTS
+
 GENERATED = ("companion/tensor.py", "companion/literate/tangle.py",
              "companion/kernels/sgemm.c", "tests/chapters/test_arrays.py",
              "site/notebooks/arrays.ipynb")  # fmt: skip
@@ -126,3 +128,9 @@ def test_types_and_style(root, tool):
         [sys.executable, "-m", *tool], cwd=root, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_a_star_brings_every_public_name():
+    names: dict[str, object] = {}
+    exec("from companion import *", names)
+    assert EXPORTS and set(EXPORTS) <= set(names)

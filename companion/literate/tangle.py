@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:ab8146eb7f55
+# Tangled from tangle: edit there, `make tangle`. sha256:9e7d221b832d
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -537,7 +537,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2673
+# chapters/appendix/tangle.md:2675
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -556,7 +556,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2694
+# chapters/appendix/tangle.md:2696
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -576,7 +576,7 @@ def run(options: argparse.Namespace) -> int | None:
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2718
+# chapters/appendix/tangle.md:2720
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -597,7 +597,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:2741
+# chapters/appendix/tangle.md:2743
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -610,7 +610,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2753
+# chapters/appendix/tangle.md:2755
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -626,7 +626,7 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2771
+# chapters/appendix/tangle.md:2773
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():

@@ -74,6 +74,16 @@ def test_every_page_on_a_phone(site, address, visit):
     assert faults + page.faults == []
 
 
+def test_figures_stay_legible_on_a_phone(visit):
+    page = visit("chapters/gradients/optimizers.html", width=360)
+    figures = page.locator(".cell_output > img").evaluate_all("""all =>
+        all.map((img) => [img.clientWidth, img.naturalWidth,
+                          getComputedStyle(img.parentNode).overflowX])""")
+    assert any(natural > 448 for _, natural, _ in figures)
+    for shown, natural, overflow in figures:
+        assert shown >= min(natural, 448) and overflow == "auto"
+
+
 def test_landing_leads_into_the_book(visit):
     page = visit("index.html")
     assert page.locator("h1").inner_text() == "Tensors, Tangled"
