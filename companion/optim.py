@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:2dcda9f0282b
+# Tangled from optimizers: edit there, `make tangle`. sha256:2d0b0552959c
 from __future__ import annotations
 
 import math
@@ -11,7 +11,7 @@ from companion.layers import Module
 from companion.tensor import Tensor, zeros_like
 
 
-# chapters/gradients/optimizers.md:85
+# chapters/gradients/optimizers.md:84
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -32,7 +32,7 @@ class Optimizer:
         check_groups(self.param_groups, defaults)
         self.state: dict[int, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:153
+    # chapters/gradients/optimizers.md:152
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
@@ -59,7 +59,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:694
+    # chapters/gradients/optimizers.md:693
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -73,7 +73,7 @@ class Optimizer:
                           for key, own in self.state.items()},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:722
+    # chapters/gradients/optimizers.md:721
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -93,12 +93,12 @@ class Optimizer:
         self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:110
+# chapters/gradients/optimizers.md:109
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:114
+# chapters/gradients/optimizers.md:113
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
@@ -123,18 +123,18 @@ def check_groups(groups: list[dict[str, Any]],
             seen.add(id(p))
 
 
-# chapters/gradients/optimizers.md:138
+# chapters/gradients/optimizers.md:137
 def listed(value: Any) -> Iterable[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:958
+# chapters/gradients/optimizers.md:955
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
 
 
-# chapters/gradients/optimizers.md:265
+# chapters/gradients/optimizers.md:264
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -157,13 +157,13 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:287
+# chapters/gradients/optimizers.md:286
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:455
+# chapters/gradients/optimizers.md:454
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -180,7 +180,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:492
+# chapters/gradients/optimizers.md:491
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -201,7 +201,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:968
+    # chapters/gradients/optimizers.md:965
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -215,7 +215,7 @@ class Adam(Optimizer):
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:579
+# chapters/gradients/optimizers.md:578
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -230,7 +230,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:623
+# chapters/gradients/optimizers.md:622
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -241,7 +241,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:743
+# chapters/gradients/optimizers.md:742
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items() if k != "step"}

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:dc9c6a1e4ba7  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:840c2502e818  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from companion.buffer import Buffer
 from companion.native import compiler, cpu, kernel
-from companion.ops import Op
+from companion.ops import WRITE, Op
 
 
 # chapters/tensors/blas.md:427
@@ -215,12 +215,13 @@ class Timed:
         start = perf_counter()
         out = self.device.run(op, *src, arg=arg)
         seconds = perf_counter() - start
-        fresh = not any(out.storage is s.storage for s in src)
-        moved = sum(map(bytes_seen, (out, *src))) if fresh else 0
+        read = src[1:] if op is WRITE else src  # a target is not read
+        fresh = not any(out.storage is s.storage for s in read)
+        moved = sum(map(bytes_seen, (out, *read))) if fresh else 0
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:695
+    # chapters/tensors/activations.md:696
     def __repr__(self) -> str:
         return self.name
 
