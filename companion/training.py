@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:c8245e94b67b
+# Tangled from training: edit there, `make tangle`. sha256:8f0111f32805
 from __future__ import annotations
 
 import csv
@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,10 +23,17 @@ from companion.autograd import no_grad
 from companion.dtype import float32, float64
 from companion.layers import Module
 from companion.optim import Optimizer, listed
-from companion.tensor import GENERATOR, Generator, Tensor, from_numpy, rand
+from companion.tensor import (
+    GENERATOR,
+    Generator,
+    Tensor,
+    from_numpy,
+    rand,
+    widened,
+)
 
 
-# chapters/gradients/training.md:141
+# chapters/gradients/training.md:142
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -40,6 +47,9 @@ class Batches:
             raise ValueError(
                 f"Batches: expected tensors of one length and a size of "
                 f"1 to that, got lengths {sorted(lengths)}, size {size}")
+        if seed < 0:
+            raise ValueError(f"Batches: expected a seed of at least 0, "
+                             f"got {seed}")
         self.tensors, self.size, self.seed = tensors, size, seed
         self.go_to(0, 0)
 
@@ -54,7 +64,7 @@ class Batches:
         keys = rand(len(self.tensors[0]), dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
-    # chapters/gradients/training.md:173
+    # chapters/gradients/training.md:177
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -66,7 +76,7 @@ class Batches:
         return tuple(t[rows] for t in self.tensors)
 
 
-# chapters/gradients/training.md:198
+# chapters/gradients/training.md:202
 class Source(Protocol):
     """Where batches come from, and how to return to a place in them.
 
@@ -83,16 +93,16 @@ class Source(Protocol):
     def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:231
+# chapters/gradients/training.md:235
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:234
+# chapters/gradients/training.md:238
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:238
+# chapters/gradients/training.md:242
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
@@ -104,7 +114,7 @@ def warmup_cosine(steps: int, warmup: int = 0,
     return factor
 
 
-# chapters/gradients/training.md:249
+# chapters/gradients/training.md:253
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
@@ -114,28 +124,35 @@ def one_cycle(steps: int, peak: float = 0.3,
             up = (1 - math.cos(math.pi * step / top)) / 2
             return start + (1 - start) * up
         done = min((step - top) / max(steps - top, 1), 1.0)
-        return start / 1e4 + (1 + math.cos(math.pi * done)) / 2
+        low = start / 1e4
+        return low + (1 - low) * (1 + math.cos(math.pi * done)) / 2
     return factor
 
 
-# chapters/gradients/training.md:317
-def clip_grad_norm_(parameters: Iterable[Tensor],
+# chapters/gradients/training.md:322
+def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
                     max_norm: float) -> float:
     """Scale all gradients so that their common length is ≤ `max_norm`.
 
-    Returns the length before, in the Euclidean norm over everything.
+    Returns the length before, in the Euclidean norm over everything,
+    of halves too in float32.
     """
+    if not max_norm >= 0:
+        raise ValueError(f"clip_grad_norm_: expected a limit of at least "
+                         f"0, got {max_norm}")
+    if isinstance(parameters, Tensor):
+        parameters = [parameters]
     moving = [(p, p.grad) for p in parameters if p.grad is not None]
     with no_grad():
         norm = math.sqrt(sum(
-            [float(g.square().sum()) for _, g in moving]))
+            [float(widened(g).square().sum()) for _, g in moving]))
         if norm > max_norm:
             for p, g in moving:
                 p.grad = g * (max_norm / norm)
     return norm
 
 
-# chapters/gradients/training.md:382
+# chapters/gradients/training.md:393
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
@@ -143,7 +160,7 @@ class Trainer:
     `loss_of(model, *batch)` computes the loss; `rate` maps the step to
     a factor on each group's learning rate; `clip` limits the length of
     the gradient; `accumulate` batches make one step; `observers` look
-    on. `rates` are the rates at factor 1, a number for each group.
+    on.
     """
 
     model: Module
@@ -161,24 +178,30 @@ class Trainer:
     journal: Journal | None = None
 
     def __post_init__(self) -> None:
-        self.rates = [g["lr"] for g in self.optimizer.param_groups]
+        if self.accumulate < 1 or not self.clip >= 0:
+            raise ValueError(
+                f"Trainer: expected accumulate of at least 1 and clip of "
+                f"at least 0, got {self.accumulate} and {self.clip}")
 
-    # chapters/gradients/training.md:414
+    # chapters/gradients/training.md:445
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
-        started = time.perf_counter()
+        started, before = time.perf_counter(), self.place()
         self.optimizer.zero_grad()
-        loss = sum([self.backward() for _ in range(self.accumulate)])
-        norm = self.clipped()
+        try:
+            loss = sum([self.backward() for _ in range(self.accumulate)])
+            norm = self.clipped()
+        except BaseException:  # the key that stops a cell, too
+            self.go_to(before)
+            raise
         factor = self.rate(self.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates):
-            group["lr"] = rate * factor
-        self.optimizer.step()
+        with scaled(self.optimizer.param_groups, factor):
+            self.optimizer.step()
         self.steps += 1
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:587
+    # chapters/gradients/training.md:635
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = next(self.batches), GENERATOR.place
@@ -191,7 +214,17 @@ class Trainer:
         (loss / self.accumulate).backward()
         return value / self.accumulate
 
-    # chapters/gradients/training.md:605
+    # chapters/gradients/training.md:473
+    def place(self) -> tuple[int, int, int]:
+        """Where the next batch and the next random number come from."""
+        return self.batches.epoch, self.batches.index, GENERATOR.place
+
+    def go_to(self, place: tuple[int, int, int]) -> None:
+        """As if nothing had been read since."""
+        self.batches.go_to(*place[:2])
+        GENERATOR.place = place[2]
+
+    # chapters/gradients/training.md:653
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -203,7 +236,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:646
+    # chapters/gradients/training.md:694
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -211,25 +244,29 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "batches": [self.batches.epoch, self.batches.index],
             "generator": [GENERATOR.seed, GENERATOR.place],
-            "schedule": [self.steps, self.rates, self.stopped],
-            "observers": {type(o).__name__: o.state_dict()
-                          for o in self.observers},
+            "schedule": [self.steps, self.stopped],
+            "observers": [[type(o).__name__, o.state_dict()]
+                          for o in self.observers],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        self.model.load_state_dict(state["model"])
+        """Go on from there, if model and optimizer both fit."""
+        before = self.optimizer.state_dict()
         self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except Exception:
+            self.optimizer.load_state_dict(before)
+            raise
         self.batches.go_to(*state["batches"])
         GENERATOR.seed, GENERATOR.place = state["generator"]
-        self.steps, self.rates, self.stopped = state["schedule"]
-        for o in self.observers:
-            o.load_state_dict(state["observers"].get(type(o).__name__, {}))
+        self.steps, self.stopped = state["schedule"]
+        remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:878
+    # chapters/gradients/training.md:952
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
-        place = path.with_suffix(".jsonl")
+        place = journal_of(path)
         if self.journal is None or self.journal.path != place:
             self.journal = Journal(place)
         self.journal.follow(self.history)
@@ -248,7 +285,7 @@ class Trainer:
         write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:908
+    # chapters/gradients/training.md:982
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -257,23 +294,24 @@ class Trainer:
         if not path.exists():
             return False
         state = read_checkpoint(path)
-        journal = Journal(path.with_suffix(".jsonl"), *state["journal"])
+        journal = Journal(journal_of(path), *state["journal"])
         history = journal.read()
         self.load_state_dict(state)
         self.history, self.journal = history, journal
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:975
+    # chapters/gradients/training.md:1049
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
 
-        With a `checkpoint`: go on from it, if it is there and nothing
-        has been trained yet; write it every `every` steps and at the
-        end, and each step's row to the .jsonl beside it. A run that
-        was stopped goes on once `stopped` is False again.
+        With a `checkpoint`: before the first step go on from it, if it
+        is there; write it every `every` steps and at the end, and rows
+        to its .jsonl. A stopped run goes on once `stopped` is False.
         """
+        if every < 1:
+            raise ValueError(f"fit: expected every ≥ 1, got {every}")
         path = None if checkpoint is None else Path(checkpoint)
         if path is not None and not self.steps:
             self.resume(path)
@@ -294,7 +332,21 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:506
+# chapters/gradients/training.md:428
+@contextmanager
+def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
+    """Learning rates times `factor`, inside the block."""
+    rates = [group["lr"] for group in groups]
+    try:
+        for group in groups:
+            group["lr"] *= factor
+        yield
+    finally:
+        for group, rate in zip(groups, rates):
+            group["lr"] = rate
+
+
+# chapters/gradients/training.md:554
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -304,32 +356,29 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:515
+# chapters/gradients/training.md:563
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:523
+# chapters/gradients/training.md:571
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
-    """The first input or output of a module that is not finite."""
+    """The first module whose output is not finite, or its input."""
     found: list[str] = []
 
     def watch(name: str, module: Module) -> Callable[..., Any]:
-        def look(side: str, *values: Any) -> None:
-            if not found and not finite(*values):
-                kind = type(module).__name__
-                found.append(f"the {side} of {name} ({kind})")
-
-        def watched(*inputs: Any) -> Any:
-            look("input", *inputs)
-            out = type(module).forward(module, *inputs)
-            look("output", *listed(out))
+        def watched(*inputs: Any, **named: Any) -> Any:
+            sound = finite(*inputs, *named.values())
+            out = type(module).forward(module, *inputs, **named)
+            if not finite(*listed(out)):
+                found.append(f"the {'output' if sound else 'input'} of "
+                             f"{name} ({type(module).__name__})")
             return out
         return watched
 
-    with ExitStack() as stack, no_grad():
+    with ExitStack() as stack:
         for name, module in named_modules(model):
             vars(module)["forward"] = watch(name, module)
             stack.callback(vars(module).pop, "forward", None)
@@ -337,7 +386,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:557
+# chapters/gradients/training.md:602
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -346,12 +395,15 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     for name, p in run.model.named_parameters():
         if not finite(p):
             return f"the parameter {name}"
-    return first_not_finite(
-        run.model, lambda: run.loss_of(run.model, *batch)) or (
-        "the loss itself")
+    try:
+        place = first_not_finite(
+            run.model, lambda: run.loss_of(run.model, *batch))
+    except Exception as error:  # what failed first is the news
+        return f"a loss that cannot be computed again ({error})"
+    return place or "the loss itself"
 
 
-# chapters/gradients/training.md:570
+# chapters/gradients/training.md:618
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -362,12 +414,27 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:717
+# chapters/gradients/training.md:723
+def remind(observers: list[Observer], states: list[Any]) -> None:
+    """Give each observer the next state that one of its class left."""
+    waiting: dict[str, list[Any]] = {}
+    for name, state in states:
+        waiting.setdefault(name, []).append(state)
+    for observer in observers:
+        if left := waiting.get(type(observer).__name__):
+            observer.load_state_dict(left.pop(0))
+
+
+# chapters/gradients/training.md:781
+TENSOR = "/tensor"  # no attribute has such a name
+
+
+# chapters/gradients/training.md:784
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with names in place of tensors, which go to `arrays`."""
     if isinstance(tree, Tensor):
-        arrays[name] = np.ascontiguousarray(tree.numpy())
-        return {"array": name}
+        arrays[name] = np.asarray(tree.numpy(), order="C")
+        return {TENSOR: name}
     if isinstance(tree, Mapping):
         return {str(key): packed(value, f"{name}/{key}", arrays)
                 for key, value in tree.items()}
@@ -377,19 +444,19 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return tree
 
 
-# chapters/gradients/training.md:731
+# chapters/gradients/training.md:798
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree with its tensors, as it was before `packed`."""
     if isinstance(tree, list):
         return [unpacked(value, arrays) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    if tree.keys() == {"array"}:
-        return from_numpy(arrays[tree["array"]])
+    if TENSOR in tree:
+        return from_numpy(arrays[tree[TENSOR]])
     return {key: unpacked(value, arrays) for key, value in tree.items()}
 
 
-# chapters/gradients/training.md:768
+# chapters/gradients/training.md:835
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -403,7 +470,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:781
+# chapters/gradients/training.md:848
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -413,7 +480,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:823
+# chapters/gradients/training.md:890
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -435,7 +502,7 @@ class Journal:
             self.end = file.tell()
         self.rows = len(history)
 
-    # chapters/gradients/training.md:849
+    # chapters/gradients/training.md:916
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -448,7 +515,13 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:924
+# chapters/gradients/training.md:943
+def journal_of(checkpoint: Path) -> Path:
+    """The journal beside a checkpoint, under the whole of its name."""
+    return checkpoint.with_name(f"{checkpoint.name}.jsonl")
+
+
+# chapters/gradients/training.md:998
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint; a clear error if it is none."""
     try:
@@ -462,7 +535,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:948
+# chapters/gradients/training.md:1022
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -486,7 +559,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1028
+# chapters/gradients/training.md:1103
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -501,7 +574,7 @@ class ProgressBar(Observer):
         self.bar.close()
 
 
-# chapters/gradients/training.md:1046
+# chapters/gradients/training.md:1121
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -523,7 +596,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1069
+# chapters/gradients/training.md:1144
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -532,12 +605,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1077
+# chapters/gradients/training.md:1152
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1083
+# chapters/gradients/training.md:1158
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -554,7 +627,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1099
+# chapters/gradients/training.md:1174
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -566,7 +639,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1145
+# chapters/gradients/training.md:1220
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -584,11 +657,14 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1168
+# chapters/gradients/training.md:1243
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
-    n, total, was = len(tensors[0]), 0.0, model.training
+    n, total = len(tensors[0]), 0.0
+    if not n:
+        raise ValueError("evaluate: expected rows, got tensors of length 0")
+    modes = [(m, m.training) for _, m in named_modules(model)]
     model.eval()
     try:
         with no_grad():
@@ -596,17 +672,18 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
                 batch = [t[i:i + size] for t in tensors]
                 total += measure(model, *batch).item() * len(batch[0])
     finally:
-        model.train(was)
+        for module, mode in modes:
+            module.training = mode
     return total / n
 
 
-# chapters/gradients/training.md:1183
+# chapters/gradients/training.md:1262
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1198
+# chapters/gradients/training.md:1277
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -625,15 +702,16 @@ class EarlyStopping(Observer):
     def look(self, run: Trainer, row: dict[str, float]) -> None:
         if run.steps % self.every:
             return
-        row["validation"] = value = self.measure(run.model)
+        row["validation"] = value = float(self.measure(run.model))
         self.waited += 1
         if value < self.best - self.tolerance:
             self.best, self.waited = value, 0
             self.best_model = {name: tensor.detach().clone() for name,
                                tensor in run.model.state_dict().items()}
-        run.stopped = self.waited >= self.patience
+        if self.waited >= self.patience:
+            run.stopped = True
 
-    # chapters/gradients/training.md:1229
+    # chapters/gradients/training.md:1309
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

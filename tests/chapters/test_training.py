@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:8b0909648764
+# Tangled from training: edit there, `make tangle`. sha256:360bb010121c
 from __future__ import annotations
 
 import io
@@ -13,14 +13,24 @@ import tempfile
 import time
 from contextlib import redirect_stderr
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 
-from companion.dtype import float32, int64
-from companion.layers import Dropout, Linear, Sequential
+from companion.dtype import float16, float32, int64
+from companion.layers import Dropout, Linear, Module, Sequential
 from companion.losses import cross_entropy
 from companion.optim import SGD, Adam, AdamW
-from companion.tensor import Generator, Tensor, manual_seed, ones, rand, randn
+from companion.tensor import (
+    Generator,
+    Tensor,
+    grad,
+    manual_seed,
+    ones,
+    rand,
+    randn,
+    where,
+)
 from companion.training import (
     Batches,
     EarlyStopping,
@@ -31,6 +41,7 @@ from companion.training import (
     clip_grad_norm_,
     draw_nothing,
     evaluate,
+    journal_of,
     one_cycle,
     warmup_cosine,
     write_atomically,
@@ -38,7 +49,7 @@ from companion.training import (
 )
 
 
-# chapters/gradients/training.md:64
+# chapters/gradients/training.md:65
 def spirals(n, seed=0):
     """n points on two spiral arms, and which arm each is on."""
     draw = Generator(seed)
@@ -51,18 +62,18 @@ def spirals(n, seed=0):
     return Tensor(points, float32), arm
 
 
-# chapters/gradients/training.md:76
+# chapters/gradients/training.md:77
 def classifier(width=32):
     return Sequential(Linear(2, width), Tensor.tanh,
                       Linear(width, width), Tensor.tanh, Linear(width, 2))
 
 
-# chapters/gradients/training.md:81
+# chapters/gradients/training.md:82
 def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:467
+# chapters/gradients/training.md:515
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -73,7 +84,7 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1245
+# chapters/gradients/training.md:1325
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -87,7 +98,7 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1338
+# chapters/gradients/training.md:1418
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -103,7 +114,7 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1353
+# chapters/gradients/training.md:1433
 def start(work, folder):
     """`work` in a process of its own."""
     process = multiprocessing.get_context("fork").Process(
@@ -112,24 +123,24 @@ def start(work, folder):
     return process
 
 
-# chapters/gradients/training.md:1363
+# chapters/gradients/training.md:1443
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
     run = start(work, folder)
     run.join()
     assert run.exitcode == 0
-    lines = (folder / "run.jsonl").read_text().splitlines()
+    lines = journal_of(folder / "run.safetensors").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     return [row | {"seconds": 0} for row in rows], (
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1374
+# chapters/gradients/training.md:1454
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1378
+# chapters/gradients/training.md:1458
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
@@ -142,7 +153,7 @@ def killed(folder, seconds):
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1393
+# chapters/gradients/training.md:1473
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -152,16 +163,17 @@ def test_a_killed_run_resumes_bit_for_bit():
                 for _ in range(3)]
         assert hits[0] and finished(Path(folder)) == expected
         names = sorted(p.name for p in Path(folder).iterdir())
-        assert names == ["done", "run.jsonl", "run.safetensors"]
+        assert names == ["done", "run.safetensors",
+                         "run.safetensors.jsonl"]
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1410
+# chapters/gradients/training.md:1491
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1414
+# chapters/gradients/training.md:1495
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
@@ -176,7 +188,7 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1430
+# chapters/gradients/training.md:1511
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +199,7 @@ def survives(n, expected):
         return run.exitcode == -signal.SIGKILL
 
 
-# chapters/gradients/training.md:1441
+# chapters/gradients/training.md:1522
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -196,7 +208,7 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1453
+# chapters/gradients/training.md:1534
 def message(call, kind=ValueError):
     try:
         call()
@@ -205,7 +217,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1462
+# chapters/gradients/training.md:1543
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -215,12 +227,12 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1474
+# chapters/gradients/training.md:1555
 def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
         make_run(10).fit(3, path)
-        journal, half = path.with_suffix(".jsonl"), '{"step": 4, "lo'
+        journal, half = journal_of(path), '{"step": 4, "lo'
         whole = journal.read_text()
         journal.write_text(whole + half)
         (Path(folder) / ".run.safetensors.99").write_bytes(b"half")
@@ -232,7 +244,7 @@ def test_what_the_killed_left_behind_is_cleared_away():
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:1491
+# chapters/gradients/training.md:1572
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -242,12 +254,95 @@ def test_what_is_broken_is_refused():
         assert "is no checkpoint" in message(
             lambda: make_run(10).resume(path))
         path.write_bytes(whole)
-        path.with_suffix(".jsonl").write_text("{}\n")
+        journal_of(path).write_text("{}\n")
         assert "put the journal back" in message(
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1508
+# chapters/gradients/training.md:1589
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
+    with tempfile.TemporaryDirectory() as folder:
+        path, run, synced = Path(folder) / "run", make_run(10), []
+        run.fit(2, path)
+        with mock.patch.object(os, "fsync", lambda number: synced.append(
+                os.fstat(number).st_ino)):
+            run.save(path)
+        assert synced == [p.stat().st_ino for p in (
+            journal_of(path), path, Path(folder))]
+
+
+# chapters/gradients/training.md:1601
+def test_runs_side_by_side_keep_their_own_journals():
+    with tempfile.TemporaryDirectory() as folder:
+        losses = {}
+        for name in "lr0.1", "lr0.3", "lr.jsonl":
+            losses[name] = make_run(9).fit(3, Path(folder) / name)
+        for name, rows in losses.items():
+            again = make_run(9)
+            assert again.resume(Path(folder) / name)
+            assert again.history == rows
+
+
+# chapters/gradients/training.md:1612
+class Scaled(Module):
+    """A parameter without axes, and one called array."""
+
+    def __init__(self):
+        self.array = Tensor([1.0, 2.0]).requires_grad_()
+        self.scale = Tensor(0.5).requires_grad_()
+
+
+# chapters/gradients/training.md:1623
+def test_any_shape_and_any_name_is_saved():
+    runs = [Trainer(net, SGD(net.parameters(), lr=0.1),
+                    Batches(ones(4), size=2),
+                    lambda net, x: (net.array * net.scale).sum())
+            for net in (Scaled(), Scaled())]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        runs[0].fit(2, path)
+        runs[1].fit(3, path)
+    runs[0].fit(3)
+    for a, b in zip(*[run.model.parameters() for run in runs]):
+        assert a.shape == b.shape and a.tolist() == b.tolist()
+
+
+# chapters/gradients/training.md:1640
+def test_a_state_that_does_not_fit_changes_nothing():
+    run, other = make_run(10), make_run(10)
+    other.fit(2)
+    state, before = other.state_dict(), run.model[0].weight.tolist()
+    for part, wrong in (("optimizer", {"state": {}, "param_groups": []}),
+                        ("model", Linear(1, 1).state_dict())):
+        message(lambda: run.load_state_dict(state | {part: wrong}),
+                (ValueError, KeyError))
+        assert run.model[0].weight.tolist() == before
+        assert run.optimizer.state_dict()["state"] == {}
+
+
+# chapters/gradients/training.md:1655
+def test_a_step_that_was_interrupted_has_not_begun():
+    expected = [row["loss"] for row in make_run(9).fit(6)]
+    run, losses = make_run(9), []
+    whole = run.loss_of
+
+    def loss_of(*values):
+        loss = whole(*values)
+        if len(losses) == 3:
+            losses.append(None)
+            raise KeyboardInterrupt
+        return loss
+    run.loss_of = loss_of
+    for _ in range(2):
+        try:
+            while len(losses) < 7:
+                losses.append(run.step()["loss"])
+        except KeyboardInterrupt:
+            assert run.steps == 3
+    assert [v for v in losses if v is not None] == expected
+
+
+# chapters/gradients/training.md:1679
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -261,12 +356,13 @@ def test_not_a_number_names_step_and_place():
             lambda: run.save(path), NotFinite)
         again = make_run(10)
         assert again.resume(path) and again.steps == 4
-        again.rates = [rate / 10 for rate in again.rates]
-        again.fit(6, path)
-        assert again.optimizer.param_groups[0]["lr"] <= 0.01
+        for group in again.optimizer.param_groups:
+            group["lr"] /= 10
+        rates = [row["rate"] for row in again.fit(6, path)]
+        assert len(rates) == 6 and max(rates) <= 1
 
 
-# chapters/gradients/training.md:1529
+# chapters/gradients/training.md:1701
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -277,7 +373,52 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:1542
+# chapters/gradients/training.md:1713
+class Masked(Module):
+    """Adds a mask, given by name, and scales."""
+
+    def forward(self, x, mask=None, scale=1.0):
+        return where(mask == 0, x, 0) * scale
+
+
+# chapters/gradients/training.md:1720
+class Outer(Module):
+    def __init__(self, scale, hidden=-math.inf):
+        self.inner, self.linear = Masked(), Linear(2, 1)
+        self.scale, self.hidden = scale, hidden
+
+    def forward(self, x):
+        mask = Tensor([0.0, self.hidden])
+        return self.linear(self.inner(x, mask=mask, scale=self.scale))
+
+
+# chapters/gradients/training.md:1730
+def place_of(net, loss_of):
+    run = Trainer(net, SGD(net.parameters(), lr=0.1),
+                  Batches(ones(4, 2), size=2), loss_of)
+    return message(run.step, NotFinite).partition("first in ")[2]
+
+
+# chapters/gradients/training.md:1739
+def test_the_search_survives_names_masks_and_penalties():
+    inner = place_of(Outer(math.inf, 1.0), lambda net, x: net(x).sum())
+    assert inner.startswith("the output of inner (Masked)")
+    mask = place_of(Outer(1.0), lambda net, x: net(x).sum() * math.inf)
+    assert mask.startswith("the loss itself")
+
+    def penalty(net, x):
+        loss = net(x).sum()
+        slope, = grad(loss, [net.linear.weight], create_graph=True)
+        return loss + slope.square().sum() * math.inf
+    assert place_of(Outer(1.0), penalty).startswith("the loss itself")
+    calls = itertools.count()
+
+    def once(net, x):
+        return net(x).sum() * (math.nan if next(calls) == 0 else [])
+    assert "cannot be computed again" in place_of(Outer(1.0), once)
+
+
+# chapters/gradients/training.md:1758
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -290,7 +431,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:1557
+# chapters/gradients/training.md:1773
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -304,7 +445,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:1571
+# chapters/gradients/training.md:1787
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -314,33 +455,81 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:1583
+# chapters/gradients/training.md:1799
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
     assert abs(schedule(100) - 0.1) < 1e-12 and schedule(999) == schedule(100)
     cycle = one_cycle(100)
     assert max(range(100), key=cycle) == 30 and cycle(100) < 1e-5
+    assert cycle(30) == 1.0
 
 
-# chapters/gradients/training.md:1592
+# chapters/gradients/training.md:1809
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
     assert sorted(rows) == list(range(10)) and rows != list(range(10))
     assert "got lengths [3], size 5" in message(
         lambda: Batches(ones(3), size=5))
+    assert "got -1" in message(lambda: Batches(ones(3), size=1, seed=-1))
 
 
-# chapters/gradients/training.md:1601
+# chapters/gradients/training.md:1819
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
     values = {evaluate(net, accuracy, x, t, size=7) for _ in range(3)}
     assert len(values) == 1 and net.training
+    net[1].eval()
+    evaluate(net, accuracy, x, t)
+    assert net.training and not net[1].training
+    assert "length 0" in message(lambda: evaluate(net, accuracy, x[:0]))
 
 
-# chapters/gradients/training.md:1611
+# chapters/gradients/training.md:1833
+def test_a_short_last_batch_counts_by_its_rows():
+    mean = evaluate(Linear(1, 1), lambda _, x: x.mean(),
+                    Tensor([1.0, 1.0, 4.0]), size=2)
+    assert mean == 2.0
+
+
+# chapters/gradients/training.md:1842
+def test_one_norm_for_all_gradients():
+    a, b = [Tensor([v]).requires_grad_() for v in (1.0, 2.0)]
+    a.grad, b.grad = Tensor([3.0]), Tensor([4.0])
+    assert clip_grad_norm_([a, b], 1.0) == 5.0
+    assert np.allclose([a.grad.item(), b.grad.item()], [0.6, 0.8])
+    assert abs(clip_grad_norm_(b, 0.4) - 0.8) < 1e-6
+    assert abs(b.grad.item() - 0.4) < 1e-6
+    half = Tensor([300.0, 400.0], float16).requires_grad_()
+    half.grad = Tensor([300.0, 400.0], float16)
+    assert clip_grad_norm_([half], 1.0) == 500.0
+    assert np.allclose(half.grad.numpy(), [0.6, 0.8], atol=1e-3)
+    assert "got -1" in message(lambda: clip_grad_norm_([a], -1))
+
+
+# chapters/gradients/training.md:1859
+def test_groups_keep_their_rates_and_schedules_leave_no_trace():
+    a, b = [Tensor([0.0]).requires_grad_() for _ in range(2)]
+    net = Module()
+    net.a, net.b = a, b
+    optimizer = SGD([{"params": [a], "lr": 1.0}, {"params": [b]}], lr=0.1)
+    run = Trainer(net, optimizer, Batches(ones(4), size=2),
+                  lambda net, x: (net.a + net.b).sum(), accumulate=2,
+                  rate=lambda step: 0.5)
+    row = run.step()
+    assert a.tolist() == [-0.5] and np.allclose(b.tolist(), [-0.05])
+    assert row["rate"] == 0.5 and row["loss"] == 0.0
+    assert [g["lr"] for g in optimizer.param_groups] == [1.0, 0.1]
+    assert abs(run.step()["loss"] + 0.55) < 1e-6
+    for options in {"accumulate": 0}, {"clip": -1.0}:
+        assert "got" in message(
+            lambda: Trainer(net, optimizer, None, None, **options))
+    assert "every" in message(lambda: run.fit(9, every=0))
+
+
+# chapters/gradients/training.md:1881
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -350,6 +539,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
     assert [row.get("validation") for row in history] == [
         v for value in (3, 2, 2.5, 1, 1, 1) for v in (None, value)]
     assert run.stopped and stop.best == 1
+    assert type(history[1]["validation"]) is float
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
         run.save(path)
@@ -360,7 +550,28 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:1633
+# chapters/gradients/training.md:1904
+def test_two_observers_neither_overrule_nor_impersonate_each_other():
+    falling = itertools.count(0, -1)
+    run = make_run(50)
+    run.observers = [EarlyStopping(lambda model: 1.0, 1, patience=2),
+                     EarlyStopping(lambda model: next(falling), 1, 50)]
+    assert len(run.fit(50)) == 3
+    again = make_run(50)
+    again.observers = [EarlyStopping(None, 1, 2) for _ in range(2)]
+    again.load_state_dict(run.state_dict())
+    assert [o.best for o in again.observers] == [1.0, -2.0]
+
+
+# chapters/gradients/training.md:1917
+def test_early_stopping_asks_for_more_than_its_tolerance():
+    values = iter((1.0, 0.95, 0.9, 0.8))
+    run = make_run(50)
+    run.observers = [EarlyStopping(lambda model: next(values), 1, 2, 0.1)]
+    assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
+
+
+# chapters/gradients/training.md:1927
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     try:
@@ -373,7 +584,7 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:1646
+# chapters/gradients/training.md:1940
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
