@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:f9ad73e58c9b  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:29f30c509f43  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -59,16 +59,16 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:1855
+# chapters/gradients/autograd.md:1903
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:1337
+# chapters/gradients/optimizers.md:1391
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:1962
+# chapters/gradients/training.md:1964
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",

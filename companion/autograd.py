@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:acdae9944602
+# Tangled from autograd: edit there, `make tangle`. sha256:c53a9f13d4b3
 from __future__ import annotations
 
 import math
@@ -39,7 +39,7 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:195
+# chapters/gradients/autograd.md:196
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -56,11 +56,11 @@ class Record:
         self.ages = ages
 
 
-# chapters/gradients/autograd.md:257
+# chapters/gradients/autograd.md:258
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:260
+# chapters/gradients/autograd.md:261
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -71,19 +71,19 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:270
+# chapters/gradients/autograd.md:271
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:319
+# chapters/gradients/autograd.md:320
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
 NEEDS: dict[Op, tuple[int, ...]] = {}
 
 
-# chapters/gradients/autograd.md:324
+# chapters/gradients/autograd.md:325
 def check_rule(op: Op) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -92,7 +92,7 @@ def check_rule(op: Op) -> None:
             f"no_grad(), or on .detach()")
 
 
-# chapters/gradients/autograd.md:332
+# chapters/gradients/autograd.md:333
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -100,13 +100,13 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, *src, y))
 
 
-# chapters/gradients/autograd.md:339
+# chapters/gradients/autograd.md:340
 def ages(op: Op, *values: Any) -> list[int]:
     """The versions of the memory that the gradient of `op` reads."""
     return [values[i].buffer.storage.version for i in NEEDS.get(op, ())]
 
 
-# chapters/gradients/autograd.md:361
+# chapters/gradients/autograd.md:362
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
 GRADIENT[NEG] = (lambda g, y, x, _: -g,)
@@ -119,7 +119,7 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:389
+# chapters/gradients/autograd.md:390
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
@@ -134,7 +134,7 @@ GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
 
 
-# chapters/gradients/autograd.md:417
+# chapters/gradients/autograd.md:418
 def share(g: Any, a: Any, b: Any) -> Any:
     """What max(a, b) passes on to a: all, nothing, or half of a tie."""
     return g.where(b < a, (g * 0.5).where(a == b, 0))
@@ -144,13 +144,13 @@ GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
                      lambda g, y, a, b, _: share(g, b, a))
 
 
-# chapters/gradients/autograd.md:454
+# chapters/gradients/autograd.md:455
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:459
+# chapters/gradients/autograd.md:460
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -158,7 +158,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:466
+# chapters/gradients/autograd.md:467
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -166,7 +166,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:473
+# chapters/gradients/autograd.md:474
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -175,7 +175,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:490
+# chapters/gradients/autograd.md:491
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -190,7 +190,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:531
+# chapters/gradients/autograd.md:532
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -200,7 +200,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:551
+# chapters/gradients/autograd.md:552
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -211,7 +211,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:638
+# chapters/gradients/autograd.md:639
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -233,7 +233,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:723
+# chapters/gradients/autograd.md:724
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -247,7 +247,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:745
+# chapters/gradients/autograd.md:746
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -270,11 +270,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:771
+# chapters/gradients/autograd.md:772
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:774
+# chapters/gradients/autograd.md:775
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -283,7 +283,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1022
+# chapters/gradients/autograd.md:1027
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

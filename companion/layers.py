@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:cdf8fb8aec8b
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:08db0f35366c
 from __future__ import annotations
 
 import math
@@ -131,7 +131,7 @@ class Module:
             value = value if isinstance(value, Tensor) else Tensor(value)
             tensor.assign(bare(value).to(tensor.device))
 
-    # chapters/gradients/autograd.md:925
+    # chapters/gradients/autograd.md:930
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         for _, tensor in list(self.named_tensors()):
@@ -142,7 +142,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:900
+    # chapters/gradients/autograd.md:905
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:53b6aaededd4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:98ff14bcb0f4  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -302,7 +302,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:923
+# chapters/gradients/optimizers.md:952
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,8 +1,8 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:2d0b0552959c
+# Tangled from optimizers: edit there, `make tangle`. sha256:28aebb401ddd
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -11,7 +11,7 @@ from companion.layers import Module
 from companion.tensor import Tensor, zeros_like
 
 
-# chapters/gradients/optimizers.md:84
+# chapters/gradients/optimizers.md:85
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -20,19 +20,14 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Any], **defaults: Any):
-        given = list(parameters)
-        if not given:
-            raise ValueError("optimizer: expected parameters, got none; "
-                             "pass module.parameters()")
-        groups = given if isinstance(given[0], dict) else [
-            {"params": given}]
+        groups = groups_of(parameters)
         self.defaults = defaults
         self.param_groups = [defaults | g | {"params": list(g["params"])}
                              for g in groups]
         check_groups(self.param_groups, defaults)
         self.state: dict[int, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:152
+    # chapters/gradients/optimizers.md:178
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
@@ -59,7 +54,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:693
+    # chapters/gradients/optimizers.md:719
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -73,7 +68,7 @@ class Optimizer:
                           for key, own in self.state.items()},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:721
+    # chapters/gradients/optimizers.md:747
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -83,7 +78,9 @@ class Optimizer:
             raise ValueError(
                 f"load_state_dict: expected groups of {sizes[0]} "
                 f"parameters, got {sizes[1]}")
-        groups = [mine | dict(g) | {"params": mine["params"]}
+        groups = [mine | {k: v for k, v in g.items()
+                          if k in self.defaults or v not in (None, False)}
+                  | {"params": mine["params"]}
                   for mine, g in zip(own, saved)]
         check_groups(groups, self.defaults)
         places = chain.from_iterable(g["params"] for g in saved)
@@ -93,12 +90,25 @@ class Optimizer:
         self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:109
+# chapters/gradients/optimizers.md:101
+def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
+    """What an optimizer was given, as groups."""
+    given = [] if isinstance(parameters, Tensor) else list(parameters)
+    groups = given if given and isinstance(given[0], dict) else [
+        {"params": given}]
+    if not all(group.get("params") for group in groups):
+        raise ValueError(
+            "optimizer: expected a list of parameters, or dicts with such "
+            "a list under \"params\"; pass module.parameters()")
+    return groups
+
+
+# chapters/gradients/optimizers.md:117
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:113
+# chapters/gradients/optimizers.md:121
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
@@ -110,31 +120,48 @@ def check_groups(groups: list[dict[str, Any]],
                 f"optimizer: unknown setting {sorted(unknown)}; expected "
                 f"{', '.join(defaults)}")
         for name in LIMITS.keys() & group:
-            if not all(0 <= v < LIMITS[name] for v in listed(group[name])):
+            values = listed(group[name])
+            if (len(values) != len(listed(defaults[name]))
+                    or not all(0 <= v < LIMITS[name] for v in values)):
                 raise ValueError(
                     f"optimizer: {name} is {group[name]}; expected at "
-                    f"least 0 and less than {LIMITS[name]}")
+                    f"least 0 and less than {LIMITS[name]}, as in "
+                    f"{name}={defaults[name]}")
+        if group.get("nesterov") and not group["momentum"]:
+            raise ValueError("optimizer: nesterov looks ahead along the "
+                             "momentum; expected momentum above 0")
         for p in group["params"]:
-            if id(p) in seen or not p.is_leaf:
-                raise ValueError(
-                    f"optimizer: the parameter of shape {p.shape} "
-                    f"{'comes twice' if p.is_leaf else 'is computed'}; "
-                    f"expected each leaf once")
-            seen.add(id(p))
+            check_parameter(p, seen)
 
 
-# chapters/gradients/optimizers.md:137
-def listed(value: Any) -> Iterable[Any]:
+# chapters/gradients/optimizers.md:148
+def check_parameter(p: Any, seen: set[int]) -> None:
+    """A tensor of floats, given and not computed, for the first time."""
+    if not isinstance(p, Tensor):
+        raise TypeError(f"optimizer: expected tensors as parameters, got "
+                        f"a {type(p).__name__}; pass module.parameters()")
+    faults = [fault for fault, found in (
+        ("comes twice", id(p) in seen), ("is computed", not p.is_leaf),
+        (f"holds {p.dtype}", not p.dtype.is_float)) if found]
+    if faults:
+        raise ValueError(
+            f"optimizer: the parameter of shape {p.shape} {faults[0]}; "
+            f"expected each leaf of a float dtype once")
+    seen.add(id(p))
+
+
+# chapters/gradients/optimizers.md:163
+def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:955
+# chapters/gradients/optimizers.md:984
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
 
 
-# chapters/gradients/optimizers.md:264
+# chapters/gradients/optimizers.md:290
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -157,13 +184,13 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:286
+# chapters/gradients/optimizers.md:312
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:454
+# chapters/gradients/optimizers.md:480
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -180,7 +207,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:491
+# chapters/gradients/optimizers.md:517
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -201,7 +228,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:965
+    # chapters/gradients/optimizers.md:994
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -215,7 +242,7 @@ class Adam(Optimizer):
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:578
+# chapters/gradients/optimizers.md:604
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -230,7 +257,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:622
+# chapters/gradients/optimizers.md:648
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -241,10 +268,11 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:742
+# chapters/gradients/optimizers.md:770
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
-    tensors = {k: v for k, v in values.items() if k != "step"}
+    tensors = {k: v for k, v in values.items()
+               if k != "step" and v is not None}
     for name, value in tensors.items():
         if value.shape != p.shape:
             raise ValueError(

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:d917bac69ab3  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:218cb71438fb  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:298
+    # chapters/gradients/autograd.md:299
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -826,7 +826,7 @@ class Tensor:
     # chapters/tensors/layers.md:176
     requires_grad = False
 
-    # chapters/gradients/autograd.md:228
+    # chapters/gradients/autograd.md:229
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -846,7 +846,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:840
+    # chapters/gradients/autograd.md:845
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -1652,12 +1652,12 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/gradients/autograd.md:293
+# chapters/gradients/autograd.md:294
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:798
-def grad(y: Tensor, inputs: Sequence[Tensor],
+# chapters/gradients/autograd.md:799
+def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
     """The gradients of `y` with respect to `inputs`; None if unrelated.
@@ -1666,6 +1666,10 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     element needs none. With `create_graph` the gradients are recorded
     and can be differentiated again.
     """
+    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+    if not all(x.requires_grad for x in inputs):
+        raise ValueError("grad: an input asks for no gradient; call its "
+                         ".requires_grad_() before computing y")
     seed, wanted = seed_for(y, gradient), {id(x) for x in inputs}
     with recording(create_graph):
         found = {id(x): g for x, g in sweep(
@@ -1673,7 +1677,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor],
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:817
+# chapters/gradients/autograd.md:822
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1684,15 +1688,15 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
         raise ValueError(
             f"backward: a gradient is defined for one number, this is "
             f"of shape {y.shape}; .sum() it, or pass gradient=")
-    if gradient is not None and gradient.shape != y.shape:
-        raise ValueError(f"backward: gradient of shape {gradient.shape} "
-                         f"for a value of shape {y.shape}")
     if gradient is None:
         return as_tensor(1, y.dtype, y.device, y.shape)
+    if getattr(gradient, "shape", None) != y.shape:
+        raise ValueError(f"backward: expected as gradient a tensor of "
+                         f"shape {y.shape}, got {gradient!r:.60}")
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:856
+# chapters/gradients/autograd.md:861
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1702,7 +1706,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1071
+# chapters/gradients/autograd.md:1076
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1719,7 +1723,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1412
+# chapters/gradients/autograd.md:1417
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1733,7 +1737,9 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
         raise TypeError("gradcheck: differences need float64; cast first")
     y = f(*inputs)
     weight = rand(*y.shape, dtype=float64, device=y.device) + 0.5
-    for x, g in zip(wanted, grad((y * weight).sum(), wanted)):
+    total = (y * weight).sum()
+    found = grad(total, wanted) if y.requires_grad else [None] * len(wanted)
+    for x, g in zip(wanted, found):
         actual = np.zeros(x.shape) if g is None else g.numpy()
         expected = differences(
             lambda: float((f(*inputs) * weight).sum()), x, step)
@@ -1743,19 +1749,21 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1438
+# chapters/gradients/autograd.md:1445
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
     values, slopes, memory = np.array(x), np.zeros(x.shape), x.detach()
-    for i in np.ndindex(*x.shape):
-        moved = np.zeros(x.shape)
-        moved[i] = step
-        memory.assign(values + moved)
-        above = f()
-        memory.assign(values - moved)
-        slopes[i] = (above - f()) / (2 * step)
-    memory.assign(values)
+    try:
+        for i in np.ndindex(*x.shape):
+            moved = np.zeros(x.shape)
+            moved[i] = step
+            memory.assign(values + moved)
+            above = f()
+            memory.assign(values - moved)
+            slopes[i] = (above - f()) / (2 * step)
+    finally:
+        memory.assign(values)
     return slopes
 
 

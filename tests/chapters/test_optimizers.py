@@ -1,6 +1,7 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:b33c2925cc3c
+# Tangled from optimizers: edit there, `make tangle`. sha256:5f6d12d67f5c
 from __future__ import annotations
 
+import functools
 import resource
 
 import numpy as np
@@ -15,13 +16,13 @@ from companion.tensor import Tensor, manual_seed, ones, randint, randn, zeros
 from companion.timing import Timed
 
 
-# chapters/gradients/optimizers.md:50
+# chapters/gradients/optimizers.md:51
 def valley(p):
     """Steep across, flat along: curvatures 40 and 1."""
     return (p[0] * p[0] * 40 + p[1] * p[1]) * 0.5
 
 
-# chapters/gradients/optimizers.md:224
+# chapters/gradients/optimizers.md:250
 def path(make, loss=valley, start=(1.0, 10.0), steps=60, dtype=float32):
     p = Tensor(list(start), dtype).requires_grad_()
     optimizer, points = make([p]), [p.tolist()]
@@ -33,13 +34,13 @@ def path(make, loss=valley, start=(1.0, 10.0), steps=60, dtype=float32):
     return np.array(points)
 
 
-# chapters/gradients/optimizers.md:371
+# chapters/gradients/optimizers.md:397
 def slope(x):
     """25 x, then a gentler stretch between 1 and 2, then 25 again."""
     return 25 * x if x < 1 else x + 24 if x < 2 else 25 * x - 24
 
 
-# chapters/gradients/optimizers.md:376
+# chapters/gradients/optimizers.md:402
 def rolled(steps=60, **settings):
     """Where a point that starts at 3.3 goes on that landscape."""
     p = Tensor([3.3], float64).requires_grad_()
@@ -51,7 +52,7 @@ def rolled(steps=60, **settings):
     return points
 
 
-# chapters/gradients/optimizers.md:434
+# chapters/gradients/optimizers.md:460
 def moved(make, steps=2000, at=1000):
     """How far p is behind a minimum that jumps from 0 to 1 half-way."""
     p, noise = Tensor([0.5]).requires_grad_(), np.random.default_rng(0)
@@ -62,7 +63,7 @@ def moved(make, steps=2000, at=1000):
     return abs(1.0 - p.item())
 
 
-# chapters/gradients/optimizers.md:596
+# chapters/gradients/optimizers.md:622
 def shaken(make, steps=200):
     p = Tensor([1.0]).requires_grad_()
     optimizer = make([p])
@@ -72,7 +73,7 @@ def shaken(make, steps=200):
     return p.item()
 
 
-# chapters/gradients/optimizers.md:650
+# chapters/gradients/optimizers.md:676
 def interrupted(pass_on, steps=20, stop=12):
     """Adam, its rate halved at step 5, stopped and made anew."""
     p = Tensor([1.0, 10.0]).requires_grad_()
@@ -90,12 +91,12 @@ def interrupted(pass_on, steps=20, stop=12):
     return p.tolist()
 
 
-# chapters/gradients/optimizers.md:756
+# chapters/gradients/optimizers.md:785
 def handed_over(old, new):
     new.load_state_dict(old.state_dict())
 
 
-# chapters/gradients/optimizers.md:770
+# chapters/gradients/optimizers.md:799
 def one_step(make):
     manual_seed(0)
     net = Sequential(Linear(784, 128, init=he), Tensor.relu,
@@ -107,7 +108,7 @@ def one_step(make):
     return net, optimizer
 
 
-# chapters/gradients/optimizers.md:781
+# chapters/gradients/optimizers.md:810
 def remembered(optimizer):
     """Bytes of all tensors in the memory of an optimizer."""
     return sum(value.size * value.dtype.itemsize
@@ -121,7 +122,7 @@ MAKERS = {
 }
 
 
-# chapters/gradients/optimizers.md:839
+# chapters/gradients/optimizers.md:868
 def sweeps(make, n=4096):
     """Words that a step moves for each parameter, and its operations."""
     timed = Timed(CPU)
@@ -134,7 +135,7 @@ def sweeps(make, n=4096):
     return round(sum(moved) / (4 * n)), sum(m > 100 for m in moved)
 
 
-# chapters/gradients/optimizers.md:890
+# chapters/gradients/optimizers.md:919
 def faults(run):
     """How many pages are touched for the first time."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -142,7 +143,7 @@ def faults(run):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-# chapters/gradients/optimizers.md:1088
+# chapters/gradients/optimizers.md:1117
 def curved(p):
     """A loss with unequal, changing curvature."""
     return ((p[1:] - p[:-1] * p[:-1]).square() * 10
@@ -163,7 +164,7 @@ SETTINGS = [
     (AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
 ]
 
-# chapters/gradients/optimizers.md:1111
+# chapters/gradients/optimizers.md:1140
 GOLDEN64 = [
     [-0.753080222466, 0.654118568029, 0.438249912948, 0.135398997109],
     [-0.748993968378, 0.64957621423, 0.434235307656, 0.133159396703],
@@ -194,7 +195,7 @@ GOLDEN32 = [
 ]
 
 
-# chapters/gradients/optimizers.md:1144
+# chapters/gradients/optimizers.md:1173
 def test_trajectories_are_the_recorded_ones():
     for dtype, golden, error in ((float64, GOLDEN64, 1e-11),
                                  (float32, GOLDEN32, 3e-5)):
@@ -205,7 +206,7 @@ def test_trajectories_are_the_recorded_ones():
                 make, setting, dtype)
 
 
-# chapters/gradients/optimizers.md:1160
+# chapters/gradients/optimizers.md:1189
 def twins(make, start=(0.5, -0.5), steps=200):
     """How far two paths are apart that begin one rounding apart."""
     def bent(p):
@@ -217,13 +218,13 @@ def twins(make, start=(0.5, -0.5), steps=200):
     return np.abs(paths[0] - paths[1]).max(axis=1)
 
 
-# chapters/gradients/optimizers.md:1195
+# chapters/gradients/optimizers.md:1224
 def test_rmsprop_amplifies_one_rounding_and_momentum_does_not():
     assert twins(lambda p: RMSprop(p, lr=0.02, alpha=0.95)).max() > 1e-4
     assert twins(lambda p: SGD(p, lr=0.02, momentum=0.9)).max() < 1e-13
 
 
-# chapters/gradients/optimizers.md:1201
+# chapters/gradients/optimizers.md:1230
 def test_a_heavy_ball_can_roll_for_ever():
     ball = rolled(600, lr=1 / 9, momentum=4 / 9)
     assert abs(ball[-1] - ball[-4]) < 1e-9 < abs(ball[-1] - ball[-2])
@@ -231,7 +232,7 @@ def test_a_heavy_ball_can_roll_for_ever():
     assert abs(ahead[-1]) < 1e-6
 
 
-# chapters/gradients/optimizers.md:1213
+# chapters/gradients/optimizers.md:1242
 def test_freed_memory_is_used_again():
     x = ones(1 << 19)  # 2 MB, 512 pages
     kept = keep_freed(1 << 28)
@@ -240,12 +241,12 @@ def test_freed_memory_is_used_again():
     assert count < 64 or not kept
 
 
-# chapters/gradients/optimizers.md:1224
+# chapters/gradients/optimizers.md:1253
 def test_a_state_handed_over_continues_the_same_path():
     assert interrupted(handed_over) == interrupted(handed_over, stop=99)
 
 
-# chapters/gradients/optimizers.md:1229
+# chapters/gradients/optimizers.md:1258
 def test_states_restore_settings_and_copy_memory():
     p = Tensor([1.0, 2.0]).requires_grad_()
     p.grad, old = ones(2), Adam([p], lr=0.5, betas=(0.8, 0.9))
@@ -260,7 +261,7 @@ def test_states_restore_settings_and_copy_memory():
         p, "exp_avg").tolist()
 
 
-# chapters/gradients/optimizers.md:1245
+# chapters/gradients/optimizers.md:1274
 def message(call, kind=ValueError):
     try:
         call()
@@ -269,7 +270,23 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/optimizers.md:1254
+# chapters/gradients/optimizers.md:1283
+def test_a_state_of_pytorchs_is_taken_over():
+    p = ones(2).requires_grad_()
+    group = {"lr": 0.5, "momentum": 0.0, "dampening": 0, "foreach": None,
+             "maximize": False, "params": [0]}
+    optimizer = SGD([p], lr=0.1)
+    state = {"state": {0: {"momentum_buffer": None}},
+             "param_groups": [group]}
+    optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0].keys() == (
+        SGD([p]).param_groups[0].keys())
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    group["maximize"] = True
+    assert "maximize" in message(lambda: optimizer.load_state_dict(state))
+
+
+# chapters/gradients/optimizers.md:1301
 def test_states_that_do_not_fit_change_nothing():
     p, q = (ones(n).requires_grad_() for n in (2, 3))
     p.grad, q.grad = ones(2), ones(3)
@@ -287,7 +304,7 @@ def test_states_that_do_not_fit_change_nothing():
     assert str(one.state_dict()) == before
 
 
-# chapters/gradients/optimizers.md:1274
+# chapters/gradients/optimizers.md:1321
 def test_only_parameters_with_gradients_move():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = AdamW([a, b], lr=0.1)
@@ -298,7 +315,7 @@ def test_only_parameters_with_gradients_move():
     assert a.grad is None
 
 
-# chapters/gradients/optimizers.md:1285
+# chapters/gradients/optimizers.md:1332
 def test_groups_have_settings_of_their_own():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
@@ -307,7 +324,7 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1296
+# chapters/gradients/optimizers.md:1343
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
@@ -316,25 +333,32 @@ def test_memory_is_none_one_or_two_times_the_parameters():
         assert remembered(optimizer) == times * weights, name
 
 
-# chapters/gradients/optimizers.md:1305
+# chapters/gradients/optimizers.md:1352
 def test_steps_sweep_no_more_than_they_did():
     found = {name: sweeps(make)[0] for name, make in MAKERS.items()}
     assert found == {"SGD": 7, "momentum": 14, "RMSprop": 28,
                      "Adam": 37, "AdamW": 41}, found
 
 
-# chapters/gradients/optimizers.md:1312
+# chapters/gradients/optimizers.md:1359
 def test_decay_beside_the_gradient_is_what_was_asked_for():
     end = shaken(lambda p: AdamW(p, lr=1e-3, weight_decay=0.5))
     assert abs(end - (1 - 1e-3 * 0.5) ** 200) < 2e-3
 
 
-# chapters/gradients/optimizers.md:1320
+# chapters/gradients/optimizers.md:1367
 def test_bad_requests_say_what_to_do():
     p = Tensor([1.0]).requires_grad_()
-    assert "got none" in message(lambda: SGD([]))
     assert "comes twice" in message(lambda: SGD([p, p]))
     assert "is computed" in message(lambda: SGD([p * 2]))
+    assert "holds int64" in message(lambda: SGD([Tensor([1, 2])]))
+    for given in [], p, [{"lr": 1.0}], [{"params": []}]:
+        assert "a list of parameters" in message(
+            functools.partial(SGD, given))
+    assert "got a tuple" in message(lambda: SGD([("p", p)]), TypeError)
+    assert "betas is 0.9" in message(lambda: Adam([p], betas=0.9))
+    assert "eps is -1" in message(lambda: Adam([p], eps=-1))
+    assert "above 0" in message(lambda: SGD([p], nesterov=True))
     assert "unknown setting ['speed']" in message(
         lambda: SGD([{"params": [p], "speed": 3}]))
     assert "lr is -1" in message(lambda: SGD([p], lr=-1))
