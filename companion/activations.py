@@ -1,9 +1,9 @@
-# Tangled from activations: edit there, `make tangle`. sha256:2d1740ee5ae2
+# Tangled from activations: edit there, `make tangle`. sha256:8a973cd5bbe0
 from __future__ import annotations
 
 import math
 
-from companion.tensor import Tensor, where
+from companion.tensor import Tensor, narrowed, where, widened
 
 
 # chapters/tensors/activations.md:139
@@ -18,7 +18,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# chapters/tensors/activations.md:566
+# chapters/tensors/activations.md:575
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -27,13 +27,14 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     if approximate == "none":
         return x * ((x * math.sqrt(0.5)).erf() + 1) * 0.5
     if approximate == "tanh":
-        twice = (x + x * x * x * 0.044715) * math.sqrt(8 / math.pi)
-        return x * twice.sigmoid()  # (1 + tanh u) / 2 = sigmoid(2u)
+        wide = widened(x)  # a half overflows already in its square
+        twice = (wide + wide * wide * wide * 0.044715) * math.sqrt(8 / math.pi)
+        return narrowed(wide * twice.sigmoid(), x)  # (1 + tanh u) / 2
     raise ValueError(f"gelu: expected approximate='none' or 'tanh', "
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:580
+# chapters/tensors/activations.md:590
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:c53a9f13d4b3
+# Tangled from autograd: edit there, `make tangle`. sha256:b7a9c17cf6e6
 from __future__ import annotations
 
 import math
@@ -283,7 +283,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1027
+# chapters/gradients/autograd.md:1028
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

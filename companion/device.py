@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:5ffa4adf7c2c  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:2acbe2b9a36d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, matmul, tell, widened
+from companion.blas import FLAVOURS, WIDE, matmul, tell
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, bfloat16, float16, float32, int64
 from companion.native import POOL, CompileError, kernel
@@ -297,7 +297,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1016
+    # chapters/gradients/autograd.md:1017
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -375,11 +375,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2137
+# chapters/tensors/operations.md:2140
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2140
+# chapters/tensors/operations.md:2143
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -395,11 +395,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2177
+# chapters/tensors/operations.md:2180
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2180
+# chapters/tensors/operations.md:2183
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -419,7 +419,7 @@ KERNELS[RANDOM] = random
 KERNELS[MATMUL] = matmul
 
 
-# chapters/tensors/activations.md:498
+# chapters/tensors/activations.md:506
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
@@ -430,13 +430,14 @@ def erf_for(dtype: DType) -> Callable[..., None] | None:
         return None
 
 
-# chapters/tensors/activations.md:511
+# chapters/tensors/activations.md:519
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)
-    same = x.dtype is dtype
-    dense = x.dense() if same else widened(x, dtype)
-    result = out if same else dense
+    dense, result = x.dense(), out
+    if x.dtype is not dtype:
+        dense = result = Buffer.empty(x.shape, dtype)
+        copy(dense, x)
     function = erf_for(dtype)
     if function is None:
         slow = np.vectorize(math.erf, otypes=[dtype.numpy])

@@ -1,10 +1,11 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:08db0f35366c
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:877fe936f338
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FunctionType
 from typing import Any
+
+import numpy as np
 
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
@@ -12,6 +13,7 @@ from companion.tensor import (
     GENERATOR,
     Generator,
     Tensor,
+    bare,
     narrowed,
     ones,
     rand,
@@ -19,7 +21,6 @@ from companion.tensor import (
     sequence,
     where,
     widened,
-    wrap,
     zeros,
 )
 
@@ -69,7 +70,7 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
 
-    # chapters/tensors/layers.md:589
+    # chapters/tensors/layers.md:592
     def title(self) -> str:
         """The class, and the settings it was built from."""
         settings = [f"{name}={value!r}" for name, value in
@@ -81,7 +82,7 @@ class Module:
         """How many numbers training may change."""
         return sum(p.size for p in self.parameters())
 
-    # chapters/tensors/layers.md:605
+    # chapters/tensors/layers.md:608
     def __repr__(self) -> str:
         places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
         return "\n".join([
@@ -90,15 +91,17 @@ class Module:
 
     def branches(self, indent: str) -> Iterator[str]:
         """A line for each module below this one, and each function."""
-        for name, part in self.parts((Module, FunctionType)):
+        for name, part in self.parts((Module, Callable)):
             if not isinstance(part, Module):
-                yield f"{indent}{name}: {part.__name__}"
+                function = getattr(part, "func", part)  # of a partial
+                kind = type(function).__name__
+                yield f"{indent}{name}: {getattr(function, '__name__', kind)}"
                 continue
             count = f"  # {part.count():,}" if part.count() else ""
             yield f"{indent}{name}: {part.title()}{count}"
             yield from part.branches(indent + "  ")
 
-    # chapters/tensors/layers.md:683
+    # chapters/tensors/layers.md:688
     def train(self, mode: bool = True) -> Module:
         """Put this module and all below it into training mode."""
         self.training = mode
@@ -126,14 +129,15 @@ class Module:
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} does not fit:\n"
                 + "\n".join(f"  {p}" for p in problems))
-        for name, tensor in own.items():
-            value = state[name]
-            value = value if isinstance(value, Tensor) else Tensor(value)
-            tensor.assign(bare(value).to(tensor.device))
+        values = [bare(v).clone() if isinstance(v, Tensor) else Tensor(v)
+                  for v in map(state.__getitem__, own)]
+        for tensor, value in zip(own.values(), values):
+            tensor.assign(value.to(tensor.device))
 
     # chapters/gradients/autograd.md:930
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
+        check_target(target)
         for _, tensor in list(self.named_tensors()):
             for x in (tensor, tensor.grad):
                 if x is not None and (
@@ -188,8 +192,8 @@ def he(outputs: int, inputs: int, **options: Any) -> Tensor:
 class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features).
 
-    Weights are drawn by `init(out_features, in_features)`, by default
-    Xavier's uniform; the bias starts at zero.
+    Weights are drawn by `init(out_features, in_features, dtype=dtype,
+    device=device)`, by default Xavier's; the bias starts at zero.
     """
 
     def __init__(self, in_features: int, out_features: int,
@@ -210,6 +214,9 @@ class Linear(Module):
 def check_features(layer: Module, x: Tensor,
                    shape: tuple[int, ...]) -> None:
     """The last axes of `x` must be those the layer was built for."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{type(layer).__name__}: expected a Tensor, got a "
+                        f"{type(x).__name__}; wrap it in Tensor(…)")
     if x.shape[-len(shape):] != shape:
         wanted = ", ".join(map(str, shape))
         raise ValueError(
@@ -217,7 +224,7 @@ def check_features(layer: Module, x: Tensor,
             f"{x.shape}; reshape the input, or build the layer for it")
 
 
-# chapters/tensors/layers.md:532
+# chapters/tensors/layers.md:535
 class Sequential(Module):
     """Modules, or plain functions, one after another."""
 
@@ -246,7 +253,7 @@ class Sequential(Module):
         return len(self.layers)
 
 
-# chapters/tensors/layers.md:580
+# chapters/tensors/layers.md:583
 def plain(value: Any) -> bool:
     """Whether a value is a setting that a line of text can show."""
     if isinstance(value, tuple):
@@ -254,7 +261,7 @@ def plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str)
 
 
-# chapters/tensors/layers.md:657
+# chapters/tensors/layers.md:662
 class Dropout(Module):
     """While training, zero each element with probability p.
 
@@ -275,7 +282,7 @@ class Dropout(Module):
         return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
-# chapters/tensors/layers.md:810
+# chapters/tensors/layers.md:815
 class LayerNorm(Module):
     """Rows of mean 0 and variance 1, scaled and shifted (Ba, 2016).
 
@@ -302,7 +309,7 @@ class LayerNorm(Module):
         return narrowed(y if self.bias is None else y + self.bias, x)
 
 
-# chapters/tensors/layers.md:845
+# chapters/tensors/layers.md:850
 class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, 2019).
 
@@ -326,22 +333,24 @@ class RMSNorm(Module):
         return narrowed(y, x)
 
 
-# chapters/tensors/layers.md:906
-def bare(x: Tensor) -> Tensor:
-    """The same memory under a tensor without marks."""
-    return wrap(x.buffer, x.device)
-
-
 # chapters/tensors/layers.md:911
 def mismatches(own: Mapping[str, Tensor],
                state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from filling `own`, a line for each problem."""
     missing = [f"missing: {name} {own[name].shape}"
                for name in own if name not in state]
-    extra = [f"not expected: {name} {tuple(state[name].shape)}"
+    extra = [f"not expected: {name} {np.shape(state[name])}"
              for name in state if name not in own]
     wrong = [f"{name}: expected {own[name].shape}, got "
-             f"{tuple(state[name].shape)}"
+             f"{np.shape(state[name])}"
              for name in own if name in state
-             and own[name].shape != tuple(state[name].shape)]
+             and own[name].shape != np.shape(state[name])]
     return missing + extra + wrong
+
+
+# chapters/tensors/layers.md:986
+def check_target(target: Device | DType | str) -> None:
+    """Weights of another dtype must be floats still."""
+    if isinstance(target, DType) and not target.is_float:
+        raise TypeError(f"Module.to: expected a float dtype or a device, "
+                        f"got {target}; {target} has no fractions")

@@ -1,17 +1,36 @@
-# Tangled from losses: edit there, `make tangle`. sha256:e309a5a02519
+# Tangled from losses: edit there, `make tangle`. sha256:a8cb3711d29c
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 from companion.dtype import DType, int64
-from companion.layers import bare
-from companion.tensor import Tensor, alike, arange, floating, where, widened
+from companion.tensor import (
+    Tensor,
+    alike,
+    arange,
+    bare,
+    floating,
+    where,
+    widened,
+)
 
 
 # chapters/tensors/losses.md:119
+def check_tensors(name: str, x: Any, target: Any) -> None:
+    """A list has neither shape nor dtype."""
+    for place, value in (("input", x), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name}: expected a Tensor as {place}, got a "
+                f"{type(value).__name__}; wrap it in Tensor(…)")
+
+
+# chapters/tensors/losses.md:128
 def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
     """Both in one float dtype, if they have one shape."""
+    check_tensors(name, x, target)
     if x.shape != target.shape:
         raise ValueError(
             f"{name}: input {x.shape} and target {target.shape} must have "
@@ -26,7 +45,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-# chapters/tensors/losses.md:137
+# chapters/tensors/losses.md:147
 def reduced(loss: Tensor, reduction: str, dtype: DType,
             n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
@@ -37,7 +56,7 @@ def reduced(loss: Tensor, reduction: str, dtype: DType,
     return REDUCTIONS[reduction](loss, n).to(dtype)
 
 
-# chapters/tensors/losses.md:147
+# chapters/tensors/losses.md:157
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
     """(x - target)², averaged over all elements (Legendre, 1805)."""
@@ -46,7 +65,7 @@ def mse_loss(x: Tensor, target: Tensor,
     return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:221
+# chapters/tensors/losses.md:231
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
@@ -62,14 +81,14 @@ def bce_with_logits(x: Tensor, target: Tensor,
     return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:356
+# chapters/tensors/losses.md:366
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
     shifted = x - bare(x.max(-1, keepdim=True))
     return shifted, shifted.exp().sum(-1).log()
 
 
-# chapters/tensors/losses.md:379
+# chapters/tensors/losses.md:389
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = log_sums(x)
@@ -82,7 +101,7 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return log_sum - score
 
 
-# chapters/tensors/losses.md:403
+# chapters/tensors/losses.md:413
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
@@ -97,7 +116,7 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:425
+# chapters/tensors/losses.md:435
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
@@ -106,7 +125,7 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     return inside and not 0 <= ignore_index < classes
 
 
-# chapters/tensors/losses.md:443
+# chapters/tensors/losses.md:453
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = alike(x, share)
@@ -114,10 +133,11 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     if smoothing:
         share = share * (1 - smoothing) + smoothing / x.shape[-1]
     logs = shifted - log_sum.unsqueeze(-1)
-    return -(where(share == 0, 0, logs) * share).sum(-1)
+    absent = (share == 0) & (logs == -math.inf)
+    return -(where(absent, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:453
+# chapters/tensors/losses.md:464
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -130,7 +150,7 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:467
+# chapters/tensors/losses.md:478
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
@@ -140,11 +160,15 @@ def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
     Rows whose class is `ignore_index` count for nothing, also in the
     mean. `label_smoothing` ε mixes in the uniform distribution.
     """
+    check_tensors("cross_entropy", x, target)
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected 0 to 1, got "
                          f"{label_smoothing}")
     wide, dtype = widened(x), floating(x).dtype
     if holds_shares(x, target):
+        if ignore_index != -100:
+            raise ValueError("ignore_index: targets are shares, and none "
+                             "of them is a class; leave it out")
         loss = share_loss(wide, widened(target), label_smoothing)
         return reduced(loss, reduction, dtype)
     target = target.to(int64)

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:28aebb401ddd
+# Tangled from optimizers: edit there, `make tangle`. sha256:26dcf03ab15e
 from __future__ import annotations
 
 import math
@@ -121,12 +121,12 @@ def check_groups(groups: list[dict[str, Any]],
                 f"{', '.join(defaults)}")
         for name in LIMITS.keys() & group:
             values = listed(group[name])
-            if (len(values) != len(listed(defaults[name]))
+            count = 2 if name == "betas" else 1
+            if (len(values) != count
                     or not all(0 <= v < LIMITS[name] for v in values)):
                 raise ValueError(
-                    f"optimizer: {name} is {group[name]}; expected at "
-                    f"least 0 and less than {LIMITS[name]}, as in "
-                    f"{name}={defaults[name]}")
+                    f"optimizer: {name} is {group[name]}; expected {count} "
+                    f"of at least 0 and less than {LIMITS[name]}")
         if group.get("nesterov") and not group["momentum"]:
             raise ValueError("optimizer: nesterov looks ahead along the "
                              "momentum; expected momentum above 0")

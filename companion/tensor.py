@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:218cb71438fb  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:9bb75f1ffc8c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -256,10 +256,13 @@ class Tensor:
 
     @property
     def mT(self) -> Tensor:
+        if self.ndim < 2:
+            raise ValueError(f"mT: expected two axes or more, got shape "
+                             f"{self.shape}; unsqueeze it first")
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1289
+    # chapters/tensors/operations.md:1292
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -283,7 +286,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1345
+    # chapters/tensors/operations.md:1348
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -297,7 +300,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1424
+    # chapters/tensors/operations.md:1427
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -320,7 +323,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1559
+    # chapters/tensors/operations.md:1562
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -332,14 +335,14 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1601
+    # chapters/tensors/operations.md:1604
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1640
+    # chapters/tensors/operations.md:1643
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -358,7 +361,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1669
+    # chapters/tensors/operations.md:1672
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -371,7 +374,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1703
+    # chapters/tensors/operations.md:1706
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -394,7 +397,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1738
+    # chapters/tensors/operations.md:1741
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -416,7 +419,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1780
+    # chapters/tensors/operations.md:1783
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -434,14 +437,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1836
+    # chapters/tensors/operations.md:1839
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1854
+    # chapters/tensors/operations.md:1857
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -454,7 +457,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1878
+    # chapters/tensors/operations.md:1881
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -480,7 +483,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1949
+    # chapters/tensors/operations.md:1952
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -509,7 +512,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2093
+    # chapters/tensors/operations.md:2096
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -517,7 +520,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2335
+    # chapters/tensors/operations.md:2339
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -541,13 +544,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2382
+    # chapters/tensors/operations.md:2386
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2392
+    # chapters/tensors/operations.md:2396
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -561,7 +564,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2425
+    # chapters/tensors/operations.md:2429
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -581,7 +584,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2642
+    # chapters/tensors/operations.md:2646
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -597,7 +600,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2686
+    # chapters/tensors/operations.md:2690
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -611,7 +614,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2718
+    # chapters/tensors/operations.md:2722
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -626,7 +629,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2761
+    # chapters/tensors/operations.md:2765
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -650,7 +653,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2791
+    # chapters/tensors/operations.md:2795
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -674,7 +677,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2875
+    # chapters/tensors/operations.md:2879
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -695,7 +698,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2929
+    # chapters/tensors/operations.md:2933
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -705,7 +708,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2953
+    # chapters/tensors/operations.md:2957
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -793,32 +796,33 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near + near * square * bend, far)
 
-    # chapters/tensors/activations.md:356
+    # chapters/tensors/activations.md:361
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
-        x = floating(self)
-        e = (x - x.max(axis, keepdim=True)).exp()
-        return e / e.sum(axis, keepdim=True)
+        x = widened(self)
+        e = (x - bare(x.max(axis, keepdim=True))).exp()
+        return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:403
+    # chapters/tensors/activations.md:410
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
-        x = floating(self)
-        top = x.max(axis, keepdim=True)
+        x = widened(self)
+        top = bare(x.max(axis, keepdim=True))
         top = where(top.abs() < math.inf, top, 0)
         total = (x - top).exp().sum(axis, keepdim=True).log() + top
-        return total if keepdim else total.squeeze(axes_of(x, axis))
+        total = total if keepdim else total.squeeze(axes_of(x, axis))
+        return narrowed(total, self)
 
     @torch_names
     def log_softmax(self, axis: int) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
-        x = floating(self)
-        x = x - x.max(axis, keepdim=True)
-        return x - x.exp().sum(axis, keepdim=True).log()
+        x = widened(self)
+        x = x - bare(x.max(axis, keepdim=True))
+        return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:535
+    # chapters/tensors/activations.md:544
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -990,7 +994,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1393
+# chapters/tensors/operations.md:1396
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1008,7 +1012,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1449
+# chapters/tensors/operations.md:1452
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1019,25 +1023,25 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1459
+# chapters/tensors/operations.md:1462
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1464
+# chapters/tensors/operations.md:1467
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1469
+# chapters/tensors/operations.md:1472
 def home(*operands: Tensor | Scalar) -> Device:
     """The device of the first tensor among the operands."""
     return [x.device for x in operands if isinstance(x, Tensor)][0]
 
 
-# chapters/tensors/operations.md:1476
+# chapters/tensors/operations.md:1479
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1047,14 +1051,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return same if shape is None else same.broadcast(shape)
 
 
-# chapters/tensors/operations.md:1485
+# chapters/tensors/operations.md:1488
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1495
+# chapters/tensors/operations.md:1498
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1062,7 +1066,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1502
+# chapters/tensors/operations.md:1505
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1070,7 +1074,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1509
+# chapters/tensors/operations.md:1512
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1078,7 +1082,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1527
+# chapters/tensors/operations.md:1530
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1088,7 +1092,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1538
+# chapters/tensors/operations.md:1541
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1096,7 +1100,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1545
+# chapters/tensors/operations.md:1548
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1107,7 +1111,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1586
+# chapters/tensors/operations.md:1589
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -1121,37 +1125,37 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1616
+# chapters/tensors/operations.md:1619
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1621
+# chapters/tensors/operations.md:1624
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1626
+# chapters/tensors/operations.md:1629
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1633
+# chapters/tensors/operations.md:1636
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1760
+# chapters/tensors/operations.md:1763
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1769
+# chapters/tensors/operations.md:1772
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1161,7 +1165,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1811
+# chapters/tensors/operations.md:1814
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1171,7 +1175,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1820
+# chapters/tensors/operations.md:1823
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1184,13 +1188,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1847
+# chapters/tensors/operations.md:1850
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1914
+# chapters/tensors/operations.md:1917
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1201,7 +1205,7 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1928
+# chapters/tensors/operations.md:1931
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
     size = x.abs()
@@ -1213,14 +1217,14 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1939
+# chapters/tensors/operations.md:1942
 def power_of_zero(y: Tensor) -> Tensor:
     """0 ** y."""
     least = where(y == 0, 1, where(y < 0, math.inf, y))
     return where(y > 0, 0, least)
 
 
-# chapters/tensors/operations.md:1989
+# chapters/tensors/operations.md:1992
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1228,34 +1232,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1996
+# chapters/tensors/operations.md:1999
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2001
+# chapters/tensors/operations.md:2004
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2006
+# chapters/tensors/operations.md:2009
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2010
+# chapters/tensors/operations.md:2013
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2014
+# chapters/tensors/operations.md:2017
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2026
+# chapters/tensors/operations.md:2029
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1272,7 +1276,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2042
+# chapters/tensors/operations.md:2045
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1284,7 +1288,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2066
+# chapters/tensors/operations.md:2069
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1293,14 +1297,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2074
+# chapters/tensors/operations.md:2077
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2082
+# chapters/tensors/operations.md:2085
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1310,7 +1314,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2210
+# chapters/tensors/operations.md:2213
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1330,18 +1334,19 @@ class Generator:
                 device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
         key = Tensor([self.seed, self.place], int64, device)
-        self.place += (math.prod(shape) + 1) // 2
-        return Tensor.apply(RANDOM, key, arg=shape)
+        numbers = Tensor.apply(RANDOM, key, arg=shape)
+        self.place += (numbers.size + 1) // 2
+        return numbers
 
 
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2245
+# chapters/tensors/operations.md:2249
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2248
+# chapters/tensors/operations.md:2252
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1359,7 +1364,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2267
+# chapters/tensors/operations.md:2271
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1371,7 +1376,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2278
+# chapters/tensors/operations.md:2282
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1384,7 +1389,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2315
+# chapters/tensors/operations.md:2319
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1394,13 +1399,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2375
+# chapters/tensors/operations.md:2379
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2406
+# chapters/tensors/operations.md:2410
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1410,11 +1415,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2461
+# chapters/tensors/operations.md:2465
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2464
+# chapters/tensors/operations.md:2468
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1431,7 +1436,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2488
+# chapters/tensors/operations.md:2492
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1454,7 +1459,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2521
+# chapters/tensors/operations.md:2525
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1467,7 +1472,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2537
+# chapters/tensors/operations.md:2541
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1488,14 +1493,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2566
+# chapters/tensors/operations.md:2570
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2572
+# chapters/tensors/operations.md:2576
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1512,7 +1517,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2588
+# chapters/tensors/operations.md:2592
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1520,7 +1525,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2599
+# chapters/tensors/operations.md:2603
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1533,7 +1538,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2611
+# chapters/tensors/operations.md:2615
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1544,7 +1549,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2623
+# chapters/tensors/operations.md:2627
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1560,7 +1565,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2704
+# chapters/tensors/operations.md:2708
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1573,7 +1578,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2819
+# chapters/tensors/operations.md:2823
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1582,7 +1587,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2839
+# chapters/tensors/operations.md:2843
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1602,14 +1607,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2858
+# chapters/tensors/operations.md:2862
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2920
+# chapters/tensors/operations.md:2924
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1617,7 +1622,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2943
+# chapters/tensors/operations.md:2947
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1626,7 +1631,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2975
+# chapters/tensors/operations.md:2979
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1650,6 +1655,12 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     for coefficient in coefficients[1:]:
         value = x * value + coefficient
     return value
+
+
+# chapters/tensors/activations.md:354
+def bare(x: Tensor) -> Tensor:
+    """The same memory under a tensor without marks."""
+    return wrap(x.buffer, x.device)
 
 
 # chapters/gradients/autograd.md:294
@@ -1706,7 +1717,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1076
+# chapters/gradients/autograd.md:1077
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1723,7 +1734,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1417
+# chapters/gradients/autograd.md:1418
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1749,7 +1760,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1445
+# chapters/gradients/autograd.md:1446
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:840c2502e818  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ed511e884d55  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -194,7 +194,7 @@ def row_of(found: dict) -> str:
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:665
+# chapters/tensors/activations.md:675
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -202,7 +202,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:672
+# chapters/tensors/activations.md:682
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -221,7 +221,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:696
+    # chapters/tensors/activations.md:706
     def __repr__(self) -> str:
         return self.name
 
