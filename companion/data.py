@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:dc09129d7119
+# Tangled from data: edit there, `make tangle`. sha256:6e719fd5fe60
 from __future__ import annotations
 
 import contextlib
@@ -9,10 +9,13 @@ import gzip
 import hashlib
 import io
 import math
+import multiprocessing
 import os
+import pickle
 import struct
 import tarfile
 import threading
+import traceback
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,12 +32,12 @@ from tqdm import tqdm
 
 from companion.blas import tell
 from companion.device import LOW, threefry
-from companion.dtype import float32
+from companion.dtype import float32, uint8
 from companion.native import cache
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
-# chapters/gradients/data.md:90
+# chapters/gradients/data.md:91
 STROKES = (
     "30 51 62 66 57 38 17 06 02 11 30", "12 30 38",
     "02 11 30 51 62 63 08 68", "01 30 51 62 53 34 55 66 57 38 07",
@@ -43,7 +46,7 @@ STROKES = (
     "34 53 51 30 11 13 34 65 67 38 07 05 34", "62 50 20 02 14 44 62 58")
 
 
-# chapters/gradients/data.md:98
+# chapters/gradients/data.md:99
 def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     """Corners (points, n, 2) of a digit, n times with a shaky hand.
 
@@ -60,7 +63,7 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     return np.stack([left, top], -1).swapaxes(0, 1)
 
 
-# chapters/gradients/data.md:130
+# chapters/gradients/data.md:131
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
     grid = np.arange(28, dtype=np.float32)
@@ -75,7 +78,7 @@ def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (width[:, None, None] - np.sqrt(nearest)).clip(0, 1)
 
 
-# chapters/gradients/data.md:146
+# chapters/gradients/data.md:147
 def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """n pictures uint8 (n, 28, 28) of digits, and the digits, int64."""
     u = rand(n, 33, generator=Generator(seed)).numpy()
@@ -87,7 +90,7 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (images * 215 + noise * 40).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:180
+# chapters/gradients/data.md:181
 class Dataset(Protocol):
     """Anything with a length whose examples have numbers."""
 
@@ -100,7 +103,7 @@ Batch = tuple[Tensor, ...]
 Transform = Callable[..., Batch]
 
 
-# chapters/gradients/data.md:196
+# chapters/gradients/data.md:197
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
@@ -111,7 +114,7 @@ def collate(items: list[Any]) -> Batch:
     return tuple([column(parts) for parts in zip(*rows)])
 
 
-# chapters/gradients/data.md:206
+# chapters/gradients/data.md:207
 def column(parts: tuple[Any, ...]) -> Tensor:
     """One tensor of the parts: numbers, arrays or tensors of one shape."""
     try:
@@ -128,7 +131,7 @@ def column(parts: tuple[Any, ...]) -> Tensor:
             f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:239
+# chapters/gradients/data.md:240
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -141,14 +144,14 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:251
+# chapters/gradients/data.md:252
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:287
+# chapters/gradients/data.md:288
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -177,13 +180,13 @@ class Arrays:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:345
+    # chapters/gradients/data.md:346
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:320
+# chapters/gradients/data.md:321
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -192,13 +195,13 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:338
+# chapters/gradients/data.md:339
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:523
+# chapters/gradients/data.md:527
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -225,12 +228,13 @@ class DataLoader(Batches):
             raise ValueError(
                 f"DataLoader: {len(self.dataset)} examples make no batch "
                 f"of {self.batch_size} (drop_last={self.drop_last})")
-        if min(self.workers, self.prefetch) < 0:
-            raise ValueError(f"DataLoader: no workers={self.workers} or "
-                             f"prefetch={self.prefetch}; 0 means none")
+        if min(self.workers, self.prefetch, self.seed) < 0:
+            raise ValueError(
+                f"DataLoader: expected 0 or more, got seed={self.seed}, "
+                f"workers={self.workers}, prefetch={self.prefetch}")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:565
+    # chapters/gradients/data.md:570
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -245,15 +249,15 @@ class DataLoader(Batches):
         n = len(self.dataset)
         if not self.shuffle:
             return np.arange(n)
-        return randperm(n, Generator(self.seed * 1_000_003 + self.epoch)
-                        ).numpy()
+        key = (self.seed * 1_000_003 + self.epoch) % 2 ** 63
+        return randperm(n, Generator(key)).numpy()
 
     def parts(self) -> list[np.ndarray]:
         """The rows of each batch that is left of the current epoch."""
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:603
+    # chapters/gradients/data.md:608
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -264,7 +268,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:620
+    # chapters/gradients/data.md:625
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -272,7 +276,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:1000
+    # chapters/gradients/data.md:1024
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -291,7 +295,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:854
+    # chapters/gradients/data.md:864
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -301,7 +305,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:650
+    # chapters/gradients/data.md:655
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -324,7 +328,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:707
+# chapters/gradients/data.md:712
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -337,12 +341,17 @@ class Normalize:
     std: float | tuple[float, ...] = 1.0
 
     def __call__(self, x: Tensor, *rest: Tensor) -> Batch:
-        mean, std = [Tensor(v).reshape(-1, 1, 1) if isinstance(v, tuple)
-                     else Tensor(v) for v in (self.mean, self.std)]
+        if x.dtype is not uint8:
+            raise TypeError(f"Normalize: expected bytes (uint8), which it "
+                            f"divides by 255; got {x.dtype}")
+        mean, std = [
+            Tensor(v, device=x.device).reshape(
+                (-1, 1, 1) if isinstance(v, tuple) else ())
+            for v in (self.mean, self.std)]
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:758
+# chapters/gradients/data.md:768
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -363,7 +372,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:789
+# chapters/gradients/data.md:799
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -377,10 +386,10 @@ class RandomShift:
             np.pad(x.numpy(), margin), x.shape[-2:], (-2, -1))
         down, right = (chance(2).T * (2 * self.reach + 1)).astype(int)
         moved = windows[np.arange(len(x)), ..., down, right, :, :]
-        return from_numpy(moved), *rest
+        return from_numpy(moved).to(x.device), *rest
 
 
-# chapters/gradients/data.md:817
+# chapters/gradients/data.md:827
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -392,10 +401,10 @@ class RandomFlip:
         turned = x.numpy().copy()
         chosen = chance()[:, 0] < self.p
         turned[chosen] = turned[chosen][..., ::-1]
-        return from_numpy(turned), *rest
+        return from_numpy(turned).to(x.device), *rest
 
 
-# chapters/gradients/data.md:835
+# chapters/gradients/data.md:845
 class Compose:
     """One augmentation after the other."""
 
@@ -408,7 +417,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:948
+# chapters/gradients/data.md:958
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -421,27 +430,42 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:982
+# chapters/gradients/data.md:992
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:985
+# chapters/gradients/data.md:995
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:990
+# chapters/gradients/data.md:1000
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
-    return WORKER.fetch(rows)
+    try:
+        return WORKER.fetch(rows)
+    except Exception as error:
+        if multiprocessing.parent_process() is None or travels(error):
+            raise
+        lines = "".join(traceback.format_exception(error))
+        raise RuntimeError(f"a worker failed:\n{lines}") from None
 
 
-# chapters/gradients/data.md:1218
+# chapters/gradients/data.md:1011
+def travels(error: Exception) -> bool:
+    """Whether an exception survives the way from another process."""
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:  # whatever it is, the answer is no
+        return False
+
+
+# chapters/gradients/data.md:1242
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1221
+# chapters/gradients/data.md:1245
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -456,7 +480,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1323
+# chapters/gradients/data.md:1347
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -482,17 +506,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1358
+# chapters/gradients/data.md:1382
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1362
+# chapters/gradients/data.md:1386
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1370
+# chapters/gradients/data.md:1394
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -510,7 +534,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1396
+# chapters/gradients/data.md:1420
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -535,7 +559,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1435
+# chapters/gradients/data.md:1459
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -551,7 +575,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1454
+# chapters/gradients/data.md:1478
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -565,7 +589,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1471
+# chapters/gradients/data.md:1495
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -587,7 +611,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1516
+# chapters/gradients/data.md:1540
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -597,7 +621,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1529
+# chapters/gradients/data.md:1553
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -613,12 +637,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1567
+# chapters/gradients/data.md:1591
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1571
+# chapters/gradients/data.md:1595
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -633,7 +657,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1587
+# chapters/gradients/data.md:1611
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -643,7 +667,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1596
+# chapters/gradients/data.md:1620
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -655,12 +679,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1632
+# chapters/gradients/data.md:1656
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1636
+# chapters/gradients/data.md:1660
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -680,11 +704,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1657
+# chapters/gradients/data.md:1681
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1660
+# chapters/gradients/data.md:1684
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -704,7 +728,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1695
+# chapters/gradients/data.md:1719
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -714,7 +738,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1704
+# chapters/gradients/data.md:1728
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -726,7 +750,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1728
+# chapters/gradients/data.md:1752
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -742,7 +766,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1745
+# chapters/gradients/data.md:1769
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -752,13 +776,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1754
+# chapters/gradients/data.md:1778
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1759
+# chapters/gradients/data.md:1783
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ed511e884d55  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:d143dc7fbd8a  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from companion.buffer import Buffer
 from companion.native import compiler, cpu, kernel
-from companion.ops import WRITE, Op
+from companion.ops import GATHER, WRITE, Op
 
 
 # chapters/tensors/blas.md:427
@@ -217,11 +217,12 @@ class Timed:
         seconds = perf_counter() - start
         read = src[1:] if op is WRITE else src  # a target is not read
         fresh = not any(out.storage is s.storage for s in read)
+        read = (out, *src[1:]) if op is GATHER else read  # rows, no table
         moved = sum(map(bytes_seen, (out, *read))) if fresh else 0
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:706
+    # chapters/tensors/activations.md:707
     def __repr__(self) -> str:
         return self.name
 

@@ -1,5 +1,5 @@
-/* Tangled from data: edit there, `make tangle`. sha256:601e904abd5d */
-#line 377 "chapters/gradients/data.md"
+/* Tangled from data: edit there, `make tangle`. sha256:9047f45a17cd */
+#line 378 "chapters/gradients/data.md"
 #include <string.h>
 
 typedef void task(void *job, long i);
@@ -17,8 +17,8 @@ static void part(void *job, long i) {
   }
 }
 
-/* out[r] = x[at[r]] for n rows, in parts; how many places exist until
-   one does not: all n, or nothing is copied */
+/* out[r] = x[at[r]] for n rows, in parts; returns n, or the first r
+   whose place does not exist, and then copies nothing */
 long rows(const char *x, const long *at, char *out, long bytes, long n,
           long length, long parts, pool *parallel) {
   struct rows g = {x, at, out, bytes, n, length, parts};

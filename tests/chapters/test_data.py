@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:dd973b55fe59
+# Tangled from data: edit there, `make tangle`. sha256:ce3644835c0f
 from __future__ import annotations
 
 import contextlib
@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import tempfile
 import threading
@@ -23,6 +24,7 @@ from concurrent.futures import (
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
+from urllib.error import HTTPError
 
 import numpy as np
 
@@ -49,8 +51,8 @@ from companion.data import (
     read_idx,
     shakespeare,
 )
-from companion.device import CPU
-from companion.dtype import float32, int64, uint8
+from companion.device import CPU, copied
+from companion.dtype import float32, int32, int64, uint8
 from companion.layers import Linear, Sequential
 from companion.losses import cross_entropy
 from companion.native import POOL
@@ -60,7 +62,7 @@ from companion.tensor import Tensor, from_numpy, manual_seed, zeros
 from companion.training import Batches
 
 
-# chapters/gradients/data.md:261
+# chapters/gradients/data.md:262
 def seconds(call, times=15):
     """The best of several runs, in seconds."""
     taken = []
@@ -71,7 +73,7 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:691
+# chapters/gradients/data.md:696
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -82,7 +84,7 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:884
+# chapters/gradients/data.md:894
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -98,13 +100,13 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:903
+# chapters/gradients/data.md:913
 def wait(tenths):
     """Do nothing for some tenths of a millisecond."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:912
+# chapters/gradients/data.md:922
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -118,7 +120,7 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:929
+# chapters/gradients/data.md:939
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -129,24 +131,24 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:939
+# chapters/gradients/data.md:949
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:1081
+# chapters/gradients/data.md:1105
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:1084
+# chapters/gradients/data.md:1108
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:1090
+# chapters/gradients/data.md:1114
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -155,13 +157,13 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-# chapters/gradients/data.md:1250
+# chapters/gradients/data.md:1274
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1255
+# chapters/gradients/data.md:1279
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -187,7 +189,7 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1282
+# chapters/gradients/data.md:1306
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -207,12 +209,12 @@ four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
 SERVED["four.gz"] = gzip.compress(four, mtime=0)
 SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
 
-# chapters/gradients/data.md:1352
+# chapters/gradients/data.md:1376
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:1816
+# chapters/gradients/data.md:1840
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -222,7 +224,7 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1826
+# chapters/gradients/data.md:1850
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -232,7 +234,7 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1840
+# chapters/gradients/data.md:1864
 def test_rows_by_the_pool_are_numpys():
     draw = np.random.default_rng(2)
     for n, shape in ((1, (70_000,)), (2, (9, 5_000)), (400, (100,)),
@@ -244,7 +246,23 @@ def test_rows_by_the_pool_are_numpys():
                 assert np.array_equal(Tensor(table)[at], table[at])
 
 
-# chapters/gradients/data.md:1857
+# chapters/gradients/data.md:1876
+def test_rows_that_the_pool_cannot_copy_are_numpys_too():
+    draw = np.random.default_rng(3)
+    table = draw.random((300, 300), np.float32)
+    at = draw.integers(-300, 300, 1200)
+    flat, places = Tensor(table), Tensor(at)
+    for x, rows, expected in (
+            (flat.T, places, table.T[at]),
+            (flat, places[::2], table[at[::2]]),
+            (flat, places.to(int32), table[at])):
+        assert np.array_equal(x[rows], expected)
+    with mock.patch.dict(vars(sys.modules[copied.__module__]),
+                         row_copier=lambda: None):
+        assert np.array_equal(flat[places], table[at])
+
+
+# chapters/gradients/data.md:1897
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -258,7 +276,21 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1875
+# chapters/gradients/data.md:1915
+def test_each_epoch_augments_anew():
+    images, labels = drawn_digits(9)
+    loader = DataLoader(
+        Arrays(images, labels), 9,
+        augment=lambda chance, x, t: (from_numpy(chance(2)), t))
+    first, second = [[x.tolist() for x, _ in loader] for _ in range(2)]
+    assert first != second
+    x = from_numpy(images)
+    for p, expected in ((0.0, images), (1.0, images[:, :, ::-1])):
+        turned, = RandomFlip(p)(Chance(0, 0, np.arange(9)), x)
+        assert np.array_equal(turned, expected)
+
+
+# chapters/gradients/data.md:1933
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -269,7 +301,7 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1886
+# chapters/gradients/data.md:1944
 def test_a_dropped_loader_leaves_no_worker():
     before = threading.active_count()
     for pool in ThreadPoolExecutor, forked:
@@ -280,7 +312,7 @@ def test_a_dropped_loader_leaves_no_worker():
     assert not multiprocessing.active_children()
 
 
-# chapters/gradients/data.md:1901
+# chapters/gradients/data.md:1959
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -288,7 +320,7 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1909
+# chapters/gradients/data.md:1967
 def test_a_loop_keeps_its_epoch():
     make = functools.partial(DataLoader, range(4), 2, augment=(
         lambda chance, x: from_numpy(chance())))
@@ -299,7 +331,7 @@ def test_a_loop_keeps_its_epoch():
     assert found + [x.tolist() for x, in loop] == expected
 
 
-# chapters/gradients/data.md:1922
+# chapters/gradients/data.md:1980
 def test_a_copied_loader_makes_its_own_batches():
     loader = DataLoader(range(9), 2)
     next(loader)
@@ -307,7 +339,7 @@ def test_a_copied_loader_makes_its_own_batches():
     assert next(twin)[0].tolist() == next(loader)[0].tolist() == [2, 3]
 
 
-# chapters/gradients/data.md:1930
+# chapters/gradients/data.md:1988
 def test_next_goes_on_where_a_loop_was_left():
     loader = DataLoader(range(9), 4, drop_last=True)
     for _batch in loader:
@@ -317,7 +349,7 @@ def test_next_goes_on_where_a_loop_was_left():
     assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1943
+# chapters/gradients/data.md:2001
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -335,7 +367,7 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1960
+# chapters/gradients/data.md:2018
 def failure(loader):
     try:
         list(loader)
@@ -344,7 +376,7 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1971
+# chapters/gradients/data.md:2029
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -356,7 +388,23 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1983
+# chapters/gradients/data.md:2041
+def test_an_error_that_cannot_travel_sends_its_words():
+    class Distant(Broken):
+        def __getitem__(self, i):
+            if i == 5:
+                raise HTTPError("http://x/5.png", 404, "Not Found", {}, None)
+            return i
+
+    for pool, kind in ((ThreadPoolExecutor, HTTPError),
+                       (forked, RuntimeError)):
+        error = failure(DataLoader(Distant(), 2, workers=1, pool=pool))
+        text = "".join(traceback.format_exception(error))
+        assert type(error) is kind and "404: Not Found" in text
+        assert "while loading example 5" in text and "__getitem__" in text
+
+
+# chapters/gradients/data.md:2059
 def test_a_dataset_that_runs_dry_ends_no_epoch():
     """StopIteration is an error like others, and not the end of a loop."""
     class Dry(Broken):
@@ -369,7 +417,36 @@ def test_a_dataset_that_runs_dry_ends_no_epoch():
         assert "while loading example 5" in error.__cause__.__notes__[0]
 
 
-# chapters/gradients/data.md:1998
+# chapters/gradients/data.md:2075
+class Counted(Broken):
+    """Takes its time, and counts how often it was asked."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        self.asked += 1
+        time.sleep(2e-3)
+        return i
+
+
+# chapters/gradients/data.md:2091
+def test_workers_run_ahead_so_far_and_no_farther():
+    data = Counted()
+    loader = DataLoader(data, 1, workers=1, prefetch=3)
+    next(loader)
+    time.sleep(0.1)
+    assert data.asked == 4
+    data = Counted()
+    for _batch in DataLoader(data, 1, workers=1, prefetch=200):
+        break
+    assert data.asked < 20
+
+
+# chapters/gradients/data.md:2106
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -377,7 +454,7 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:2006
+# chapters/gradients/data.md:2114
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
     error = failure(loader)
@@ -387,7 +464,7 @@ def test_a_process_that_dies_is_noticed():
     assert next(loader)[0].tolist() == [place]
 
 
-# chapters/gradients/data.md:2017
+# chapters/gradients/data.md:2125
 def message(call, kind=ValueError):
     try:
         call()
@@ -397,7 +474,7 @@ def message(call, kind=ValueError):
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:2027
+# chapters/gradients/data.md:2135
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -408,7 +485,8 @@ def test_bad_input_is_one_clear_error():
         (lambda: collate([np.ones(3), np.ones(2)]), "[(2,), (3,)]"),
         (lambda: collate(["cat", "dog"]), "of type str do not stack"),
         (lambda: collate([(1, 2), 3]), "many columns, got [1, 2]"),
-        (lambda: DataLoader(range(3), workers=-1), "no workers=-1"),
+        (lambda: DataLoader(range(3), seed=-1), "got seed=-1"),
+        (lambda: DataLoader(range(3), workers=-1), "workers=-1"),
         (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
         (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
         (lambda: mnist("validation"), "'train' or 'test'"),
@@ -417,7 +495,7 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:2050
+# chapters/gradients/data.md:2159
 def test_where_a_place_does_not_exist_nothing_is_copied():
     table, out = Tensor(np.ones((5, 4_000))), zeros(9, 4_000)
     for wrong in (5, -6, 1 << 62):
@@ -429,20 +507,21 @@ def test_where_a_place_does_not_exist_nothing_is_copied():
         assert not out.numpy().any()
 
 
-# chapters/gradients/data.md:2064
+# chapters/gradients/data.md:2173
 def test_a_transform_returns_its_batch():
     for made, forget in (({"transform": lambda x: x * 2}, {}),
                          ({}, {"augment": lambda chance, x: x * 2})):
         x, = next(DataLoader(Arrays([1, 2], **made), 2, **forget))
         assert x.tolist() == [2, 4]
-    for made in ({"transform": print}, {"transform": lambda x: [x]}):
+    for made in ({"transform": lambda x: None},
+                 {"transform": lambda x: [x]}):
         assert "expected it to return" in message(
             lambda made=made: Arrays([1, 2], **made)[:], TypeError)
     loader = DataLoader(Arrays([1, 2]), augment=Compose(lambda *_: None))
     assert "got NoneType" in message(lambda: next(loader), TypeError)
 
 
-# chapters/gradients/data.md:2081
+# chapters/gradients/data.md:2191
 def test_a_repr_is_one_line():
     shown = repr(DataLoader([0] * 1000, 8))
     assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
@@ -450,7 +529,7 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
-# chapters/gradients/data.md:2092
+# chapters/gradients/data.md:2202
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -466,7 +545,7 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:2110
+# chapters/gradients/data.md:2220
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
@@ -481,14 +560,14 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:2125
+# chapters/gradients/data.md:2235
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:2134
+# chapters/gradients/data.md:2244
 def test_halves_that_do_not_fit_are_not_joined():
     """A mirror that always breaks off spoils nothing for the others."""
     with reader("short", "stored"):
@@ -500,7 +579,7 @@ def test_halves_that_do_not_fit_are_not_joined():
         assert ASKED == [("anew", 7)], "it did not go on, it began anew"
 
 
-# chapters/gradients/data.md:2146
+# chapters/gradients/data.md:2256
 def test_of_two_at_once_one_downloads():
     with reader("slow") as path, ThreadPoolExecutor(2) as two:
         found = list(two.map(obtain, ["tiny/four.gz"] * 2))
@@ -508,7 +587,7 @@ def test_of_two_at_once_one_downloads():
         assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2156
+# chapters/gradients/data.md:2266
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -526,7 +605,7 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2178
+# chapters/gradients/data.md:2288
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
     for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other"),
@@ -546,7 +625,7 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:2200
+# chapters/gradients/data.md:2310
 def test_a_cache_that_cannot_be_written_is_an_error():
     with reader("good") as path:
         path.with_name("four.gz.part").mkdir(parents=True)
@@ -555,7 +634,7 @@ def test_a_cache_that_cannot_be_written_is_an_error():
         assert not ASKED
 
 
-# chapters/gradients/data.md:2211
+# chapters/gradients/data.md:2321
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -565,7 +644,7 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:2221
+# chapters/gradients/data.md:2331
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -579,7 +658,7 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:2239
+# chapters/gradients/data.md:2349
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -602,7 +681,7 @@ def test_photographs_are_checked():
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:2264
+# chapters/gradients/data.md:2374
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -619,7 +698,7 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:2283
+# chapters/gradients/data.md:2393
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:
@@ -630,7 +709,7 @@ def test_without_files_and_network_there_are_drawn_digits():
         assert DRAWN["test"][1] != DRAWN["train"][1]
 
 
-# chapters/gradients/data.md:2298
+# chapters/gradients/data.md:2408
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
@@ -646,7 +725,7 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:2314
+# chapters/gradients/data.md:2424
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
