@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:d5a0760b9b91  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:f7e2dd47dd42  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ EXPORTS |= dict.fromkeys((
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:2440
+# chapters/gradients/data.md:2439
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:2230
+# chapters/gradients/gpu.md:2266
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:6e719fd5fe60
+# Tangled from data: edit there, `make tangle`. sha256:d4d210db10f9
 from __future__ import annotations
 
 import contextlib
@@ -206,9 +206,8 @@ def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
 
-    A `for` loop runs to the end of an epoch, the next one through the
-    next epoch; `next(loader)` goes on without end. `epoch` and `index`
-    say where the next batch begins, and `go_to` goes there.
+    A `for` loop runs to the end of an epoch; `next(loader)` goes on
+    without end. The next batch begins at (epoch, index); see `go_to`.
     """
 
     dataset: Dataset = field(repr=False)
@@ -223,7 +222,7 @@ class DataLoader(Batches):
     prefetch: int = 2
 
     def __post_init__(self) -> None:
-        least = max(self.batch_size if self.drop_last else 1, 1)
+        least = self.batch_size if self.drop_last else 1
         if self.batch_size < 1 or len(self.dataset) < least:
             raise ValueError(
                 f"DataLoader: {len(self.dataset)} examples make no batch "
@@ -234,7 +233,7 @@ class DataLoader(Batches):
                 f"workers={self.workers}, prefetch={self.prefetch}")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:570
+    # chapters/gradients/data.md:569
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -257,7 +256,7 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:608
+    # chapters/gradients/data.md:607
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -268,7 +267,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:625
+    # chapters/gradients/data.md:624
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -276,7 +275,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:1024
+    # chapters/gradients/data.md:1023
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -295,7 +294,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:864
+    # chapters/gradients/data.md:863
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -305,7 +304,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:655
+    # chapters/gradients/data.md:654
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -328,7 +327,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:712
+# chapters/gradients/data.md:711
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -351,7 +350,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:768
+# chapters/gradients/data.md:767
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -372,7 +371,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:799
+# chapters/gradients/data.md:798
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -389,7 +388,7 @@ class RandomShift:
         return from_numpy(moved).to(x.device), *rest
 
 
-# chapters/gradients/data.md:827
+# chapters/gradients/data.md:826
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -404,7 +403,7 @@ class RandomFlip:
         return from_numpy(turned).to(x.device), *rest
 
 
-# chapters/gradients/data.md:845
+# chapters/gradients/data.md:844
 class Compose:
     """One augmentation after the other."""
 
@@ -417,7 +416,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:958
+# chapters/gradients/data.md:957
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -430,17 +429,17 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:992
+# chapters/gradients/data.md:991
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:995
+# chapters/gradients/data.md:994
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:1000
+# chapters/gradients/data.md:999
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     try:
@@ -452,7 +451,7 @@ def work(rows: np.ndarray) -> Any:
         raise RuntimeError(f"a worker failed:\n{lines}") from None
 
 
-# chapters/gradients/data.md:1011
+# chapters/gradients/data.md:1010
 def travels(error: Exception) -> bool:
     """Whether an exception survives the way from another process."""
     try:
@@ -461,11 +460,11 @@ def travels(error: Exception) -> bool:
         return False
 
 
-# chapters/gradients/data.md:1242
+# chapters/gradients/data.md:1241
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1245
+# chapters/gradients/data.md:1244
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -480,7 +479,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1347
+# chapters/gradients/data.md:1346
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -506,17 +505,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1382
+# chapters/gradients/data.md:1381
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1386
+# chapters/gradients/data.md:1385
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1394
+# chapters/gradients/data.md:1393
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -534,7 +533,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1420
+# chapters/gradients/data.md:1419
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -559,7 +558,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1459
+# chapters/gradients/data.md:1458
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -575,7 +574,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1478
+# chapters/gradients/data.md:1477
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -589,7 +588,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1495
+# chapters/gradients/data.md:1494
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -611,7 +610,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1540
+# chapters/gradients/data.md:1539
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -621,7 +620,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1553
+# chapters/gradients/data.md:1552
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -637,12 +636,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1591
+# chapters/gradients/data.md:1590
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1595
+# chapters/gradients/data.md:1594
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -657,7 +656,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1611
+# chapters/gradients/data.md:1610
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -667,7 +666,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1620
+# chapters/gradients/data.md:1619
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -679,12 +678,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1656
+# chapters/gradients/data.md:1655
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1660
+# chapters/gradients/data.md:1659
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -704,11 +703,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1681
+# chapters/gradients/data.md:1680
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1684
+# chapters/gradients/data.md:1683
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -728,7 +727,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1719
+# chapters/gradients/data.md:1718
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -738,7 +737,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1728
+# chapters/gradients/data.md:1727
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -750,7 +749,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1752
+# chapters/gradients/data.md:1751
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -766,7 +765,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1769
+# chapters/gradients/data.md:1768
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -776,13 +775,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1778
+# chapters/gradients/data.md:1777
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1783
+# chapters/gradients/data.md:1782
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e1da37af746e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e39352624496  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -360,7 +360,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1579
+# chapters/gradients/gpu.md:1580
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -450,6 +450,6 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = erf
 
-# chapters/gradients/gpu.md:1570
+# chapters/gradients/gpu.md:1571
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()

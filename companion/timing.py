@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:d143dc7fbd8a  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:63a4af864140  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -114,11 +115,12 @@ def steadiest(attempt: Callable[[], Comparison],
 
 # chapters/tensors/blas.md:1832
 BENCHES = {"gemm": "companion.blas"}
+ONCE: set[str] = set()  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1837
+# chapters/tensors/blas.md:1838
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -134,14 +136,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1852
+# chapters/tensors/blas.md:1853
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1861
+# chapters/tensors/blas.md:1862
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -150,7 +152,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1869
+# chapters/tensors/blas.md:1870
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -161,23 +163,33 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1882
+# chapters/tensors/blas.md:1883
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--threads", default="1,2", help="such as 1,2")
+    parser.add_argument("--threads", default="1,2", type=counts,
+                        help="such as 1,2")
     options = parser.parse_args(argv)
-    for threads in map(int, options.threads.split(",")):
+    for threads in [1] if options.name in ONCE else options.threads:
         for found in measure(options.name, threads, options.quick):
             print(json.dumps(found) if options.json else row_of(found),
                   flush=True)
     return 0
 
 
-# chapters/tensors/blas.md:1897
+# chapters/tensors/blas.md:1899
+def counts(text: str) -> list[int]:
+    """Numbers of threads, written with commas between them."""
+    if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
+        raise argparse.ArgumentTypeError(
+            f"expected numbers of threads such as 1,2, got {text!r}")
+    return [int(count) for count in text.split(",")]
+
+
+# chapters/tensors/blas.md:1910
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -190,7 +202,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2060
+# chapters/tensors/blas.md:2073
 BENCHES["eager"] = "companion.benchmark"
 
 
@@ -246,8 +258,9 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:652
+# chapters/gradients/mnist.md:659
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2141
+# chapters/gradients/gpu.md:2176
 BENCHES["gpu"] = "companion.gpu"
+ONCE.add("gpu")

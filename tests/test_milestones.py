@@ -174,3 +174,38 @@ def test_a_missing_peer_is_named_and_not_guessed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = mlp_bench.race("torch", threads=1, quick=True)
     assert set(found.values()) == {None} and set(found) < LINE
+
+
+def test_damaged_digits_earn_no_verdict(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mnist").mkdir()
+    for name in mnist_files():
+        (tmp_path / "mnist" / name).write_bytes(b"<html>")
+    monkeypatch.setenv("COMPANION_DATA", str(tmp_path))
+    out = tmp_path / "out"
+    assert report.main(["1986", "--out", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert "1986 NOT MEASURED" in shown and "no gzip file" in shown
+
+
+def mnist_files():
+    """The names under which MNIST's files are looked for."""
+    return [
+        f"{part}-{kind}-ubyte.gz"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
+
+
+def test_the_verdict_of_1986_is_on_the_test_pictures(monkeypatch):
+    sets = {s: mnist.Arrays([0], source=s) for s in ("train", "test")}
+    monkeypatch.setattr(mnist, "mnist", sets.get)
+    for name in ("genuine", "pixels"):
+        monkeypatch.setattr(mnist, name, lambda data: data)
+    asked = []
+
+    def study(*data, **options):
+        asked.extend([d.source for d in data])
+        return None, [{"right": 0.97, "seconds": 1.0}]
+
+    monkeypatch.setattr(mnist, "study", study)
+    assert mnist.milestone().passed and asked == ["train", "test"]

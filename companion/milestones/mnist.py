@@ -1,24 +1,31 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:960196d7d6d2
+# Tangled from mnist: edit there, `make tangle`. sha256:71bc33b57900
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from companion.activations import relu
-from companion.data import Arrays, DataLoader, mnist
+from companion.data import Arrays, DataError, DataLoader, mnist
 from companion.dtype import float32
 from companion.layers import Linear, Module, Sequential, he
 from companion.losses import cross_entropy
 from companion.milestones.report import Report, Unmeasured
 from companion.optim import SGD
 from companion.tensor import Tensor, manual_seed
-from companion.training import Trainer, accuracy, evaluate, one_cycle
+from companion.training import (
+    Observer,
+    ProgressBar,
+    Trainer,
+    accuracy,
+    evaluate,
+    one_cycle,
+)
 
 
-# chapters/gradients/mnist.md:86
+# chapters/gradients/mnist.md:88
 def pixels(data: Arrays) -> Arrays:
     """Pictures as rows of 784 floats from 0 to 1, beside the labels."""
     images, labels = data.columns
@@ -26,16 +33,16 @@ def pixels(data: Arrays) -> Arrays:
     return Arrays(rows, labels, source=data.source)
 
 
-# chapters/gradients/mnist.md:99
+# chapters/gradients/mnist.md:101
 BATCH = 128
 
 
-# chapters/gradients/mnist.md:102
+# chapters/gradients/mnist.md:104
 def loss_of(model: Module, x: Tensor, t: Tensor) -> Tensor:
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/mnist.md:106
+# chapters/gradients/mnist.md:108
 def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
             momentum: float = 0.9, schedule: Callable = one_cycle,
             loss: Callable[..., Tensor] = loss_of,
@@ -48,25 +55,27 @@ def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
                    rate=schedule(epochs * len(batches)))
 
 
-# chapters/gradients/mnist.md:118
+# chapters/gradients/mnist.md:120
 def read_right(model: Module, data: Arrays) -> float:
     """The share of pictures that are read right."""
     return evaluate(model, accuracy, *data.columns)
 
 
-# chapters/gradients/mnist.md:159
+# chapters/gradients/mnist.md:161
 def classifier(width: int = 256) -> Sequential:
     """784 pixels, a hidden layer of rectifiers, ten logits."""
     return Sequential(Linear(784, width, init=he), relu,
                       Linear(width, 10))
 
 
-# chapters/gradients/mnist.md:165
+# chapters/gradients/mnist.md:167
 def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
-          seed: int = 0) -> tuple[Trainer, list[dict[str, Any]]]:
+          seed: int = 0, observers: Sequence[Observer] = (),
+          ) -> tuple[Trainer, list[dict[str, Any]]]:
     """Train, and look at the test pictures after every epoch."""
     manual_seed(seed)
     run = learner(classifier(width), train, epochs, seed=seed)
+    run.observers.extend(observers)
     rows, steps, start = [], len(train) // BATCH, time.perf_counter()
     for epoch in range(1, epochs + 1):
         run.fit(epoch * steps)
@@ -77,7 +86,7 @@ def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
     return run, rows
 
 
-# chapters/gradients/mnist.md:255
+# chapters/gradients/mnist.md:259
 def genuine(data: Arrays) -> Arrays:
     """The data, if it is MNIST; drawn digits earn no verdict."""
     if data.source != "MNIST":
@@ -88,16 +97,19 @@ def genuine(data: Arrays) -> Arrays:
     return data
 
 
-# chapters/gradients/mnist.md:265
+# chapters/gradients/mnist.md:269
 def verdict(rows: list[dict[str, Any]]) -> Report:
     """The report on a study; 95 % after the last epoch are asked for."""
     return Report("handwritten digits", "share of test digits read right",
                   rows[-1]["right"], 0.95, rows, rows[-1]["seconds"])
 
 
-# chapters/gradients/mnist.md:271
+# chapters/gradients/mnist.md:275
 def milestone() -> Report:
     """All of MNIST: 60,000 to learn from, 10,000 to be judged by."""
-    train, test = [pixels(genuine(mnist(split)))
-                   for split in ("train", "test")]
-    return verdict(study(train, test)[1])
+    try:
+        sets = [mnist(split) for split in ("train", "test")]
+    except DataError as error:
+        raise Unmeasured(str(error)) from None
+    train, test = [pixels(genuine(data)) for data in sets]
+    return verdict(study(train, test, observers=[ProgressBar()])[1])

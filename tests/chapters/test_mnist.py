@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:1ea3b844e181
+# Tangled from mnist: edit there, `make tangle`. sha256:37e90292b3d4
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +10,7 @@ from companion.milestones.report import Unmeasured
 from companion.optim import SGD
 
 
-# chapters/gradients/mnist.md:186
+# chapters/gradients/mnist.md:190
 def first_checks(model, x, t, steps=100):
     """The loss before training, and after learning one batch by heart."""
     optimizer, losses = SGD(model.parameters(), lr=0.1, momentum=0.9), []
@@ -23,12 +23,12 @@ def first_checks(model, x, t, steps=100):
     return losses[0], losses[-1]
 
 
-# chapters/gradients/mnist.md:683
+# chapters/gradients/mnist.md:690
 def drawn(n, seed):
     return pixels(Arrays(*drawn_digits(n, seed), source="drawn"))
 
 
-# chapters/gradients/mnist.md:687
+# chapters/gradients/mnist.md:694
 def refused(data):
     try:
         genuine(data)
@@ -37,36 +37,39 @@ def refused(data):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/mnist.md:696
+# chapters/gradients/mnist.md:703
 def test_pixels_are_rows_from_zero_to_one():
     rows = drawn(50, 0)
     x, t = rows.columns
     assert x.shape == (50, 784) and t.shape == (50,)
-    assert 0 == x.min().item() < x.max().item() <= 1
+    images, _ = drawn_digits(50, 0)
+    assert np.allclose(x.numpy(), images.reshape(50, 784) / 255, atol=1e-6)
     assert rows.source == "drawn"
 
 
-# chapters/gradients/mnist.md:705
+# chapters/gradients/mnist.md:713
 def test_drawn_digits_are_learned_and_earn_no_verdict():
     run, rows = study(drawn(2000, 1), drawn(500, 3), epochs=4, width=32)
-    assert rows[-1]["right"] > 0.9 > 0.3 > 1 - rows[0]["right"] - 0.6
+    assert rows[0]["right"] < rows[-1]["right"] > 0.9
     assert verdict(rows).passed == (rows[-1]["right"] >= 0.95)
     assert "set COMPANION_DATA" in refused(drawn(20, 0))
 
 
-# chapters/gradients/mnist.md:715
+# chapters/gradients/mnist.md:723
 def test_the_same_seed_gives_the_same_run():
     train, test = drawn(400, 1), drawn(100, 3)
     runs = [study(train, test, epochs=1, width=16, seed=s)[0]
             for s in (4, 4, 5)]
     losses = [[row["loss"] for row in run.history] for run in runs]
     assert losses[0] == losses[1] != losses[2]
+    weights = [run.model[2].bias.tolist() for run in runs]
+    assert weights[0] == weights[1] != weights[2]
 
 
-# chapters/gradients/mnist.md:724
+# chapters/gradients/mnist.md:734
 def test_hand_written_derivatives_agree():
     x, t, weights = task(3)
     steps = [make(x, t, weights) for make in (ours, by_hand)]
     mine, theirs = [epoch(step, 8)() for step in steps]
-    assert np.allclose(mine, theirs, rtol=1e-4) and mine[0] > mine[7] - 1
+    assert np.allclose(mine, theirs, rtol=1e-4)
     assert len(set(mine)) == 8
