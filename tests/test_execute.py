@@ -49,6 +49,7 @@ def test_outputs_cache_and_prose(tmp_path, monkeypatch):
     execute(small_book(tmp_path, first=edited), "first")
 
 
+@pytest.mark.slow
 def test_a_changed_cell_or_library_runs_again(tmp_path, monkeypatch):
     second = page("second", cell("from companion.layers import one\none()"))
     book = small_book(tmp_path, first=page("first", ONE), second=second)
@@ -73,6 +74,7 @@ def test_a_damaged_cache_is_rebuilt(tmp_path):
     assert outputs(execute(book, "first")) == [{"text/plain": "42"}]
 
 
+@pytest.mark.slow
 def test_a_chapter_sees_nothing_later(tmp_path):
     early = page("early", cell("import companion.data"))
     late = page("late", cell("def name():\n    return 0", "tangle"))
@@ -165,6 +167,7 @@ def gpu_book(folder):
     )
 
 
+@pytest.mark.slow
 def test_gpu_cells_run_where_there_is_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "gpu_name", lambda: "Some GPU")
     done = execute(gpu_book(tmp_path), "first")
@@ -174,6 +177,7 @@ def test_gpu_cells_run_where_there_is_a_gpu(tmp_path, monkeypatch):
     assert recorded["source"] == module.hashed("print(2 ** 9)")[:12]
 
 
+@pytest.mark.slow
 def test_gpu_cells_show_the_record_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "gpu_name", lambda: "Some GPU")
     book = gpu_book(tmp_path)

@@ -493,6 +493,7 @@ def test_names_of_files_are_text(tmp_path):
     assert "a<b>" not in opening
 
 
+@pytest.mark.slow
 def test_a_failing_cell_is_named_by_the_line_of_the_chapter(book, tmp_path):
     copy = shutil.copytree(book, tmp_path / "book")
     sums = copy / "chapters/sums.md"
