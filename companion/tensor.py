@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:9042546fdf62  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:7a4c27e18a57  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -864,7 +864,7 @@ class Tensor:
 
     def detach(self) -> Tensor:
         """The same memory, with no past and no wish for a gradient."""
-        return wrap(self.buffer, self.device)
+        return bare(self)
 
 
 # chapters/tensors/operations.md:930
