@@ -1,4 +1,5 @@
-# Tangled from record: edit there, `make tangle`. sha256:076dd134b334
+# Tangled from record: edit there, `make tangle`. sha256:d4ef75a92c11
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -6,6 +7,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from companion.literate.execute import (
+    Room,
     cached,
     code_cells,
     execute,
@@ -21,7 +23,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:253
+# chapters/appendix/record.md:256
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -40,7 +42,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:277
+# chapters/appendix/record.md:280
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -50,14 +52,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:286
+# chapters/appendix/record.md:289
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:292
+# chapters/appendix/record.md:295
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -73,7 +75,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:451
+# chapters/appendix/record.md:456
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -90,7 +92,28 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:906
+# chapters/appendix/record.md:701
+def test_a_cell_that_is_alone_has_no_neighbour():
+    with TemporaryDirectory() as folder, Room(Path(folder)) as room:
+        for alone in (False, True, False):
+            room.enter(alone)
+            assert is_free(room.door("room")) != alone
+        flock(room.room, LOCK_UN)
+        flock(room.door("gate"), LOCK_EX)  # a neighbour wants to be alone
+        assert not is_free(room.gate)
+
+
+# chapters/appendix/record.md:711
+def is_free(file):
+    """Whether one more may share a locked file."""
+    try:
+        flock(file, LOCK_SH | LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+
+
+# chapters/appendix/record.md:1092
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -106,7 +129,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1020
+# chapters/appendix/record.md:1235
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -120,7 +143,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1095
+# chapters/appendix/record.md:1310
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -137,7 +160,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1553
+# chapters/appendix/record.md:1855
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -145,7 +168,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1874
+# chapters/appendix/record.md:2185
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -163,7 +186,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2277
+# chapters/appendix/record.md:2588
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
