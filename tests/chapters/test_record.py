@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:d4ef75a92c11
+# Tangled from record: edit there, `make tangle`. sha256:0725e6987eab
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -92,28 +92,31 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:701
-def test_a_cell_that_is_alone_has_no_neighbour():
-    with TemporaryDirectory() as folder, Room(Path(folder)) as room:
-        for alone in (False, True, False):
-            room.enter(alone)
-            assert is_free(room.door("room")) != alone
-        flock(room.room, LOCK_UN)
-        flock(room.door("gate"), LOCK_EX)  # a neighbour wants to be alone
-        assert not is_free(room.gate)
-
-
-# chapters/appendix/record.md:711
+# chapters/appendix/record.md:700
 def is_free(file):
     """Whether one more may share a locked file."""
     try:
         flock(file, LOCK_SH | LOCK_NB)
-        return True
     except BlockingIOError:
         return False
+    flock(file, LOCK_UN)
+    return True
 
 
-# chapters/appendix/record.md:1092
+# chapters/appendix/record.md:711
+def test_a_cell_that_is_alone_has_no_neighbour():
+    with TemporaryDirectory() as folder, Room(Path(folder)) as room:
+        for alone in (False, True, False):
+            room.enter(alone)
+            with open(room.folder / "room.lock") as neighbour:
+                assert is_free(neighbour) != alone
+        with open(room.folder / "gate.lock") as patient:
+            assert is_free(room.gate)
+            flock(patient, LOCK_EX)  # a neighbour waits to be alone
+            assert not is_free(room.gate)
+
+
+# chapters/appendix/record.md:1095
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -129,7 +132,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1235
+# chapters/appendix/record.md:1238
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -143,7 +146,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1310
+# chapters/appendix/record.md:1313
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -160,7 +163,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1855
+# chapters/appendix/record.md:1858
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -168,7 +171,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:2185
+# chapters/appendix/record.md:2188
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -186,7 +189,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2588
+# chapters/appendix/record.md:2591
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
