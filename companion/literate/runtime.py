@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:1b61f5489763
+# Tangled from record: edit there, `make tangle`. sha256:c7e7b281c38f
 """What a chapter's cells call while they run."""
 
 import gc
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import CellType
 
 
-# chapters/appendix/record.md:125
+# chapters/appendix/record.md:126
 class Empty:
     """Holds what Python itself writes into every class, no more."""
 
 
-# chapters/appendix/record.md:129
+# chapters/appendix/record.md:130
 def members(original: type, addition: type) -> dict:
     """The attributes that the body of `addition` wrote, by name."""
     own = {*vars(Empty), "__annotations__"}
@@ -23,7 +23,7 @@ def members(original: type, addition: type) -> dict:
     return found
 
 
-# chapters/appendix/record.md:162
+# chapters/appendix/record.md:163
 def rebind_class_cell(addition: type, original: type) -> None:
     """Let zero-argument super() in the new members mean `original`."""
     for referrer in gc.get_referrers(addition):
@@ -31,7 +31,7 @@ def rebind_class_cell(addition: type, original: type) -> None:
             referrer.cell_contents = original
 
 
-# chapters/appendix/record.md:174
+# chapters/appendix/record.md:175
 def reopened(scope: dict, addition: type) -> type:
     """The class that `addition` extends, if it may."""
     name = addition.__name__
@@ -49,7 +49,7 @@ def reopened(scope: dict, addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:194
+# chapters/appendix/record.md:195
 def extend(addition: type) -> type:
     """Give the members of class `addition` to the class of that name.
 
@@ -66,7 +66,7 @@ def extend(addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:232
+# chapters/appendix/record.md:233
 def test(function: Callable) -> Callable:
     """Run a test where it is written; print one line when it passes."""
     function()
@@ -77,7 +77,7 @@ def test(function: Callable) -> Callable:
 PREFIX = "application/papermill.record/"
 
 
-# chapters/appendix/record.md:242
+# chapters/appendix/record.md:243
 def glue(name: str, value) -> None:
     """Keep str(value) under `name`, for the page's prose to quote."""
     from IPython.display import display
