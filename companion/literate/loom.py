@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:0b8ec11218c9
+# Tangled from weave: edit there, `make tangle`. sha256:65dad6a6ae56
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.osutil import relative_uri
 
-from companion.literate.execute import EXECUTED, RECORD, bare_files
+from companion.literate.execute import EXECUTED, RECORD, bare, bare_files
 from companion.literate.source import read_book
 from companion.literate.tangle import tangle
 
@@ -81,17 +81,17 @@ class Loom:
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1088
+    # chapters/appendix/weave.md:1089
     def files_after(self, count):
         """The bare files, tests included, that the first chapters make."""
         chapters = self.book.tangle_order[:count]
         return bare_files(replace(self.book, chapters=chapters))
 
-    # chapters/appendix/weave.md:1212
+    # chapters/appendix/weave.md:1213
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
-            return hash_of(self.book.numbers, self.library.files)
+            return hash_of(self.book.numbers, self.outline())
         order = self.book.tangle_order
         earlier = [
             (cell.path, cell.index, cell.target, cell.source)
@@ -106,6 +106,13 @@ class Loom:
         ]
         outputs = outputs_of(page)
         return hash_of(self.book.numbers, earlier, replacing, outputs)
+
+    # chapters/appendix/weave.md:1238
+    def outline(self):
+        """What an index says: bare files, and who defines what where."""
+        made = [(d.file, d.name, d.action, d.path, d.cell_index,
+                 sorted(d.uses)) for d in self.library.definitions]
+        return made, [bare(text) for text in self.library.files.values()]
 
 
 # chapters/appendix/weave.md:217
@@ -187,13 +194,13 @@ def hash_of(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1235
+# chapters/appendix/weave.md:1245
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1240
+# chapters/appendix/weave.md:1250
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)

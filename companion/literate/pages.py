@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:133b4759759f
+# Tangled from weave: edit there, `make tangle`. sha256:2353585959b3
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -108,14 +108,15 @@ def source_pages(app):
     around = frame(app)
     for file, text in LOOM.library.files.items():
         page = page_of(file)
-        body = source_html(app, page, file, text)
-        mark = f"<!-- {hash_of(around, body)} -->"
+        cells = [(d.path, d.cell_index) for d in LOOM.standing(file)]
+        mark = f"<!-- {hash_of(around, text, cells)} -->"
         built = Path(app.builder.get_outfilename(page))
         if not built.exists() or mark not in built.read_text("utf-8"):
-            yield page, {"title": file, "body": body + mark}, "page.html"
+            body = source_html(app, page, file, text) + mark
+            yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:925
+# chapters/appendix/weave.md:926
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -125,7 +126,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:934
+# chapters/appendix/weave.md:935
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -133,11 +134,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:946
+# chapters/appendix/weave.md:947
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:949
+# chapters/appendix/weave.md:950
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -149,7 +150,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:970
+# chapters/appendix/weave.md:971
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -163,13 +164,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:983
+# chapters/appendix/weave.md:984
 def in_index(made):
     """Under what the index lists a definition: `__add__` under `a`."""
     return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:998
+# chapters/appendix/weave.md:999
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -181,21 +182,21 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:1009
+# chapters/appendix/weave.md:1010
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     found = floor(file)
     return len(FLOORS) if found is None else found
 
 
-# chapters/appendix/weave.md:1020
+# chapters/appendix/weave.md:1021
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:1026
+# chapters/appendix/weave.md:1027
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

@@ -1,13 +1,18 @@
-# Tangled from record: edit there, `make tangle`. sha256:8670daa399e0
+# Tangled from record: edit there, `make tangle`. sha256:4bbe2ad5b264
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
 import socket
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import uvicorn
+import yaml
+from jupyter_book.cli.main import build as weave
 from sphinx_autobuild.middleware import JavascriptInjectorMiddleware
 from sphinx_autobuild.server import RebuildServer
 from starlette.applications import Starlette
@@ -15,22 +20,49 @@ from starlette.middleware import Middleware
 from starlette.routing import Mount, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from companion.literate.execute import RECORD
+from companion.literate.execute import RECORD, main as execute_book
+from companion.literate.tangle import main as tangle_book
 
-# chapters/appendix/record.md:2620
+# chapters/appendix/record.md:2627
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2624
-def rebuild(changed_paths=()) -> None:
+# chapters/appendix/record.md:2631
+def make_book() -> None:
     """Build the book; what is wrong with it stands in the terminal."""
-    for path in changed_paths:
-        print("changed:", path)
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2631
+# chapters/appendix/record.md:2636
+def rebuild(changed_paths: Sequence[Path]) -> None:
+    """Build what has changed, with what is imported already."""
+    for path in changed_paths:
+        print("changed:", path, flush=True)
+    if any(is_tool(path) for path in changed_paths):
+        make_book()
+    elif not tangle_book([]) and not execute_book([]):
+        weave([".", "-W", "-n", "--keep-going", "-q"],
+              standalone_mode=False)
+
+
+# chapters/appendix/record.md:2647
+def is_tool(path: Path) -> bool:
+    """Whether a change may change what has been imported."""
+    return path.suffix == ".py" or "appendix" in path.parts
+
+
+# chapters/appendix/record.md:2652
+def import_sphinx() -> None:
+    """Import what a build imports, in the order of the book's own site."""
+    config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
+    names = config["sphinx"]["config"]["extensions"]
+    for name in (*names, "sphinx.builders.html", "pydata_sphinx_theme"):
+        if find_spec(name.partition(".")[0]):
+            import_module(name)
+
+
+# chapters/appendix/record.md:2661
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -38,7 +70,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2641
+# chapters/appendix/record.md:2671
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -50,7 +82,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2657
+# chapters/appendix/record.md:2687
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -63,7 +95,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2669
+# chapters/appendix/record.md:2699
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
@@ -75,7 +107,8 @@ def main(argv: list[str]) -> int:
         parser.error(str(error))
     address = "{}:{}".format(*taken.getsockname())
     with taken, suppress(KeyboardInterrupt):
-        rebuild()
+        make_book()
+        import_sphinx()
         print(f"http://{address}/  (Ctrl+C ends)", flush=True)
         site = uvicorn.Config(application(address), log_level="warning")
         uvicorn.Server(site).run(sockets=[taken])
