@@ -5,29 +5,32 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
 from websockets.sync.client import connect
 
-from companion.literate.serve import ignored, listen, main
+from companion.literate import serve
+from companion.literate.serve import ignored, listen, main, rebuild
 
 MAKEFILE = """\
 book:
 \tmkdir -p _build/html
-\t(echo '<html><body>'; cat chapters/a.md; echo '</body></html>') \
+\t(echo '<html><body>'; cat chapters/appendix/a.md; echo '</body></html>') \
 > _build/html/index.html
 """
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A book of one page, in a folder called like the record."""
+    """A book of one tool's page, in a folder called like the record."""
     folder = tmp_path / "notebooks"
-    for name in ("chapters", "site"):
+    for name in ("chapters/appendix", "site"):
         (folder / name).mkdir(parents=True)
-    for file in ("intro.md", "_config.yml", "_toc.yml", "chapters/a.md"):
+    for file in ("intro.md", "_toc.yml", "chapters/appendix/a.md"):
         (folder / file).write_text("first")
+    (folder / "_config.yml").write_text("sphinx: {config: {extensions: []}}")
     (folder / "Makefile").write_text(MAKEFILE)
     return folder
 
@@ -88,6 +91,34 @@ def test_an_edited_page_is_rebuilt_and_reloaded(served):
     assert "first" in first and "websocket-reload" in first
     with connect(f"ws://{address}/websocket-reload") as browser:
         time.sleep(0.5)  # the watcher starts beside the server
-        (folder / "chapters/a.md").write_text("second")
+        (folder / "chapters/appendix/a.md").write_text("second")
         assert browser.recv(timeout=20) == "refresh"
     assert "second" in page(address)
+
+
+def test_an_edit_is_built_as_far_as_it_goes(monkeypatch, capsys):
+    """A failure is told, and the server lives to see the next edit."""
+    called, status = [], dict.fromkeys(["tangle_book", "execute_book"], 0)
+
+    def step(name):
+        return lambda _: called.append(name) or status[name]
+
+    def weave(*_, **__):
+        called.append("weave")
+        raise RuntimeError("a warning, as an error")
+
+    for name in status:
+        monkeypatch.setattr(serve, name, step(name))
+    monkeypatch.setattr(serve, "weave", weave)
+    monkeypatch.setattr(serve, "make_book", lambda: called.append("make"))
+    rebuild([Path("chapters/tensors/arrays.md")])
+    assert called == ["tangle_book", "execute_book", "weave"]
+    assert "a warning, as an error" in capsys.readouterr().out
+    called.clear()
+    status["execute_book"] = 1
+    rebuild([Path("intro.md")])
+    assert called == ["tangle_book", "execute_book"]
+    called.clear()
+    rebuild([Path("chapters/appendix/tangle.md"), Path("intro.md")])
+    rebuild([Path("site/landing.py")])
+    assert called == ["make", "make"]

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:4bbe2ad5b264
+# Tangled from record: edit there, `make tangle`. sha256:c085bfb7014d
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -42,17 +42,20 @@ def rebuild(changed_paths: Sequence[Path]) -> None:
     if any(is_tool(path) for path in changed_paths):
         make_book()
     elif not tangle_book([]) and not execute_book([]):
-        weave([".", "-W", "-n", "--keep-going", "-q"],
-              standalone_mode=False)
+        try:
+            weave([".", "-W", "-n", "--keep-going", "-q"],
+                  standalone_mode=False)
+        except (RuntimeError, SystemExit) as error:
+            print(error, flush=True)  # the next edit may mend it
 
 
-# chapters/appendix/record.md:2647
+# chapters/appendix/record.md:2650
 def is_tool(path: Path) -> bool:
     """Whether a change may change what has been imported."""
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2652
+# chapters/appendix/record.md:2655
 def import_sphinx() -> None:
     """Import what a build imports, in the order of the book's own site."""
     config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
@@ -62,7 +65,7 @@ def import_sphinx() -> None:
             import_module(name)
 
 
-# chapters/appendix/record.md:2661
+# chapters/appendix/record.md:2664
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -70,7 +73,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2671
+# chapters/appendix/record.md:2674
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2687
+# chapters/appendix/record.md:2690
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -95,7 +98,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2699
+# chapters/appendix/record.md:2702
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
