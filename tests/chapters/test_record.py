@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:b4449a70c49d
+# Tangled from record: edit there, `make tangle`. sha256:42e0cda719d5
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,7 +23,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:258
+# chapters/appendix/record.md:261
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -42,7 +42,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:282
+# chapters/appendix/record.md:285
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -52,14 +52,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:291
+# chapters/appendix/record.md:294
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:297
+# chapters/appendix/record.md:300
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -75,7 +75,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:458
+# chapters/appendix/record.md:461
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -92,7 +92,7 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:702
+# chapters/appendix/record.md:710
 def is_free(file):
     """Whether one more may share a locked file."""
     try:
@@ -103,7 +103,7 @@ def is_free(file):
     return True
 
 
-# chapters/appendix/record.md:713
+# chapters/appendix/record.md:721
 def test_a_cell_that_is_alone_has_no_neighbour():
     with TemporaryDirectory() as folder, Room(Path(folder)) as room:
         for alone in (False, True, False):
@@ -116,7 +116,7 @@ def test_a_cell_that_is_alone_has_no_neighbour():
             assert not is_free(room.gate)
 
 
-# chapters/appendix/record.md:1097
+# chapters/appendix/record.md:1105
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -132,7 +132,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1240
+# chapters/appendix/record.md:1255
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -146,7 +146,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1315
+# chapters/appendix/record.md:1330
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -163,7 +163,7 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1860
+# chapters/appendix/record.md:1879
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -171,7 +171,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:2190
+# chapters/appendix/record.md:2212
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -189,7 +189,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2593
+# chapters/appendix/record.md:2615
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
