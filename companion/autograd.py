@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:b7a9c17cf6e6
+# Tangled from autograd: edit there, `make tangle`. sha256:7bfa5e9bfc58
 from __future__ import annotations
 
 import math
@@ -9,6 +9,7 @@ from typing import Any
 
 from companion.ops import (
     ADD,
+    AND,
     CAST,
     EQUAL,
     ERF,
@@ -27,6 +28,7 @@ from companion.ops import (
     NEG,
     PAD,
     PERMUTE,
+    POW,
     RECIP,
     RESHAPE,
     SCATTER,
@@ -132,25 +134,55 @@ GRADIENT[WHERE] = (None,
 GRADIENT[LESS] = (None, None)
 GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
+GRADIENT[AND] = (None, None)
 
 
-# chapters/gradients/autograd.md:418
-def share(g: Any, a: Any, b: Any) -> Any:
-    """What max(a, b) passes on to a: all, nothing, or half of a tie."""
-    return g.where(b < a, (g * 0.5).where(a == b, 0))
+# chapters/gradients/autograd.md:419
+def slope_of_base(x: Any, y: Any) -> Any:
+    """y · x ** (y - 1); 0 for y = 0, whatever x is."""
+    flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
+    return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
-                     lambda g, y, a, b, _: share(g, b, a))
+# chapters/gradients/autograd.md:425
+def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
+    """x ** y · log x; 0 for x = 0 and y >= 0."""
+    return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
 
 
-# chapters/gradients/autograd.md:455
+GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
+                 lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
+
+
+# chapters/gradients/autograd.md:445
+def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
+    """What a maximum passes on to one operand: all, nothing, its share.
+
+    `wins` says whether a tie is its own; None, that it is shared.
+    """
+    if wins is None:
+        halved = (g * 0.5).where(mine == other, g)
+        return halved.masked_fill(mine < other, 0)
+    return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
+
+
+# chapters/gradients/autograd.md:456
+def wins(tie: int | None, operand: int) -> bool | None:
+    return None if tie is None else tie == operand
+
+
+GRADIENT[MAXIMUM] = (
+    lambda g, y, a, b, tie: share(g, y, a, b, wins(tie, 0)),
+    lambda g, y, a, b, tie: share(g, y, b, a, wins(tie, 1)))
+
+
+# chapters/gradients/autograd.md:497
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:460
+# chapters/gradients/autograd.md:502
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -158,7 +190,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:467
+# chapters/gradients/autograd.md:509
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -166,7 +198,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:474
+# chapters/gradients/autograd.md:516
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -175,7 +207,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:491
+# chapters/gradients/autograd.md:533
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -190,7 +222,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:532
+# chapters/gradients/autograd.md:574
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -200,7 +232,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:552
+# chapters/gradients/autograd.md:594
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -211,7 +243,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:639
+# chapters/gradients/autograd.md:681
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -233,7 +265,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:724
+# chapters/gradients/autograd.md:766
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -247,7 +279,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:746
+# chapters/gradients/autograd.md:788
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -270,11 +302,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:772
+# chapters/gradients/autograd.md:814
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:775
+# chapters/gradients/autograd.md:817
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -283,11 +315,12 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1028
+# chapters/gradients/autograd.md:1070
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),
     LOG: (0,), SIN: (0,), ERF: (0,), MAX: (0, RESULT),
-    MUL: (0, 1), MAXIMUM: (0, 1), MOD: (0, 1), MATMUL: (0, 1),
+    MUL: (0, 1), MAXIMUM: (0, 1, RESULT), POW: (0, 1, RESULT),
+    MOD: (0, 1), MATMUL: (0, 1),
     WHERE: (0,), GATHER: (1,), SCATTER: (1,),
 }

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:7a4c27e18a57  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:422c68d8fff4  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from companion.dtype import (
 )
 from companion.ops import (
     ADD,
+    AND,
     CAST,
     CONST,
     EQUAL,
@@ -56,6 +57,7 @@ from companion.ops import (
     NEG,
     PAD,
     PERMUTE,
+    POW,
     RANDOM,
     RECIP,
     RESHAPE,
@@ -72,11 +74,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:891
+# chapters/tensors/operations.md:914
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1181
+# chapters/tensors/operations.md:1214
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -89,11 +91,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1171
+# chapters/tensors/operations.md:1204
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:894
+# chapters/tensors/operations.md:917
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -126,7 +128,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1024
+    # chapters/tensors/operations.md:1047
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -147,7 +149,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1055
+    # chapters/tensors/operations.md:1078
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -169,7 +171,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1081
+    # chapters/tensors/operations.md:1104
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -186,7 +188,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1108
+    # chapters/tensors/operations.md:1131
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -209,7 +211,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1215
+    # chapters/tensors/operations.md:1248
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -220,7 +222,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1234
+    # chapters/tensors/operations.md:1267
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -241,7 +243,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1259
+    # chapters/tensors/operations.md:1292
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -262,7 +264,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1292
+    # chapters/tensors/operations.md:1325
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -286,7 +288,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1348
+    # chapters/tensors/operations.md:1381
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -300,7 +302,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1427
+    # chapters/tensors/operations.md:1460
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -323,7 +325,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1562
+    # chapters/tensors/operations.md:1595
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -335,14 +337,19 @@ class Tensor:
     def __neg__(self) -> Tensor:
         return Tensor.apply(NEG, self)
 
-    # chapters/tensors/operations.md:1604
+    def __pos__(self) -> Tensor:
+        """The tensor itself; of a bool there is no positive."""
+        check_kind("+", self.dtype, "iuf")
+        return self
+
+    # chapters/tensors/operations.md:1642
     def __sub__(self, other: Any) -> Tensor:
         return difference(self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
         return difference(other, self)
 
-    # chapters/tensors/operations.md:1643
+    # chapters/tensors/operations.md:1681
     def reciprocal(self) -> Tensor:
         return Tensor.apply(RECIP, floating(self))
 
@@ -361,7 +368,7 @@ class Tensor:
             return other / self
         return NotImplemented if other is None else self.reciprocal() * other
 
-    # chapters/tensors/operations.md:1672
+    # chapters/tensors/operations.md:1710
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -374,7 +381,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1706
+    # chapters/tensors/operations.md:1744
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -397,7 +404,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1741
+    # chapters/tensors/operations.md:1779
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -419,45 +426,47 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1783
+    # chapters/tensors/operations.md:1841
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
+        check_kind("~", self.dtype, "biu")
         if self.dtype is bool_:
             return binary(EQUAL, self, False)
         return -(self + 1)
 
     def __and__(self, other: Any) -> Tensor:
-        return logical(MUL, self, other)
+        return logical(both, self, other)
 
     def __or__(self, other: Any) -> Tensor:
-        return logical(MAXIMUM, self, other)
+        return logical(either, self, other)
 
     def __xor__(self, other: Any) -> Tensor:
-        return ~logical(EQUAL, self, other)
+        return logical(exactly_one, self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1839
+    # chapters/tensors/operations.md:1903
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
-        return where(mask, value, self)
+        return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1857
+    # chapters/tensors/operations.md:1941
     def maximum(self, other: Any) -> Tensor:
-        return Tensor.apply(MAXIMUM, *align(self, required(other)))
+        return larger(self, required(other))
 
     def minimum(self, other: Any) -> Tensor:
-        a, b = align(self, required(other))
-        return mirror(Tensor.apply(MAXIMUM, mirror(a), mirror(b)))
+        return smaller(self, required(other))
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
         """Values below `min` become min, values above `max` max."""
-        low = self if min is None else self.maximum(min)
-        return low if max is None else low.minimum(max)
+        if min is None and max is None:
+            raise ValueError("clamp: expected min, max or both, got none")
+        low = self if min is None else larger(self, required(min), tie=0)
+        return low if max is None else smaller(low, required(max), tie=0)
 
-    # chapters/tensors/operations.md:1881
+    # chapters/tensors/operations.md:1966
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -483,44 +492,44 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1952
+    # chapters/tensors/operations.md:2023
     def __pow__(self, exponent: Any) -> Tensor:
-        """Products for whole exponents, else exp(exponent · log x).
-
-        Powers of integers by a tensor of integers are float32.
-        """
+        """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent)
-        if exponent is None:
-            return NotImplemented
-        if isinstance(exponent, int):
-            return power(self, exponent)
-        if isinstance(exponent, float) and exponent.is_integer():
-            return power(floating(self), int(exponent))
-        if isinstance(exponent, float) and exponent == 0.5:
-            return self.sqrt()
-        x, y = [floating(t) for t in alike(self, exponent)]
-        if isinstance(exponent, Tensor):
-            return signed_power(x, y)
-        grown = (where(x == 0, 1, x).log() * y).exp()
-        return where(x == 0, power_of_zero(y), grown)
+        if isinstance(exponent, (int, float)):
+            x = self.cast(common(self, exponent))
+            if exponent in PRODUCTS:
+                return power(x, int(exponent))
+            if exponent < 0 and not x.dtype.is_float:
+                raise ValueError(f"**: {x.dtype} does not hold powers of "
+                                 f"{exponent}; cast to a float dtype first")
+        return binary(POW, self, exponent)
 
     def __rpow__(self, base: Any) -> Tensor:
-        base = operand(base)
-        if base is None:
-            return NotImplemented
-        if not isinstance(base, Tensor):
-            base = as_tensor(base, floating(self).dtype, self.device)
-        return base ** self
+        return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2096
+    # chapters/tensors/operations.md:2066
+    def __lshift__(self, other: Any) -> Tensor:
+        return logical(doubled, self, other, "iu")
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return logical(doubled, other, self, "iu")
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return logical(halved, self, other, "iu")
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return logical(halved, other, self, "iu")
+
+    # chapters/tensors/operations.md:2200
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
-        return where(ahead(self) <= diagonal, self, 0)
+        return where(ahead(self) <= diagonal, self, False)
 
     def triu(self, diagonal: int = 0) -> Tensor:
-        return where(ahead(self) >= diagonal, self, 0)
+        return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2339
+    # chapters/tensors/operations.md:2445
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -544,13 +553,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2386
+    # chapters/tensors/operations.md:2492
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2396
+    # chapters/tensors/operations.md:2502
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -564,12 +573,12 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2429
+    # chapters/tensors/operations.md:2538
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
         """The first place of the largest value, or of the first NaN."""
-        if axis is None:
+        if axis is None or not axes_of(self, whole(axis)):
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
         at = axis_of(self, axis)
@@ -584,23 +593,23 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2646
+    # chapters/tensors/operations.md:2760
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
-        if isinstance(index, (list, np.ndarray)):
+        if isinstance(index, (list, np.ndarray, bool)):
             index = as_index(index, self.device)
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
             return Tensor.apply(GATHER, self, index)
         entries = spelled_out(self, index)
         if any(isinstance(e, Tensor) for e in entries):
-            return advanced(self, places(self, entries))
+            return advanced(*places(self, entries))
         return basic(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2690
+    # chapters/tensors/operations.md:2804
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -614,10 +623,10 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2722
+    # chapters/tensors/operations.md:2836
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
-        if isinstance(index, (list, np.ndarray)):
+        if isinstance(index, (list, np.ndarray, bool)):
             index = as_index(index, self.device)
         if isinstance(index, Tensor) and index.dtype is bool_:
             self.assign(masked(self, index, value))
@@ -629,7 +638,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2765
+    # chapters/tensors/operations.md:2879
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -651,9 +660,9 @@ class Tensor:
         if value == 0:
             return padded
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
-        return where(inside, padded, value)
+        return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2795
+    # chapters/tensors/operations.md:2909
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -677,7 +686,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2879
+    # chapters/tensors/operations.md:2993
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -698,17 +707,17 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2933
+    # chapters/tensors/operations.md:3047
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
         x = self if self.dtype.is_float else self.cast(int64)
-        at, step = axis_of(self, axis), 1
-        while step < x.shape[at]:
+        at, n, step = axis_of(x, axis, x.ndim or 1), count(x, axis), 1
+        while step < n:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2957
+    # chapters/tensors/operations.md:3071
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -774,9 +783,9 @@ class Tensor:
     # chapters/tensors/activations.md:115
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
-        return self.maximum(0)
+        return larger(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:219
+    # chapters/tensors/activations.md:221
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -784,7 +793,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:298
+    # chapters/tensors/activations.md:300
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -794,24 +803,24 @@ class Tensor:
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
                 / polynomial(square, TANH_DENOMINATOR))
-        return where(x.abs() < 0.625, near + near * square * bend, far)
+        return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:361
+    # chapters/tensors/activations.md:371
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
         x = widened(self)
-        e = (x - bare(x.max(axis, keepdim=True))).exp()
+        e = (x - top(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:410
+    # chapters/tensors/activations.md:422
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
         x = widened(self)
-        top = bare(x.max(axis, keepdim=True))
-        top = where(top.abs() < math.inf, top, 0)
-        total = (x - top).exp().sum(axis, keepdim=True).log() + top
+        peak = top(x, axis)
+        peak = where(peak.abs() < math.inf, peak, 0)
+        total = (x - peak).exp().sum(axis, keepdim=True).log() + peak
         total = total if keepdim else total.squeeze(axes_of(x, axis))
         return narrowed(total, self)
 
@@ -819,10 +828,10 @@ class Tensor:
     def log_softmax(self, axis: int) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
         x = widened(self)
-        x = x - bare(x.max(axis, keepdim=True))
+        x = x - top(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:544
+    # chapters/tensors/activations.md:556
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -850,7 +859,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:845
+    # chapters/gradients/autograd.md:887
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -867,7 +876,7 @@ class Tensor:
         return bare(self)
 
 
-# chapters/tensors/operations.md:930
+# chapters/tensors/operations.md:953
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -875,14 +884,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:937
+# chapters/tensors/operations.md:960
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:947
+# chapters/tensors/operations.md:970
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -899,14 +908,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:963
+# chapters/tensors/operations.md:986
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:973
+# chapters/tensors/operations.md:996
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -928,7 +937,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:998
+# chapters/tensors/operations.md:1021
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -939,49 +948,58 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1008
+# chapters/tensors/operations.md:1031
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1142
+# chapters/tensors/operations.md:1165
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1145
+# chapters/tensors/operations.md:1168
+def whole(value: Any) -> int:
+    """An int, or anything that stands for one; one line for the rest."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected whole numbers, got {value!r:.60}; give "
+                        f"ints for shapes, axes and counts") from None
+
+
+# chapters/tensors/operations.md:1177
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
-    if not -ndim <= axis < ndim:
+    if not -ndim <= whole(axis) < ndim:
         raise IndexError(
             f"axis {axis} does not exist: shape {x.shape} leaves room "
             f"for {ndim} axes, counted from 0 or back from -1")
-    return axis % ndim
+    return whole(axis) % ndim
 
 
-# chapters/tensors/operations.md:1155
+# chapters/tensors/operations.md:1187
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
-    """Axes in increasing order; None means all."""
+    """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
         return tuple(range(x.ndim))
-    if not isinstance(axis, Sequence):
-        return (axis_of(x, operator.index(axis)),)
-    axes = sorted(axis_of(x, a) for a in axis)
+    named = axis if isinstance(axis, Sequence) else [axis]
+    axes = sorted([axis_of(x, a, x.ndim or 1) for a in named])
     if len(set(axes)) != len(axes):
         raise ValueError(f"axes {tuple(axis)} name one axis twice")
-    return tuple(axes)
+    return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/operations.md:1174
+# chapters/tensors/operations.md:1207
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
         items = items[0]
-    return tuple([operator.index(i) for i in items])
+    return tuple([whole(i) for i in items])
 
 
-# chapters/tensors/operations.md:1201
+# chapters/tensors/operations.md:1234
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -994,7 +1012,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1396
+# chapters/tensors/operations.md:1429
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1012,7 +1030,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1452
+# chapters/tensors/operations.md:1485
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1023,25 +1041,25 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1462
+# chapters/tensors/operations.md:1495
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1467
+# chapters/tensors/operations.md:1500
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1472
+# chapters/tensors/operations.md:1505
 def home(*operands: Tensor | Scalar) -> Device:
     """The device of the first tensor among the operands."""
     return [x.device for x in operands if isinstance(x, Tensor)][0]
 
 
-# chapters/tensors/operations.md:1479
+# chapters/tensors/operations.md:1512
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1051,14 +1069,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return same if shape is None else same.broadcast(shape)
 
 
-# chapters/tensors/operations.md:1488
+# chapters/tensors/operations.md:1521
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1498
+# chapters/tensors/operations.md:1531
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1066,7 +1084,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1505
+# chapters/tensors/operations.md:1538
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1074,7 +1092,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1512
+# chapters/tensors/operations.md:1545
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1082,7 +1100,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1530
+# chapters/tensors/operations.md:1563
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1092,7 +1110,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1541
+# chapters/tensors/operations.md:1574
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1100,7 +1118,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1548
+# chapters/tensors/operations.md:1581
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1111,7 +1129,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1589
+# chapters/tensors/operations.md:1627
 def difference(x: Any, y: Any) -> Tensor:
     """x - y: first one dtype, then the negative, then the sum."""
     x, y = operand(x), operand(y)
@@ -1125,47 +1143,63 @@ def difference(x: Any, y: Any) -> Tensor:
     return binary(ADD, x, -y)
 
 
-# chapters/tensors/operations.md:1619
+# chapters/tensors/operations.md:1657
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1624
+# chapters/tensors/operations.md:1662
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1629
+# chapters/tensors/operations.md:1667
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1636
+# chapters/tensors/operations.md:1674
 def inverse(value: Scalar) -> float:
     """1 / value, with IEEE's infinities for zeros."""
     return 1.0 / value if value else math.copysign(math.inf, value)
 
 
-# chapters/tensors/operations.md:1763
+# chapters/tensors/operations.md:1807
+def both(a: Tensor, b: Tensor) -> Tensor:
+    """a and b: on bools, or bit by bit."""
+    return Tensor.apply(AND, a, b)
+
+
+# chapters/tensors/operations.md:1812
 def either(a: Tensor, b: Tensor) -> Tensor:
-    """a or b, on bools."""
-    return Tensor.apply(MAXIMUM, a, b)
+    """a or b, on bools, or bit by bit."""
+    if a.dtype is bool_:
+        return Tensor.apply(MAXIMUM, a, b)
+    return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1772
-def logical(op: Op, x: Tensor, y: Any) -> Tensor:
-    y = operand(y)
-    for part in (x, y):
-        if getattr(part, "dtype", type(part)) not in (bool_, bool):
-            raise TypeError(
-                f"& | ^: expected bools, got {part!r:.60}; compare first")
-    return binary(op, x, y)
+# chapters/tensors/operations.md:1819
+def exactly_one(a: Tensor, b: Tensor) -> Tensor:
+    """a or b and not both."""
+    return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1814
+# chapters/tensors/operations.md:1826
+def logical(rule: Callable[..., Tensor], x: Any, y: Any,
+            kinds: str = "biu") -> Tensor:
+    """`rule` on two operands of any shapes, as bools or integers."""
+    x, y = operand(x), operand(y)
+    if x is None or y is None:
+        return NotImplemented
+    x, y = (x, y) if fit(x, y) else align(x, y)
+    check_kind("& | ^ << >>", x.dtype, kinds)
+    return rule(x, y)
+
+
+# chapters/tensors/operations.md:1878
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1175,7 +1209,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1823
+# chapters/tensors/operations.md:1887
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1188,43 +1222,59 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1850
+# chapters/tensors/operations.md:1910
+def beside(x: Tensor, value: Scalar) -> Scalar:
+    """`value` as a number among the elements of x: bools stay bools."""
+    return bool(value) if x.dtype is bool_ else value
+
+
+# chapters/tensors/operations.md:1921
+def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
+    """max(a, b); where they are equal, the slope is operand `tie`'s."""
+    return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
+
+
+# chapters/tensors/operations.md:1926
+def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
+    """min(a, b), by way of the reversed order."""
+    a, b = [mirror(x) for x in align(a, b)]
+    return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
+
+
+# chapters/tensors/operations.md:1932
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1917
+# chapters/tensors/operations.md:2006
+PRODUCTS = range(1, 9)  # exponents that take at most four products
+
+
+# chapters/tensors/operations.md:2009
 def power(x: Tensor, n: int) -> Tensor:
-    """x ** n in about log2(n) products."""
-    if n < 0:
-        return power(x, -n).reciprocal()
-    if n < 2:
-        return x if n else ones_like(x)
+    """x ** n in about log2(n) products, n >= 1."""
+    if n == 1:
+        return x
     half = power(x, n // 2)
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1931
-def signed_power(x: Tensor, y: Tensor) -> Tensor:
-    """exp(y · log|x|), negative where x is and y is odd."""
-    size = x.abs()
-    exponent = where(size == 0, 1, size).log() * y
-    one = (exponent != exponent) & ((y == 0) | (size == 1))
-    grown = where(one, 1, exponent.exp())
-    turned = where(y % 2 == 1, -grown, grown)
-    grown = where(x < 0, where(y == y.floor(), turned, math.nan), grown)
-    return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
+# chapters/tensors/operations.md:2052
+def doubled(x: Tensor, times: Tensor) -> Tensor:
+    """x << times."""
+    return x * 2 ** times
 
 
-# chapters/tensors/operations.md:1942
-def power_of_zero(y: Tensor) -> Tensor:
-    """0 ** y."""
-    least = where(y == 0, 1, where(y < 0, math.inf, y))
-    return where(y > 0, 0, least)
+# chapters/tensors/operations.md:2057
+def halved(x: Tensor, times: Tensor) -> Tensor:
+    """x >> times: rounded down, 0 or -1 beyond the last bit."""
+    bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
+    left = both(times >= 0, times < bits)
+    return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:1992
+# chapters/tensors/operations.md:2089
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1232,34 +1282,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1999
+# chapters/tensors/operations.md:2096
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2004
+# chapters/tensors/operations.md:2101
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2009
+# chapters/tensors/operations.md:2106
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2013
+# chapters/tensors/operations.md:2110
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2017
+# chapters/tensors/operations.md:2114
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2029
+# chapters/tensors/operations.md:2126
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1276,35 +1326,43 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2045
+# chapters/tensors/operations.md:2142
+def natural(name: str, n: Any) -> int:
+    """A whole number of elements; an error below 0."""
+    if whole(n) < 0:
+        raise ValueError(f"{name}: expected a length >= 0, got {n}")
+    return whole(n)
+
+
+# chapters/tensors/operations.md:2149
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
-    step = (stop - start) / max(steps - 1, 1)
+    step = (stop - start) / max(natural("linspace", steps) - 1, 1)
     index = arange(steps, dtype=float64, device=device)
     up = index * step + start
     down = (index - (steps - 1)) * step + stop
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2069
+# chapters/tensors/operations.md:2173
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
-    rows = arange(n, device=device).unsqueeze(1)
-    columns = arange(n if m is None else m, device=device)
-    return (rows == columns).cast(dtype)
+    rows, columns = [arange(natural("eye", side), device=device)
+                     for side in (n, n if m is None else m)]
+    return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2077
+# chapters/tensors/operations.md:2181
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
-    hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
-    return hits.cast(int64)
+    classes = arange(natural("one_hot", num_classes), device=index.device)
+    return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2085
+# chapters/tensors/operations.md:2189
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1314,7 +1372,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2213
+# chapters/tensors/operations.md:2319
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1342,11 +1400,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2249
+# chapters/tensors/operations.md:2355
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2252
+# chapters/tensors/operations.md:2358
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1364,7 +1422,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2271
+# chapters/tensors/operations.md:2377
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1376,7 +1434,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2282
+# chapters/tensors/operations.md:2388
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1389,7 +1447,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2319
+# chapters/tensors/operations.md:2425
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1399,27 +1457,28 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2379
+# chapters/tensors/operations.md:2485
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2410
+# chapters/tensors/operations.md:2516
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
     wide = widened(x)
     distance = wide - wide.mean(axis, keepdim=True)
     total = distance.square().sum(axis, keepdim)
-    return total / max(count(x, axis) - correction, 0)
+    freedom = count(x, axis) - correction
+    return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2465
+# chapters/tensors/operations.md:2574
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2468
+# chapters/tensors/operations.md:2577
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1436,7 +1495,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2492
+# chapters/tensors/operations.md:2601
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1459,7 +1518,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2525
+# chapters/tensors/operations.md:2634
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1472,7 +1531,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2541
+# chapters/tensors/operations.md:2650
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1493,31 +1552,36 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2570
+# chapters/tensors/operations.md:2681
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2576
-def places(x: Tensor, entries: list[Any]) -> list[Any]:
-    """Masks replaced by the indices at which they hold."""
-    result, axis = [], 0
+# chapters/tensors/operations.md:2687
+def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
+    """Masks replaced by the indices at which they hold.
+
+    A mask without axes stands for a new axis of x, of length 1.
+    """
+    result, shape, axis = [], [], 0
     for entry in entries:
         here = x.shape[axis:axis + width(entry)]
         axis += width(entry)
         if not isinstance(entry, Tensor) or entry.dtype is not bool_:
             result.append(entry)
+            shape += here
             continue
         if entry.shape != here:
             raise IndexError(f"index: a mask of shape {entry.shape} "
                              f"stands before axes of shape {here}")
-        result.extend(nonzero(entry))
-    return result
+        result += nonzero(entry if here else entry.reshape(1))
+        shape += here or (1,)
+    return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2592
+# chapters/tensors/operations.md:2708
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1525,31 +1589,29 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2603
+# chapters/tensors/operations.md:2719
 def as_index(entry: Any, device: Device) -> Any:
-    """One entry of an index; lists and arrays become tensors."""
-    if isinstance(entry, (list, np.ndarray)):
-        empty = isinstance(entry, list) and not entry
+    """One entry of an index; lists, arrays and bools become tensors."""
+    if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
+        empty = isinstance(entry, (list, tuple)) and not entry
         entry = Tensor(entry, int64 if empty else None, device)
     if not indexes(entry):
         raise TypeError(
             f"index: expected integers, slices, None, ..., tensors of "
-            f"integers or masks with axes, got {entry!r:.60}")
+            f"integers or masks, got {entry!r:.60}")
     return entry
 
 
-# chapters/tensors/operations.md:2615
+# chapters/tensors/operations.md:2731
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
-    if isinstance(entry, (int, slice)):
-        return not isinstance(entry, bool)
     if isinstance(entry, Tensor):
-        return entry.dtype.kind in "iu" or bool(
-            entry.dtype is bool_ and entry.shape)
-    return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
+        return entry.dtype.kind in "biu"
+    return (entry is None or entry is Ellipsis or isinstance(entry, slice)
+            or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2627
+# chapters/tensors/operations.md:2741
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1565,7 +1627,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2708
+# chapters/tensors/operations.md:2822
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1578,7 +1640,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2823
+# chapters/tensors/operations.md:2937
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1587,7 +1649,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2843
+# chapters/tensors/operations.md:2957
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1607,14 +1669,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2862
+# chapters/tensors/operations.md:2976
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2924
+# chapters/tensors/operations.md:3038
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1622,7 +1684,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2947
+# chapters/tensors/operations.md:3061
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1631,7 +1693,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2979
+# chapters/tensors/operations.md:3093
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1639,7 +1701,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:277
+# chapters/tensors/activations.md:279
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1648,7 +1710,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:285
+# chapters/tensors/activations.md:287
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1657,17 +1719,26 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:354
+# chapters/tensors/activations.md:356
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
+
+
+# chapters/tensors/activations.md:361
+def top(x: Tensor, axis: Axes) -> Tensor:
+    """The largest along `axis`, as a constant; 0 where there is none."""
+    y = bare(x)
+    if not count(y, axis):
+        return y.sum(axis, keepdim=True)
+    return y.max(axis, keepdim=True)
 
 
 # chapters/gradients/autograd.md:294
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:799
+# chapters/gradients/autograd.md:841
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1688,7 +1759,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:822
+# chapters/gradients/autograd.md:864
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1707,7 +1778,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:861
+# chapters/gradients/autograd.md:903
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1717,7 +1788,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1077
+# chapters/gradients/autograd.md:1120
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1734,7 +1805,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1418
+# chapters/gradients/autograd.md:1461
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1760,7 +1831,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1446
+# chapters/gradients/autograd.md:1489
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
