@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:7bfa5e9bfc58
+# Tangled from autograd: edit there, `make tangle`. sha256:045108303305
 from __future__ import annotations
 
 import math
@@ -11,6 +11,7 @@ from companion.ops import (
     ADD,
     AND,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -25,23 +26,22 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     POW,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     Op,
 )
 
 
-# chapters/gradients/autograd.md:196
+# chapters/gradients/autograd.md:197
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -58,11 +58,11 @@ class Record:
         self.ages = ages
 
 
-# chapters/gradients/autograd.md:258
+# chapters/gradients/autograd.md:259
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:261
+# chapters/gradients/autograd.md:262
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -73,19 +73,19 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:271
+# chapters/gradients/autograd.md:272
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:320
+# chapters/gradients/autograd.md:321
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
 NEEDS: dict[Op, tuple[int, ...]] = {}
 
 
-# chapters/gradients/autograd.md:325
+# chapters/gradients/autograd.md:326
 def check_rule(op: Op) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -94,7 +94,7 @@ def check_rule(op: Op) -> None:
             f"no_grad(), or on .detach()")
 
 
-# chapters/gradients/autograd.md:333
+# chapters/gradients/autograd.md:334
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -102,17 +102,15 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, *src, y))
 
 
-# chapters/gradients/autograd.md:340
+# chapters/gradients/autograd.md:341
 def ages(op: Op, *values: Any) -> list[int]:
     """The versions of the memory that the gradient of `op` reads."""
     return [values[i].buffer.storage.version for i in NEEDS.get(op, ())]
 
 
-# chapters/gradients/autograd.md:362
+# chapters/gradients/autograd.md:363
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[NEG] = (lambda g, y, x, _: -g,)
-GRADIENT[RECIP] = (lambda g, y, x, _: -g * y * y,)
 GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
 GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
 GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
@@ -121,11 +119,15 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:390
+# chapters/gradients/autograd.md:389
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
+GRADIENT[SUB] = (lambda g, y, a, b, _: g,
+                 lambda g, y, a, b, _: -g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
                  lambda g, y, a, b, _: g * a)
+GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
+                 lambda g, y, a, b, _: -g * y / b)
 GRADIENT[MOD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: -g * (a // b))
 GRADIENT[WHERE] = (None,
@@ -137,14 +139,14 @@ GRADIENT[IDIV] = (None, None)
 GRADIENT[AND] = (None, None)
 
 
-# chapters/gradients/autograd.md:419
+# chapters/gradients/autograd.md:422
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-# chapters/gradients/autograd.md:425
+# chapters/gradients/autograd.md:428
 def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
@@ -154,7 +156,7 @@ GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
                  lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
 
 
-# chapters/gradients/autograd.md:445
+# chapters/gradients/autograd.md:448
 def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
     """What a maximum passes on to one operand: all, nothing, its share.
 
@@ -166,7 +168,7 @@ def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-# chapters/gradients/autograd.md:456
+# chapters/gradients/autograd.md:459
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
@@ -176,13 +178,13 @@ GRADIENT[MAXIMUM] = (
     lambda g, y, a, b, tie: share(g, y, b, a, wins(tie, 1)))
 
 
-# chapters/gradients/autograd.md:497
+# chapters/gradients/autograd.md:500
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:502
+# chapters/gradients/autograd.md:505
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -190,7 +192,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:509
+# chapters/gradients/autograd.md:512
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -198,7 +200,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:516
+# chapters/gradients/autograd.md:519
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -207,7 +209,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:533
+# chapters/gradients/autograd.md:536
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -222,7 +224,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:574
+# chapters/gradients/autograd.md:577
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -232,7 +234,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:594
+# chapters/gradients/autograd.md:597
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -243,7 +245,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:681
+# chapters/gradients/autograd.md:684
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -265,7 +267,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:766
+# chapters/gradients/autograd.md:769
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -279,7 +281,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:788
+# chapters/gradients/autograd.md:791
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -302,11 +304,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:814
+# chapters/gradients/autograd.md:817
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:817
+# chapters/gradients/autograd.md:820
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -315,10 +317,10 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1070
+# chapters/gradients/autograd.md:1073
 RESULT = -1
 NEEDS |= {
-    RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),
+    EXP: (RESULT,), SQRT: (RESULT,), DIV: (1, RESULT),
     LOG: (0,), SIN: (0,), ERF: (0,), MAX: (0, RESULT),
     MUL: (0, 1), MAXIMUM: (0, 1, RESULT), POW: (0, 1, RESULT),
     MOD: (0, 1), MATMUL: (0, 1),

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:fd5fae02ea09  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:0cc0ce20c612  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from companion.ops import (
     AND,
     CAST,
     CONST,
+    DIV,
     DTYPE,
     EQUAL,
     ERF,
@@ -39,18 +40,17 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     POW,
     RANDOM,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -73,14 +73,14 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
 
 # chapters/tensors/operations.md:448
 KERNELS: dict[Op, Callable[..., None]] = {
-    NEG: ufunc(np.negative),
-    RECIP: ufunc(np.reciprocal),
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
     SIN: ufunc(np.sin),
     SQRT: ufunc(np.sqrt),
     ADD: ufunc(np.add),
+    SUB: ufunc(np.subtract),
     MUL: ufunc(np.multiply),
+    DIV: ufunc(np.divide),
     MAXIMUM: ufunc(np.maximum),
     LESS: ufunc(np.less),
     EQUAL: ufunc(np.equal),
@@ -316,7 +316,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1059
+    # chapters/gradients/autograd.md:1062
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -394,11 +394,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2246
+# chapters/tensors/operations.md:2236
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2249
+# chapters/tensors/operations.md:2239
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -414,11 +414,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2286
+# chapters/tensors/operations.md:2276
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2289
+# chapters/tensors/operations.md:2279
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

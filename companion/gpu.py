@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:30705ccf4897
+# Tangled from gpu: edit there, `make tangle`. sha256:0ad5f53224ee
 from __future__ import annotations
 
 import functools
@@ -41,6 +41,7 @@ from companion.ops import (
     AND,
     CAST,
     CONST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -54,14 +55,13 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     POW,
     RANDOM,
-    RECIP,
     SCATTER,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -277,15 +277,15 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
 
 # chapters/gradients/gpu.md:446
 CUDA_CODE: dict[Op, str] = {
-    NEG: "-a",
-    RECIP: "1 / a",
     EXP: "exp(a)",
     LOG: "log(a)",
     SIN: "sin(a)",
     SQRT: "sqrt(a)",
     ERF: "erf(a)",
     ADD: "a + b",
+    SUB: "a - b",
     MUL: "a * b",
+    DIV: "a / b",
     MAXIMUM: "a != a || a > b ? a : b",
     LESS: "a < b",
     EQUAL: "a == b",
@@ -323,8 +323,8 @@ MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
         2: "{0}(Walk w, {1} *out, const T *x, const T *y) "
            "{{ map(w, out, x, y, [](W a, W b) {{ return {2}; }}); }}"}
-NEEDS_KIND = dict.fromkeys((NEG, IDIV, MOD, POW), "iuf") | dict.fromkeys(
-    (RECIP, EXP, LOG, SIN, SQRT, ERF), "f") | {AND: "biu"}
+NEEDS_KIND = dict.fromkeys((SUB, IDIV, MOD, POW), "iuf") | dict.fromkeys(
+    (DIV, EXP, LOG, SIN, SQRT, ERF), "f") | {AND: "biu"}
 
 
 # chapters/gradients/gpu.md:595

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:279e4c6963c8
+# Tangled from operations: edit there, `make tangle`. sha256:8629253f0dfd
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Op:
 # chapters/tensors/operations.md:98
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
-NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
-SIN, SQRT, ERF, CAST = [Op(n, 1) for n in ("SIN", "SQRT", "ERF", "CAST")]
-ADD, MUL, MAXIMUM = Op("ADD", 2), Op("MUL", 2), Op("MAXIMUM", 2)
-LESS, EQUAL = Op("LESS", 2), Op("EQUAL", 2)
+EXP, LOG, SIN = Op("EXP", 1), Op("LOG", 1), Op("SIN", 1)
+SQRT, ERF, CAST = Op("SQRT", 1), Op("ERF", 1), Op("CAST", 1)
+ADD, SUB, MUL, DIV = [Op(n, 2) for n in ("ADD", "SUB", "MUL", "DIV")]
+MAXIMUM, LESS, EQUAL = Op("MAXIMUM", 2), Op("LESS", 2), Op("EQUAL", 2)
 IDIV, MOD, WHERE = Op("IDIV", 2), Op("MOD", 2), Op("WHERE", 3)
 POW, AND = Op("POW", 2), Op("AND", 2)
 SUM, MAX = Op("SUM", 1), Op("MAX", 1)
@@ -45,9 +45,9 @@ WRITE = Op("WRITE", 2)
 # chapters/tensors/operations.md:116
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
-    "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
-                    ADD, MUL, MAXIMUM, LESS, EQUAL, IDIV, MOD, WHERE,
-                    POW, AND),
+    "elementwise": (EXP, LOG, SIN, SQRT, ERF, CAST,
+                    ADD, SUB, MUL, DIV, POW, MAXIMUM, AND,
+                    LESS, EQUAL, IDIV, MOD, WHERE),
     "reduce": (SUM, MAX),
     "movement": (RESHAPE, PERMUTE, EXPAND, PAD, SHRINK, FLIP),
     "contraction": (MATMUL,),
@@ -208,8 +208,8 @@ def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
 DTYPE: dict[Op, Callable[..., DType]] = {
     op: kept(op) for ops in FAMILIES.values() for op in ops}
 DTYPE |= {op: kept(op, "f")
-          for op in (RECIP, EXP, LOG, SIN, SQRT, ERF)}
-DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, POW, SUM)}
+          for op in (DIV, EXP, LOG, SIN, SQRT, ERF)}
+DTYPE |= {op: kept(op, "iuf") for op in (SUB, IDIV, MOD, POW, SUM)}
 DTYPE[AND] = kept(AND, "biu")
 
 

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:422c68d8fff4  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:ada9d6948f7b  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from companion.ops import (
     AND,
     CAST,
     CONST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -54,16 +55,15 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     POW,
     RANDOM,
-    RECIP,
     RESHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -111,7 +111,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:299
+    # chapters/gradients/autograd.md:300
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -332,43 +332,36 @@ class Tensor:
     def __mul__(self, other: Any) -> Tensor:
         return binary(MUL, self, other)
 
+    def __sub__(self, other: Any) -> Tensor:
+        return binary(SUB, self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return binary(SUB, other, self)
+
     __radd__, __rmul__ = __add__, __mul__
 
+    # chapters/tensors/operations.md:1631
     def __neg__(self) -> Tensor:
-        return Tensor.apply(NEG, self)
+        zero = -0.0 if self.dtype.is_float else 0
+        start = as_tensor(zero, self.dtype, self.device, self.shape)
+        return Tensor.apply(SUB, start, self)
 
     def __pos__(self) -> Tensor:
         """The tensor itself; of a bool there is no positive."""
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1642
-    def __sub__(self, other: Any) -> Tensor:
-        return difference(self, other)
-
-    def __rsub__(self, other: Any) -> Tensor:
-        return difference(other, self)
-
-    # chapters/tensors/operations.md:1681
-    def reciprocal(self) -> Tensor:
-        return Tensor.apply(RECIP, floating(self))
-
+    # chapters/tensors/operations.md:1684
     def __truediv__(self, other: Any) -> Tensor:
-        other = operand(other)
-        if other is None:
-            return NotImplemented
-        if not isinstance(other, Tensor):
-            return narrowed(widened(self) * inverse(other), self)
-        x, y = (self, other) if fit(self, other) else alike(self, other)
-        return narrowed(widened(x) * widened(y).reciprocal(), x)
+        return quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        other = operand(other)
-        if isinstance(other, Tensor):
-            return other / self
-        return NotImplemented if other is None else self.reciprocal() * other
+        return quotient(other, self)
 
-    # chapters/tensors/operations.md:1710
+    def reciprocal(self) -> Tensor:
+        return quotient(1, self)
+
+    # chapters/tensors/operations.md:1700
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -381,7 +374,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1744
+    # chapters/tensors/operations.md:1734
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -404,7 +397,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1779
+    # chapters/tensors/operations.md:1769
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -426,7 +419,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1841
+    # chapters/tensors/operations.md:1831
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -445,14 +438,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1903
+    # chapters/tensors/operations.md:1893
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1941
+    # chapters/tensors/operations.md:1931
     def maximum(self, other: Any) -> Tensor:
         return larger(self, required(other))
 
@@ -466,7 +459,7 @@ class Tensor:
         low = self if min is None else larger(self, required(min), tie=0)
         return low if max is None else smaller(low, required(max), tie=0)
 
-    # chapters/tensors/operations.md:1966
+    # chapters/tensors/operations.md:1956
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -492,7 +485,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2023
+    # chapters/tensors/operations.md:2013
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent)
@@ -508,7 +501,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2066
+    # chapters/tensors/operations.md:2056
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -521,7 +514,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2200
+    # chapters/tensors/operations.md:2190
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -529,7 +522,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2445
+    # chapters/tensors/operations.md:2435
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -553,13 +546,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2492
+    # chapters/tensors/operations.md:2482
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2502
+    # chapters/tensors/operations.md:2492
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -573,7 +566,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2538
+    # chapters/tensors/operations.md:2528
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -593,7 +586,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2760
+    # chapters/tensors/operations.md:2750
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -609,7 +602,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2804
+    # chapters/tensors/operations.md:2794
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -623,7 +616,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2836
+    # chapters/tensors/operations.md:2826
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -638,7 +631,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2879
+    # chapters/tensors/operations.md:2869
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -662,7 +655,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2909
+    # chapters/tensors/operations.md:2899
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -686,7 +679,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2993
+    # chapters/tensors/operations.md:2983
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -707,7 +700,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3047
+    # chapters/tensors/operations.md:3037
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -717,7 +710,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3071
+    # chapters/tensors/operations.md:3061
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -839,7 +832,7 @@ class Tensor:
     # chapters/tensors/layers.md:176
     requires_grad = False
 
-    # chapters/gradients/autograd.md:229
+    # chapters/gradients/autograd.md:230
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -859,7 +852,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:887
+    # chapters/gradients/autograd.md:890
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -1129,51 +1122,47 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1627
-def difference(x: Any, y: Any) -> Tensor:
-    """x - y: first one dtype, then the negative, then the sum."""
-    x, y = operand(x), operand(y)
-    if x is None or y is None:
-        return NotImplemented
-    if isinstance(y, Tensor):
-        return binary(ADD, x, -y.cast(common(x, y)))
-    if x.dtype.is_float or isinstance(y, float):
-        return binary(ADD, x, -y)
-    x, y = alike(x, y)
-    return binary(ADD, x, -y)
-
-
-# chapters/tensors/operations.md:1657
+# chapters/tensors/operations.md:1650
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1662
+# chapters/tensors/operations.md:1655
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1667
+# chapters/tensors/operations.md:1660
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1674
-def inverse(value: Scalar) -> float:
-    """1 / value, with IEEE's infinities for zeros."""
-    return 1.0 / value if value else math.copysign(math.inf, value)
+# chapters/tensors/operations.md:1667
+def quotient(x: Any, y: Any) -> Tensor:
+    """x / y, in the float dtype where both meet."""
+    if fit(x, y) and x.dtype.is_float:
+        return Tensor.apply(DIV, x, y)
+    x, y = operand(x), operand(y)
+    if x is None or y is None:
+        return NotImplemented
+    dtype, shape = meeting(outline(x), outline(y))
+    dtype = dtype if dtype.is_float else float32
+    numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
+    wide = promote(dtype, float32) if numbers else dtype
+    x, y = [as_tensor(t, wide, home(x, y), shape) for t in (x, y)]
+    return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1807
+# chapters/tensors/operations.md:1797
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1812
+# chapters/tensors/operations.md:1802
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1181,13 +1170,13 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1819
+# chapters/tensors/operations.md:1809
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1826
+# chapters/tensors/operations.md:1816
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1199,7 +1188,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1878
+# chapters/tensors/operations.md:1868
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1209,7 +1198,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1887
+# chapters/tensors/operations.md:1877
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1222,36 +1211,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1910
+# chapters/tensors/operations.md:1900
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1921
+# chapters/tensors/operations.md:1911
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1926
+# chapters/tensors/operations.md:1916
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1932
+# chapters/tensors/operations.md:1922
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2006
+# chapters/tensors/operations.md:1996
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2009
+# chapters/tensors/operations.md:1999
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1260,13 +1249,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2052
+# chapters/tensors/operations.md:2042
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2057
+# chapters/tensors/operations.md:2047
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1274,7 +1263,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2089
+# chapters/tensors/operations.md:2079
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1282,34 +1271,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2096
+# chapters/tensors/operations.md:2086
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2101
+# chapters/tensors/operations.md:2091
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2106
+# chapters/tensors/operations.md:2096
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2110
+# chapters/tensors/operations.md:2100
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2114
+# chapters/tensors/operations.md:2104
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2126
+# chapters/tensors/operations.md:2116
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1326,7 +1315,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2142
+# chapters/tensors/operations.md:2132
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1334,7 +1323,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2149
+# chapters/tensors/operations.md:2139
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1346,7 +1335,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2173
+# chapters/tensors/operations.md:2163
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1355,14 +1344,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2181
+# chapters/tensors/operations.md:2171
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2189
+# chapters/tensors/operations.md:2179
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1372,7 +1361,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2319
+# chapters/tensors/operations.md:2309
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1400,11 +1389,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2355
+# chapters/tensors/operations.md:2345
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2358
+# chapters/tensors/operations.md:2348
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1422,7 +1411,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2377
+# chapters/tensors/operations.md:2367
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1434,7 +1423,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2388
+# chapters/tensors/operations.md:2378
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1447,7 +1436,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2425
+# chapters/tensors/operations.md:2415
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1457,13 +1446,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2485
+# chapters/tensors/operations.md:2475
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2516
+# chapters/tensors/operations.md:2506
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1474,11 +1463,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2574
+# chapters/tensors/operations.md:2564
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2577
+# chapters/tensors/operations.md:2567
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1495,7 +1484,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2601
+# chapters/tensors/operations.md:2591
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1518,7 +1507,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2634
+# chapters/tensors/operations.md:2624
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1531,7 +1520,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2650
+# chapters/tensors/operations.md:2640
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1552,14 +1541,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2681
+# chapters/tensors/operations.md:2671
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2687
+# chapters/tensors/operations.md:2677
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
@@ -1581,7 +1570,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2708
+# chapters/tensors/operations.md:2698
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1589,7 +1578,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2719
+# chapters/tensors/operations.md:2709
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1602,7 +1591,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2731
+# chapters/tensors/operations.md:2721
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1611,7 +1600,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2741
+# chapters/tensors/operations.md:2731
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1627,7 +1616,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2822
+# chapters/tensors/operations.md:2812
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1640,7 +1629,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2937
+# chapters/tensors/operations.md:2927
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1649,7 +1638,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2957
+# chapters/tensors/operations.md:2947
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1669,14 +1658,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2976
+# chapters/tensors/operations.md:2966
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3038
+# chapters/tensors/operations.md:3028
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1684,7 +1673,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3061
+# chapters/tensors/operations.md:3051
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1693,7 +1682,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3093
+# chapters/tensors/operations.md:3083
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1734,11 +1723,11 @@ def top(x: Tensor, axis: Axes) -> Tensor:
     return y.max(axis, keepdim=True)
 
 
-# chapters/gradients/autograd.md:294
+# chapters/gradients/autograd.md:295
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:841
+# chapters/gradients/autograd.md:844
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1759,7 +1748,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:864
+# chapters/gradients/autograd.md:867
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1778,7 +1767,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:903
+# chapters/gradients/autograd.md:906
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1788,7 +1777,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1120
+# chapters/gradients/autograd.md:1123
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1805,7 +1794,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1461
+# chapters/gradients/autograd.md:1464
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1831,7 +1820,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1489
+# chapters/gradients/autograd.md:1492
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:7a523179af64
+# Tangled from autograd: edit there, `make tangle`. sha256:eca704ffc5d8
 from __future__ import annotations
 
 import math
@@ -15,6 +15,7 @@ from companion.ops import (
     ADD,
     AND,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -29,16 +30,15 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     POW,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
 )
@@ -56,7 +56,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1174
+# chapters/gradients/autograd.md:1177
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -67,7 +67,7 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1370
+# chapters/gradients/autograd.md:1373
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -92,14 +92,14 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1396
+# chapters/gradients/autograd.md:1399
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1402
+# chapters/gradients/autograd.md:1405
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -110,7 +110,7 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1523
+# chapters/gradients/autograd.md:1526
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -119,9 +119,9 @@ def wide(*shape, low=-1.0):
 
 ROWS = Tensor([2, 0, 2, -1])
 EXAMPLES = {
-    NEG: ([wide(3, 4)], None), SIN: ([wide(4)], None),
+    SIN: ([wide(4)], None), SUB: ([wide(3, 4), wide(3, 4)], None),
     EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
-    ERF: ([wide(3)], None), RECIP: ([wide(3, low=0.3)], None),
+    ERF: ([wide(3)], None), DIV: ([wide(3), wide(3, low=0.3)], None),
     LOG: ([wide(3, low=0.3)], None), SQRT: ([wide(3, low=0.3)], None),
     ADD: ([wide(3), wide(3)], None), MUL: ([wide(3), wide(3)], None),
     MAXIMUM: ([wide(9), wide(9)], None),
@@ -140,7 +140,7 @@ EXAMPLES = {
 FLAT = {LESS, EQUAL, IDIV, AND}
 
 
-# chapters/gradients/autograd.md:1555
+# chapters/gradients/autograd.md:1558
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -149,7 +149,7 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1564
+# chapters/gradients/autograd.md:1567
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -160,7 +160,7 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1578
+# chapters/gradients/autograd.md:1581
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -169,7 +169,7 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1587
+# chapters/gradients/autograd.md:1590
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -178,7 +178,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1599
+# chapters/gradients/autograd.md:1602
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -186,7 +186,7 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1607
+# chapters/gradients/autograd.md:1610
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
@@ -201,35 +201,35 @@ def test_rules_read_only_what_the_table_says():
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1626
+# chapters/gradients/autograd.md:1629
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1631
+# chapters/gradients/autograd.md:1634
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1638
+# chapters/gradients/autograd.md:1641
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1643
+# chapters/gradients/autograd.md:1646
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1648
+# chapters/gradients/autograd.md:1651
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1656
+# chapters/gradients/autograd.md:1659
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -239,7 +239,7 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1666
+# chapters/gradients/autograd.md:1669
 def test_corners_have_the_slopes_that_frameworks_give():
     flat, ends = [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]
     for f, slopes in ((Tensor.relu, flat), (lambda x: x.clamp(0, 1), ends),
@@ -252,7 +252,7 @@ def test_corners_have_the_slopes_that_frameworks_give():
         assert x.grad.tolist() == slopes
 
 
-# chapters/gradients/autograd.md:1679
+# chapters/gradients/autograd.md:1682
 def test_slopes_of_powers_where_logarithms_end():
     inf, nan = math.inf, math.nan
     for base, power, slopes in (
@@ -269,7 +269,7 @@ def test_slopes_of_powers_where_logarithms_end():
     assert x.grad.tolist() == [0.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1696
+# chapters/gradients/autograd.md:1699
 def test_second_slopes_of_powers_at_zero():
     for power, bend in ((1, 0.0), (2, 2.0), (3, 0.0), (0, 0.0)):
         x, y = Tensor(0.0).requires_grad_(), Tensor(float(power))
@@ -277,7 +277,7 @@ def test_second_slopes_of_powers_at_zero():
         assert grad(g, x)[0].item() == bend
 
 
-# chapters/gradients/autograd.md:1704
+# chapters/gradients/autograd.md:1707
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -288,7 +288,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1717
+# chapters/gradients/autograd.md:1720
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -296,14 +296,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1725
+# chapters/gradients/autograd.md:1728
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1735
+# chapters/gradients/autograd.md:1738
 def message(call):
     try:
         call()
@@ -312,7 +312,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1744
+# chapters/gradients/autograd.md:1747
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -325,7 +325,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1759
+# chapters/gradients/autograd.md:1762
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -338,13 +338,13 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1772
+# chapters/gradients/autograd.md:1775
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1778
+# chapters/gradients/autograd.md:1781
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -357,7 +357,7 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1793
+# chapters/gradients/autograd.md:1796
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -365,14 +365,14 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1801
+# chapters/gradients/autograd.md:1804
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1810
+# chapters/gradients/autograd.md:1813
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -381,7 +381,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1819
+# chapters/gradients/autograd.md:1822
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -390,7 +390,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1833
+# chapters/gradients/autograd.md:1836
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -409,7 +409,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1853
+# chapters/gradients/autograd.md:1856
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -418,7 +418,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1861
+# chapters/gradients/autograd.md:1864
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -427,7 +427,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1872
+# chapters/gradients/autograd.md:1875
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -440,7 +440,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1887
+# chapters/gradients/autograd.md:1890
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -450,7 +450,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1897
+# chapters/gradients/autograd.md:1900
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -462,7 +462,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1909
+# chapters/gradients/autograd.md:1912
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -472,14 +472,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1921
+# chapters/gradients/autograd.md:1924
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1928
+# chapters/gradients/autograd.md:1931
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -490,7 +490,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1941
+# chapters/gradients/autograd.md:1944
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -499,7 +499,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1950
+# chapters/gradients/autograd.md:1953
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -509,7 +509,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1962
+# chapters/gradients/autograd.md:1965
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 
