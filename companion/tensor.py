@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:ada9d6948f7b  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:d3f5e8d9c80b  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -78,6 +78,21 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
+# chapters/tensors/operations.md:2895
+def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
+    """`x op= y`: the result of `operation`, written where x lies."""
+    def method(self: Tensor, other: Any) -> Tensor:
+        result = operation(self, other)
+        if (result.shape != self.shape
+                or RANK[result.dtype.kind] > RANK[self.dtype.kind]):
+            raise ValueError(
+                f"in place: the result is {result.dtype} {result.shape} and "
+                f"does not fit into {self.dtype} {self.shape}; write "
+                f"x = x + y to make a new tensor")
+        return overwrite(self, result)
+    return method
+
+
 # chapters/tensors/operations.md:1214
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
@@ -89,6 +104,16 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
             options["keepdim"] = options.pop("keepdims")
         return method(*args, **options)
     return named
+
+
+# chapters/tensors/operations.md:2892
+RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
+
+
+# chapters/tensors/operations.md:2909
+def overwrite(x: Tensor, value: Tensor) -> Tensor:
+    """x, with the elements of `value` in its memory."""
+    return x.assign(value)
 
 
 # chapters/tensors/operations.md:1204
@@ -325,7 +350,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1595
+    # chapters/tensors/operations.md:1611
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -340,7 +365,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1631
+    # chapters/tensors/operations.md:1647
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -351,7 +376,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1684
+    # chapters/tensors/operations.md:1700
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -361,7 +386,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1700
+    # chapters/tensors/operations.md:1716
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -374,7 +399,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1734
+    # chapters/tensors/operations.md:1742
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -397,7 +422,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1769
+    # chapters/tensors/operations.md:1777
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -419,7 +444,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1831
+    # chapters/tensors/operations.md:1839
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -438,28 +463,30 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1893
+    # chapters/tensors/operations.md:1903
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1931
+    # chapters/tensors/operations.md:1941
     def maximum(self, other: Any) -> Tensor:
-        return larger(self, required(other))
+        return larger(self, required(other, self.device))
 
     def minimum(self, other: Any) -> Tensor:
-        return smaller(self, required(other))
+        return smaller(self, required(other, self.device))
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
         """Values below `min` become min, values above `max` max."""
         if min is None and max is None:
             raise ValueError("clamp: expected min, max or both, got none")
-        low = self if min is None else larger(self, required(min), tie=0)
-        return low if max is None else smaller(low, required(max), tie=0)
+        low = self if min is None else larger(
+            self, required(min, self.device), tie=0)
+        return low if max is None else smaller(
+            low, required(max, self.device), tie=0)
 
-    # chapters/tensors/operations.md:1956
+    # chapters/tensors/operations.md:1968
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -485,10 +512,10 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2013
+    # chapters/tensors/operations.md:2025
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
-        exponent = operand(exponent)
+        exponent = operand(exponent, self.device)
         if isinstance(exponent, (int, float)):
             x = self.cast(common(self, exponent))
             if exponent in PRODUCTS:
@@ -501,7 +528,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2056
+    # chapters/tensors/operations.md:2068
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -514,7 +541,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2190
+    # chapters/tensors/operations.md:2202
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -522,7 +549,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2435
+    # chapters/tensors/operations.md:2447
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -546,13 +573,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2482
+    # chapters/tensors/operations.md:2494
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2492
+    # chapters/tensors/operations.md:2504
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -566,7 +593,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2528
+    # chapters/tensors/operations.md:2540
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -586,7 +613,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2750
+    # chapters/tensors/operations.md:2762
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -602,21 +629,21 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2794
+    # chapters/tensors/operations.md:2806
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
             raise ValueError(
                 f"assign: several elements of this {self.shape} view "
                 f"share memory; .clone() it first")
-        if operand(value) is None:
-            value = Tensor(value, self.dtype, self.device)
-        source = as_tensor(
-            operand(value), self.dtype, self.device, self.shape)
+        found = operand(value, self.device)
+        if found is None:
+            found = Tensor(value, self.dtype, self.device)
+        source = as_tensor(found, self.dtype, self.device, self.shape)
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2826
+    # chapters/tensors/operations.md:2838
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,7 +658,22 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2869
+    # chapters/tensors/operations.md:2918
+    __iadd__ = in_place(operator.add)
+    __isub__ = in_place(operator.sub)
+    __imul__ = in_place(operator.mul)
+    __itruediv__ = in_place(operator.truediv)
+    __ifloordiv__ = in_place(operator.floordiv)
+    __imod__ = in_place(operator.mod)
+    __ipow__ = in_place(operator.pow)
+    __imatmul__ = in_place(operator.matmul)
+    __iand__ = in_place(operator.and_)
+    __ior__ = in_place(operator.or_)
+    __ixor__ = in_place(operator.xor)
+    __ilshift__ = in_place(operator.lshift)
+    __irshift__ = in_place(operator.rshift)
+
+    # chapters/tensors/operations.md:2951
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -655,7 +697,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2899
+    # chapters/tensors/operations.md:2981
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -679,7 +721,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2983
+    # chapters/tensors/operations.md:3065
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -700,7 +742,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3037
+    # chapters/tensors/operations.md:3119
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -710,7 +752,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3061
+    # chapters/tensors/operations.md:3143
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -733,7 +775,7 @@ class Tensor:
         a, b = self, other
         if not (isinstance(b, Tensor) and a.dtype is b.dtype
                 and a.device is b.device):
-            a, b = alike(a, required(b))
+            a, b = alike(a, required(b, a.device))
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
@@ -755,11 +797,11 @@ class Tensor:
         return self.matmul(other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return required(other).matmul(self)
+        return required(other, self.device).matmul(self)
 
     def dot(self, other: Tensor) -> Tensor:
         """The inner product of two vectors."""
-        other = required(other)
+        other = required(other, self.device)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: use @")
@@ -767,7 +809,7 @@ class Tensor:
 
     def outer(self, other: Tensor) -> Tensor:
         """All products of an element of self and one of other."""
-        other = required(other)
+        other = required(other, self.device)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"outer: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: flatten them")
@@ -1047,37 +1089,42 @@ def common(*operands: Tensor | Scalar) -> DType:
 
 
 # chapters/tensors/operations.md:1505
-def home(*operands: Tensor | Scalar) -> Device:
-    """The device of the first tensor among the operands."""
-    return [x.device for x in operands if isinstance(x, Tensor)][0]
+def home(*operands: Any) -> Device:
+    """The device of the first tensor among the operands, or the CPU."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            return x.device
+    return CPU
 
 
-# chapters/tensors/operations.md:1512
+# chapters/tensors/operations.md:1515
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
     if not isinstance(value, Tensor):
         return leaf(CONST, (value, dtype, shape or ()), device)
-    same = value.cast(dtype)
-    return same if shape is None else same.broadcast(shape)
+    same = value if value.buffer.dtype is dtype else value.cast(dtype)
+    if shape is None or shape == same.buffer.view.shape:
+        return same
+    return Tensor.apply(EXPAND, same, arg=shape)
 
 
-# chapters/tensors/operations.md:1521
+# chapters/tensors/operations.md:1526
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1531
+# chapters/tensors/operations.md:1536
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
-        return value.dtype, value.shape
+        return value.buffer.dtype, value.buffer.view.shape
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1538
+# chapters/tensors/operations.md:1543
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1085,7 +1132,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1545
+# chapters/tensors/operations.md:1550
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1093,17 +1140,29 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1563
-def operand(value: Any) -> Any:
-    """A tensor or a Python number; None for anything else."""
+# chapters/tensors/operations.md:1568
+def operand(value: Any, device: Device = CPU) -> Any:
+    """A tensor or a Python number; None for anything else.
+
+    An array of NumPy's lies on no device, and is brought to `device`.
+    """
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if isinstance(value, np.generic):
         return operand(value.item())
-    return Tensor(value) if isinstance(value, np.ndarray) else None
+    if isinstance(value, np.ndarray):
+        return Tensor(value, device=device)
+    return None
 
 
-# chapters/tensors/operations.md:1574
+# chapters/tensors/operations.md:1582
+def operands(*values: Any) -> list[Any]:
+    """Each as an operand, arrays where the first tensor is."""
+    device = home(*values)
+    return [operand(value, device) for value in values]
+
+
+# chapters/tensors/operations.md:1590
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1111,41 +1170,41 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1581
+# chapters/tensors/operations.md:1597
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
         return Tensor.apply(op, x, y)
-    x, y = operand(x), operand(y)
+    x, y = operands(x, y)
     if x is None or y is None:
         return NotImplemented
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1650
+# chapters/tensors/operations.md:1666
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1655
+# chapters/tensors/operations.md:1671
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1660
+# chapters/tensors/operations.md:1676
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1667
+# chapters/tensors/operations.md:1683
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
         return Tensor.apply(DIV, x, y)
-    x, y = operand(x), operand(y)
+    x, y = operands(x, y)
     if x is None or y is None:
         return NotImplemented
     dtype, shape = meeting(outline(x), outline(y))
@@ -1156,13 +1215,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1797
+# chapters/tensors/operations.md:1805
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1802
+# chapters/tensors/operations.md:1810
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1170,17 +1229,17 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1809
+# chapters/tensors/operations.md:1817
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1816
+# chapters/tensors/operations.md:1824
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
-    x, y = operand(x), operand(y)
+    x, y = operands(x, y)
     if x is None or y is None:
         return NotImplemented
     x, y = (x, y) if fit(x, y) else align(x, y)
@@ -1188,20 +1247,22 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1868
-def required(value: Any) -> Any:
+# chapters/tensors/operations.md:1876
+def required(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; an error for anything else."""
-    found = operand(value)
+    found = operand(value, device)
     if found is None:
         raise TypeError(f"expected a tensor or a number, got "
                         f"{value!r:.60}; make it a Tensor first")
     return found
 
 
-# chapters/tensors/operations.md:1877
+# chapters/tensors/operations.md:1885
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
-    condition, a, b = operand(condition), required(a), required(b)
+    device = home(condition, a, b)
+    condition = operand(condition, device)
+    a, b = required(a, device), required(b, device)
     if getattr(condition, "dtype", None) is not bool_:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
@@ -1211,36 +1272,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1900
+# chapters/tensors/operations.md:1910
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1911
+# chapters/tensors/operations.md:1921
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1916
+# chapters/tensors/operations.md:1926
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1922
+# chapters/tensors/operations.md:1932
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1996
+# chapters/tensors/operations.md:2008
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:1999
+# chapters/tensors/operations.md:2011
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1249,13 +1310,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2042
+# chapters/tensors/operations.md:2054
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2047
+# chapters/tensors/operations.md:2059
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1263,7 +1324,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2079
+# chapters/tensors/operations.md:2091
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1271,34 +1332,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2086
+# chapters/tensors/operations.md:2098
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2091
+# chapters/tensors/operations.md:2103
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2096
+# chapters/tensors/operations.md:2108
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2100
+# chapters/tensors/operations.md:2112
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2104
+# chapters/tensors/operations.md:2116
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2116
+# chapters/tensors/operations.md:2128
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1315,7 +1376,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2132
+# chapters/tensors/operations.md:2144
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1323,7 +1384,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2139
+# chapters/tensors/operations.md:2151
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1335,7 +1396,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2163
+# chapters/tensors/operations.md:2175
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1344,14 +1405,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2171
+# chapters/tensors/operations.md:2183
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2179
+# chapters/tensors/operations.md:2191
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1361,7 +1422,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2309
+# chapters/tensors/operations.md:2321
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1389,11 +1450,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2345
+# chapters/tensors/operations.md:2357
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2348
+# chapters/tensors/operations.md:2360
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1411,7 +1472,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2367
+# chapters/tensors/operations.md:2379
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1423,7 +1484,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2378
+# chapters/tensors/operations.md:2390
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1436,7 +1497,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2415
+# chapters/tensors/operations.md:2427
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1446,13 +1507,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2475
+# chapters/tensors/operations.md:2487
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2506
+# chapters/tensors/operations.md:2518
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1463,11 +1524,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2564
+# chapters/tensors/operations.md:2576
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2567
+# chapters/tensors/operations.md:2579
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1484,7 +1545,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2591
+# chapters/tensors/operations.md:2603
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1507,7 +1568,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2624
+# chapters/tensors/operations.md:2636
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1520,7 +1581,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2640
+# chapters/tensors/operations.md:2652
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1541,14 +1602,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2671
+# chapters/tensors/operations.md:2683
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2677
+# chapters/tensors/operations.md:2689
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
@@ -1570,7 +1631,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2698
+# chapters/tensors/operations.md:2710
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1578,7 +1639,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2709
+# chapters/tensors/operations.md:2721
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1591,7 +1652,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2721
+# chapters/tensors/operations.md:2733
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1600,7 +1661,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2731
+# chapters/tensors/operations.md:2743
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1616,10 +1677,10 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2812
+# chapters/tensors/operations.md:2824
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
-    value, rest = required(value), x.ndim - mask.ndim
+    value, rest = required(value, x.device), x.ndim - mask.ndim
     ndim = value.ndim if isinstance(value, Tensor) else 0
     if mask.shape != x.shape[:mask.ndim] or ndim > rest:
         raise IndexError(
@@ -1629,7 +1690,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2927
+# chapters/tensors/operations.md:3009
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1638,7 +1699,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2947
+# chapters/tensors/operations.md:3029
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1658,14 +1719,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2966
+# chapters/tensors/operations.md:3048
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3028
+# chapters/tensors/operations.md:3110
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1673,7 +1734,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3051
+# chapters/tensors/operations.md:3133
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1682,7 +1743,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3083
+# chapters/tensors/operations.md:3165
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
