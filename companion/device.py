@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e39352624496  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e1aec0cf7d3b  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, matmul, tell
+from companion.blas import FLAVOURS, WIDE, kernel_or_tell, matmul
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, bfloat16, float16, float32, int64
-from companion.native import POOL, CompileError, kernel
+from companion.native import POOL
 from companion.ops import (
     ADD,
     CAST,
@@ -179,7 +179,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
+# chapters/gradients/data.md:436
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -193,7 +193,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
+# chapters/gradients/data.md:422
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -202,15 +202,15 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:409
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
-    try:
-        function = kernel("kernels/rows.c").rows
-    except (CompileError, OSError) as error:
-        tell(f"rows are copied by NumPy, on one processor: {error}")
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
         return None
+    function = library.rows
     address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
     function.argtypes = [address] * 3 + [number] * 4 + [address]
     return function
@@ -415,22 +415,20 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1639
+# chapters/tensors/blas.md:1662
 KERNELS[MATMUL] = matmul
 
 
-# chapters/tensors/activations.md:506
+# chapters/tensors/activations.md:505
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
-    try:
-        return kernel("kernels/erf.c", *FLAVOURS[dtype]).erf_each
-    except CompileError as error:
-        tell(f"erf is computed one by one in Python: {error}")
-        return None
+    library = kernel_or_tell("erf is computed one by one in Python",
+                             "kernels/erf.c", *FLAVOURS[dtype])
+    return None if library is None else library.erf_each
 
 
-# chapters/tensors/activations.md:519
+# chapters/tensors/activations.md:516
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:1a161c31f7d0 */
-#line 489 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:7e2042e962cc */
+#line 488 "chapters/tensors/activations.md"
 #include <tgmath.h>
 
 #ifndef REAL
