@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d3424b0ad8a8
+# Tangled from operations: edit there, `make tangle`. sha256:7680f756294f
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from companion.dtype import DType, bool_, float32, int64, promote
 from companion.view import Shape
 
 
-# chapters/tensors/operations.md:74
+# chapters/tensors/operations.md:78
 class Op:
     """One primitive: a name, and the number of tensors it reads."""
 
@@ -27,7 +27,7 @@ class Op:
     __reduce__ = __repr__  # copied or pickled by name, as dtypes are
 
 
-# chapters/tensors/operations.md:98
+# chapters/tensors/operations.md:102
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
 NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
@@ -41,7 +41,7 @@ PAD, SHRINK, FLIP = Op("PAD", 1), Op("SHRINK", 1), Op("FLIP", 1)
 MATMUL, GATHER, SCATTER = Op("MATMUL", 2), Op("GATHER", 2), Op("SCATTER", 2)
 WRITE = Op("WRITE", 2)
 
-# chapters/tensors/operations.md:115
+# chapters/tensors/operations.md:119
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
     "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
@@ -54,7 +54,7 @@ FAMILIES = {
 }
 
 
-# chapters/tensors/operations.md:161
+# chapters/tensors/operations.md:165
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -72,12 +72,12 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-# chapters/tensors/operations.md:192
+# chapters/tensors/operations.md:196
 def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-# chapters/tensors/operations.md:196
+# chapters/tensors/operations.md:200
 def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
@@ -89,7 +89,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-# chapters/tensors/operations.md:216
+# chapters/tensors/operations.md:220
 def reshaped(x: Any, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
@@ -99,7 +99,7 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:225
+# chapters/tensors/operations.md:229
 def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
@@ -107,7 +107,7 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     return tuple([x.shape[i] for i in order])
 
 
-# chapters/tensors/operations.md:237
+# chapters/tensors/operations.md:241
 def expanded(x: Any, shape: Shape) -> Shape:
     new = len(shape) - len(x.shape)
     if new < 0 or min(shape, default=0) < 0 or any(
@@ -118,7 +118,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:247
+# chapters/tensors/operations.md:251
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -130,7 +130,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:263
+# chapters/tensors/operations.md:267
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -143,7 +143,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:288
+# chapters/tensors/operations.md:292
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -153,7 +153,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:297
+# chapters/tensors/operations.md:301
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -162,19 +162,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:308
+# chapters/tensors/operations.md:312
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:330
+# chapters/tensors/operations.md:334
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool"}
 
 
-# chapters/tensors/operations.md:334
+# chapters/tensors/operations.md:338
 def check_kind(op: Op, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -182,7 +182,7 @@ def check_kind(op: Op, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:341
+# chapters/tensors/operations.md:345
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -192,7 +192,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:353
+# chapters/tensors/operations.md:357
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -209,7 +209,7 @@ DTYPE |= {op: kept(op, "f")
 DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
 
 
-# chapters/tensors/operations.md:374
+# chapters/tensors/operations.md:378
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -217,13 +217,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:381
+# chapters/tensors/operations.md:385
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:386
+# chapters/tensors/operations.md:390
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -231,7 +231,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:396
+# chapters/tensors/operations.md:400
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):
