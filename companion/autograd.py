@@ -1,11 +1,11 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:b7a9c17cf6e6
+# Tangled from autograd: edit there, `make tangle`. sha256:d5b4beea5dfa
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 from companion.ops import (
     ADD,
@@ -39,7 +39,7 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:196
+# chapters/gradients/autograd.md:198
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -55,12 +55,18 @@ class Record:
         self.arg = arg
         self.ages = ages
 
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "copy, pickle: this tensor was computed from what needs a "
+            "gradient, and its whole graph would come along; copy its "
+            ".detach(), or compute it again from copies")
 
-# chapters/gradients/autograd.md:258
+
+# chapters/gradients/autograd.md:266
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:261
+# chapters/gradients/autograd.md:269
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -71,19 +77,19 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:271
+# chapters/gradients/autograd.md:279
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:320
+# chapters/gradients/autograd.md:328
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
 NEEDS: dict[Op, tuple[int, ...]] = {}
 
 
-# chapters/gradients/autograd.md:325
+# chapters/gradients/autograd.md:333
 def check_rule(op: Op) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -92,7 +98,7 @@ def check_rule(op: Op) -> None:
             f"no_grad(), or on .detach()")
 
 
-# chapters/gradients/autograd.md:333
+# chapters/gradients/autograd.md:341
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -100,13 +106,13 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, *src, y))
 
 
-# chapters/gradients/autograd.md:340
+# chapters/gradients/autograd.md:348
 def ages(op: Op, *values: Any) -> list[int]:
     """The versions of the memory that the gradient of `op` reads."""
     return [values[i].buffer.storage.version for i in NEEDS.get(op, ())]
 
 
-# chapters/gradients/autograd.md:362
+# chapters/gradients/autograd.md:370
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
 GRADIENT[NEG] = (lambda g, y, x, _: -g,)
@@ -119,7 +125,7 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:390
+# chapters/gradients/autograd.md:398
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
@@ -134,7 +140,7 @@ GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
 
 
-# chapters/gradients/autograd.md:418
+# chapters/gradients/autograd.md:426
 def share(g: Any, a: Any, b: Any) -> Any:
     """What max(a, b) passes on to a: all, nothing, or half of a tie."""
     return g.where(b < a, (g * 0.5).where(a == b, 0))
@@ -144,13 +150,13 @@ GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
                      lambda g, y, a, b, _: share(g, b, a))
 
 
-# chapters/gradients/autograd.md:455
+# chapters/gradients/autograd.md:463
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:460
+# chapters/gradients/autograd.md:468
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -158,7 +164,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:467
+# chapters/gradients/autograd.md:475
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -166,7 +172,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:474
+# chapters/gradients/autograd.md:482
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -175,7 +181,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:491
+# chapters/gradients/autograd.md:499
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -190,7 +196,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:532
+# chapters/gradients/autograd.md:540
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -200,7 +206,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:552
+# chapters/gradients/autograd.md:560
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -211,7 +217,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:639
+# chapters/gradients/autograd.md:647
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -233,7 +239,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:724
+# chapters/gradients/autograd.md:732
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -247,7 +253,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:746
+# chapters/gradients/autograd.md:754
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -270,11 +276,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:772
+# chapters/gradients/autograd.md:780
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:775
+# chapters/gradients/autograd.md:783
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -283,7 +289,7 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1028
+# chapters/gradients/autograd.md:1036
 RESULT = -1
 NEEDS |= {
     RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),

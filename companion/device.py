@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8ce9e9c21d18  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:9cf7c88e0911  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -297,7 +297,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1017
+    # chapters/gradients/autograd.md:1025
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)

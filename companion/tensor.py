@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:76ab6fe0ad49  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:8c46268f32b8  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:299
+    # chapters/gradients/autograd.md:307
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -832,7 +832,7 @@ class Tensor:
     # chapters/tensors/layers.md:176
     requires_grad = False
 
-    # chapters/gradients/autograd.md:229
+    # chapters/gradients/autograd.md:237
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -852,7 +852,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:845
+    # chapters/gradients/autograd.md:853
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -1682,11 +1682,11 @@ def bare(x: Tensor) -> Tensor:
     return wrap(x.buffer, x.device)
 
 
-# chapters/gradients/autograd.md:294
+# chapters/gradients/autograd.md:302
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:799
+# chapters/gradients/autograd.md:807
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1707,7 +1707,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:822
+# chapters/gradients/autograd.md:830
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1726,7 +1726,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:861
+# chapters/gradients/autograd.md:869
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1736,7 +1736,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1077
+# chapters/gradients/autograd.md:1085
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1753,7 +1753,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1418
+# chapters/gradients/autograd.md:1426
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1779,7 +1779,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1446
+# chapters/gradients/autograd.md:1454
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
