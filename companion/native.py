@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ff7525e5eeae  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:406d31aa85ff  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -311,7 +311,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:952
+# chapters/gradients/optimizers.md:957
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 
