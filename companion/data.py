@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:b8e772744a4f
+# Tangled from data: edit there, `make tangle`. sha256:9444964cc7fe
 from __future__ import annotations
 
 import contextlib
@@ -497,7 +497,8 @@ CHECKSUMS = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "names/names.txt":
         "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
-    "cifar-10/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
+    "cifar-10/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+    "cifar-10/cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
 
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -509,20 +510,20 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1384
+# chapters/gradients/data.md:1385
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1388
+# chapters/gradients/data.md:1389
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1396
-def verified(name: str, data: bytes) -> bytes:
+# chapters/gradients/data.md:1397
+def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
-    if name.endswith(".gz") and not name.endswith(".tar.gz"):
+    if packed and name.endswith(".gz") and not name.endswith(".tar.gz"):
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
@@ -537,7 +538,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1422
+# chapters/gradients/data.md:1423
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -562,7 +563,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1461
+# chapters/gradients/data.md:1462
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -578,7 +579,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1480
+# chapters/gradients/data.md:1481
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -592,7 +593,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1497
+# chapters/gradients/data.md:1498
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -611,27 +612,63 @@ def download(name: str, path: Path) -> bytes:
     told = "; ".join(f"{url}: {error}" for url, error in complaints.items())
     raise (DataError if wrong else Unreachable)(
         f"cannot download {name}: {told}; connect, or name in "
-        f"COMPANION_DATA a folder that has {name}")
+        f"COMPANION_DATA a folder that has {name}{holdings(name)}")
 
 
-# chapters/gradients/data.md:1542
-def own(name: str) -> Path | None:
-    """Where a file of the user's is, by COMPANION_DATA; None without."""
+# chapters/gradients/data.md:1543
+def folder_of_yours() -> Path | None:
+    """What COMPANION_DATA names; None if it is not set."""
     told = os.environ.get("COMPANION_DATA")
     if told and not Path(told).is_dir():
         raise DataError(f"COMPANION_DATA names {told}, which is no folder: "
                         f"make it, or unset the variable")
-    return Path(told, name) if told and Path(told, name).exists() else None
+    return Path(told) if told else None
 
 
-# chapters/gradients/data.md:1555
+# chapters/gradients/data.md:1552
+def own(name: str) -> Path | None:
+    """Where a file of the user's is, in one of the usual forms."""
+    folder = folder_of_yours()
+    places = [folder / form for form in usual_names(name)] if folder else []
+    return next(filter(Path.exists, places), None)
+
+
+# chapters/gradients/data.md:1563
+FOLDERS = {"mnist": ("mnist/", "MNIST/raw/", "MNIST/", "")}
+
+
+# chapters/gradients/data.md:1566
+def usual_names(name: str) -> Iterator[str]:
+    """The names under which a file may lie in a folder of the user's."""
+    folder, _, file = name.partition("/")
+    bare = file if file.endswith(".tar.gz") else file.removesuffix(".gz")
+    for place in FOLDERS.get(folder, (f"{folder}/", "")):
+        for form in dict.fromkeys((file, bare, bare.replace("-idx", ".idx"))):
+            yield place + form
+
+
+# chapters/gradients/data.md:1575
+def holdings(name: str) -> str:
+    """What lies where the user has files, for an error that looked there."""
+    folder = folder_of_yours()
+    if folder is None:
+        return ""
+    inside = folder / name.partition("/")[0]
+    folder = inside if inside.is_dir() else folder
+    found = sorted(p.name for p in folder.iterdir())
+    more = ", …" if len(found) > 8 else ""
+    return (f"; {folder}, by COMPANION_DATA, holds "
+            f"{', '.join(found[:8]) or 'nothing'}{more}")
+
+
+# chapters/gradients/data.md:1592
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
     path = given or cached
     try:
         if path.exists():
-            return verified(name, path.read_bytes())
+            return verified(name, path.read_bytes(), path.suffix == ".gz")
     except DataError as error:
         if given:
             raise DataError(f"{given} is damaged: {error}; mend it or "
@@ -640,12 +677,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1593
+# chapters/gradients/data.md:1630
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1597
+# chapters/gradients/data.md:1634
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -660,7 +697,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1613
+# chapters/gradients/data.md:1650
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -670,7 +707,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1622
+# chapters/gradients/data.md:1659
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -682,36 +719,78 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1658
-CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
-         "test": ["test_batch.bin"]}
+# chapters/gradients/data.md:1697
+class ArraysOnly(pickle.Unpickler):
+    """Reads pickles of plain values and NumPy arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {"_reconstruct": np.zeros(0).__reduce__()[0],
+                 "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.partition(".")[0] == "numpy" and name in known:
+            return known[name]
+        raise DataError(f"it asks for {module}.{name}, and an array needs "
+                        f"no such thing")
 
 
-# chapters/gradients/data.md:1662
+# chapters/gradients/data.md:1709
+def cifar_records(data: bytes) -> bytes:
+    """The records in a file of CIFAR-10's Python form."""
+    try:
+        found = ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+        labels = np.array(found[b"labels"], np.uint8)
+        images = np.asarray(found[b"data"], np.uint8)
+        return np.concatenate([labels[:, None], images], 1).tobytes()
+    except DataError:
+        raise
+    except Exception as error:  # a pickle can be broken in any way
+        raise DataError(f"no pickle of labels and images "
+                        f"({type(error).__name__}: {error})") from None
+
+
+# chapters/gradients/data.md:1725
+CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)],
+         "test": ["test_batch"]}
+CIFAR_FORMS = (
+    ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", bytes),
+    ("cifar-10-python.tar.gz", "cifar-10-batches-py", "", cifar_records))
+
+
+# chapters/gradients/data.md:1732
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
-    folder = "cifar-10-batches-bin/"
-    if own(folder):
-        for file in CIFAR[split]:
-            path = own(folder + file)
-            if path is None:
-                raise DataError(f"{own(folder)} has no {file}: add it, or "
-                                f"remove the folder")
-            yield str(path), path.read_bytes()
-    else:
-        packed = io.BytesIO(obtain("cifar-10/cifar-10-binary.tar.gz"))
-        with tarfile.open(fileobj=packed) as archive:
+    """Names and records of CIFAR-10's files: unpacked, or in a tar."""
+    for _, folder, end, records in CIFAR_FORMS:
+        if path := own(f"cifar-10/{folder}"):
             for file in CIFAR[split]:
-                member = archive.extractfile(folder + file)
-                assert member is not None
-                yield file, member.read()
+                yield from unpacked_file(path / (file + end), records)
+            return
+    yours = [form for form in CIFAR_FORMS if own(f"cifar-10/{form[0]}")]
+    tar, folder, end, records = (yours or CIFAR_FORMS)[0]
+    packed = io.BytesIO(obtain(f"cifar-10/{tar}"))
+    with tarfile.open(fileobj=packed) as archive:
+        for file in CIFAR[split]:
+            member = archive.extractfile(f"{folder}/{file}{end}")
+            assert member is not None
+            yield file, records(member.read())
 
 
-# chapters/gradients/data.md:1683
+# chapters/gradients/data.md:1749
+def unpacked_file(path: Path, records: Callable[[bytes], bytes]
+                  ) -> Iterator[tuple[str, bytes]]:
+    """The name of a file of the user's, and the records in it."""
+    if not path.exists():
+        raise DataError(f"{path.parent} has no {path.name}: add it, or "
+                        f"remove the folder")
+    try:
+        yield str(path), records(path.read_bytes())
+    except DataError as error:
+        raise DataError(f"{path}: {error}; mend it or remove it") from None
+
+
+# chapters/gradients/data.md:1763
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1686
+# chapters/gradients/data.md:1766
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -731,7 +810,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1721
+# chapters/gradients/data.md:1801
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -741,7 +820,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1730
+# chapters/gradients/data.md:1810
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -753,7 +832,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1754
+# chapters/gradients/data.md:1834
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -769,7 +848,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1771
+# chapters/gradients/data.md:1851
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -779,13 +858,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1780
+# chapters/gradients/data.md:1860
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1785
+# chapters/gradients/data.md:1865
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()
