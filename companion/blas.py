@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:b325d5dd26f6
+# Tangled from blas: edit there, `make tangle`. sha256:61512ebd2885
 from __future__ import annotations
 
 import ctypes
@@ -123,7 +123,7 @@ def tell(line: str) -> None:
     """One line on stderr, once, whichever thread is the first."""
     me = object()
     if TOLD.setdefault(line, me) is me:
-        print(f"companion: {line}", file=sys.stderr)
+        sys.stderr.write(f"companion: {line}\n")  # in one piece
 
 
 # chapters/tensors/blas.md:1459

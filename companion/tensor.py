@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:af992f422fc8  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:191e6eace5d5  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -829,7 +829,7 @@ class Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
 
-    # chapters/tensors/layers.md:176
+    # chapters/tensors/layers.md:178
     requires_grad = False
 
     # chapters/gradients/autograd.md:237
