@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:60d1ed2a37ab
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:edc7b25ec667
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1248
+# chapters/gradients/autograd.md:1250
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:19ae7d8a8a9d
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:6a6fc25eb2f8
 from __future__ import annotations
 
 import math
@@ -140,7 +140,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:938
+    # chapters/gradients/autograd.md:940
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -152,7 +152,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:913
+    # chapters/gradients/autograd.md:915
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():

@@ -9,8 +9,20 @@ import numpy as np
 import pytest
 
 from companion import (
-    Adam, Arrays, DataLoader, Generator, Linear, Tensor, blas, manual_seed,
-    native, no_grad, rand, randint, randn)
+    Adam,
+    Arrays,
+    DataLoader,
+    Generator,
+    Linear,
+    Tensor,
+    blas,
+    manual_seed,
+    native,
+    no_grad,
+    rand,
+    randint,
+    randn,
+)
 from companion.device import DEVICES, named
 from companion.dtype import float64
 from companion.tensor import GENERATOR

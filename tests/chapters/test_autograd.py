@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:fc77e540bab4
+# Tangled from autograd: edit there, `make tangle`. sha256:010d53a4f9e6
 from __future__ import annotations
 
 import math
@@ -16,6 +16,7 @@ from companion.dtype import bool_, float16, float32, float64, int64
 from companion.ops import (
     ADD,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -30,15 +31,14 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
 )
@@ -56,7 +56,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1139
+# chapters/gradients/autograd.md:1141
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -67,7 +67,7 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1335
+# chapters/gradients/autograd.md:1337
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -92,14 +92,14 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1361
+# chapters/gradients/autograd.md:1363
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1367
+# chapters/gradients/autograd.md:1369
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -110,7 +110,7 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1488
+# chapters/gradients/autograd.md:1490
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -119,9 +119,9 @@ def wide(*shape, low=-1.0):
 
 ROWS = Tensor([2, 0, 2, -1])
 EXAMPLES = {
-    NEG: ([wide(3, 4)], None), SIN: ([wide(4)], None),
+    SIN: ([wide(4)], None), SUB: ([wide(3, 4), wide(3, 4)], None),
     EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
-    ERF: ([wide(3)], None), RECIP: ([wide(3, low=0.3)], None),
+    ERF: ([wide(3)], None), DIV: ([wide(3), wide(3, low=0.3)], None),
     LOG: ([wide(3, low=0.3)], None), SQRT: ([wide(3, low=0.3)], None),
     ADD: ([wide(3), wide(3)], None), MUL: ([wide(3), wide(3)], None),
     MAXIMUM: ([wide(9), wide(9)], None),
@@ -139,7 +139,7 @@ EXAMPLES = {
 FLAT = {LESS, EQUAL, IDIV}
 
 
-# chapters/gradients/autograd.md:1519
+# chapters/gradients/autograd.md:1521
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -148,7 +148,7 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1528
+# chapters/gradients/autograd.md:1530
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -159,7 +159,7 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1542
+# chapters/gradients/autograd.md:1544
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -168,7 +168,7 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1551
+# chapters/gradients/autograd.md:1553
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -177,7 +177,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1563
+# chapters/gradients/autograd.md:1565
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -185,7 +185,7 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1571
+# chapters/gradients/autograd.md:1573
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
@@ -200,35 +200,35 @@ def test_rules_read_only_what_the_table_says():
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1590
+# chapters/gradients/autograd.md:1592
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1595
+# chapters/gradients/autograd.md:1597
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1602
+# chapters/gradients/autograd.md:1604
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1607
+# chapters/gradients/autograd.md:1609
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1612
+# chapters/gradients/autograd.md:1614
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1620
+# chapters/gradients/autograd.md:1622
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -238,7 +238,7 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1630
+# chapters/gradients/autograd.md:1632
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -249,7 +249,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1643
+# chapters/gradients/autograd.md:1645
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -257,14 +257,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1651
+# chapters/gradients/autograd.md:1653
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1661
+# chapters/gradients/autograd.md:1663
 def message(call):
     try:
         call()
@@ -273,7 +273,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1670
+# chapters/gradients/autograd.md:1672
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -286,7 +286,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1685
+# chapters/gradients/autograd.md:1687
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -299,13 +299,13 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1698
+# chapters/gradients/autograd.md:1700
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1704
+# chapters/gradients/autograd.md:1706
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -318,7 +318,7 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1719
+# chapters/gradients/autograd.md:1721
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -326,14 +326,14 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1727
+# chapters/gradients/autograd.md:1729
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1736
+# chapters/gradients/autograd.md:1738
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -342,7 +342,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1745
+# chapters/gradients/autograd.md:1747
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -351,7 +351,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1754
+# chapters/gradients/autograd.md:1756
 def test_leaves_are_copied_whole_and_graphs_are_not():
     x = Tensor([1.0, 2.0]).requires_grad_()
     y = x.square().sum()
@@ -369,7 +369,7 @@ def test_leaves_are_copied_whole_and_graphs_are_not():
         assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1777
+# chapters/gradients/autograd.md:1779
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -388,7 +388,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1797
+# chapters/gradients/autograd.md:1799
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -397,7 +397,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1805
+# chapters/gradients/autograd.md:1807
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -406,7 +406,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1816
+# chapters/gradients/autograd.md:1818
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -419,7 +419,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1831
+# chapters/gradients/autograd.md:1833
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -429,7 +429,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1841
+# chapters/gradients/autograd.md:1843
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -441,7 +441,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1853
+# chapters/gradients/autograd.md:1855
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -451,14 +451,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1865
+# chapters/gradients/autograd.md:1867
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1872
+# chapters/gradients/autograd.md:1874
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -469,7 +469,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1885
+# chapters/gradients/autograd.md:1887
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -478,7 +478,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1894
+# chapters/gradients/autograd.md:1896
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -488,7 +488,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1906
+# chapters/gradients/autograd.md:1908
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 
