@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:9444964cc7fe
+# Tangled from data: edit there, `make tangle`. sha256:6f796da99ead
 from __future__ import annotations
 
 import contextlib
@@ -773,7 +773,7 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
             yield file, records(member.read())
 
 
-# chapters/gradients/data.md:1749
+# chapters/gradients/data.md:1751
 def unpacked_file(path: Path, records: Callable[[bytes], bytes]
                   ) -> Iterator[tuple[str, bytes]]:
     """The name of a file of the user's, and the records in it."""
@@ -786,11 +786,11 @@ def unpacked_file(path: Path, records: Callable[[bytes], bytes]
         raise DataError(f"{path}: {error}; mend it or remove it") from None
 
 
-# chapters/gradients/data.md:1763
+# chapters/gradients/data.md:1765
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1766
+# chapters/gradients/data.md:1768
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -810,7 +810,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1801
+# chapters/gradients/data.md:1803
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -820,7 +820,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1810
+# chapters/gradients/data.md:1812
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -832,7 +832,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1834
+# chapters/gradients/data.md:1836
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -848,7 +848,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1851
+# chapters/gradients/data.md:1853
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -858,13 +858,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1860
+# chapters/gradients/data.md:1862
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1865
+# chapters/gradients/data.md:1867
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:406d31aa85ff  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:7d53b5bc6ce7  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -26,12 +26,12 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:110
+# chapters/tensors/blas.md:111
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:114
+# chapters/tensors/blas.md:115
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -49,7 +49,7 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:141
+# chapters/tensors/blas.md:142
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-ffp-contract=fast", "-fvisibility=protected",
@@ -80,7 +80,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:180
+# chapters/tensors/blas.md:181
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -92,12 +92,12 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:191
+# chapters/tensors/blas.md:192
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:195
+# chapters/tensors/blas.md:196
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -105,7 +105,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:213
+# chapters/tensors/blas.md:214
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -115,7 +115,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:222
+# chapters/tensors/blas.md:223
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -124,7 +124,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:233
+# chapters/tensors/blas.md:234
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     name = key(source, FLAGS + flags)
@@ -143,12 +143,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:267
+# chapters/tensors/blas.md:268
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:271
+# chapters/tensors/blas.md:272
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -159,14 +159,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:295
+# chapters/tensors/blas.md:296
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:301
+# chapters/tensors/blas.md:302
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -178,7 +178,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:315
+# chapters/tensors/blas.md:316
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -189,7 +189,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:325
+# chapters/tensors/blas.md:326
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -205,14 +205,14 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:345
+# chapters/tensors/blas.md:346
 LOADING = threading.Lock()  # of two threads, one compiles
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
 
 
-# chapters/tensors/blas.md:351
+# chapters/tensors/blas.md:352
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     with LOADING:
@@ -224,11 +224,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:376
+# chapters/tensors/blas.md:377
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:379
+# chapters/tensors/blas.md:380
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -263,7 +263,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:549
+# chapters/tensors/blas.md:550
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -271,7 +271,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1157
+# chapters/tensors/blas.md:1158
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -285,7 +285,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1170
+# chapters/tensors/blas.md:1171
 class Pool:
     """The threads that kernels share."""
 
@@ -299,11 +299,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1186
+# chapters/tensors/blas.md:1187
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1189
+# chapters/tensors/blas.md:1190
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:

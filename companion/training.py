@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:05ef61d42daf
+# Tangled from training: edit there, `make tangle`. sha256:f860aa9fd1de
 from __future__ import annotations
 
 import csv
@@ -37,7 +37,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/training.md:147
+# chapters/gradients/training.md:150
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -57,15 +57,16 @@ class Batches:
         self.tensors, self.size, self.seed = tensors, size, seed
         self.go_to(0, 0)
 
-    def go_to(self, epoch: int, index: int) -> None:
-        """Continue with the example that is at `index` in `epoch`."""
-        self.epoch, self.index = epoch, index
-        self.order = self.shuffled()
-
     @property
     def examples(self) -> int:
         """How many there are."""
         return len(self.tensors[0])
+
+    # chapters/gradients/training.md:179
+    def go_to(self, epoch: int, index: int) -> None:
+        """Continue with the example that is at `index` in `epoch`."""
+        self.epoch, self.index = epoch, index
+        self.order = self.shuffled()
 
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
@@ -73,7 +74,7 @@ class Batches:
         keys = rand(self.examples, dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
-    # chapters/gradients/training.md:187
+    # chapters/gradients/training.md:195
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -85,7 +86,7 @@ class Batches:
         return tuple(t[rows] for t in self.tensors)
 
 
-# chapters/gradients/training.md:212
+# chapters/gradients/training.md:220
 class Source(Protocol):
     """Where batches come from, and how to return to a place in them.
 
@@ -105,50 +106,50 @@ class Source(Protocol):
     def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:248
+# chapters/gradients/training.md:256
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:251
+# chapters/gradients/training.md:259
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:255
+# chapters/gradients/training.md:263
 def half_cosine(begin: float, end: float, done: float) -> float:
     """From `begin` to `end` along half a cosine; `done` up to 1."""
     return end + (begin - end) * (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
-# chapters/gradients/training.md:260
+# chapters/gradients/training.md:268
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
     return functools.partial(warmed_up, steps, warmup, floor)
 
 
-# chapters/gradients/training.md:266
+# chapters/gradients/training.md:274
 def warmed_up(steps: int, warmup: int, floor: float, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return half_cosine(1, floor, (step - warmup) / max(steps - warmup, 1))
 
 
-# chapters/gradients/training.md:272
+# chapters/gradients/training.md:280
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
     return functools.partial(cycled, steps, peak * steps, start)
 
 
-# chapters/gradients/training.md:278
+# chapters/gradients/training.md:288
 def cycled(steps: int, top: float, start: float, step: int) -> float:
     if step < top:
         return half_cosine(start, 1, step / top)
     return half_cosine(1, start / 1e4, (step - top) / max(steps - top, 1))
 
 
-# chapters/gradients/training.md:341
+# chapters/gradients/training.md:351
 def norm_of(gradients: list[Tensor]) -> float:
     """The Euclidean length of all together, in float32 or wider."""
     length = math.sqrt(squares(gradients))
@@ -163,12 +164,12 @@ def norm_of(gradients: list[Tensor]) -> float:
     return math.sqrt(squares(small)) * unit
 
 
-# chapters/gradients/training.md:355
+# chapters/gradients/training.md:365
 def squares(gradients: list[Tensor]) -> float:
     return sum([float(widened(g).square().sum()) for g in gradients])
 
 
-# chapters/gradients/training.md:361
+# chapters/gradients/training.md:371
 def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
                     max_norm: float) -> float:
     """Scale all gradients so that their common length is ≤ `max_norm`.
@@ -190,15 +191,14 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
     return norm
 
 
-# chapters/gradients/training.md:431
+# chapters/gradients/training.md:441
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
 
     `loss_of(model, *batch)` computes the loss; `rate` maps the step to
     a factor on each group's learning rate; `clip` limits the length of
-    the gradient; `accumulate` batches make one step; `observers` look
-    on.
+    the gradient; `accumulate` batches make a step; `observers` watch.
     """
 
     model: Module
@@ -214,7 +214,7 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
     saved: str = "none was written"
     journal: Journal | None = None
-    first: list[Any] | None = None  # its first batch, see next_batch
+    first: list[Any] | None = None  # its first batch: see next_batch
 
     def __post_init__(self) -> None:
         self.generators = generators_of(self.model)
@@ -223,7 +223,7 @@ class Trainer:
                 f"Trainer: expected accumulate of at least 1 and clip of "
                 f"at least 0, got {self.accumulate} and {self.clip}")
 
-    # chapters/gradients/training.md:505
+    # chapters/gradients/training.md:514
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started, before = time.perf_counter(), self.place()
@@ -241,7 +241,7 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:829
+    # chapters/gradients/training.md:843
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = self.next_batch(), self.place()
@@ -254,7 +254,7 @@ class Trainer:
         (loss / self.accumulate).backward()
         return value / self.accumulate
 
-    # chapters/gradients/training.md:533
+    # chapters/gradients/training.md:542
     def place(self) -> list[Any]:
         """Where the next batch and the next random numbers come from."""
         return [self.batches.epoch, self.batches.index,
@@ -266,7 +266,7 @@ class Trainer:
         for draw, (seed, at) in zip(self.generators, place[2], strict=True):
             draw.go_to(seed, at)
 
-    # chapters/gradients/training.md:706
+    # chapters/gradients/training.md:715
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -278,7 +278,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:747
+    # chapters/gradients/training.md:756
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -292,6 +292,7 @@ class Trainer:
                           for o in self.observers],
         }
 
+    # chapters/gradients/training.md:774
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, if all of it fits; else nothing changes."""
         before = deepcopy(self.state_dict())
@@ -318,7 +319,7 @@ class Trainer:
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:804
+    # chapters/gradients/training.md:818
     def next_batch(self) -> tuple[Any, ...]:
         """The next batch; of the first one a checksum is kept."""
         place, batch = self.place(), next(self.batches)
@@ -336,7 +337,7 @@ class Trainer:
                 "run began with; expected the same data, seed, order and "
                 "batch size. (A state whose \"first\" is None is not asked.)")
 
-    # chapters/gradients/training.md:1111
+    # chapters/gradients/training.md:1127
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = journal_of(path)
@@ -364,7 +365,7 @@ class Trainer:
                          save(arrays, {"run": run, "journal": rows}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:1147
+    # chapters/gradients/training.md:1163
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -380,7 +381,7 @@ class Trainer:
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:1238
+    # chapters/gradients/training.md:1256
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -411,7 +412,7 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:468
+# chapters/gradients/training.md:477
 def generators_of(model: Module) -> list[Generator]:
     """The common generator, then those that modules have to themselves."""
     own = [draw for _, module in named_modules(model)
@@ -419,7 +420,7 @@ def generators_of(model: Module) -> list[Generator]:
     return list(dict.fromkeys([GENERATOR, *own]))
 
 
-# chapters/gradients/training.md:475
+# chapters/gradients/training.md:484
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -429,7 +430,7 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:488
+# chapters/gradients/training.md:497
 @contextmanager
 def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
     """Learning rates times `factor`, inside the block."""
@@ -443,14 +444,14 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
             group["lr"] = rate
 
 
-# chapters/gradients/training.md:616
+# chapters/gradients/training.md:625
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:624
+# chapters/gradients/training.md:633
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first module whose output is not finite, or its input."""
     found: list[str] = []
@@ -473,7 +474,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:655
+# chapters/gradients/training.md:664
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -490,7 +491,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     return place or "the loss itself"
 
 
-# chapters/gradients/training.md:671
+# chapters/gradients/training.md:680
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -501,7 +502,7 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:791
+# chapters/gradients/training.md:805
 def checksum(batch: Iterable[Any]) -> int:
     """A number that changes with any bit of the tensors in a batch."""
     found = 0
@@ -513,7 +514,7 @@ def checksum(batch: Iterable[Any]) -> int:
     return found
 
 
-# chapters/gradients/training.md:844
+# chapters/gradients/training.md:858
 def remind(observers: list[Observer], states: list[Any]) -> None:
     """Give each observer the next state that one of its class left."""
     waiting: dict[str, list[Any]] = {}
@@ -524,12 +525,12 @@ def remind(observers: list[Observer], states: list[Any]) -> None:
             observer.load_state_dict(left.pop(0))
 
 
-# chapters/gradients/training.md:904
+# chapters/gradients/training.md:918
 PLAIN = (type(None), bool, int, float, str)  # JSON gives these back
 ARRAYS = {Tensor: "tensor", np.ndarray: "array"}
 
 
-# chapters/gradients/training.md:908
+# chapters/gradients/training.md:922
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree as JSON, its arrays by name; those go to `arrays`."""
     kind = type(tree)
@@ -550,7 +551,7 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
                     f"and arrays, in lists, tuples and dicts")
 
 
-# chapters/gradients/training.md:930
+# chapters/gradients/training.md:944
 def put(value: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
     """Add a tensor, array or NumPy number; the name that it got."""
     array = np.asarray(value, order="C")
@@ -571,7 +572,7 @@ UNPACK: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "dict": lambda pairs, arrays: dict(unpacked(pairs, arrays))}
 
 
-# chapters/gradients/training.md:950
+# chapters/gradients/training.md:964
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree as it was before `packed`."""
     if isinstance(tree, list):
@@ -582,7 +583,7 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return UNPACK[kind](inside, arrays)
 
 
-# chapters/gradients/training.md:986
+# chapters/gradients/training.md:1000
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -596,7 +597,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:999
+# chapters/gradients/training.md:1013
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -606,7 +607,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:1041
+# chapters/gradients/training.md:1055
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -637,7 +638,7 @@ class Journal:
                 f"{self.end}: put the journal back, or delete the "
                 f"checkpoint to start anew")
 
-    # chapters/gradients/training.md:1076
+    # chapters/gradients/training.md:1090
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -646,17 +647,17 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:1099
+# chapters/gradients/training.md:1113
 def journal_of(checkpoint: Path) -> Path:
     """The journal beside a checkpoint, under the whole of its name."""
     return checkpoint.with_name(f"{checkpoint.name}.jsonl")
 
 
-# chapters/gradients/training.md:1106
+# chapters/gradients/training.md:1120
 HEADER = 50_000_000  # bytes: half of what the format allows in all
 
 
-# chapters/gradients/training.md:1163
+# chapters/gradients/training.md:1181
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
     """The state in a checkpoint, and how much of the journal counts."""
     try:
@@ -672,7 +673,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:1189
+# chapters/gradients/training.md:1207
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -697,7 +698,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1217
+# chapters/gradients/training.md:1235
 def seen_by(observer: Observer, run: Trainer,
             row: Mapping[str, Any]) -> dict[str, Any]:
     """The row after an observer has looked at it, fit for the journal."""
@@ -715,7 +716,7 @@ def seen_by(observer: Observer, run: Trainer,
     return seen
 
 
-# chapters/gradients/training.md:1292
+# chapters/gradients/training.md:1310
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -735,7 +736,7 @@ class ProgressBar(Observer):
                 if name not in ("bar", "draw")}
 
 
-# chapters/gradients/training.md:1315
+# chapters/gradients/training.md:1333
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -760,7 +761,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1341
+# chapters/gradients/training.md:1359
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -769,12 +770,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1349
+# chapters/gradients/training.md:1367
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1355
+# chapters/gradients/training.md:1373
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -791,7 +792,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1371
+# chapters/gradients/training.md:1389
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -803,7 +804,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1417
+# chapters/gradients/training.md:1435
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -821,7 +822,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1440
+# chapters/gradients/training.md:1458
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -841,13 +842,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1459
+# chapters/gradients/training.md:1477
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1474
+# chapters/gradients/training.md:1492
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -875,7 +876,7 @@ class EarlyStopping(Observer):
         if self.waited >= self.patience:
             run.stopped = True
 
-    # chapters/gradients/training.md:1506
+    # chapters/gradients/training.md:1524
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:010d53a4f9e6
+# Tangled from autograd: edit there, `make tangle`. sha256:4871ddaa76ec
 from __future__ import annotations
 
 import math
@@ -351,7 +351,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1756
+# chapters/gradients/autograd.md:1758
 def test_leaves_are_copied_whole_and_graphs_are_not():
     x = Tensor([1.0, 2.0]).requires_grad_()
     y = x.square().sum()
@@ -369,7 +369,7 @@ def test_leaves_are_copied_whole_and_graphs_are_not():
         assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1779
+# chapters/gradients/autograd.md:1781
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -388,7 +388,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1799
+# chapters/gradients/autograd.md:1801
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -397,7 +397,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1807
+# chapters/gradients/autograd.md:1809
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -406,7 +406,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1818
+# chapters/gradients/autograd.md:1820
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -419,7 +419,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1833
+# chapters/gradients/autograd.md:1835
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -429,7 +429,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1843
+# chapters/gradients/autograd.md:1845
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -441,7 +441,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1855
+# chapters/gradients/autograd.md:1857
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -451,14 +451,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1867
+# chapters/gradients/autograd.md:1869
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1874
+# chapters/gradients/autograd.md:1876
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -469,7 +469,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1887
+# chapters/gradients/autograd.md:1889
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -478,7 +478,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1896
+# chapters/gradients/autograd.md:1898
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -488,7 +488,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1908
+# chapters/gradients/autograd.md:1910
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 

@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:97734ddf58ba
+# Tangled from layers: edit there, `make tangle`. sha256:63c298d97e62
 from __future__ import annotations
 
 import math
@@ -263,7 +263,7 @@ def test_a_copied_module_shares_what_its_original_shared():
         assert net[0].weight.abs().sum() > 0
 
 
-# chapters/tensors/layers.md:1429
+# chapters/tensors/layers.md:1431
 def test_a_state_that_does_not_fit_changes_nothing():
     net = Sequential(Linear(3, 4), Linear(4, 2))
     before = [p.tolist() for p in net.parameters()]
@@ -283,7 +283,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert len(state) == 4
 
 
-# chapters/tensors/layers.md:1449
+# chapters/tensors/layers.md:1451
 def test_weights_may_change_places():
     net = Sequential(Linear(2, 2), Linear(2, 2))
     first, second = [layer.weight.tolist() for layer in (net[0], net[1])]
@@ -295,7 +295,7 @@ def test_weights_may_change_places():
     assert net[1].weight.tolist() == first
 
 
-# chapters/tensors/layers.md:1463
+# chapters/tensors/layers.md:1465
 def test_modes_and_devices_reach_every_part():
     net = Sequential(Linear(2, 2), Sequential(Dropout(0.5)))
     net.eval()
@@ -312,7 +312,7 @@ def test_modes_and_devices_reach_every_part():
         assert {p.device for p in layer.parameters()} == {timed}
 
 
-# chapters/tensors/layers.md:1482
+# chapters/tensors/layers.md:1484
 def test_a_state_crosses_devices_and_dtypes():
     one, two = Linear(3, 2), Linear(3, 2, dtype=float64)
     two.to(Timed(CPU))
@@ -322,7 +322,7 @@ def test_a_state_crosses_devices_and_dtypes():
     assert two.weight.tolist() == one.weight.tolist()
 
 
-# chapters/tensors/layers.md:1492
+# chapters/tensors/layers.md:1494
 def test_first_weights_have_the_promised_variance():
     manual_seed(2)
     assert abs(xavier(300, 500).var().item() * 400 - 1) < 0.02

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:5385ceda4200
+# Tangled from operations: edit there, `make tangle`. sha256:124622cd8de2
 from __future__ import annotations
 
 import math
@@ -68,7 +68,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2695
+# chapters/tensors/operations.md:2700
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -76,11 +76,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:3266
+# chapters/tensors/operations.md:3271
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:3270
+# chapters/tensors/operations.md:3275
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -91,7 +91,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3283
+# chapters/tensors/operations.md:3288
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -103,7 +103,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3295
+# chapters/tensors/operations.md:3300
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -115,7 +115,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3311
+# chapters/tensors/operations.md:3316
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -123,7 +123,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3319
+# chapters/tensors/operations.md:3324
 def test_a_refused_shape_takes_no_numbers():
     draw = Generator(1)
     for shape in ((-2, 3), (-3,), (-2, -3)):
@@ -135,7 +135,7 @@ def test_a_refused_shape_takes_no_numbers():
             raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3331
+# chapters/tensors/operations.md:3336
 def test_a_vector_has_no_matrix_to_transpose():
     try:
         _ = ones(2).mT
@@ -145,7 +145,7 @@ def test_a_vector_has_no_matrix_to_transpose():
         raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3343
+# chapters/tensors/operations.md:3348
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -154,7 +154,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3352
+# chapters/tensors/operations.md:3357
 def test_threads_draw_numbers_of_their_own():
     def twenty(draw):
         return [rand(40, generator=draw).tolist() for _ in range(20)]
@@ -172,7 +172,7 @@ def test_threads_draw_numbers_of_their_own():
         numbers for _ in range(7) for numbers in twenty(alone)])
 
 
-# chapters/tensors/operations.md:3370
+# chapters/tensors/operations.md:3377
 def test_generators_are_copied_and_the_common_one_is_not():
     draw = Generator(5)
     rand(7, generator=draw)
@@ -182,7 +182,7 @@ def test_generators_are_copied_and_the_common_one_is_not():
         assert (twin.seed, twin.place) == (5, 4)
 
 
-# chapters/tensors/operations.md:3382
+# chapters/tensors/operations.md:3389
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -193,7 +193,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3397
+# chapters/tensors/operations.md:3404
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -201,7 +201,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3405
+# chapters/tensors/operations.md:3412
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -211,7 +211,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3418
+# chapters/tensors/operations.md:3425
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -226,7 +226,7 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/operations.md:3435
+# chapters/tensors/operations.md:3442
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -240,7 +240,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3449
+# chapters/tensors/operations.md:3456
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -249,7 +249,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3461
+# chapters/tensors/operations.md:3468
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -259,7 +259,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3471
+# chapters/tensors/operations.md:3478
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -278,7 +278,7 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3492
+# chapters/tensors/operations.md:3499
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -300,7 +300,7 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3518
+# chapters/tensors/operations.md:3525
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]

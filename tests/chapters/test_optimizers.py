@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:7752d15a9931
+# Tangled from optimizers: edit there, `make tangle`. sha256:c8e6c965a154
 from __future__ import annotations
 
 import functools
@@ -275,7 +275,7 @@ def test_a_copied_pair_goes_on_as_a_pair():
         assert found[0][0].weight is found[0][1].weight
 
 
-# chapters/gradients/optimizers.md:1290
+# chapters/gradients/optimizers.md:1292
 def test_a_parameter_that_left_its_group_leaves_no_memory():
     a, b = [Tensor([1.0]).requires_grad_() for _ in range(2)]
     optimizer = Adam([{"params": [a]}, {"params": [b]}])
@@ -285,7 +285,7 @@ def test_a_parameter_that_left_its_group_leaves_no_memory():
     assert list(optimizer.state_dict()["state"]) == [0]
 
 
-# chapters/gradients/optimizers.md:1300
+# chapters/gradients/optimizers.md:1302
 def test_states_restore_settings_and_copy_memory():
     p = Tensor([1.0, 2.0]).requires_grad_()
     p.grad, old = ones(2), Adam([p], lr=0.5, betas=(0.8, 0.9))
@@ -300,7 +300,7 @@ def test_states_restore_settings_and_copy_memory():
         p, "exp_avg").tolist()
 
 
-# chapters/gradients/optimizers.md:1316
+# chapters/gradients/optimizers.md:1318
 def message(call, kind=ValueError):
     try:
         call()
@@ -309,7 +309,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/optimizers.md:1325
+# chapters/gradients/optimizers.md:1327
 def test_a_state_of_pytorchs_is_taken_over():
     p = ones(2).requires_grad_()
     group = {"lr": 0.5, "momentum": 0.0, "dampening": 0, "foreach": None,
@@ -325,7 +325,7 @@ def test_a_state_of_pytorchs_is_taken_over():
     assert "maximize" in message(lambda: optimizer.load_state_dict(state))
 
 
-# chapters/gradients/optimizers.md:1343
+# chapters/gradients/optimizers.md:1345
 def test_states_that_do_not_fit_change_nothing():
     p, q = (ones(n).requires_grad_() for n in (2, 3))
     p.grad, q.grad = ones(2), ones(3)
@@ -346,7 +346,7 @@ def test_states_that_do_not_fit_change_nothing():
     assert str(one.state_dict()) == before
 
 
-# chapters/gradients/optimizers.md:1366
+# chapters/gradients/optimizers.md:1368
 def test_only_parameters_with_gradients_move():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = AdamW([a, b], lr=0.1)
@@ -357,7 +357,7 @@ def test_only_parameters_with_gradients_move():
     assert a.grad is None
 
 
-# chapters/gradients/optimizers.md:1377
+# chapters/gradients/optimizers.md:1379
 def test_groups_have_settings_of_their_own():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
@@ -366,7 +366,7 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1388
+# chapters/gradients/optimizers.md:1390
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
@@ -375,20 +375,20 @@ def test_memory_is_none_one_or_two_times_the_parameters():
         assert remembered(optimizer) == times * weights, name
 
 
-# chapters/gradients/optimizers.md:1397
+# chapters/gradients/optimizers.md:1399
 def test_steps_sweep_no_more_than_they_did():
     found = {name: sweeps(make)[0] for name, make in MAKERS.items()}
     assert found == {"SGD": 7, "momentum": 14, "RMSprop": 26,
                      "Adam": 35, "AdamW": 39}, found
 
 
-# chapters/gradients/optimizers.md:1404
+# chapters/gradients/optimizers.md:1406
 def test_decay_beside_the_gradient_is_what_was_asked_for():
     end = shaken(lambda p: AdamW(p, lr=1e-3, weight_decay=0.5))
     assert abs(end - (1 - 1e-3 * 0.5) ** 200) < 2e-3
 
 
-# chapters/gradients/optimizers.md:1412
+# chapters/gradients/optimizers.md:1414
 def test_bad_requests_say_what_to_do():
     p = Tensor([1.0]).requires_grad_()
     assert "comes twice" in message(lambda: SGD([p, p]))
