@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:b84d282a1fb7
+# Tangled from training: edit there, `make tangle`. sha256:ce586d22853f
 from __future__ import annotations
 
 import functools
@@ -537,17 +537,22 @@ def test_a_journal_that_lost_rows_is_not_filled_up():
 def test_a_state_that_does_not_fit_changes_nothing():
     run, other = make_run(10), make_run(10)
     other.fit(2)
+    run.observers = [EarlyStopping(None, 2, 2)]
     state, before = other.state_dict(), run.model[0].weight.tolist()
     for part, wrong in (("optimizer", {"state": {}, "param_groups": []}),
-                        ("model", Linear(1, 1).state_dict())):
+                        ("model", Linear(1, 1).state_dict()),
+                        ("batches", [0, -5, 3]), ("generators", []),
+                        ("observers", [["EarlyStopping", {"worst": 1}]])):
         spoilt = state | {part: wrong}
         message(functools.partial(run.load_state_dict, spoilt),
-                (ValueError, KeyError))
+                (ValueError, KeyError, TypeError))
+        assert run.place()[:2] == [0, 0] and run.steps == 0
+        assert run.first is None and run.observers[0].best == math.inf
         assert run.model[0].weight.tolist() == before
         assert run.optimizer.state_dict()["state"] == {}
 
 
-# chapters/gradients/training.md:2105
+# chapters/gradients/training.md:2110
 def test_a_step_that_was_interrupted_has_not_begun():
     expected = [row["loss"] for row in make_run(9).fit(6)]
     run, losses = make_run(9), []
@@ -569,7 +574,7 @@ def test_a_step_that_was_interrupted_has_not_begun():
     assert [v for v in losses if v is not None] == expected
 
 
-# chapters/gradients/training.md:2129
+# chapters/gradients/training.md:2134
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -589,7 +594,7 @@ def test_not_a_number_names_step_and_place():
         assert len(rates) == 6 and max(rates) <= 1
 
 
-# chapters/gradients/training.md:2151
+# chapters/gradients/training.md:2156
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -600,7 +605,7 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:2163
+# chapters/gradients/training.md:2168
 class Masked(Module):
     """Adds a mask, given by name, and scales."""
 
@@ -608,7 +613,7 @@ class Masked(Module):
         return where(mask == 0, x, 0) * scale
 
 
-# chapters/gradients/training.md:2170
+# chapters/gradients/training.md:2175
 class Outer(Module):
     def __init__(self, scale, hidden=-math.inf):
         self.inner, self.linear = Masked(), Linear(2, 1)
@@ -619,14 +624,14 @@ class Outer(Module):
         return self.linear(self.inner(x, mask=mask, scale=self.scale))
 
 
-# chapters/gradients/training.md:2180
+# chapters/gradients/training.md:2185
 def place_of(net, loss_of):
     run = Trainer(net, SGD(net.parameters(), lr=0.1),
                   Batches(ones(4, 2), size=2), loss_of)
     return message(run.step, NotFinite).partition("first in ")[2]
 
 
-# chapters/gradients/training.md:2189
+# chapters/gradients/training.md:2194
 def test_the_search_survives_names_masks_and_penalties():
     inner = place_of(Outer(math.inf, 1.0), lambda net, x: net(x).sum())
     assert inner.startswith("the output of inner (Masked)")
@@ -645,7 +650,7 @@ def test_the_search_survives_names_masks_and_penalties():
     assert "cannot be computed again" in place_of(Outer(1.0), once)
 
 
-# chapters/gradients/training.md:2208
+# chapters/gradients/training.md:2213
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -658,7 +663,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:2223
+# chapters/gradients/training.md:2228
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -672,7 +677,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:2237
+# chapters/gradients/training.md:2242
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -682,7 +687,7 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:2249
+# chapters/gradients/training.md:2254
 def test_no_square_is_too_large_or_too_small():
     for values, dtype in (([3e20, 4e20], float32), ([3e-25, 4e-25], float32),
                           ([3e38, 0.0], float32), ([1e-44, 0.0], float32),
@@ -704,7 +709,7 @@ def test_no_square_is_too_large_or_too_small():
     assert math.isnan(clip_grad_norm_([p], 1.0))
 
 
-# chapters/gradients/training.md:2273
+# chapters/gradients/training.md:2278
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -716,7 +721,7 @@ def test_schedules_begin_peak_and_end_where_they_should():
         assert pickle.loads(pickle.dumps(factor))(50) == factor(50)
 
 
-# chapters/gradients/training.md:2285
+# chapters/gradients/training.md:2290
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -726,7 +731,7 @@ def test_every_row_comes_once_in_an_epoch():
     assert "got -1" in message(lambda: Batches(ones(3), size=1, seed=-1))
 
 
-# chapters/gradients/training.md:2297
+# chapters/gradients/training.md:2302
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -738,14 +743,14 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert "length 0" in message(lambda: evaluate(net, accuracy, x[:0]))
 
 
-# chapters/gradients/training.md:2311
+# chapters/gradients/training.md:2316
 def test_a_short_last_batch_counts_by_its_rows():
     mean = evaluate(Linear(1, 1), lambda _, x: x.mean(),
                     Tensor([1.0, 1.0, 4.0]), size=2)
     assert mean == 2.0
 
 
-# chapters/gradients/training.md:2320
+# chapters/gradients/training.md:2325
 def test_one_norm_for_all_gradients():
     a, b = [Tensor([v]).requires_grad_() for v in (1.0, 2.0)]
     a.grad, b.grad = Tensor([3.0]), Tensor([4.0])
@@ -760,7 +765,7 @@ def test_one_norm_for_all_gradients():
     assert "got -1" in message(lambda: clip_grad_norm_([a], -1))
 
 
-# chapters/gradients/training.md:2337
+# chapters/gradients/training.md:2342
 def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     a, b = [Tensor([0.0]).requires_grad_() for _ in range(2)]
     net = Module()
@@ -780,7 +785,7 @@ def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     assert "every" in message(lambda: run.fit(9, every=0))
 
 
-# chapters/gradients/training.md:2359
+# chapters/gradients/training.md:2364
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -801,7 +806,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:2382
+# chapters/gradients/training.md:2387
 def test_two_observers_neither_overrule_nor_impersonate_each_other():
     falling = itertools.count(0, -1)
     run = make_run(50)
@@ -814,7 +819,7 @@ def test_two_observers_neither_overrule_nor_impersonate_each_other():
     assert [o.best for o in again.observers] == [1.0, -2.0]
 
 
-# chapters/gradients/training.md:2395
+# chapters/gradients/training.md:2400
 def test_early_stopping_asks_for_more_than_its_tolerance():
     values = iter((1.0, 0.95, 0.9, 0.8))
     run = make_run(50)
@@ -822,7 +827,7 @@ def test_early_stopping_asks_for_more_than_its_tolerance():
     assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
 
 
-# chapters/gradients/training.md:2405
+# chapters/gradients/training.md:2410
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     run.observers = [LossPlot()]
@@ -835,7 +840,7 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:2418
+# chapters/gradients/training.md:2423
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
