@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:f860aa9fd1de
+# Tangled from training: edit there, `make tangle`. sha256:fc3db8f6a597
 from __future__ import annotations
 
 import csv
@@ -305,8 +305,8 @@ class Trainer:
 
     def take_over(self, state: Mapping[str, Any]) -> None:
         """Load part after part, and compare the first batch."""
-        self.optimizer.load_state_dict(state["optimizer"])
         self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         if len(state["generators"]) != len(self.generators):
             raise ValueError(
                 f"load_state_dict: expected {len(self.generators)} random "
