@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:98ff14bcb0f4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:7d53b5bc6ce7  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -25,12 +26,12 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:109
+# chapters/tensors/blas.md:111
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:113
+# chapters/tensors/blas.md:115
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -48,7 +49,7 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:140
+# chapters/tensors/blas.md:142
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-ffp-contract=fast", "-fvisibility=protected",
@@ -79,7 +80,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:179
+# chapters/tensors/blas.md:181
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -91,12 +92,12 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:190
+# chapters/tensors/blas.md:192
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:194
+# chapters/tensors/blas.md:196
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -104,7 +105,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:212
+# chapters/tensors/blas.md:214
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -114,7 +115,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:221
+# chapters/tensors/blas.md:223
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -123,7 +124,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:232
+# chapters/tensors/blas.md:234
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     name = key(source, FLAGS + flags)
@@ -142,12 +143,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:266
+# chapters/tensors/blas.md:268
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:270
+# chapters/tensors/blas.md:272
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -158,14 +159,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:294
+# chapters/tensors/blas.md:296
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:300
+# chapters/tensors/blas.md:302
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -177,7 +178,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:314
+# chapters/tensors/blas.md:316
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -188,7 +189,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:324
+# chapters/tensors/blas.md:326
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -204,10 +205,18 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:344
+# chapters/tensors/blas.md:346
+LOADING = threading.Lock()  # of two threads, one compiles
+os.register_at_fork(before=LOADING.acquire,
+                    after_in_parent=LOADING.release,
+                    after_in_child=LOADING.release)
+
+
+# chapters/tensors/blas.md:352
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
-    library = ctypes.CDLL(str(build(source, *flags)))
+    with LOADING:
+        library = ctypes.CDLL(str(build(source, *flags)))
     for result, name, *parameters in prototypes(source, flags):
         function = getattr(library, name)
         function.restype = c_type(result)
@@ -215,11 +224,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:368
+# chapters/tensors/blas.md:377
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:371
+# chapters/tensors/blas.md:380
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -254,7 +263,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:541
+# chapters/tensors/blas.md:550
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -262,7 +271,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1149
+# chapters/tensors/blas.md:1158
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -276,7 +285,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1162
+# chapters/tensors/blas.md:1171
 class Pool:
     """The threads that kernels share."""
 
@@ -290,11 +299,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1178
+# chapters/tensors/blas.md:1187
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1181
+# chapters/tensors/blas.md:1190
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
@@ -302,7 +311,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:952
+# chapters/gradients/optimizers.md:957
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 
