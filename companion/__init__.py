@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:40c6380a526b  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:6b9b4520d2cd  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:3177
+# chapters/tensors/operations.md:3210
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -41,16 +41,16 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/blas.md:1710
+# chapters/tensors/blas.md:1734
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1137
+# chapters/tensors/activations.md:1138
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
 EXPORTS["silu"] = "companion.activations"
 
-# chapters/tensors/layers.md:1469
+# chapters/tensors/layers.md:1508
 EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
@@ -59,22 +59,22 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:1989
+# chapters/gradients/autograd.md:2286
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:1391
+# chapters/gradients/optimizers.md:1438
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:1964
+# chapters/gradients/training.md:2445
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:2439
+# chapters/gradients/data.md:2639
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",

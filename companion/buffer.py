@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:79e154a438de  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:781fe950655e  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1746
+    # chapters/tensors/blas.md:1770
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""
@@ -51,7 +51,7 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:1053
+    # chapters/gradients/autograd.md:370
     version = 0
 
 

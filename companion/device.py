@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:af97488e4922  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8a22692ac8cf  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, matmul, tell
+from companion.blas import FLAVOURS, WIDE, kernel_or_tell, matmul
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, bfloat16, float16, float32, int64
-from companion.native import POOL, CompileError, kernel
+from companion.native import POOL
 from companion.ops import (
     ADD,
     AND,
@@ -60,7 +60,7 @@ from companion.ops import (
 from companion.view import Shape, View
 
 
-# chapters/tensors/operations.md:435
+# chapters/tensors/operations.md:439
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -71,7 +71,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:448
+# chapters/tensors/operations.md:452
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -90,7 +90,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:471
+# chapters/tensors/operations.md:475
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -98,7 +98,7 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:483
+# chapters/tensors/operations.md:487
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -113,11 +113,11 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:545
+# chapters/tensors/operations.md:549
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:548
+# chapters/tensors/operations.md:552
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -130,17 +130,17 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:587
+# chapters/tensors/operations.md:591
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:590
+# chapters/tensors/operations.md:594
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float32.numpy if dtype in HALVES else dtype.numpy
 
 
-# chapters/tensors/operations.md:595
+# chapters/tensors/operations.md:599
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -155,7 +155,7 @@ def fold(function: np.ufunc) -> Callable[..., None]:
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:623
+# chapters/tensors/operations.md:627
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -165,7 +165,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:632
+# chapters/tensors/operations.md:636
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -173,7 +173,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:646
+# chapters/tensors/operations.md:650
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -184,7 +184,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:663
+# chapters/tensors/operations.md:667
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -198,7 +198,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
+# chapters/gradients/data.md:436
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -212,7 +212,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
+# chapters/gradients/data.md:422
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -221,25 +221,25 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:409
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
-    try:
-        function = kernel("kernels/rows.c").rows
-    except (CompileError, OSError) as error:
-        tell(f"rows are copied by NumPy, on one processor: {error}")
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
         return None
+    function = library.rows
     address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
     function.argtypes = [address] * 3 + [number] * 4 + [address]
     return function
 
 
-# chapters/tensors/operations.md:684
+# chapters/tensors/operations.md:688
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:700
+# chapters/tensors/operations.md:704
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -250,7 +250,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:723
+# chapters/tensors/operations.md:727
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -261,12 +261,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:737
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:737
+# chapters/tensors/operations.md:741
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -274,7 +274,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:749
+# chapters/tensors/operations.md:753
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -282,7 +282,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:756
+# chapters/tensors/operations.md:760
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -291,12 +291,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:769
+# chapters/tensors/operations.md:773
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:773
+# chapters/tensors/operations.md:777
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -316,14 +316,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1062
+    # chapters/gradients/autograd.md:1109
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:819
+    # chapters/tensors/operations.md:823
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -338,7 +338,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:859
+    # chapters/tensors/operations.md:863
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -347,20 +347,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:891
+    # chapters/tensors/operations.md:895
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:798
+# chapters/tensors/operations.md:802
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:834
+# chapters/tensors/operations.md:838
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -372,7 +372,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:868
+# chapters/tensors/operations.md:872
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -394,11 +394,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2248
+# chapters/tensors/operations.md:2252
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2251
+# chapters/tensors/operations.md:2255
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -414,11 +414,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2288
+# chapters/tensors/operations.md:2292
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2291
+# chapters/tensors/operations.md:2295
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -434,22 +434,20 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1639
+# chapters/tensors/blas.md:1663
 KERNELS[MATMUL] = matmul
 
 
-# chapters/tensors/activations.md:518
+# chapters/tensors/activations.md:517
 @functools.cache
 def erf_for(dtype: DType) -> Callable[..., None] | None:
     """The compiled function for a dtype; None without a C compiler."""
-    try:
-        return kernel("kernels/erf.c", *FLAVOURS[dtype]).erf_each
-    except CompileError as error:
-        tell(f"erf is computed one by one in Python: {error}")
-        return None
+    library = kernel_or_tell("erf is computed one by one in Python",
+                             "kernels/erf.c", *FLAVOURS[dtype])
+    return None if library is None else library.erf_each
 
 
-# chapters/tensors/activations.md:531
+# chapters/tensors/activations.md:528
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The kernel of ERF."""
     dtype = WIDE.get(x.dtype, x.dtype)

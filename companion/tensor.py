@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:d3f5e8d9c80b  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:54b19ef80214  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -15,10 +17,13 @@ import numpy as np
 from companion.autograd import (
     RECORDING,
     Record,
+    check_born,
     check_rule,
+    no_grad,
     recording,
     remember,
     sweep,
+    version,
 )
 from companion.buffer import CPU_MEMORY, Buffer, adopt, text
 from companion.device import CPU, READERS, Device, moved, named
@@ -74,11 +79,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:914
+# chapters/tensors/operations.md:918
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2895
+# chapters/tensors/operations.md:2929
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -89,11 +94,11 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
                 f"in place: the result is {result.dtype} {result.shape} and "
                 f"does not fit into {self.dtype} {self.shape}; write "
                 f"x = x + y to make a new tensor")
-        return overwrite(self, result)
+        return self.copy_(result)
     return method
 
 
-# chapters/tensors/operations.md:1214
+# chapters/tensors/operations.md:1218
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -106,21 +111,14 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2892
+# chapters/tensors/operations.md:2926
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
-
-# chapters/tensors/operations.md:2909
-def overwrite(x: Tensor, value: Tensor) -> Tensor:
-    """x, with the elements of `value` in its memory."""
-    return x.assign(value)
-
-
-# chapters/tensors/operations.md:1204
+# chapters/tensors/operations.md:1208
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:917
+# chapters/tensors/operations.md:921
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -136,7 +134,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:300
+    # chapters/gradients/autograd.md:312
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -147,13 +145,13 @@ class Tensor:
         device, buffers = located(op, src, device)
         watched = RECORDING.get() and any(map(wanted, src))
         if watched:
-            check_rule(op)
+            check_rule(op, src)
         y = wrap(device.run(op, *buffers, arg=arg), device)
         if watched:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1047
+    # chapters/tensors/operations.md:1051
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -174,18 +172,22 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1078
+    # chapters/tensors/operations.md:1082
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
+    # chapters/gradients/autograd.md:1249
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
+        check_leaving(self)
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
+        check_leaving(self)
         return self.buffer.__dlpack__(**options)
 
+    # chapters/tensors/operations.md:1093
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.buffer.__dlpack_device__()
 
@@ -196,7 +198,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1104
+    # chapters/tensors/operations.md:1108
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -213,7 +215,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1131
+    # chapters/tensors/operations.md:1135
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -236,7 +238,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1248
+    # chapters/tensors/operations.md:1252
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -247,7 +249,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1267
+    # chapters/tensors/operations.md:1271
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -268,7 +270,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1292
+    # chapters/tensors/operations.md:1296
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -289,7 +291,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1325
+    # chapters/tensors/operations.md:1329
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -313,7 +315,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1381
+    # chapters/tensors/operations.md:1385
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -327,7 +329,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1460
+    # chapters/tensors/operations.md:1464
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -350,7 +352,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1611
+    # chapters/tensors/operations.md:1615
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -365,7 +367,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1647
+    # chapters/tensors/operations.md:1651
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -376,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1700
+    # chapters/tensors/operations.md:1704
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -386,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1716
+    # chapters/tensors/operations.md:1720
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -399,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1742
+    # chapters/tensors/operations.md:1746
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -422,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1777
+    # chapters/tensors/operations.md:1781
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -444,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1839
+    # chapters/tensors/operations.md:1843
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -463,14 +465,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1903
+    # chapters/tensors/operations.md:1907
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1941
+    # chapters/tensors/operations.md:1945
     def maximum(self, other: Any) -> Tensor:
         return larger(self, required(other, self.device))
 
@@ -486,7 +488,7 @@ class Tensor:
         return low if max is None else smaller(
             low, required(max, self.device), tie=0)
 
-    # chapters/tensors/operations.md:1968
+    # chapters/tensors/operations.md:1972
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -512,7 +514,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2025
+    # chapters/tensors/operations.md:2029
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self.device)
@@ -528,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2068
+    # chapters/tensors/operations.md:2072
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -541,7 +543,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2202
+    # chapters/tensors/operations.md:2206
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -549,7 +551,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2447
+    # chapters/tensors/operations.md:2481
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -573,13 +575,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2494
+    # chapters/tensors/operations.md:2528
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2504
+    # chapters/tensors/operations.md:2538
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -593,7 +595,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2540
+    # chapters/tensors/operations.md:2574
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -613,7 +615,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2762
+    # chapters/tensors/operations.md:2796
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -629,7 +631,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2806
+    # chapters/tensors/operations.md:2840
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -643,7 +645,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2838
+    # chapters/tensors/operations.md:2872
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -658,7 +660,25 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2918
+    # chapters/gradients/autograd.md:1166
+    def copy_(self, value: Any) -> Tensor:
+        """The elements of `value` in this memory, broadcast and cast.
+
+        What is recorded of `value` is the past of this tensor, from now on.
+        """
+        told = isinstance(value, Tensor) and value.requires_grad
+        if not RECORDING.get() or not (self.requires_grad or told):
+            return self.assign(value)
+        check_overwrite(self)
+        source = as_tensor(value, self.dtype, self.device, self.shape)
+        with no_grad():
+            self.assign(source)
+        self.requires_grad = told
+        self.record = Record(CAST, (source,), self.dtype,
+                             born=version(self)) if told else None
+        return self
+
+    # chapters/tensors/operations.md:2951
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -673,7 +693,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:2951
+    # chapters/tensors/operations.md:2984
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -697,7 +717,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2981
+    # chapters/tensors/operations.md:3014
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -721,7 +741,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3065
+    # chapters/tensors/operations.md:3098
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -742,7 +762,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3119
+    # chapters/tensors/operations.md:3152
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -752,7 +772,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3143
+    # chapters/tensors/operations.md:3176
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -766,7 +786,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1653
+    # chapters/tensors/blas.md:1677
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -792,7 +812,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1684
+    # chapters/tensors/blas.md:1708
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -815,12 +835,12 @@ class Tensor:
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:115
+    # chapters/tensors/activations.md:114
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
         return larger(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:221
+    # chapters/tensors/activations.md:220
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -828,7 +848,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:300
+    # chapters/tensors/activations.md:299
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -840,7 +860,7 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:371
+    # chapters/tensors/activations.md:370
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
@@ -848,7 +868,7 @@ class Tensor:
         e = (x - top(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:422
+    # chapters/tensors/activations.md:421
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
@@ -866,15 +886,15 @@ class Tensor:
         x = x - top(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:556
+    # chapters/tensors/activations.md:553
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
 
-    # chapters/tensors/layers.md:176
+    # chapters/tensors/layers.md:178
     requires_grad = False
 
-    # chapters/gradients/autograd.md:230
+    # chapters/gradients/autograd.md:236
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -894,7 +914,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:890
+    # chapters/gradients/autograd.md:945
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -911,7 +931,7 @@ class Tensor:
         return bare(self)
 
 
-# chapters/tensors/operations.md:953
+# chapters/tensors/operations.md:957
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -919,14 +939,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:960
+# chapters/tensors/operations.md:964
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:970
+# chapters/tensors/operations.md:974
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -943,14 +963,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:986
+# chapters/tensors/operations.md:990
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:996
+# chapters/tensors/operations.md:1000
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -972,7 +992,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:1021
+# chapters/tensors/operations.md:1025
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -983,17 +1003,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1031
+# chapters/tensors/operations.md:1035
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1165
+# chapters/tensors/operations.md:1169
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1168
+# chapters/tensors/operations.md:1172
 def whole(value: Any) -> int:
     """An int, or anything that stands for one; one line for the rest."""
     try:
@@ -1003,7 +1023,7 @@ def whole(value: Any) -> int:
                         f"ints for shapes, axes and counts") from None
 
 
-# chapters/tensors/operations.md:1177
+# chapters/tensors/operations.md:1181
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -1014,7 +1034,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return whole(axis) % ndim
 
 
-# chapters/tensors/operations.md:1187
+# chapters/tensors/operations.md:1191
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
@@ -1026,7 +1046,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/operations.md:1207
+# chapters/tensors/operations.md:1211
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -1034,7 +1054,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([whole(i) for i in items])
 
 
-# chapters/tensors/operations.md:1234
+# chapters/tensors/operations.md:1238
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -1047,7 +1067,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1429
+# chapters/tensors/operations.md:1433
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1065,7 +1085,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1485
+# chapters/tensors/operations.md:1489
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1076,19 +1096,19 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1495
+# chapters/tensors/operations.md:1499
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1500
+# chapters/tensors/operations.md:1504
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1505
+# chapters/tensors/operations.md:1509
 def home(*operands: Any) -> Device:
     """The device of the first tensor among the operands, or the CPU."""
     for x in operands:
@@ -1097,7 +1117,7 @@ def home(*operands: Any) -> Device:
     return CPU
 
 
-# chapters/tensors/operations.md:1515
+# chapters/tensors/operations.md:1519
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1109,14 +1129,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return Tensor.apply(EXPAND, same, arg=shape)
 
 
-# chapters/tensors/operations.md:1526
+# chapters/tensors/operations.md:1530
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1536
+# chapters/tensors/operations.md:1540
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1124,7 +1144,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1543
+# chapters/tensors/operations.md:1547
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1132,7 +1152,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1550
+# chapters/tensors/operations.md:1554
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1140,7 +1160,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1568
+# chapters/tensors/operations.md:1572
 def operand(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; None for anything else.
 
@@ -1155,14 +1175,14 @@ def operand(value: Any, device: Device = CPU) -> Any:
     return None
 
 
-# chapters/tensors/operations.md:1582
+# chapters/tensors/operations.md:1586
 def operands(*values: Any) -> list[Any]:
     """Each as an operand, arrays where the first tensor is."""
     device = home(*values)
     return [operand(value, device) for value in values]
 
 
-# chapters/tensors/operations.md:1590
+# chapters/tensors/operations.md:1594
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1170,7 +1190,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1597
+# chapters/tensors/operations.md:1601
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1181,25 +1201,25 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1666
+# chapters/tensors/operations.md:1670
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1671
+# chapters/tensors/operations.md:1675
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1676
+# chapters/tensors/operations.md:1680
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1683
+# chapters/tensors/operations.md:1687
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
@@ -1215,13 +1235,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1805
+# chapters/tensors/operations.md:1809
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1810
+# chapters/tensors/operations.md:1814
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1229,13 +1249,13 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1817
+# chapters/tensors/operations.md:1821
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1824
+# chapters/tensors/operations.md:1828
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1247,7 +1267,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1876
+# chapters/tensors/operations.md:1880
 def required(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, device)
@@ -1257,7 +1277,7 @@ def required(value: Any, device: Device = CPU) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1885
+# chapters/tensors/operations.md:1889
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     device = home(condition, a, b)
@@ -1272,36 +1292,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1910
+# chapters/tensors/operations.md:1914
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1921
+# chapters/tensors/operations.md:1925
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1926
+# chapters/tensors/operations.md:1930
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1932
+# chapters/tensors/operations.md:1936
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2008
+# chapters/tensors/operations.md:2012
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2011
+# chapters/tensors/operations.md:2015
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1310,13 +1330,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2054
+# chapters/tensors/operations.md:2058
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2059
+# chapters/tensors/operations.md:2063
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1324,7 +1344,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2091
+# chapters/tensors/operations.md:2095
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1332,34 +1352,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2098
+# chapters/tensors/operations.md:2102
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2103
+# chapters/tensors/operations.md:2107
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2108
+# chapters/tensors/operations.md:2112
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2112
+# chapters/tensors/operations.md:2116
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2116
+# chapters/tensors/operations.md:2120
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2128
+# chapters/tensors/operations.md:2132
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1376,7 +1396,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2144
+# chapters/tensors/operations.md:2148
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1384,7 +1404,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2151
+# chapters/tensors/operations.md:2155
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1396,7 +1416,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2175
+# chapters/tensors/operations.md:2179
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1405,14 +1425,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2183
+# chapters/tensors/operations.md:2187
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2191
+# chapters/tensors/operations.md:2195
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1422,7 +1442,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2321
+# chapters/tensors/operations.md:2329
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1436,25 +1456,47 @@ class Generator:
     def manual_seed(self, seed: int) -> None:
         if not 0 <= seed < 2 ** 63:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
-        self.seed, self.place = seed, 0
+        self.go_to(seed, 0)
+
+    def go_to(self, seed: int, place: int) -> None:
+        """Continue with the number at `place` of the stream of `seed`."""
+        with DRAWING:
+            self.seed, self.place = seed, place
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The common one by its name: it is not multiplied by copies."""
+        if self is GENERATOR:
+            return "GENERATOR"
+        return super().__reduce_ex__(protocol)
+
+    # chapters/tensors/operations.md:2360
+    def advance(self, numbers: int) -> list[int]:
+        """The key of so many numbers, which are nobody else's now."""
+        with DRAWING:
+            key = [self.seed, self.place]
+            self.place += (numbers + 1) // 2
+        return key
 
     def uniform(self, shape: Shape,
                 device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
-        key = Tensor([self.seed, self.place], int64, device)
-        numbers = Tensor.apply(RANDOM, key, arg=shape)
-        self.place += (numbers.size + 1) // 2
-        return numbers
+        numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
+        key = Tensor(self.advance(numbers), int64, device)
+        return Tensor.apply(RANDOM, key, arg=shape)
 
 
+DRAWING = threading.Lock()
+os.register_at_fork(before=DRAWING.acquire,
+                    after_in_parent=DRAWING.release,
+                    after_in_child=DRAWING.release)
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2357
+# chapters/tensors/operations.md:2391
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2360
+# chapters/tensors/operations.md:2394
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1472,7 +1514,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2379
+# chapters/tensors/operations.md:2413
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1484,7 +1526,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2390
+# chapters/tensors/operations.md:2424
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1497,7 +1539,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2427
+# chapters/tensors/operations.md:2461
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1507,13 +1549,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2487
+# chapters/tensors/operations.md:2521
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2518
+# chapters/tensors/operations.md:2552
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1524,11 +1566,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2576
+# chapters/tensors/operations.md:2610
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2579
+# chapters/tensors/operations.md:2613
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1545,7 +1587,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2603
+# chapters/tensors/operations.md:2637
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1568,7 +1610,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2636
+# chapters/tensors/operations.md:2670
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1581,7 +1623,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2652
+# chapters/tensors/operations.md:2686
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1602,14 +1644,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2683
+# chapters/tensors/operations.md:2717
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2689
+# chapters/tensors/operations.md:2723
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
@@ -1631,7 +1673,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2710
+# chapters/tensors/operations.md:2744
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1639,7 +1681,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2721
+# chapters/tensors/operations.md:2755
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1652,7 +1694,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2733
+# chapters/tensors/operations.md:2767
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1661,7 +1703,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2743
+# chapters/tensors/operations.md:2777
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1677,7 +1719,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2824
+# chapters/tensors/operations.md:2858
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value, x.device), x.ndim - mask.ndim
@@ -1690,7 +1732,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3009
+# chapters/tensors/operations.md:3042
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1699,7 +1741,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3029
+# chapters/tensors/operations.md:3062
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1719,14 +1761,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3048
+# chapters/tensors/operations.md:3081
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3110
+# chapters/tensors/operations.md:3143
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1734,7 +1776,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3133
+# chapters/tensors/operations.md:3166
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1743,7 +1785,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3165
+# chapters/tensors/operations.md:3198
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1751,7 +1793,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:279
+# chapters/tensors/activations.md:278
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1760,7 +1802,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:287
+# chapters/tensors/activations.md:286
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1769,13 +1811,13 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:356
+# chapters/tensors/activations.md:355
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/tensors/activations.md:361
+# chapters/tensors/activations.md:360
 def top(x: Tensor, axis: Axes) -> Tensor:
     """The largest along `axis`, as a constant; 0 where there is none."""
     y = bare(x)
@@ -1784,11 +1826,11 @@ def top(x: Tensor, axis: Axes) -> Tensor:
     return y.max(axis, keepdim=True)
 
 
-# chapters/gradients/autograd.md:295
+# chapters/gradients/autograd.md:307
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:844
+# chapters/gradients/autograd.md:898
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1809,13 +1851,14 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:867
+# chapters/gradients/autograd.md:921
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
         raise RuntimeError(
             "backward: nothing here asks for a gradient; call "
             ".requires_grad_() on an input before computing")
+    check_born(y)
     if gradient is None and y.size != 1:
         raise ValueError(
             f"backward: a gradient is defined for one number, this is "
@@ -1828,7 +1871,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:906
+# chapters/gradients/autograd.md:961
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1838,7 +1881,29 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1123
+# chapters/gradients/autograd.md:1184
+def check_overwrite(x: Tensor) -> None:
+    """Refuse a write whose consequence no record could tell."""
+    remedy = "write x = x + y for a new tensor, or work under no_grad()"
+    if x.is_leaf and x.requires_grad:
+        raise RuntimeError(f"in place: this leaf asks for a gradient, and "
+                           f"would be no leaf any more; {remedy}")
+    if x.size * x.dtype.itemsize != x.buffer.storage.nbytes:
+        raise RuntimeError(f"in place: shape {x.shape} is a part of larger "
+                           f"memory, whose record would not know; {remedy}")
+
+
+# chapters/gradients/autograd.md:1259
+def check_leaving(x: Tensor) -> None:
+    """Refuse to drop a gradient in silence."""
+    if x.requires_grad and RECORDING.get():
+        raise TypeError(
+            "NumPy and DLPack know no gradients, and this tensor asks for "
+            "one: call the tensor's own method (x.exp() for np.exp(x)), or "
+            "say .detach() to leave the gradient behind")
+
+
+# chapters/gradients/autograd.md:1289
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1855,7 +1920,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1464
+# chapters/gradients/autograd.md:1630
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1881,11 +1946,12 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1492
+# chapters/gradients/autograd.md:1658
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
-    values, slopes, memory = np.array(x), np.zeros(x.shape), x.detach()
+    memory, slopes = x.detach(), np.zeros(x.shape)
+    values = x.numpy().copy()
     try:
         for i in np.ndindex(*x.shape):
             moved = np.zeros(x.shape)
@@ -1899,7 +1965,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:513
+# chapters/gradients/data.md:512
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

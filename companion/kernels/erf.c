@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:c20c2e0e6a6a */
-#line 501 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:2bcdd7da63b4 */
+#line 500 "chapters/tensors/activations.md"
 #include <tgmath.h>
 
 #ifndef REAL
