@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:c91748c5bc33  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:ca21fab95bc1  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-# chapters/appendix/tangle.md:2590
+# chapters/appendix/tangle.md:2783
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -18,7 +18,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2598
+# chapters/appendix/tangle.md:2791
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if not argv or argv[0] not in COMMANDS:
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[argv[0]]).main(argv[1:])
 
 
-# chapters/appendix/tangle.md:2611
+# chapters/appendix/tangle.md:2804
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -36,7 +36,7 @@ def usage() -> str:
     return "\n".join(lines)
 
 
-# chapters/appendix/tangle.md:2618
+# chapters/appendix/tangle.md:2811
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -55,6 +55,6 @@ COMMANDS["bench"] = "companion.timing"
 # chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
-# chapters/appendix/tangle.md:2626
+# chapters/appendix/tangle.md:2819
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0cc390afdbab
+# Tangled from tangle: edit there, `make tangle`. sha256:0c3572a23404
 """C and CUDA cells: what they define, and whether a compiler reads it."""
 
 import re
@@ -8,7 +8,7 @@ import subprocess
 from companion.literate.pieces import Piece
 from companion.literate.source import Cell, SourceError
 
-# chapters/appendix/tangle.md:2415
+# chapters/appendix/tangle.md:2608
 NOT_CODE = (
     r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
     r"|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
@@ -18,19 +18,19 @@ ATTRIBUTE = r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)"
 BODY = "\N{REPLACEMENT CHARACTER}"  # stands for what braces held
 
 
-# chapters/appendix/tangle.md:2424
+# chapters/appendix/tangle.md:2617
 def c_piece(cell: Cell) -> Piece:
     """A cell of C is one piece; its magic is the notebook's."""
     lines = cell.source.split("\n")[1:]
     return Piece(cell, None, 2, lines, symbols("\n".join(lines)))
 
 
-# chapters/appendix/tangle.md:2430
+# chapters/appendix/tangle.md:2623
 def symbols(code: str) -> list[str]:
     """The functions, types and variables that C text defines."""
     code = re.sub(NOT_CODE, " ", code, flags=re.S | re.M)
     code = re.sub(ATTRIBUTE, " ", code)
-    for _ in range(code.count("{")):  # the innermost bodies first
+    while re.search(r"\{[^{}]*\}", code):  # the innermost bodies first
         code = re.sub(r"\{[^{}]*\}", BODY, code)
     found = re.findall(rf"(\w+)\s*\([^;={BODY}]*\)\s*{BODY}", code)
     rest = re.sub(rf"\)\s*{BODY}", ");", code).split(";")
@@ -38,7 +38,7 @@ def symbols(code: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# chapters/appendix/tangle.md:2446
+# chapters/appendix/tangle.md:2639
 def symbol(declaration: str) -> list[str]:
     """The type or the variable that a declaration makes, if any."""
     if declaration.startswith("extern") or declaration.endswith(")"):
@@ -51,7 +51,7 @@ def symbol(declaration: str) -> list[str]:
     return words[-1:] if len(words) > 1 else []
 
 
-# chapters/appendix/tangle.md:2475
+# chapters/appendix/tangle.md:2668
 def check_c(text: str) -> None:
     """Let the C compiler read a file; its error names the chapter."""
     compiler = shutil.which("cc")

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:9e7d221b832d
+# Tangled from tangle: edit there, `make tangle`. sha256:57cfaea0646b
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -11,11 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from companion.literate.csource import c_piece, check_c
-from companion.literate.floors import beside, check_cycles, check_floors
+from companion.literate.floors import (
+    Link,
+    beside,
+    check_cycles,
+    check_floors,
+    floors,
+)
 from companion.literate.imports import Import, import_block, imports_of
-from companion.literate.names import KNOWN, Names, Use, line_of, names_in
+from companion.literate.names import KNOWN, Use, line_of, names_in
 from companion.literate.pieces import (
     Layout,
     Piece,
@@ -37,7 +44,7 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1218
+# chapters/appendix/tangle.md:1328
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -60,16 +67,28 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1243
+# chapters/appendix/tangle.md:1353
 @dataclass
 class Library:
-    """The tangled files, and every definition in the book's order."""
+    """The tangled files, and every definition in the book's order.
+
+    `floors` has the files of the house, and not the tools beside it.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     definitions: list[Definition] = field(default_factory=list)
+    floors: dict[str, int] = field(default_factory=dict)
 
 
-# chapters/appendix/tangle.md:1310
+# chapters/appendix/tangle.md:1424
+class Reason(NamedTuple):
+    """Why a module imports a name: the page that needs it, and where."""
+
+    chapter: str
+    error: Callable[[str], SourceError]
+
+
+# chapters/appendix/tangle.md:1431
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -78,9 +97,9 @@ class Module:
     tool: bool
     doc: list[str] = field(default_factory=list)
     body: list[Piece] = field(default_factory=list)
-    chapters: list[str] = field(default_factory=list)
+    chapters: dict[str, None] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
-    reasons: dict[str, Callable] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
 
     @property
     def dotted(self) -> str:
@@ -94,7 +113,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1389
+# chapters/appendix/tangle.md:1511
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -106,7 +125,7 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1403
+# chapters/appendix/tangle.md:1525
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -116,7 +135,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1412
+# chapters/appendix/tangle.md:1534
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -130,13 +149,41 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1430
+# chapters/appendix/tangle.md:1895
+class Reading:
+    """A piece as the library will print it, and the names in it."""
+
+    def __init__(self, piece: Piece):
+        self.piece = piece
+        self.layout = alone(piece)
+        self.text = self.layout.text
+        self.bound, self.uses = names_in(self.text)
+        parts = [piece, *piece.body]
+        self.mixed = len({part.cell.chapter for part in parts}) > 1
+
+    def place(self, use: Use) -> tuple[Cell, int]:
+        """The cell that uses a name, and the line in it."""
+        part, line = self.layout.origins[line_of(use, self.text)]
+        return part.cell, line
+
+    def reason(self, use: Use) -> Reason:
+        """The page that uses a name; its line, if there is an error."""
+        cell = self.place(use)[0] if self.mixed else self.piece.cell
+        return Reason(cell.chapter, partial(self.error, use))
+
+    def error(self, use: Use, message: str) -> SourceError:
+        """An error at the line where the name is used."""
+        cell, line = self.place(use)
+        return cell.error(line, message)
+
+
+# chapters/appendix/tangle.md:1552
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
     def __init__(self):
         self.modules: dict[str, Module] = {}
-        self.index: dict[tuple[str, str], Entry] = {}
+        self.index: dict[str, dict[str, Entry]] = {}
         self.entries: list[Entry] = []
         self.made: dict[int, list[Entry]] = {}
         self.pages: dict[str, dict[str, Import]] = {}
@@ -150,7 +197,7 @@ class Tangler:
             if cell.target:
                 module = self.module(cell.target, chapter.beside)
                 self.take(module, cell)
-                self.check_replaced(cell)
+                self.check_replaced(module, cell)
 
     def module(self, file: str, tool: bool) -> Module:
         """The module in the making that becomes `file`."""
@@ -158,7 +205,7 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1465
+    # chapters/appendix/tangle.md:1587
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -171,7 +218,7 @@ class Tangler:
             for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1500
+    # chapters/appendix/tangle.md:1622
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -191,12 +238,13 @@ class Tangler:
         self.sign(module, piece.cell)
         for new in imports_of(piece.node):
             old = module.imports.setdefault(new.binds, new)
-            module.reasons[new.binds] = piece.error
+            reason = Reason(piece.cell.chapter, piece.error)
+            module.reasons[new.binds] = reason
             if old != new:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1530
+    # chapters/appendix/tangle.md:1653
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -212,7 +260,7 @@ class Tangler:
     def extend(self, module: Module, piece: Piece) -> None:
         """Put members at the end of the class they extend."""
         node = piece.node
-        entry = self.index.get(self.key(module, node.name, anywhere=True))
+        entry = self.find(module, node.name, anywhere=True)
         if not entry or not entry.piece.body:
             raise piece.error(f"@extend found no class {node.name}: "
                               "define it in an earlier tangled cell")
@@ -225,7 +273,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1568
+    # chapters/appendix/tangle.md:1691
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -241,7 +289,7 @@ class Tangler:
     def old(self, module: Module, name: str, piece: Piece) -> Entry | None:
         """What `name` meant before; an error unless it is replaced."""
         told = name in piece.cell.replaces
-        entry = self.index.get(self.key(module, name, told))
+        entry = self.find(module, name, told)
         if entry and not told:
             path, line = entry.piece.place()
             raise piece.error(
@@ -249,7 +297,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1597
+    # chapters/appendix/tangle.md:1720
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -263,23 +311,19 @@ class Tangler:
             entry.body.remove(old)
         for piece in [old, *old.body]:
             for name in [*piece.names, *table_entries(piece)]:
-                self.index.pop(self.key(entry.module, name), None)
+                home = self.home(entry.module, name)
+                self.index[name].pop(home, None)
 
-    def check_replaced(self, cell: Cell) -> None:
+    def check_replaced(self, module: Module, cell: Cell) -> None:
         """What a cell says it replaces is what it replaced."""
         for name in cell.replaces:
-            done = [
-                entry
-                for entry in self.entries
-                if entry.name == name
-                and entry.piece.cell is cell
-                and entry.definition.action == "replace"
-            ]
-            if not done:
+            new = self.find(module, name, anywhere=True)
+            own = new and new.piece.cell is cell
+            if not own or new.definition.action != "replace":
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1632
+    # chapters/appendix/tangle.md:1751
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -287,7 +331,8 @@ class Tangler:
             self.old(module, name, piece)
             new = definition(module, name, piece, action, replaced)
             entry = Entry(name, module, body, piece, new)
-            self.index[self.key(module, name)] = entry
+            homes = self.index.setdefault(name, {})
+            homes[self.home(module, name)] = entry
             if name in piece.names:
                 self.entries.append(entry)
                 self.made.setdefault(id(piece), []).append(entry)
@@ -296,53 +341,57 @@ class Tangler:
 
     def sign(self, module: Module, cell: Cell) -> None:
         """Note that a chapter writes in a module, in its own dialect."""
-        if cell.chapter not in module.chapters:
-            module.chapters.append(cell.chapter)
+        module.chapters.setdefault(cell.chapter)
         future = self.pages[cell.chapter].get("annotations")
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1662
-    def key(self, module, name, anywhere=False) -> tuple[str, str]:
-        """Where the index keeps a name that a cell of `module` says."""
+    # chapters/appendix/tangle.md:1781
+    def home(self, module, name, anywhere=False) -> str:
+        """The file in which a name stands that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
         own = name == base and not anywhere
-        if not own and (module.file, base) not in self.index:
+        if not own and module.file not in self.index.get(base, ()):
             others = self.definers(base, module)
             if len(others) == 1:
-                return others[0].file, name
-        return module.file, name
+                return others[0].file
+        return module.file
+
+    def find(self, module, name, anywhere=False) -> Entry | None:
+        """What the index has of a name that a cell of `module` says."""
+        homes = self.index.get(name)
+        return homes and homes.get(self.home(module, name, anywhere))
 
     def definers(self, name: str, module: Module) -> list[Module]:
         """The other modules, on this side of the house, that define it."""
+        others = [entry.module for entry in self.index.get(name, {}).values()]
         return [
             other
-            for other in self.modules.values()
-            if (other.file, name) in self.index
-            and other.library
+            for other in others
+            if other.library
             and other.tool == module.tool
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1791
-    def resolve_all(self, module: Module, found: dict[int, Names]) -> None:
+    # chapters/appendix/tangle.md:1929
+    def resolve_all(self, module: Module, read: dict[int, Reading]) -> None:
         """Give the module the imports that its free names need."""
         own = set(module.imports)
         for piece in module.body:
-            own |= set(piece.names) or found[id(piece)].bound
+            own |= set(piece.names) or read[id(piece)].bound
         for piece in module.body:
-            for use in found[id(piece)].uses:
+            reading = read[id(piece)]
+            for use in reading.uses:
                 if use.name in own:
                     continue
-                blame = partial(error_at, piece, use)
-                chapter = user(piece, use).cell.chapter
-                needed = self.resolve(module, use.name, chapter, blame)
+                reason = reading.reason(use)
+                needed = self.resolve(module, use.name, *reason)
                 if needed:
                     module.imports[use.name] = needed
-                    module.reasons[use.name] = blame
+                    module.reasons[use.name] = reason
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:1814
+    # chapters/appendix/tangle.md:1952
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -360,7 +409,7 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1837
+    # chapters/appendix/tangle.md:1975
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -368,7 +417,7 @@ class Tangler:
             other
             for other in others
             if (said and said.module == other.dotted)
-            or self.index[other.file, name].piece.cell.chapter == chapter
+            or self.index[name][other.file].piece.cell.chapter == chapter
         ]
 
     def hint(self, name: str, chapter: str, others: list[Module]) -> str:
@@ -379,12 +428,11 @@ class Tangler:
             return f"is defined in {files}: import the one meant on the page"
         if loose:
             return f"comes from the untagged cell at line {loose.line}: tag it"
-        names = [name for _, name in self.index]
-        near = difflib.get_close_matches(name, names, 1, 0.75)
+        near = difflib.get_close_matches(name, self.index, 1, 0.75)
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:1935
+    # chapters/appendix/tangle.md:2088
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -392,33 +440,34 @@ class Tangler:
         for module in modules:
             library.files[module.file] = self.finish(module)
         links = list(self.links(modules))
-        check_floors([m for m in modules if m.library and m.body], links)
         check_cycles(links)
+        library.floors = floors([m.file for m in modules if m.library], links)
+        check_floors(library.floors, links)
         library.definitions = [entry.definition for entry in self.entries]
         return library
 
     def finish(self, module: Module) -> str:
         """The text of a file."""
         if module.file.endswith(".py"):
-            found = {id(p): names_in(alone(p).text) for p in module.body}
-            module.body = in_order(module, found)
-            self.resolve_all(module, found)
+            read = {id(piece): Reading(piece) for piece in module.body}
+            module.body = Order(module, read).ordered
+            self.resolve_all(module, read)
             layout, head = Layout(), top(module)
         else:
-            layout, head, found = Layout('#line {line} "{path}"'), [], {}
+            layout, head, read = Layout('#line {line} "{path}"'), [], {}
         layout.add(module.body)
-        self.note(module, layout, found, len(head) + 1)
+        self.note(module, layout, read, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:1977
-    def note(self, module, layout, found, shift) -> None:
+    # chapters/appendix/tangle.md:2131
+    def note(self, module, layout, read, shift) -> None:
         """Complete the definitions with what the layout knows."""
-        known = {n for file, n in self.index if file == module.file}
+        known = {n for piece in module.body for n in piece.names}
         known |= {n for n, i in module.imports.items() if i.ours}
         previous = ""
         for piece in module.body:
-            names = found.get(id(piece), Names(set(), []))
-            used = known & {use.name for use in names.uses}
+            uses = read[id(piece)].uses if read else ()
+            used = known & {use.name for use in uses}
             previous = self.note_piece(piece, previous, used)
         for key, (first, _) in layout.spans.items():
             for entry in self.made.get(key, ()):
@@ -436,17 +485,23 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:2008
+    # chapters/appendix/tangle.md:2162
     def links(self, modules):
-        """Yield (file, file it imports, how to blame the need)."""
+        """Yield each import of one module by another, as a Link."""
+        order = {chapter: n for n, chapter in enumerate(self.pages)}
+        first = {(entry.module.file, entry.name): entry.definition.chapter
+                 for entry in reversed(self.entries)}
         for module in modules:
             for name, found in module.imports.items():
                 if module.library and found.ours:
                     other = found.file(self.modules)
-                    yield module.file, other, module.reasons[name]
+                    used, error = module.reasons[name]
+                    made = first.get((other, found.name), used)
+                    yield Link(module.file, other, name, error,
+                               order[used], order[made])
 
 
-# chapters/appendix/tangle.md:1481
+# chapters/appendix/tangle.md:1603
 def readable(cell: Cell) -> str:
     """What Python can read of a page's own cell: magics left out."""
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -457,69 +512,67 @@ def readable(cell: Cell) -> str:
     return text
 
 
-# chapters/appendix/tangle.md:1770
-def user(piece: Piece, use: Use) -> Piece:
-    """The piece itself, or the member given later, that uses a name."""
-    chapters = {part.cell.chapter for part in [piece, *piece.body]}
-    if len(chapters) == 1:
-        return piece
-    layout = alone(piece)
-    return layout.origins[line_of(use, layout.text)][0]
-
-
-# chapters/appendix/tangle.md:1779
-def error_at(piece: Piece, use: Use, message: str) -> SourceError:
-    """An error at the line where a piece uses a name."""
-    layout = alone(piece)
-    part, line = layout.origins[line_of(use, layout.text)]
-    return part.cell.error(line, message)
-
-
-# chapters/appendix/tangle.md:1879
-def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
+# chapters/appendix/tangle.md:2016
+class Order:
     """The book's order, with what a piece needs at import before it."""
-    made = {n: p for p in module.body for n in p.names if n.isidentifier()}
-    lazy = "annotations" in module.imports
-    ordered: list[Piece] = []
-    begun: set[int] = set()
 
-    def visit(piece):
-        if id(piece) in begun:
+    def __init__(self, module: Module, read: dict[int, Reading]):
+        self.read = read
+        self.made = {name: piece for piece in module.body
+                     for name in piece.names if name.isidentifier()}
+        self.lazy = "annotations" in module.imports
+        self.begun: set[int] = set()
+        self.settled: set[str] = set()
+        self.ordered: list[Piece] = []
+        for piece in sorted(module.body, key=is_main):
+            self.visit(piece)
+
+    def visit(self, piece: Piece) -> None:
+        """Place a piece, after what it needs and is not placed yet."""
+        if id(piece) in self.begun:
             return
-        begun.add(id(piece))
-        later = {n: p for n, p in made.items() if id(p) not in begun}
-        for name in needs(piece, made, found, later, lazy):
-            visit(made[name])
-        ordered.append(piece)
+        self.begun.add(id(piece))
+        needed = self.needs(self.read[id(piece)])
+        for name in needed:
+            self.visit(self.made[name])
+        self.settled.update(needed)
+        self.ordered.append(piece)
 
-    for piece in sorted(module.body, key=is_main):
-        visit(piece)
-    return ordered
+    # chapters/appendix/tangle.md:2055
+    def needs(self, reading: Reading) -> list[str]:
+        """The names that must exist when a piece runs, nearest first."""
+        names = list(dict.fromkeys(filter(self.open, self.at_once(reading))))
+        known = set(names)
+        for name in names:
+            piece = self.made[name]
+            if KINDS.get(type(piece.node)) == "function":
+                inner = {use.name: 0 for use in self.read[id(piece)].uses}
+                names += [n for n in inner if self.open(n) and n not in known]
+                known.update(inner)
+        return names
+
+    def open(self, name: str) -> bool:
+        """Whether the module makes a name that is not settled yet."""
+        return name in self.made and name not in self.settled
+
+    def at_once(self, reading: Reading) -> list[str]:
+        """The names used at import; an annotation may not be among them."""
+        now = [use.name for use in reading.uses if use.now]
+        pieces = [self.made[name] for name in now if name in self.made]
+        if self.lazy and any(id(p) not in self.begun for p in pieces):
+            lazy = names_in(LAZY + reading.text).uses
+            now = [use.name for use in lazy if use.now]
+        return now
 
 
-# chapters/appendix/tangle.md:1903
-def needs(piece: Piece, made, found, later, lazy) -> list[str]:
-    """The names that must exist when a piece runs, nearest first."""
-    uses = found[id(piece)].uses
-    if lazy and any(use.now and use.name in later for use in uses):
-        uses = names_in(LAZY + alone(piece).text).uses
-    names = [use.name for use in uses if use.now and use.name in made]
-    for name in names:
-        if KINDS.get(type(made[name].node)) == "function":
-            inner = found[id(made[name])].uses
-            more = [use.name for use in inner if use.name in made]
-            names += [n for n in more if n not in names]
-    return names
-
-
-# chapters/appendix/tangle.md:1920
+# chapters/appendix/tangle.md:2042
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:1964
+# chapters/appendix/tangle.md:2118
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -528,7 +581,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:2022
+# chapters/appendix/tangle.md:2182
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -537,7 +590,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2675
+# chapters/appendix/tangle.md:2868
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -556,7 +609,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2696
+# chapters/appendix/tangle.md:2889
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -576,7 +629,7 @@ def run(options: argparse.Namespace) -> int | None:
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2720
+# chapters/appendix/tangle.md:2913
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -597,7 +650,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:2743
+# chapters/appendix/tangle.md:2936
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -610,7 +663,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2755
+# chapters/appendix/tangle.md:2948
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -626,7 +679,7 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2773
+# chapters/appendix/tangle.md:2966
 def check_kernels(files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C files that changed."""
     for file, text in files.items():

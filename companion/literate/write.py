@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:ba13574ca9b1
+# Tangled from tangle: edit there, `make tangle`. sha256:c39208a239d1
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from companion.literate.source import SUFFIXES, SourceError
 
-# chapters/appendix/tangle.md:2115
+# chapters/appendix/tangle.md:2308
 FOLDERS = ("companion", "tests/chapters")
 
 HEADER = "Tangled from {}: edit there, `make tangle`. {}"
@@ -22,7 +22,7 @@ SEAL = re.compile(r"(?:# |/\* )Tangled from .*(sha256:\w+)(?: .*)?$")
 JOURNAL = ".tangle"
 
 
-# chapters/appendix/tangle.md:2123
+# chapters/appendix/tangle.md:2316
 def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
     """A file's text below the line that says where to edit it."""
     text = "\n".join(lines).rstrip("\n") + "\n"
@@ -33,26 +33,26 @@ def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
     return f"# {header}{long}\n{text}"
 
 
-# chapters/appendix/tangle.md:2137
+# chapters/appendix/tangle.md:2330
 def digest(text: str) -> str:
     """The seal of a generated text: a later edit by hand breaks it."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# chapters/appendix/tangle.md:2142
+# chapters/appendix/tangle.md:2335
 def seal(text: str) -> str | None:
     """The seal in a generated file's first line."""
     match = SEAL.match(text.split("\n", 1)[0])
     return match and match[1]
 
 
-# chapters/appendix/tangle.md:2148
+# chapters/appendix/tangle.md:2341
 def edited(text: str) -> bool:
     """Whether a text is not what tangle wrote."""
     return seal(text) != digest(text.partition("\n")[2])
 
 
-# chapters/appendix/tangle.md:2198
+# chapters/appendix/tangle.md:2391
 def present(out: Path) -> dict[str, str]:
     """The library's files that stand in a folder."""
     found = (p for folder in FOLDERS for p in (out / folder).rglob("*"))
@@ -63,7 +63,7 @@ def present(out: Path) -> dict[str, str]:
     }
 
 
-# chapters/appendix/tangle.md:2208
+# chapters/appendix/tangle.md:2401
 def changes(files: dict[str, str], out: Path, force=False):
     """What has to be written, and what has to go.
 
@@ -79,7 +79,7 @@ def changes(files: dict[str, str], out: Path, force=False):
     return new, gone
 
 
-# chapters/appendix/tangle.md:2227
+# chapters/appendix/tangle.md:2420
 def hand_edited(file: str, old: str, new: str) -> SourceError:
     """The error for a file that tangle would have to overwrite."""
     lines = different_lines(old, new)
@@ -89,7 +89,7 @@ def hand_edited(file: str, old: str, new: str) -> SourceError:
     return SourceError(file, int(re.split("[-,]", lines)[0]), message)
 
 
-# chapters/appendix/tangle.md:2236
+# chapters/appendix/tangle.md:2429
 def different_lines(old: str, new: str) -> str:
     """The lines of `old` that `new` does not have, as `3, 7-9`."""
     a, b = old.split("\n")[1:], new.split("\n")[1:]
@@ -103,7 +103,7 @@ def different_lines(old: str, new: str) -> str:
     return ", ".join(words) or "1"
 
 
-# chapters/appendix/tangle.md:2260
+# chapters/appendix/tangle.md:2453
 def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     """What differs between a folder and `files`, one line each."""
     now = present(Path(out))
@@ -111,7 +111,7 @@ def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     return [line for f in every if (line := verdict(f, files, now))]
 
 
-# chapters/appendix/tangle.md:2267
+# chapters/appendix/tangle.md:2460
 def verdict(file: str, files, now) -> str | None:
     """What is wrong with one file, if anything is."""
     if file not in now:
@@ -127,7 +127,7 @@ def verdict(file: str, files, now) -> str | None:
     return f"{file}: no chapter makes it: run `make tangle`"
 
 
-# chapters/appendix/tangle.md:2301
+# chapters/appendix/tangle.md:2494
 def write(files: dict[str, str], out=".", force=False) -> list[str]:
     """Bring a folder to the state `files`: wholly, or not at all.
 
@@ -144,7 +144,7 @@ def write(files: dict[str, str], out=".", force=False) -> list[str]:
         return [*new, *gone]
 
 
-# chapters/appendix/tangle.md:2317
+# chapters/appendix/tangle.md:2510
 @contextmanager
 def only_one(out: Path):
     """Let one process at a time write in a folder."""
@@ -156,7 +156,7 @@ def only_one(out: Path):
         os.close(handle)
 
 
-# chapters/appendix/tangle.md:2332
+# chapters/appendix/tangle.md:2525
 def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     """Write all new texts beside the old; the last step decides."""
     waiting = out / f"{JOURNAL}-new"
@@ -171,7 +171,7 @@ def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     os.replace(waiting, out / JOURNAL)
 
 
-# chapters/appendix/tangle.md:2346
+# chapters/appendix/tangle.md:2539
 def save(path: Path, text: str) -> None:
     """Write a file and see that it reaches the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def save(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-# chapters/appendix/tangle.md:2359
+# chapters/appendix/tangle.md:2552
 def finish(out: Path) -> None:
     """Move what was prepared into place; begin again where it stopped."""
     journal = out / JOURNAL
