@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:57cfaea0646b
+# Tangled from tangle: edit there, `make tangle`. sha256:ea40853180e8
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from companion.literate.csource import c_piece, check_c
+from companion.literate.csource import CARD, c_piece, check_source
 from companion.literate.floors import (
     Link,
     beside,
@@ -38,13 +38,14 @@ from companion.literate.source import (
     Cell,
     Chapter,
     SourceError,
+    clash,
     read_book,
     read_chapter,
 )
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1328
+# chapters/appendix/tangle.md:1334
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -67,7 +68,7 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1353
+# chapters/appendix/tangle.md:1359
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order.
@@ -80,7 +81,7 @@ class Library:
     floors: dict[str, int] = field(default_factory=dict)
 
 
-# chapters/appendix/tangle.md:1424
+# chapters/appendix/tangle.md:1430
 class Reason(NamedTuple):
     """Why a module imports a name: the page that needs it, and where."""
 
@@ -88,7 +89,7 @@ class Reason(NamedTuple):
     error: Callable[[str], SourceError]
 
 
-# chapters/appendix/tangle.md:1431
+# chapters/appendix/tangle.md:1437
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -113,7 +114,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1511
+# chapters/appendix/tangle.md:1517
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -125,7 +126,7 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1525
+# chapters/appendix/tangle.md:1531
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -135,7 +136,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1534
+# chapters/appendix/tangle.md:1540
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -149,7 +150,7 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1895
+# chapters/appendix/tangle.md:1901
 class Reading:
     """A piece as the library will print it, and the names in it."""
 
@@ -177,7 +178,7 @@ class Reading:
         return cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:1552
+# chapters/appendix/tangle.md:1558
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -205,7 +206,7 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1587
+    # chapters/appendix/tangle.md:1593
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -218,7 +219,7 @@ class Tangler:
             for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1622
+    # chapters/appendix/tangle.md:1628
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -244,7 +245,7 @@ class Tangler:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1653
+    # chapters/appendix/tangle.md:1659
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -273,7 +274,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1691
+    # chapters/appendix/tangle.md:1697
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -297,7 +298,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1720
+    # chapters/appendix/tangle.md:1726
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -323,7 +324,7 @@ class Tangler:
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1751
+    # chapters/appendix/tangle.md:1757
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -346,7 +347,7 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1781
+    # chapters/appendix/tangle.md:1787
     def home(self, module, name, anywhere=False) -> str:
         """The file in which a name stands that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -373,7 +374,7 @@ class Tangler:
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1929
+    # chapters/appendix/tangle.md:1935
     def resolve_all(self, module: Module, read: dict[int, Reading]) -> None:
         """Give the module the imports that its free names need."""
         own = set(module.imports)
@@ -391,7 +392,7 @@ class Tangler:
                     module.reasons[use.name] = reason
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:1952
+    # chapters/appendix/tangle.md:1958
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -409,7 +410,7 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1975
+    # chapters/appendix/tangle.md:1981
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -432,7 +433,7 @@ class Tangler:
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:2088
+    # chapters/appendix/tangle.md:2094
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -459,7 +460,7 @@ class Tangler:
         self.note(module, layout, read, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:2131
+    # chapters/appendix/tangle.md:2137
     def note(self, module, layout, read, shift) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for piece in module.body for n in piece.names}
@@ -485,7 +486,7 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:2162
+    # chapters/appendix/tangle.md:2168
     def links(self, modules):
         """Yield each import of one module by another, as a Link."""
         order = {chapter: n for n, chapter in enumerate(self.pages)}
@@ -501,7 +502,7 @@ class Tangler:
                                order[used], order[made])
 
 
-# chapters/appendix/tangle.md:1603
+# chapters/appendix/tangle.md:1609
 def readable(cell: Cell) -> str:
     """What Python can read of a page's own cell: magics left out."""
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -512,7 +513,7 @@ def readable(cell: Cell) -> str:
     return text
 
 
-# chapters/appendix/tangle.md:2016
+# chapters/appendix/tangle.md:2022
 class Order:
     """The book's order, with what a piece needs at import before it."""
 
@@ -538,7 +539,7 @@ class Order:
         self.settled.update(needed)
         self.ordered.append(piece)
 
-    # chapters/appendix/tangle.md:2055
+    # chapters/appendix/tangle.md:2061
     def needs(self, reading: Reading) -> list[str]:
         """The names that must exist when a piece runs, nearest first."""
         names = list(dict.fromkeys(filter(self.open, self.at_once(reading))))
@@ -565,14 +566,14 @@ class Order:
         return now
 
 
-# chapters/appendix/tangle.md:2042
+# chapters/appendix/tangle.md:2048
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:2118
+# chapters/appendix/tangle.md:2124
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -581,7 +582,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:2182
+# chapters/appendix/tangle.md:2188
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -590,7 +591,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2868
+# chapters/appendix/tangle.md:2957
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -609,7 +610,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2889
+# chapters/appendix/tangle.md:2978
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -618,18 +619,18 @@ def run(options: argparse.Namespace) -> int | None:
         raise SourceError(options.sources[0], 1, message)
     book = book_of(options.sources)
     files = tangle(book, options.upto).files
-    check_kernels(files, Path(out))
+    check_kernels(book, files, Path(out))
     if options.check:
         found = check(files, out)
         print("\n".join(found) or f"{len(files)} files as tangled")
         return 1 if found else 0
-    changed = write(files, out, options.force)
+    changed = write(files, out, options.force, options.remove)
     print(f"{len(files)} files tangled, {len(changed)} changed")
     mine = Path(out, "companion/literate").resolve() == Path(__file__).parent
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2913
+# chapters/appendix/tangle.md:3002
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -645,17 +646,19 @@ def arguments() -> argparse.ArgumentParser:
     for flag, purpose in (
         ("--check", "say what differs, write nothing"),
         ("--force", "overwrite what was edited by hand"),
+        ("--remove", "remove files that no cell makes any more"),
     ):
         parser.add_argument(flag, action="store_true", help=purpose)
     return parser
 
 
-# chapters/appendix/tangle.md:2936
+# chapters/appendix/tangle.md:3026
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
         return read_book()
-    own = [read_chapter(source) for source in sources]
+    known: dict[str, str] = {}
+    own = [reader_page(Path(source).as_posix(), known) for source in sources]
     names = {chapter.name for chapter in own}
     here = Path("_toc.yml").exists()
     pages = read_book().chapters if here else (installed(),)
@@ -663,7 +666,20 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2948
+# chapters/appendix/tangle.md:3039
+def reader_page(source: str, known: dict[str, str]) -> Chapter:
+    """A chapter that a reader named, once, and that makes something."""
+    twice = clash(source, known)
+    if twice:
+        raise SourceError(source, 1, twice)
+    page = read_chapter(source)
+    if not any(cell.target for cell in page.cells):
+        raise SourceError(source, 1, "no cell is tagged `tangle`: tag those "
+                          "that belong to the library")
+    return page
+
+
+# chapters/appendix/tangle.md:3051
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -679,11 +695,24 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2966
-def check_kernels(files: dict[str, str], out: Path) -> None:
-    """Let the compiler read the C files that changed."""
+# chapters/appendix/tangle.md:3069
+def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
+    """Let the compiler read the C and CUDA files that changed."""
+    cells = (cell for page in book.chapters for cell in page.cells)
+    spoken: dict[str | None, list[Cell]] = {}
+    for cell in cells:
+        if cell.language != "python":
+            spoken.setdefault(cell.target, []).append(cell)
     for file, text in files.items():
         path = out / file
         old = path.read_text() if path.exists() else ""
-        if file.endswith(".c") and text != old:
-            check_c(text)
+        if file in spoken and text != old:
+            check_source(spoken[file], text, card(files))
+
+
+# chapters/appendix/tangle.md:3083
+def card(files: dict[str, str]) -> str:
+    """The header of the emulated card: the book's, or the installed."""
+    ours = Path(__file__).parents[1] / CARD
+    there = ours.read_text() if ours.exists() else ""
+    return files.get(f"companion/{CARD}", there)
