@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:967e1d163541
+# Tangled from blas: edit there, `make tangle`. sha256:238632f22b91
 from __future__ import annotations
 
 import ctypes
@@ -224,14 +224,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1932
+# chapters/tensors/blas.md:1934
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1938
+# chapters/tensors/blas.md:1940
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -243,7 +243,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1949
+# chapters/tensors/blas.md:1951
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -254,7 +254,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1961
+# chapters/tensors/blas.md:1963
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

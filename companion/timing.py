@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:63a4af864140  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:920152e12fd5  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -114,8 +114,8 @@ def steadiest(attempt: Callable[[], Comparison],
 
 
 # chapters/tensors/blas.md:1832
-BENCHES = {"gemm": "companion.blas"}
-ONCE: set[str] = set()  # benches on which threads have no influence
+BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
+ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
@@ -193,6 +193,8 @@ def counts(text: str) -> list[int]:
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
+    if found["peer_name"] is None:  # nobody to compare with
+        return f"{start} {found['ours']:8.2f} {found['unit']}"
     if found["ratio"] is None:
         return f"{start}  {found['peer_name']} is not installed"
     limit = found["limit_fraction"]  # not everything has one
@@ -202,7 +204,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2073
+# chapters/tensors/blas.md:2075
 BENCHES["eager"] = "companion.benchmark"
 
 

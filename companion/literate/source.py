@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:1d320010d0e7
+# Tangled from tangle: edit there, `make tangle`. sha256:ba8a0c77aea1
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 
-# chapters/appendix/tangle.md:174
+# chapters/appendix/tangle.md:176
 class SourceError(Exception):
     """Bad input: where it stands, what is wrong, how to mend it."""
 
@@ -22,7 +22,7 @@ class SourceError(Exception):
         return f"{self.path}:{self.line}: {self.message}"
 
 
-# chapters/appendix/tangle.md:199
+# chapters/appendix/tangle.md:201
 CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
 
 DISPLAY_TAGS = (
@@ -35,7 +35,7 @@ TAGS = CONTENT_TAGS + DISPLAY_TAGS
 SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
 
-# chapters/appendix/tangle.md:217
+# chapters/appendix/tangle.md:219
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -68,7 +68,7 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
-# chapters/appendix/tangle.md:255
+# chapters/appendix/tangle.md:257
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -91,7 +91,7 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
-# chapters/appendix/tangle.md:281
+# chapters/appendix/tangle.md:283
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -113,7 +113,7 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
-    # chapters/appendix/tangle.md:311
+    # chapters/appendix/tangle.md:313
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -129,7 +129,7 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# chapters/appendix/tangle.md:343
+# chapters/appendix/tangle.md:345
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
 
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
@@ -137,7 +137,7 @@ NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
-# chapters/appendix/tangle.md:350
+# chapters/appendix/tangle.md:352
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -153,7 +153,7 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
-# chapters/appendix/tangle.md:365
+# chapters/appendix/tangle.md:367
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -163,7 +163,7 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
-# chapters/appendix/tangle.md:380
+# chapters/appendix/tangle.md:382
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -176,25 +176,25 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
-# chapters/appendix/tangle.md:392
+# chapters/appendix/tangle.md:394
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:397
+# chapters/appendix/tangle.md:399
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:416
+# chapters/appendix/tangle.md:418
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-# chapters/appendix/tangle.md:421
+# chapters/appendix/tangle.md:423
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
     found = [line.lstrip() for line in lines]
@@ -202,14 +202,14 @@ def split_options(lines: list[str]) -> tuple[str, int]:
     return "\n".join(line[1:] for line in found[:taken]), taken
 
 
-# chapters/appendix/tangle.md:428
+# chapters/appendix/tangle.md:430
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
-# chapters/appendix/tangle.md:446
+# chapters/appendix/tangle.md:448
 def check_options(path: str, body: list[str], first: int, taken: int) -> None:
     """Refuse options that YAML, or jupytext, would read otherwise."""
     for n, line in enumerate(body[:taken]):
@@ -225,7 +225,7 @@ def check_options(path: str, body: list[str], first: int, taken: int) -> None:
             break
 
 
-# chapters/appendix/tangle.md:465
+# chapters/appendix/tangle.md:467
 def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
@@ -241,7 +241,7 @@ def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     return data
 
 
-# chapters/appendix/tangle.md:484
+# chapters/appendix/tangle.md:486
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -261,7 +261,7 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
-# chapters/appendix/tangle.md:503
+# chapters/appendix/tangle.md:505
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     for tag in cell.tags:
@@ -273,7 +273,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:520
+# chapters/appendix/tangle.md:522
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -295,13 +295,13 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:560
+# chapters/appendix/tangle.md:562
 def unix(text: str) -> str:
     """The text, each of its lines ended by a line feed."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# chapters/appendix/tangle.md:565
+# chapters/appendix/tangle.md:567
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -316,7 +316,7 @@ def read_text(path: Path, shown: str) -> str:
     raise SourceError(shown, line, message)
 
 
-# chapters/appendix/tangle.md:579
+# chapters/appendix/tangle.md:581
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -328,7 +328,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:594
+# chapters/appendix/tangle.md:596
 def check_front(front: dict, path: str) -> None:
     """The front matter's own part must be a mapping, if it is there."""
     own = front.get("companion", {})
@@ -337,7 +337,7 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:606
+# chapters/appendix/tangle.md:608
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -356,7 +356,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:628
+# chapters/appendix/tangle.md:630
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -375,7 +375,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:650
+# chapters/appendix/tangle.md:652
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -402,7 +402,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:680
+# chapters/appendix/tangle.md:682
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -417,14 +417,14 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:700
+# chapters/appendix/tangle.md:702
 class Marked(str):
     """A text of the table of contents, with its line there."""
 
     line = 1
 
 
-# chapters/appendix/tangle.md:706
+# chapters/appendix/tangle.md:708
 class TocLoader(LOADER):  # type: ignore[misc, valid-type]
     """Reads YAML and marks its texts."""
 
@@ -434,7 +434,7 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:715
+# chapters/appendix/tangle.md:717
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -451,19 +451,19 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:731
+# chapters/appendix/tangle.md:733
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:747
+# chapters/appendix/tangle.md:749
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:752
+# chapters/appendix/tangle.md:754
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -471,7 +471,7 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:771
+# chapters/appendix/tangle.md:773
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -489,7 +489,7 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:788
+# chapters/appendix/tangle.md:790
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -499,7 +499,7 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:801
+# chapters/appendix/tangle.md:803
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -519,7 +519,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:824
+# chapters/appendix/tangle.md:826
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -535,7 +535,7 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:839
+# chapters/appendix/tangle.md:841
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
