@@ -18,6 +18,7 @@ from hypothesis import given, settings, strategies as st
 from small_book import cell
 
 from companion.literate import tangle as command, write as writing
+from companion.literate.floors import FLOORS
 from companion.literate.names import line_of, names_in
 from companion.literate.origin import annotate, origin
 from companion.literate.source import SourceError, read_book
@@ -333,6 +334,47 @@ def test_c_that_does_not_compile(tmp_path, need):
     assert not (tmp_path / "lib").exists()
 
 
+CUDA = """%%cuda kernels/a.cu
+#include <cuda_fp16.h>
+__global__ void fill(int n, float *x)
+{
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n)
+        x[i] = VALUE;
+}"""
+
+
+@pytest.mark.parametrize(("source", "line", "word"), [
+    (CUDA.replace("VALUE", "1.0f"), None, None),
+    (CUDA.replace(".cu\n", ".cu -DVALUE=1.0f\n"), None, None),
+    (CUDA.replace("/a.cu\n", "/a.cuh -DVALUE=1.0f\n"), None, None),
+    (CUDA, 22, "VALUE"),
+    (CUDA.replace("VALUE", "i +"), 22, "expected"),
+    (CUDA.replace("blockDim.x", "blockDin.x"), 20, "blockDin"),
+    ("%%c kernels/a.h\nint f(int *restrict x);", None, None),
+    ("%%c kernels/a.h -DN=3\nstatic int x[N];", None, None),
+    ("%%c kernels/a.h\nstatic int x[N];", 17, "N"),
+])
+def test_cuda_and_headers_are_read_as_well(tmp_path, source, line, word):
+    save_book(tmp_path, a=("view.py", VIEW, code(source)))
+    result = run(tmp_path, "--out", "lib")
+    assert result.returncode == (line is not None), result.stderr
+    if line:
+        assert re.match(rf"chapters/a\.md:{line}: the C(\+\+)? compiler"
+                        rf" cannot read this: .*{word}", result.stderr)
+        assert not (tmp_path / "lib").exists()
+
+
+def test_the_books_own_emulated_card_is_used(tmp_path):
+    card = code("%%cuda kernels/emulator.h\n#define __global__\n"
+                "enum { LANES = 3 };")
+    kernel = code("%%cuda kernels/a.cu\n__global__ void f(int *x)\n"
+                  "{\n    x[0] = LANES;\n    y = 1;\n}")
+    save_book(tmp_path, a=("view.py", card, kernel))
+    assert told(tmp_path, "--out", "lib").startswith(
+        "chapters/a.md:19: the C++ compiler cannot read this: ")
+
+
 TENSOR = ("tensor.py", code("class Tensor:\n    x = 1"))
 
 
@@ -343,10 +385,30 @@ def test_an_import_that_climbs_a_floor(tmp_path):
         " import companion/tensor.py, on floor 2: move one of the two")
 
 
-def test_a_module_that_stands_on_no_floor(tmp_path):
-    assert complaint(tmp_path, code("x = 1", file="attic.py")) == (
-        "chapters/a.md:9: companion/attic.py stands on no floor:"
-        " name it in FLOORS")
+def test_a_module_without_a_plan_stands_where_its_imports_put_it(tmp_path):
+    mine = code("def f():\n    return Tensor", file="mine.py")
+    more = code("def g():\n    return f", file="more.py")
+    low = code("n = 1", file="low.py")
+    book = save_book(tmp_path, a=("view.py", mine, more, low), b=TENSOR)
+    assert tangle(book).floors == {
+        "companion/mine.py": 2, "companion/more.py": 2,
+        "companion/low.py": 0, "companion/tensor.py": 2}
+
+
+def test_what_stands_below_cannot_import_a_module_without_a_plan(tmp_path):
+    mine = code("def f():\n    return Tensor", file="mine.py")
+    assert complaint(tmp_path, mine, code("g = f"), b=TENSOR) == (
+        "chapters/a.md:15: companion/view.py stands on floor 0 and cannot"
+        " import companion/mine.py, on floor 2: move one of the two")
+
+
+def test_every_planned_room_is_on_one_floor():
+    rooms = " ".join(FLOORS).split()
+    assert len(rooms) == len(set(rooms))
+    stand = tangle(read_book(ROOT)).floors
+    assert {"companion/tensor.py": 2, "companion/gpu.py": 4}.items() <= (
+        stand.items())
+    assert not [f for f in stand if "literate" in f or "__" in f]
 
 
 def test_a_tool_that_imports_the_framework(tmp_path):
@@ -363,8 +425,41 @@ def test_an_import_cycle(tmp_path):
     grow = code("@extend\nclass View:\n    def b(self):\n"
                 "        return Buffer")
     assert complaint(tmp_path, VIEW, grow, b=other) == (
-        "chapters/b.md:9: import cycle companion/view.py → companion/buffer"
-        ".py → companion/view.py: move what both need down")
+        "chapters/a.md:19: import cycle companion/view.py → companion/buffer"
+        ".py → companion/view.py, by way of Buffer: move what both need down")
+
+
+LAYER = ("layers.py", code("class Layer:\n    size = 1"))
+ADAM = ("optim.py", code("class Adam:\n    def step(self):\n"
+                         "        return Layer"))
+EARLY = code("def fit():\n    return Adam", file="layers.py")
+
+
+@pytest.mark.parametrize("pages", [
+    {"a": (*LAYER, EARLY), "b": ADAM},
+    {"first": LAYER, "a": ("layers.py", EARLY), "b": ADAM},
+    {"first": LAYER, "a": ("view.py", EARLY), "b": ADAM,
+     "c": ("data.py", code("x = Layer, Adam"))},
+])
+def test_a_cycle_is_blamed_on_the_page_that_asks_too_early(tmp_path, pages):
+    book = save_book(tmp_path, **pages)
+    page = (tmp_path / "chapters/a.md").read_text().split("\n")
+    line = 1 + page.index("    return Adam")
+    with pytest.raises(SourceError) as error:
+        tangle(book)
+    assert str(error.value) == (
+        f"chapters/a.md:{line}: import cycle companion/layers.py →"
+        " companion/optim.py → companion/layers.py, by way of Adam:"
+        " move what both need down")
+
+
+def test_a_cycle_is_blamed_on_the_page_that_closed_it(tmp_path):
+    late = code("@extend\nclass Layer:\n    def train(self):\n"
+                "        return Adam")
+    with pytest.raises(SourceError) as error:
+        tangle(save_book(tmp_path, a=LAYER, b=ADAM, c=("data.py", late)))
+    assert str(error.value).startswith("chapters/c.md:11: import cycle"
+                                       " companion/layers.py → companion/o")
 
 
 def test_a_name_that_two_modules_define(tmp_path):
