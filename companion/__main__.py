@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:8f6a5285f363  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:bd9271b27906  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
 # chapters/appendix/tangle.md:2876
 def unknown(word: str) -> str:
     """What to say of a word that is no command; nothing of no word."""
-    near = difflib.get_close_matches(word, COMMANDS, 1, 0.5)
+    near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
     hint = f": did you mean {near[0]}?" if near else ""
     return f"no command {word!r}{hint}\n" if word else ""
 

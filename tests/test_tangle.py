@@ -10,20 +10,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings, strategies as st
 from small_book import cell
 
-from companion.literate import tangle as command, write as writing
+import companion
+from companion.__main__ import COMMANDS
+from companion.literate import growth, tangle as command, write as writing
 from companion.literate.floors import FLOORS
 from companion.literate.names import line_of, names_in
 from companion.literate.origin import annotate, origin
 from companion.literate.source import SourceError, read_book
 from companion.literate.tangle import tangle
 from companion.literate.write import check, write
+from companion.timing import row_of
 
 ROOT = Path(__file__).parents[1]
 FRONT = "---\ncompanion: {{module: {}}}\n---\n# Title\n\n"  # 5 lines
@@ -533,7 +535,8 @@ def test_only_what_changed_is_written_and_what_is_stale_goes(tmp_path):
     write({"companion/a.py": sealed("a"), "companion/b.py": sealed("b")},
           tmp_path)
     new = {"companion/a.py": sealed("a"), "companion/c.py": sealed("c")}
-    assert write(new, tmp_path) == ["companion/c.py", "companion/b.py"]
+    changed = ["companion/c.py", "companion/b.py"]
+    assert write(new, tmp_path, remove=True) == changed
     assert sorted(p.name for p in (tmp_path / "companion").iterdir()) == [
         "a.py", "c.py"]
     assert not list(tmp_path.glob(".tangle*"))
@@ -567,7 +570,8 @@ def test_check_names_each_kind_of_difference(tmp_path):
     new = {"companion/a.py": sealed("new"), "companion/c.py": sealed("c")}
     assert check(new, tmp_path) == [
         "companion/a.py: out of date: run `make tangle`",
-        "companion/b.py: no chapter makes it: run `make tangle`",
+        "companion/b.py: no cell makes it any more: `tangle --remove`"
+        " removes it",
         "companion/c.py: missing: run `make tangle`",
         "companion/d.py:1: written by hand: move it into a chapter",
     ]
@@ -576,38 +580,143 @@ def test_check_names_each_kind_of_difference(tmp_path):
 OLD = {f"companion/{n}.py": sealed(n, "old") for n in "abcd"}
 NEW = {f"companion/{n}.py": sealed(n, "new") for n in "abce"}
 KILLED = """
-import os, signal, sys
+import json, os, signal, sys
 from companion.literate import write
-sys.path.insert(0, {tests!r})
-from test_tangle import NEW
-moves, step = 0, int(sys.argv[1])
-real = os.replace
-def replace(*paths):
-    global moves
-    if moves == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    moves += 1
-    real(*paths)
-os.replace = replace
-write.write(NEW, ".")
+new, steps, last = json.loads(sys.argv[1]), 0, int(sys.argv[2])
+events = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
+def hook(event, words):
+    global steps
+    if event in events:
+        steps += 1
+        if steps > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(hook)
+write.write(new, ".", remove=True)
 """
 
 
-@pytest.mark.parametrize("step", range(6))
-def test_a_kill_in_the_middle_is_finished_by_the_next_run(tmp_path, step):
+def killed(folder, step):
+    """Write NEW over OLD; whether it was killed at this step."""
+    write(OLD, folder)
+    result = run(folder, json.dumps(NEW), str(step), code=KILLED)
+    assert result.returncode in (0, -9), result.stderr
+    return result.returncode != 0
+
+
+def test_a_kill_at_any_step_is_mended_by_the_next_run(tmp_path):
+    steps, found = itertools.count(), []
+    while killed(folder := tmp_path / str(len(found)), next(steps)):
+        now = writing.present(folder).values()
+        assert {*now} <= {*OLD.values(), *NEW.values()}
+        with writing.only_one(folder):
+            writing.finish(folder)
+        assert not list(folder.glob(".tangle*"))
+        found.append(writing.present(folder))
+        assert write(NEW, folder, remove=True) is not None
+        assert writing.present(folder) == NEW
+    decided = found.index(NEW)
+    assert found == [OLD] * decided + [NEW] * (len(found) - decided)
+    assert 10 < decided < len(found) - 10
+
+
+@pytest.mark.parametrize("remains", [".tangle-new", ".tangle-new/companion"])
+def test_what_a_kill_left_goes_though_nothing_changed(tmp_path, remains):
     write(OLD, tmp_path)
-    tests = str(Path(__file__).parent)
-    result = run(tmp_path, str(step), code=KILLED.format(tests=tests))
-    assert result.returncode == -9, result.stderr
-    for text in writing.present(tmp_path).values():
-        assert text in [*OLD.values(), *NEW.values()]
-    wanted = OLD if step == 0 else NEW
-    with writing.only_one(tmp_path):
-        writing.finish(tmp_path)
-    assert writing.present(tmp_path) == wanted
-    write(NEW, tmp_path)
-    assert writing.present(tmp_path) == NEW
+    (tmp_path / remains).mkdir(parents=True)
+    assert write(OLD, tmp_path) == []
     assert not list(tmp_path.glob(".tangle*"))
+
+
+# ------------------------------------------------------- nothing is lost
+
+
+LOST = ("companion/buffer.py:1: no cell of b makes companion/buffer.py any"
+        " more: give the cells their tags back, or say `tangle --remove`")
+
+
+def two_modules(root):
+    """A book whose second chapter makes a module of its own."""
+    book = save_book(
+        root, a=("view.py", VIEW), b=("buffer.py", code("B = View")))
+    assert run(root).returncode == 0
+    return book
+
+
+@pytest.mark.parametrize("words", [
+    (), ("--force",), ("--upto", "b"), ("chapters/a.md", "--out", ".")])
+def test_removing_a_module_wants_a_word(tmp_path, words):
+    two_modules(tmp_path)
+    if not words or words == ("--force",):
+        save_book(tmp_path, a=("view.py", VIEW),
+                  b=("buffer.py", cell("B = View")))
+    before = writing.present(tmp_path)
+    assert told(tmp_path, *words) == LOST
+    assert writing.present(tmp_path) == before
+    result = run(tmp_path, *words, "--remove")
+    assert result.returncode == 0, result.stderr
+    assert "companion/buffer.py" not in writing.present(tmp_path)
+
+
+def test_tests_and_kernels_are_not_lost_either(tmp_path):
+    cells = C_ONE, cell("@test\ndef test_v(): View()", "test")
+    save_book(tmp_path, a=("view.py", VIEW, *cells))
+    assert run(tmp_path).returncode == 0
+    save_book(tmp_path, a=("view.py", VIEW))
+    assert told(tmp_path) == (
+        "companion/kernels/a.c:1: no cell of a makes companion/kernels/a.c,"
+        " tests/chapters/test_a.py any more: give the cells their tags back,"
+        " or say `tangle --remove`")
+    assert "companion/kernels/a.c" in writing.present(tmp_path)
+
+
+def test_a_notebook_that_lost_its_tags_empties_nothing(tmp_path):
+    book = two_modules(tmp_path / "book")
+    for name in "ab":
+        text = notebook(book.chapter(name))
+        (tmp_path / f"{name}.ipynb").write_text(text)
+    words = "a.ipynb", "b.ipynb", "--out", "mine"
+    assert run(tmp_path, *words).returncode == 0
+    before = writing.present(tmp_path / "mine")
+    text = (tmp_path / "b.ipynb").read_text()
+    (tmp_path / "b.ipynb").write_text(text.replace('"tangle"', ""))
+    assert told(tmp_path, *words) == (
+        "b.ipynb:1: no cell is tagged `tangle`: tag those that belong to"
+        " the library")
+    assert "companion/buffer.py" in told(tmp_path, "a.ipynb", "--out", "mine")
+    assert writing.present(tmp_path / "mine") == before
+
+
+def test_a_source_named_twice(tmp_path):
+    save_book(tmp_path, a=("view.py", VIEW))
+    again = ("chapters/a.md", "./chapters/a.md", "--out", "mine")
+    assert told(tmp_path, *again) == (
+        "chapters/a.md:1: chapters/a.md stands here twice: drop one of the"
+        " two")
+    (tmp_path / "a.md").write_text((tmp_path / "chapters/a.md").read_text())
+    assert told(tmp_path, "chapters/a.md", "a.md", "--out", "mine") == (
+        "a.md:1: a.md and chapters/a.md share a name: rename one")
+
+
+def test_what_editors_leave_in_the_library_is_not_ours(tmp_path):
+    two_modules(tmp_path)
+    library = tmp_path / "companion"
+    (library / ".ipynb_checkpoints").mkdir()
+    old = (library / "view.py").read_text()
+    (library / ".ipynb_checkpoints/view-checkpoint.py").write_text(old)
+    (library / "._view.py").write_bytes(b"\0\xff")
+    (library / ".#view.py").symlink_to("someone@somewhere.1")
+    (library / "folder.py").mkdir()
+    assert run(tmp_path, "--check").stdout == "2 files as tangled\n"
+    assert run(tmp_path).stdout == "2 files tangled, 0 changed\n"
+
+
+def test_a_readers_own_module_needs_no_plan(tmp_path):
+    mine = code("def third(x):\n    return x / 3", file="mine.py")
+    page = FRONT.format("view.py") + mine
+    (tmp_path / "page.md").write_text(page)
+    result = run(tmp_path, "page.md", "--out", "mine")
+    assert result.returncode == 0, result.stderr
+    assert "def third" in (tmp_path / "mine/companion/mine.py").read_text()
 
 
 def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, capsys):
@@ -789,7 +898,7 @@ def test_tools_that_changed_run_again(tmp_path):
         copy(ROOT / name, tmp_path / name)
     page = tmp_path / "chapters/appendix/tangle.md"
     page.write_text(page.read_text().replace("Tangled from {}", "Woven of {}"
-                    ).replace("Tangled from .", "Woven of ."))
+                    ).replace("Tangled from (", "Woven of ("))
     result = subprocess.run(
         [sys.executable, "-m", "companion", "tangle", "--force"],
         cwd=tmp_path, text=True, capture_output=True)
@@ -798,15 +907,142 @@ def test_tools_that_changed_run_again(tmp_path):
         assert file.read_text().startswith("# Woven of "), file
 
 
-def test_the_whole_book_tangles_within_a_second():
-    start = time.process_time()  # other processes may be at work
-    tangle(read_book(ROOT))
-    assert time.process_time() - start < 1
+def instructions(call, *words):
+    """How many instructions of Python a call carries out."""
+    count = itertools.count()
+
+    def trace(frame, event, value):
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            next(count)
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call(*words)
+    finally:
+        sys.settrace(before)
+    return next(count)
 
 
-def test_commands_are_listed_and_unknown_ones_refused(tmp_path):
-    result = run(tmp_path, code="from companion.__main__ import main\n"
-                 "raise SystemExit(main(['tangel']))")
-    assert result.returncode == 1
-    assert result.stderr.startswith("no command 'tangel'")
+def functions(n, text="def f{0}(x):\n    return f{1}(x)", **options):
+    """A cell for each of n definitions that use the one before."""
+    cells = [code(text.format(i, max(i - 1, 0)),
+                  **{k: v.format(i) for k, v in options.items()})
+             for i in range(n)]
+    return "".join(cells)
+
+
+MEMBER = "@extend\nclass View:\n    def {2}{0}(self): return abs(self.f{1})"
+OWN, THEIRS = MEMBER.replace("{2}", "f"), MEMBER.replace("{2}", "g")
+BOOKS = {
+    "chapters": lambda n: {
+        f"p{i}": (f"compiler/m{i}.py", functions(5).replace("f", f"f{i}_"
+                  ).replace(f"de{'f'}{i}_", "def")) for i in range(n // 5)},
+    "modules": lambda n: {
+        f"p{i}": (f"compiler/m{i}.py", code(
+            f"def f{i}(x):\n    return f{max(i - 1, 0)}(x)"))
+        for i in range(n)},
+    "functions": lambda n: {"a": ("view.py", functions(n))},
+    "constants": lambda n: {
+        "a": ("view.py", code("A0 = 1"),
+              *[code(f"A{i + 1} = A{i}") for i in range(n)])},
+    "members": lambda n: {"a": ("view.py", VIEW, functions(n, OWN))},
+    "members of two pages": lambda n: {
+        "a": ("view.py", VIEW, functions(n // 2, OWN)),
+        "b": ("view.py", functions(n // 2, THEIRS))},
+    "entries": lambda n: {"a": ("view.py", code("T = {}"), functions(n // 2),
+                                functions(n // 2, "T[{0}] = f{0}"))},
+    "replaced": lambda n: {
+        "a": ("view.py", functions(n // 2)),
+        "b": ("view.py", functions(n // 2, "def f{0}(x):\n    return 2",
+                                   replaces="f{0}"))},
+    "tests": lambda n: {"a": ("view.py", VIEW, *[
+        cell(f"@test\ndef test_{i}():\n    View()", "test")
+        for i in range(n)])},
+    "kernels": lambda n: {"a": ("view.py", functions(
+        n, "%%c kernels/a.c\nint f{0}(int n) {{ return n; }}"))},
+    "shown": lambda n: {"a": ("view.py", VIEW, *[
+        cell(f"x{i} = View()") for i in range(n)])},
+}
+
+
+@pytest.mark.parametrize("shape", BOOKS)
+def test_twice_the_cells_take_twice_the_work(tmp_path, shape):
+    def work(n):
+        book = save_book(tmp_path / str(n), **BOOKS[shape](n))
+        tangle(book)  # what is remembered, is remembered
+        return instructions(tangle, book)
+
+    base, short, long = (work(n) for n in (20, 60, 100))
+    assert long - base < 2.1 * (short - base)
+
+
+def test_a_books_pages_are_read_with_twice_the_work(tmp_path):
+    def work(n):
+        folder = tmp_path / str(n)
+        save_book(folder, **BOOKS["modules"](n))
+        return instructions(read_book, folder)
+
+    base, short, long = (work(n) for n in (20, 60, 100))
+    assert long - base < 2.1 * (short - base)
+
+
+def test_the_exponent_of_growth():
+    assert growth.exponent([1, 10, 100], [5, 50, 500]) == pytest.approx(1)
+    assert growth.exponent([1, 10, 100], [5, 500, 50_000]) == pytest.approx(2)
+    assert len(tangle(growth.long_book(90)).files) == 3
+
+
+def test_the_bench_of_the_tangler(monkeypatch):
+    monkeypatch.setattr(growth, "SIZES", (4, 8, 16))
+    rows = list(growth.bench(1, quick=False))
+    assert [row["case"] for row in rows] == [
+        "4 cells", "8 cells", "16 cells", "exponent of growth"]
+    assert [row_of(row).split()[:2] for row in rows[:1]] == [["4", "cells"]]
+    assert len(list(growth.bench(1, quick=True))) == 3
+
+
+# ------------------------------------------------------- the command line
+
+
+def line(*words):
+    """`python -m companion WORDS`."""
+    return subprocess.run([sys.executable, "-m", "companion", *words],
+                          cwd=ROOT, text=True, capture_output=True)
+
+
+@pytest.mark.parametrize("words", [["-h"], ["--help"], ["help"]])
+def test_help_lists_the_commands(words):
+    result = line(*words)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: python -m companion COMMAND")
+    for name in COMMANDS:
+        assert re.search(rf"(?m)^  {name} +[A-Z]", result.stdout)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    result = line(name, "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("usage: ")
+    assert line("help", name).stdout == result.stdout
+
+
+def test_the_version():
+    assert line("--version").stdout == f"companion {companion.__version__}\n"
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    (["tangel"], "no command 'tangel': did you mean tangle?"),
+    (["help", "benhc"], "no command 'benhc': did you mean bench?"),
+    (["--hlep"], "no command '--hlep': did you mean --help?"),
+    (["xyzzy"], "no command 'xyzzy'"),
+    ([], "usage: python -m companion COMMAND …"),
+])
+def test_a_word_that_is_no_command(words, told):
+    result = line(*words)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.split("\n")[0] == told
     assert "  tangle     Write the library" in result.stderr
