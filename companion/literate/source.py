@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:ba8a0c77aea1
+# Tangled from tangle: edit there, `make tangle`. sha256:876cdc780e0f
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -213,10 +213,10 @@ def as_list(value) -> tuple[str, ...]:
 def check_options(path: str, body: list[str], first: int, taken: int) -> None:
     """Refuse options that YAML, or jupytext, would read otherwise."""
     for n, line in enumerate(body[:taken]):
-        key, tight = re.match(r"\s*:([\w-]*:?)(\S?)", line).groups()
-        if key.endswith(":") and tight:
-            message = f"an option needs a space behind its colon: `:{key} …`"
-            raise SourceError(path, first + n, message)
+        tight = re.match(r"\s*(:[\w-]+:)\S", line)
+        if tight:
+            message = "an option needs a space behind its colon:"
+            raise SourceError(path, first + n, f"{message} `{tight[1]} …`")
     for n, line in enumerate(body[taken:], taken):
         if re.match(r"\s*:[\w-]+:|---\s*$", line):
             message = "options stand directly below the fence: `:key: value`"
@@ -512,14 +512,13 @@ def read_book(root: str | Path = ".") -> Book:
     text = read_text(root / "_toc.yml", "_toc.yml")
     toc = load_yaml(text, "_toc.yml", 1, TocLoader)
     entries = toc_files(toc)
-    files = [str(PurePosixPath(x.removesuffix(".md") + ".md"))
-             for x in entries]
+    files = [page_file(entry) for entry in entries]
     check_toc(root, entries, files)
     chapters = tuple(read_chapter(file, root) for file in files)
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:826
+# chapters/appendix/tangle.md:825
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -529,13 +528,20 @@ def toc_numbers(toc: dict) -> dict[str, str]:
             continue
         for item in pages_in(part, "chapters"):
             count += 1
-            numbers[Path(item["file"]).stem] = str(count)
+            numbers[Path(page_file(item["file"])).stem] = str(count)
             for n, section in enumerate(pages_in(item, "sections"), 1):
-                numbers[Path(section["file"]).stem] = f"{count}.{n}"
+                name = Path(page_file(section["file"])).stem
+                numbers[name] = f"{count}.{n}"
     return numbers
 
 
 # chapters/appendix/tangle.md:841
+def page_file(entry: str) -> str:
+    """The file of an entry, which may end in .md or not."""
+    return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
+
+
+# chapters/appendix/tangle.md:846
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
