@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:cd48b1030b6b  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:5071c7d4ad5f  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2927
+# chapters/appendix/tangle.md:2931
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2931
+# chapters/appendix/tangle.md:2935
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
@@ -24,14 +24,14 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2942
+# chapters/appendix/tangle.md:2946
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
 
-# chapters/tensors/operations.md:2991
+# chapters/tensors/operations.md:2982
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -59,7 +59,7 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:1904
+# chapters/gradients/autograd.md:1906
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"

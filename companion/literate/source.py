@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:876cdc780e0f
+# Tangled from tangle: edit there, `make tangle`. sha256:770aa64892e6
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -434,7 +434,7 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:717
+# chapters/appendix/tangle.md:721
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -451,19 +451,19 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:733
+# chapters/appendix/tangle.md:737
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:749
+# chapters/appendix/tangle.md:753
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:754
+# chapters/appendix/tangle.md:758
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -471,7 +471,7 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:773
+# chapters/appendix/tangle.md:777
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -489,7 +489,7 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:790
+# chapters/appendix/tangle.md:794
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -499,7 +499,7 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:803
+# chapters/appendix/tangle.md:807
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -518,7 +518,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:825
+# chapters/appendix/tangle.md:829
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -535,13 +535,13 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:841
+# chapters/appendix/tangle.md:845
 def page_file(entry: str) -> str:
     """The file of an entry, which may end in .md or not."""
     return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
 
 
-# chapters/appendix/tangle.md:846
+# chapters/appendix/tangle.md:850
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
