@@ -603,6 +603,7 @@ def killed(folder, step):
     return result.returncode != 0
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_step_is_mended_by_the_next_run(tmp_path):
     steps, found = itertools.count(), []
     while killed(folder := tmp_path / str(len(found)), next(steps)):
@@ -1022,6 +1023,7 @@ def test_help_lists_the_commands(words):
         assert re.search(rf"(?m)^  {name} +[A-Z]", result.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name):
     result = line(name, "--help")
