@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:cf03642b7e40
+# Tangled from weave: edit there, `make tangle`. sha256:1c15460bfe98
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -82,7 +82,7 @@ class Loom:
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1091
+    # chapters/appendix/weave.md:1090
     def files_after(self, count):
         """The files, tests included, that the first chapters make."""
         if count not in self.stages:
@@ -91,7 +91,7 @@ class Loom:
             self.stages[count] = tangle(book).files
         return self.stages[count]
 
-    # chapters/appendix/weave.md:1218
+    # chapters/appendix/weave.md:1217
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -191,13 +191,13 @@ def hash_of(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1241
+# chapters/appendix/weave.md:1240
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1246
+# chapters/appendix/weave.md:1245
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)
