@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:ce586d22853f
+# Tangled from training: edit there, `make tangle`. sha256:94a05c7c7679
 from __future__ import annotations
 
 import functools
@@ -460,8 +460,8 @@ def half_way(*observers):
     """A run with all that a run can have, in its middle."""
     run = make_run(9)
     run.accumulate, run.rate = 2, one_cycle(9)
-    run.observers = [ProgressBar(), LossPlot(), EarlyStopping(
-        weight, 2, patience=9), *observers]
+    run.observers = [ProgressBar(), EarlyStopping(weight, 2, patience=9),
+                     *observers]
     with redirect_stderr(io.StringIO()):
         run.fit(4)
     return run
@@ -837,10 +837,12 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     finally:
         sys.modules.update({"IPython": kept} if kept else {})
     assert run.observers[0].draw is draw_nothing
+    twin = pickle.loads(pickle.dumps(run.observers[0]))
+    assert vars(twin).keys() == {"pause", "drawn"}
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:2423
+# chapters/gradients/training.md:2425
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
