@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:0cc0ce20c612  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:428966dcd4c5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -102,22 +102,32 @@ KERNELS[CAST] = copy
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
-    if out.dtype.is_float:
-        np.power(base, exponent, out=out.array)
+    if not out.dtype.is_float:
+        whole_power(out.array, base, exponent)
         return
+    np.power(base, exponent, out=out.array)
+    halves = exponent == 0.5
+    if halves.any():
+        np.add(out.array, 0, out=out.array, where=halves)  # -0 + 0 is 0
+        np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
+
+
+# chapters/tensors/operations.md:496
+def whole_power(out: np.ndarray, base: np.ndarray,
+                exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
-             out=out.array)
+             out=out)
     lost = (exponent < 0) & (base != 1) & (base != -1)
-    np.copyto(out.array, 0, where=lost)
+    np.copyto(out, 0, where=lost)
 
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:545
+# chapters/tensors/operations.md:554
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:548
+# chapters/tensors/operations.md:557
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -130,17 +140,17 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:587
+# chapters/tensors/operations.md:596
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:590
+# chapters/tensors/operations.md:599
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float32.numpy if dtype in HALVES else dtype.numpy
 
 
-# chapters/tensors/operations.md:595
+# chapters/tensors/operations.md:604
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -155,7 +165,7 @@ def fold(function: np.ufunc) -> Callable[..., None]:
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:623
+# chapters/tensors/operations.md:632
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -165,7 +175,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:632
+# chapters/tensors/operations.md:641
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -173,7 +183,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:646
+# chapters/tensors/operations.md:655
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -184,7 +194,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:663
+# chapters/tensors/operations.md:672
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -235,11 +245,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:684
+# chapters/tensors/operations.md:693
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:700
+# chapters/tensors/operations.md:709
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -250,7 +260,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:723
+# chapters/tensors/operations.md:732
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -261,12 +271,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:742
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:737
+# chapters/tensors/operations.md:746
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -274,7 +284,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:749
+# chapters/tensors/operations.md:758
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -282,7 +292,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:756
+# chapters/tensors/operations.md:765
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -291,12 +301,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:769
+# chapters/tensors/operations.md:778
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:773
+# chapters/tensors/operations.md:782
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -323,7 +333,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:819
+    # chapters/tensors/operations.md:828
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -338,7 +348,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:859
+    # chapters/tensors/operations.md:868
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -347,20 +357,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:891
+    # chapters/tensors/operations.md:900
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:798
+# chapters/tensors/operations.md:807
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:834
+# chapters/tensors/operations.md:843
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -372,7 +382,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:868
+# chapters/tensors/operations.md:877
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -394,11 +404,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2236
+# chapters/tensors/operations.md:2245
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2239
+# chapters/tensors/operations.md:2248
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -414,11 +424,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2276
+# chapters/tensors/operations.md:2285
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2279
+# chapters/tensors/operations.md:2288
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
