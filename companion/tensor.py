@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:95cdb9182e03  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:64a489ea6950  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1223
+# chapters/tensors/operations.md:1225
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -91,7 +91,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1213
+# chapters/tensors/operations.md:1215
 T = TypeVar("T")
 
 
@@ -211,7 +211,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1257
+    # chapters/tensors/operations.md:1259
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -222,7 +222,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1276
+    # chapters/tensors/operations.md:1278
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -243,7 +243,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1301
+    # chapters/tensors/operations.md:1303
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -264,7 +264,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1334
+    # chapters/tensors/operations.md:1336
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -288,7 +288,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1390
+    # chapters/tensors/operations.md:1392
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -302,7 +302,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1469
+    # chapters/tensors/operations.md:1471
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -325,7 +325,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1604
+    # chapters/tensors/operations.md:1606
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -340,7 +340,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1640
+    # chapters/tensors/operations.md:1642
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -351,7 +351,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1693
+    # chapters/tensors/operations.md:1695
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -361,7 +361,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1709
+    # chapters/tensors/operations.md:1711
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -374,7 +374,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1743
+    # chapters/tensors/operations.md:1745
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -397,7 +397,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1778
+    # chapters/tensors/operations.md:1780
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -419,7 +419,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1840
+    # chapters/tensors/operations.md:1842
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -438,14 +438,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1902
+    # chapters/tensors/operations.md:1904
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1940
+    # chapters/tensors/operations.md:1942
     def maximum(self, other: Any) -> Tensor:
         return larger(self, required(other))
 
@@ -459,7 +459,7 @@ class Tensor:
         low = self if min is None else larger(self, required(min), tie=0)
         return low if max is None else smaller(low, required(max), tie=0)
 
-    # chapters/tensors/operations.md:1965
+    # chapters/tensors/operations.md:1967
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -485,7 +485,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2022
+    # chapters/tensors/operations.md:2024
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent)
@@ -501,7 +501,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2065
+    # chapters/tensors/operations.md:2067
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -514,7 +514,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2199
+    # chapters/tensors/operations.md:2203
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -522,7 +522,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2444
+    # chapters/tensors/operations.md:2448
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -546,13 +546,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2491
+    # chapters/tensors/operations.md:2495
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2501
+    # chapters/tensors/operations.md:2505
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -566,7 +566,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2537
+    # chapters/tensors/operations.md:2541
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -586,7 +586,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2759
+    # chapters/tensors/operations.md:2767
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -602,7 +602,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2803
+    # chapters/tensors/operations.md:2811
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -616,7 +616,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2835
+    # chapters/tensors/operations.md:2843
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,7 +631,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2878
+    # chapters/tensors/operations.md:2886
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -655,7 +655,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2908
+    # chapters/tensors/operations.md:2916
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -681,7 +681,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2994
+    # chapters/tensors/operations.md:3002
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -702,7 +702,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3048
+    # chapters/tensors/operations.md:3056
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -712,7 +712,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3072
+    # chapters/tensors/operations.md:3080
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -974,7 +974,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return whole(axis) % ndim
 
 
-# chapters/tensors/operations.md:1196
+# chapters/tensors/operations.md:1198
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
@@ -982,11 +982,11 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     named = axis if isinstance(axis, Sequence) else [axis]
     axes = sorted([axis_of(x, a, x.ndim or 1) for a in named])
     if len(set(axes)) != len(axes):
-        raise ValueError(f"axes {tuple(axis)} name one axis twice")
+        raise ValueError(f"axes {tuple(named)} name one axis twice")
     return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/operations.md:1216
+# chapters/tensors/operations.md:1218
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -994,7 +994,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([whole(i) for i in items])
 
 
-# chapters/tensors/operations.md:1243
+# chapters/tensors/operations.md:1245
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -1007,7 +1007,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1438
+# chapters/tensors/operations.md:1440
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1025,7 +1025,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1494
+# chapters/tensors/operations.md:1496
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1036,25 +1036,25 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1504
+# chapters/tensors/operations.md:1506
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1509
+# chapters/tensors/operations.md:1511
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1514
+# chapters/tensors/operations.md:1516
 def home(*operands: Tensor | Scalar) -> Device:
     """The device of the first tensor among the operands."""
     return [x.device for x in operands if isinstance(x, Tensor)][0]
 
 
-# chapters/tensors/operations.md:1521
+# chapters/tensors/operations.md:1523
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1064,14 +1064,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return same if shape is None else same.broadcast(shape)
 
 
-# chapters/tensors/operations.md:1530
+# chapters/tensors/operations.md:1532
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1540
+# chapters/tensors/operations.md:1542
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1079,7 +1079,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1547
+# chapters/tensors/operations.md:1549
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1087,7 +1087,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1554
+# chapters/tensors/operations.md:1556
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1095,7 +1095,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1572
+# chapters/tensors/operations.md:1574
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1105,7 +1105,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1583
+# chapters/tensors/operations.md:1585
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1113,7 +1113,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1590
+# chapters/tensors/operations.md:1592
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1124,25 +1124,25 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1659
+# chapters/tensors/operations.md:1661
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1664
+# chapters/tensors/operations.md:1666
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1669
+# chapters/tensors/operations.md:1671
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1676
+# chapters/tensors/operations.md:1678
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
@@ -1158,13 +1158,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1806
+# chapters/tensors/operations.md:1808
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1811
+# chapters/tensors/operations.md:1813
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1172,13 +1172,13 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1818
+# chapters/tensors/operations.md:1820
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1825
+# chapters/tensors/operations.md:1827
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1190,7 +1190,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1877
+# chapters/tensors/operations.md:1879
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1200,7 +1200,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1886
+# chapters/tensors/operations.md:1888
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1213,36 +1213,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1909
+# chapters/tensors/operations.md:1911
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1920
+# chapters/tensors/operations.md:1922
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1925
+# chapters/tensors/operations.md:1927
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1931
+# chapters/tensors/operations.md:1933
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2005
+# chapters/tensors/operations.md:2007
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2008
+# chapters/tensors/operations.md:2010
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1251,13 +1251,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2051
+# chapters/tensors/operations.md:2053
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2056
+# chapters/tensors/operations.md:2058
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1265,7 +1265,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2088
+# chapters/tensors/operations.md:2090
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1273,34 +1273,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2095
+# chapters/tensors/operations.md:2097
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2100
+# chapters/tensors/operations.md:2102
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2105
+# chapters/tensors/operations.md:2107
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2109
+# chapters/tensors/operations.md:2111
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2113
+# chapters/tensors/operations.md:2115
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2125
+# chapters/tensors/operations.md:2127
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1317,7 +1317,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2141
+# chapters/tensors/operations.md:2145
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1325,7 +1325,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2148
+# chapters/tensors/operations.md:2152
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1337,7 +1337,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2172
+# chapters/tensors/operations.md:2176
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1346,14 +1346,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2180
+# chapters/tensors/operations.md:2184
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2188
+# chapters/tensors/operations.md:2192
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1363,7 +1363,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2318
+# chapters/tensors/operations.md:2322
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1391,11 +1391,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2354
+# chapters/tensors/operations.md:2358
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2357
+# chapters/tensors/operations.md:2361
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1413,7 +1413,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2376
+# chapters/tensors/operations.md:2380
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1425,7 +1425,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2387
+# chapters/tensors/operations.md:2391
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1438,7 +1438,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2424
+# chapters/tensors/operations.md:2428
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1448,13 +1448,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2484
+# chapters/tensors/operations.md:2488
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2515
+# chapters/tensors/operations.md:2519
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1465,11 +1465,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2573
+# chapters/tensors/operations.md:2577
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2576
+# chapters/tensors/operations.md:2580
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1486,7 +1486,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2600
+# chapters/tensors/operations.md:2604
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1509,7 +1509,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2633
+# chapters/tensors/operations.md:2637
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1522,7 +1522,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2649
+# chapters/tensors/operations.md:2653
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1543,20 +1543,30 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2680
+# chapters/tensors/operations.md:2684
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2686
+# chapters/tensors/operations.md:2690
+def width(entry: Any) -> int:
+    """How many axes one entry of an index speaks of."""
+    if isinstance(entry, Tensor) and entry.dtype is bool_:
+        return entry.ndim
+    return int(entry is not None and entry is not Ellipsis)
+
+
+# chapters/tensors/operations.md:2699
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
     A mask without axes stands for a new axis of x, of length 1.
     """
-    result, shape, axis = [], [], 0
+    result: list[Any] = []
+    shape: list[int] = []
+    axis = 0
     for entry in entries:
         here = x.shape[axis:axis + width(entry)]
         axis += width(entry)
@@ -1572,15 +1582,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2707
-def width(entry: Any) -> int:
-    """How many axes one entry of an index speaks of."""
-    if isinstance(entry, Tensor) and entry.dtype is bool_:
-        return entry.ndim
-    return int(entry is not None and entry is not Ellipsis)
-
-
-# chapters/tensors/operations.md:2718
+# chapters/tensors/operations.md:2726
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1593,7 +1595,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2730
+# chapters/tensors/operations.md:2738
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1602,7 +1604,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2740
+# chapters/tensors/operations.md:2748
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1618,7 +1620,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2821
+# chapters/tensors/operations.md:2829
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1631,7 +1633,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2938
+# chapters/tensors/operations.md:2946
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1640,7 +1642,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2958
+# chapters/tensors/operations.md:2966
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1660,14 +1662,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2977
+# chapters/tensors/operations.md:2985
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3039
+# chapters/tensors/operations.md:3047
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1675,7 +1677,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3062
+# chapters/tensors/operations.md:3070
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1684,7 +1686,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3094
+# chapters/tensors/operations.md:3102
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

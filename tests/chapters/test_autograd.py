@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:eca704ffc5d8
+# Tangled from autograd: edit there, `make tangle`. sha256:14cea98558ed
 from __future__ import annotations
 
 import math
@@ -252,7 +252,7 @@ def test_corners_have_the_slopes_that_frameworks_give():
         assert x.grad.tolist() == slopes
 
 
-# chapters/gradients/autograd.md:1682
+# chapters/gradients/autograd.md:1684
 def test_slopes_of_powers_where_logarithms_end():
     inf, nan = math.inf, math.nan
     for base, power, slopes in (
@@ -269,7 +269,7 @@ def test_slopes_of_powers_where_logarithms_end():
     assert x.grad.tolist() == [0.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1699
+# chapters/gradients/autograd.md:1703
 def test_second_slopes_of_powers_at_zero():
     for power, bend in ((1, 0.0), (2, 2.0), (3, 0.0), (0, 0.0)):
         x, y = Tensor(0.0).requires_grad_(), Tensor(float(power))
@@ -277,7 +277,7 @@ def test_second_slopes_of_powers_at_zero():
         assert grad(g, x)[0].item() == bend
 
 
-# chapters/gradients/autograd.md:1707
+# chapters/gradients/autograd.md:1711
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -288,7 +288,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1720
+# chapters/gradients/autograd.md:1724
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -296,14 +296,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1728
+# chapters/gradients/autograd.md:1732
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1738
+# chapters/gradients/autograd.md:1742
 def message(call):
     try:
         call()
@@ -312,7 +312,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1747
+# chapters/gradients/autograd.md:1751
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -325,7 +325,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1762
+# chapters/gradients/autograd.md:1766
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -338,13 +338,13 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1775
+# chapters/gradients/autograd.md:1779
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1781
+# chapters/gradients/autograd.md:1785
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -357,7 +357,7 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1796
+# chapters/gradients/autograd.md:1800
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -365,14 +365,14 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1804
+# chapters/gradients/autograd.md:1808
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1813
+# chapters/gradients/autograd.md:1817
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -381,7 +381,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1822
+# chapters/gradients/autograd.md:1826
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -390,7 +390,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1836
+# chapters/gradients/autograd.md:1840
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -409,7 +409,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1856
+# chapters/gradients/autograd.md:1860
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -418,7 +418,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1864
+# chapters/gradients/autograd.md:1868
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -427,7 +427,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1875
+# chapters/gradients/autograd.md:1879
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -440,7 +440,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1890
+# chapters/gradients/autograd.md:1894
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -450,7 +450,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1900
+# chapters/gradients/autograd.md:1904
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -462,7 +462,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1912
+# chapters/gradients/autograd.md:1916
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -472,14 +472,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1924
+# chapters/gradients/autograd.md:1928
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1931
+# chapters/gradients/autograd.md:1935
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -490,7 +490,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1944
+# chapters/gradients/autograd.md:1948
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -499,7 +499,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1953
+# chapters/gradients/autograd.md:1957
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -509,7 +509,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1965
+# chapters/gradients/autograd.md:1969
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 
