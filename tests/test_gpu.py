@@ -210,7 +210,8 @@ def test_infinities_and_nothing(gpu):
                     np.float32)
     a, b = [np.ascontiguousarray(g.ravel()) for g in np.meshgrid(edge, edge)]
     for op in CUDA_CODE:
-        same(gpu, op, *[a, b][:op.arity])
+        if meaningful(op, float32):
+            same(gpu, op, *[a, b][:op.arity])
     same(gpu, MAX, a.reshape(7, 7), arg=(0,))
     same(gpu, MAX, a.reshape(7, 7), arg=(1,))
 

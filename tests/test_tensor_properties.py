@@ -97,7 +97,7 @@ def test_functions_of_one_half(shape, seed, dtype):
         agree(x**0, np.ones_like(a))
         agree(x**3, a * a * a, rtol=unit)
         agree(x**-1, one / a)
-        agree(x**0.5, np.sqrt(a))
+        agree(x**0.5, np.power(a, a.dtype.type(0.5)))
     assert not np.signbit(abs(x).numpy()[a == 0]).any()
 
 
@@ -182,10 +182,9 @@ def test_division_is_floating(shapes, seed, dtypes):
 @given(SHAPE_PAIRS, SEEDS)
 def test_powers_by_tensors(shapes, seed):
     a, b = [
-        values(s, float64, seed + i) + 0.0  # no -0.0
+        values(s, float64, seed + i)
         for i, s in enumerate(shapes.input_shapes)
     ]
-    a = np.where(a == -math.inf, -2.0, a)
     b = np.where(np.abs(b) < 2, np.round(b * 4) / 2, b)
     with np.errstate(all="ignore"):
         agree(Tensor(a) ** Tensor(b), np.power(a, b), rtol=1e-13)
@@ -213,7 +212,7 @@ def test_numbers_beside_tensors(shape, seed, dtype):
         agree(x == 1, whole == 1)
         agree(x != 1, whole != 1)
         agree(x.clamp(0, 1), np.clip(whole, 0, 1).astype(whole.dtype))
-        seven = np.where(a == 0, 7, whole).astype(whole.dtype)
+        seven = np.where(a == 0, 7, a).astype(a.dtype)
         agree(x.masked_fill(x == 0, 7), seven)
 
 
