@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:98ff14bcb0f4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:1dc3ebfb5a50  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -49,9 +49,7 @@ def compiler() -> tuple[str, str]:
 
 
 # chapters/tensors/blas.md:140
-ARM = platform.machine() in ("aarch64", "arm64")
-FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
-         "-ffp-contract=fast", "-fvisibility=protected",
+FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
@@ -91,12 +89,34 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:190
+ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+# chapters/tensors/blas.md:194
+def levels() -> list[str]:
+    """The instruction sets that COMPANION_MARCH may name here."""
+    has = cpu().split()
+    older = [level for level, flag in LEVELS.items() if flag in has]
+    return ["native", *(["generic"] if ARM else older)]
+
+
+# chapters/tensors/blas.md:201
+def march() -> str:
+    """The compiler's flag for $COMPANION_MARCH, or for `native`."""
+    told = os.environ.get("COMPANION_MARCH") or "native"
+    if told not in levels():
+        raise ValueError(f"COMPANION_MARCH: expected what this processor "
+                         f"runs, {', '.join(levels())}; got {told!r}")
+    return f"-m{'cpu' if ARM else 'arch'}={told}"
+
+
+# chapters/tensors/blas.md:224
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:194
+# chapters/tensors/blas.md:228
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -104,7 +124,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:212
+# chapters/tensors/blas.md:246
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -114,7 +134,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:221
+# chapters/tensors/blas.md:255
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -123,10 +143,11 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:232
+# chapters/tensors/blas.md:266
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
-    name = key(source, FLAGS + flags)
+    flags = (march(), *FLAGS, *flags)
+    name = key(source, flags)
     for library in cache().glob(f"{name}-*.so"):
         if library.stem == f"{name}-{digest(library.read_bytes())}":
             return library
@@ -137,17 +158,17 @@ def build(source: str, *flags: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="making-",
                                      dir=cache()) as folder:
         made = Path(folder, "made.so")
-        compile_c(source, FLAGS + flags, made)
+        compile_c(source, flags, made)
         name = f"{name}-{digest(made.read_bytes())}.so"
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:266
+# chapters/tensors/blas.md:301
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:270
+# chapters/tensors/blas.md:305
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -158,14 +179,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:294
+# chapters/tensors/blas.md:329
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:300
+# chapters/tensors/blas.md:335
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -177,7 +198,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:314
+# chapters/tensors/blas.md:349
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -188,7 +209,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:324
+# chapters/tensors/blas.md:359
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -204,7 +225,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:344
+# chapters/tensors/blas.md:379
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     library = ctypes.CDLL(str(build(source, *flags)))
@@ -215,11 +236,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:368
+# chapters/tensors/blas.md:403
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:371
+# chapters/tensors/blas.md:406
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -254,7 +275,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:541
+# chapters/tensors/blas.md:576
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -262,7 +283,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1149
+# chapters/tensors/blas.md:1184
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -276,7 +297,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1162
+# chapters/tensors/blas.md:1197
 class Pool:
     """The threads that kernels share."""
 
@@ -290,11 +311,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1178
+# chapters/tensors/blas.md:1213
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1181
+# chapters/tensors/blas.md:1216
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
