@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:1dc3ebfb5a50  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:784a2b35ad9d  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -94,7 +94,7 @@ LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 
 # chapters/tensors/blas.md:194
-def levels() -> list[str]:
+def instruction_sets() -> list[str]:
     """The instruction sets that COMPANION_MARCH may name here."""
     has = cpu().split()
     older = [level for level, flag in LEVELS.items() if flag in has]
@@ -105,18 +105,19 @@ def levels() -> list[str]:
 def march() -> str:
     """The compiler's flag for $COMPANION_MARCH, or for `native`."""
     told = os.environ.get("COMPANION_MARCH") or "native"
-    if told not in levels():
-        raise ValueError(f"COMPANION_MARCH: expected what this processor "
-                         f"runs, {', '.join(levels())}; got {told!r}")
+    if told not in instruction_sets():
+        known = ", ".join(instruction_sets())
+        raise ValueError(f"COMPANION_MARCH: expected one that this processor "
+                         f"runs ({known}), got {told!r}")
     return f"-m{'cpu' if ARM else 'arch'}={told}"
 
 
-# chapters/tensors/blas.md:224
+# chapters/tensors/blas.md:225
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:228
+# chapters/tensors/blas.md:229
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -124,7 +125,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:246
+# chapters/tensors/blas.md:247
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -134,7 +135,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:255
+# chapters/tensors/blas.md:256
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -143,7 +144,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:266
+# chapters/tensors/blas.md:267
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     flags = (march(), *FLAGS, *flags)
@@ -163,12 +164,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:301
+# chapters/tensors/blas.md:302
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:305
+# chapters/tensors/blas.md:306
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -179,14 +180,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:329
+# chapters/tensors/blas.md:330
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:335
+# chapters/tensors/blas.md:336
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -198,7 +199,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:349
+# chapters/tensors/blas.md:350
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -209,7 +210,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:359
+# chapters/tensors/blas.md:360
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -225,7 +226,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:379
+# chapters/tensors/blas.md:380
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     library = ctypes.CDLL(str(build(source, *flags)))
@@ -236,11 +237,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:403
+# chapters/tensors/blas.md:404
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:406
+# chapters/tensors/blas.md:407
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -275,7 +276,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:576
+# chapters/tensors/blas.md:577
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -283,7 +284,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1184
+# chapters/tensors/blas.md:1185
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -297,7 +298,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1197
+# chapters/tensors/blas.md:1198
 class Pool:
     """The threads that kernels share."""
 
@@ -311,11 +312,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1213
+# chapters/tensors/blas.md:1214
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1216
+# chapters/tensors/blas.md:1217
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:7b46455363ea  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:73e2036e00ba  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -25,7 +25,7 @@ from companion.native import compiler, cpu, kernel
 from companion.ops import GATHER, WRITE, Op
 
 
-# chapters/tensors/blas.md:462
+# chapters/tensors/blas.md:463
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -36,7 +36,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:586
+# chapters/tensors/blas.md:587
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:593
+# chapters/tensors/blas.md:594
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -66,7 +66,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1803
+# chapters/tensors/blas.md:1804
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -76,7 +76,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1812
+# chapters/tensors/blas.md:1813
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -87,7 +87,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1822
+# chapters/tensors/blas.md:1823
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -100,7 +100,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1839
+# chapters/tensors/blas.md:1840
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -113,14 +113,14 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1867
+# chapters/tensors/blas.md:1868
 BENCHES = {"gemm": "companion.blas"}
 ONCE: set[str] = set()  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1873
+# chapters/tensors/blas.md:1874
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -136,14 +136,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1888
+# chapters/tensors/blas.md:1889
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1897
+# chapters/tensors/blas.md:1898
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -152,7 +152,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1905
+# chapters/tensors/blas.md:1906
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -163,7 +163,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1918
+# chapters/tensors/blas.md:1919
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1934
+# chapters/tensors/blas.md:1935
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -189,7 +189,7 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:1945
+# chapters/tensors/blas.md:1946
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -202,7 +202,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2108
+# chapters/tensors/blas.md:2109
 BENCHES["eager"] = "companion.benchmark"
 
 
