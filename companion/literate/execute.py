@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:accddc7ce657
+# Tangled from record: edit there, `make tangle`. sha256:01b1326b5728
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -27,6 +27,7 @@ from nbclient.exceptions import (
 )
 from nbformat.v4 import new_output
 
+from companion.literate.runtime import PREFIX
 from companion.literate.source import Book, Chapter, SourceError, read_book
 from companion.literate.stage import (
     chapter_parser,
@@ -38,7 +39,7 @@ from companion.literate.stage import (
 )
 
 
-# chapters/appendix/record.md:532
+# chapters/appendix/record.md:545
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -51,7 +52,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:544
+# chapters/appendix/record.md:557
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -60,25 +61,25 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " its options as `:key: value` lines")
 
 
-# chapters/appendix/record.md:554
+# chapters/appendix/record.md:567
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:559
+# chapters/appendix/record.md:572
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:564
+# chapters/appendix/record.md:577
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:582
+# chapters/appendix/record.md:595
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -90,7 +91,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:622
+# chapters/appendix/record.md:635
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -107,14 +108,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:638
+# chapters/appendix/record.md:651
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:650
+# chapters/appendix/record.md:663
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -145,20 +146,20 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:685
+    # chapters/appendix/record.md:698
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:695
+# chapters/appendix/record.md:708
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:700
+# chapters/appendix/record.md:713
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -176,7 +177,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:726
+# chapters/appendix/record.md:739
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -192,13 +193,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:745
+# chapters/appendix/record.md:758
 def needs_gpu(notebook) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any(tagged(cell, "gpu") for cell in code_cells(notebook))
 
 
-# chapters/appendix/record.md:750
+# chapters/appendix/record.md:763
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
     if find_spec("cupy") is None:
@@ -210,7 +211,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:761
+# chapters/appendix/record.md:774
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -219,13 +220,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:773
+# chapters/appendix/record.md:786
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:778
+# chapters/appendix/record.md:791
 def run_cells(chapter: Chapter, notebook, folder: Path):
     """Execute a copy of the notebook with `folder` on PYTHONPATH."""
     notebook, begin = nbformat.from_dict(notebook), perf_counter()
@@ -248,21 +249,21 @@ def run_cells(chapter: Chapter, notebook, folder: Path):
     return notebook
 
 
-# chapters/appendix/record.md:814
+# chapters/appendix/record.md:827
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/record.md:820
+# chapters/appendix/record.md:833
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/record.md:833
+# chapters/appendix/record.md:846
 def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     """What the outputs depend on, as one hash."""
     cells = code_cells(notebook)
@@ -273,20 +274,20 @@ def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:843
+# chapters/appendix/record.md:856
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools = "companion/literate/"
     return not path.startswith(tools) or path.endswith("runtime.py")
 
 
-# chapters/appendix/record.md:849
+# chapters/appendix/record.md:862
 def packages() -> list[str]:
     """Name and version of all that is installed."""
     return sorted(f"{one.name}=={one.version}" for one in distributions())
 
 
-# chapters/appendix/record.md:878
+# chapters/appendix/record.md:891
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -300,7 +301,7 @@ UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
               nbformat.ValidationError)
 
 
-# chapters/appendix/record.md:891
+# chapters/appendix/record.md:904
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -313,11 +314,11 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:923
+# chapters/appendix/record.md:936
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:926
+# chapters/appendix/record.md:939
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -338,11 +339,12 @@ def execute(book: Book, name: str, library: str = "stage"):
             done.metadata["execution"]["key"] = key
             replace_file(path, nbformat.writes(done))
     fill(notebook, done)
+    check_claims(chapter, notebook)
     insert_recorded(book, name, notebook)
     return notebook
 
 
-# chapters/appendix/record.md:952
+# chapters/appendix/record.md:966
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -354,11 +356,38 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:969
+# chapters/appendix/record.md:984
+def check_claims(chapter: Chapter, notebook) -> None:
+    """Refuse claims that are compared, or false on the reference."""
+    reference = os.environ.get("COMPANION_REFERENCE")
+    cells = zip(code_cells(notebook), chapter.cells, strict=True)
+    for source, name, text, holds in claims(cells):
+        line = source.source.partition(f'"{name}"')[0].count("\n") + 1
+        if "timing" not in source.tags:
+            raise source.error(line, f"the claim {name} depends on what was"
+                               " measured: tag its cell timing")
+        if reference and not holds:
+            raise source.error(line, f"the claim {name} does not hold, and"
+                               " COMPANION_REFERENCE is set: mend the program"
+                               f" or the sentence; the page says {text!r}")
+
+
+# chapters/appendix/record.md:999
+def claims(cells) -> Iterator[tuple]:
+    """The cell, name, text and truth of each claim among the outputs."""
+    for cell, source in cells:
+        for output in cell.outputs:
+            about = output.get("metadata", {})
+            if "holds" in about:
+                text = output.data[PREFIX + "text/plain"]
+                yield source, about["scrapbook"]["name"], text, about["holds"]
+
+
+# chapters/appendix/record.md:1015
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:972
+# chapters/appendix/record.md:1018
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -371,7 +400,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:984
+# chapters/appendix/record.md:1030
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -383,7 +412,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:997
+# chapters/appendix/record.md:1043
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -392,7 +421,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1005
+# chapters/appendix/record.md:1051
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -405,7 +434,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1037
+# chapters/appendix/record.md:1083
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -418,7 +447,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1113
+# chapters/appendix/record.md:1192
 def run_chapters(options) -> None:
     """Execute the chosen chapters, one after the other."""
     book = read_book()
@@ -427,7 +456,7 @@ def run_chapters(options) -> None:
         print(f"{name}: {done.metadata['execution']['seconds']} s")
 
 
-# chapters/appendix/record.md:1121
+# chapters/appendix/record.md:1200
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

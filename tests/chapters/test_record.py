@@ -1,12 +1,15 @@
-# Tangled from record: edit there, `make tangle`. sha256:076dd134b334
+# Tangled from record: edit there, `make tangle`. sha256:3c0caf0157c2
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from companion.literate.execute import (
     cached,
+    check_claims,
     code_cells,
     execute,
     paired,
@@ -21,7 +24,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:253
+# chapters/appendix/record.md:266
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -40,7 +43,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:277
+# chapters/appendix/record.md:290
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -50,14 +53,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:286
+# chapters/appendix/record.md:299
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:292
+# chapters/appendix/record.md:305
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -73,7 +76,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:451
+# chapters/appendix/record.md:464
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -90,7 +93,7 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:906
+# chapters/appendix/record.md:919
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -106,7 +109,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1020
+# chapters/appendix/record.md:1066
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -120,7 +123,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1095
+# chapters/appendix/record.md:1141
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -137,7 +140,37 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1553
+# chapters/appendix/record.md:1161
+def refusal(function, *arguments):
+    """What a function has against its arguments."""
+    try:
+        function(*arguments)
+    except SourceError as error:
+        return str(error)
+    return "none"
+
+
+# chapters/appendix/record.md:1171
+def test_a_false_claim_stops_the_reference():
+    text = """from companion.literate import claim
+claim("cheap", 1 > 0, "a cent", "a fortune")
+claim("fast", 2 > 3, "fast", "slow here")"""
+    timed, compared = cell(text, "timing"), cell(text)
+    with TemporaryDirectory() as folder:
+        book = write_book(folder, only=page("Only", "only.py", timed))
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE=""):
+            done = execute(book, "only")
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE="this one"):
+            assert refusal(execute, book, "only") == (
+                "chapters/only.md:10: the claim fast does not hold, and "
+                "COMPANION_REFERENCE is set: mend the program or the "
+                "sentence; the page says 'slow here'")
+        book = write_book(folder, only=page("Only", "only.py", compared))
+        told = refusal(check_claims, book.chapter("only"), done)
+        assert "only.md:8: the claim cheap depends on what was" in told
+
+
+# chapters/appendix/record.md:1632
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -145,7 +178,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1874
+# chapters/appendix/record.md:1953
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -163,7 +196,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2277
+# chapters/appendix/record.md:2356
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
