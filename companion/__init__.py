@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:c2ca5ee5df90  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:5bf70ccc1fee  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ EXPORTS["no_grad"] = "companion.autograd"
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
-# chapters/gradients/training.md:1964
+# chapters/gradients/training.md:1965
 EXPORTS |= dict.fromkeys((
     "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
@@ -81,7 +81,7 @@ EXPORTS |= dict.fromkeys((
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:2266
+# chapters/gradients/gpu.md:2265
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:3d5134652358  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:48c5386b8b36  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -231,12 +231,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1780
+    # chapters/gradients/gpu.md:1779
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1919
+    # chapters/gradients/gpu.md:1918
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -513,7 +513,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1691
+    # chapters/gradients/gpu.md:1690
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -521,13 +521,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1787
+    # chapters/gradients/gpu.md:1786
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1877
+    # chapters/gradients/gpu.md:1876
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -536,7 +536,7 @@ class Card:
     # copies under way: event, memory they read, memory they write
     sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1891
+    # chapters/gradients/gpu.md:1890
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -710,7 +710,7 @@ def tf32(x: np.ndarray) -> np.ndarray:
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1754
+# chapters/gradients/gpu.md:1753
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -724,7 +724,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1767
+# chapters/gradients/gpu.md:1766
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

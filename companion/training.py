@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:e69551dac366
+# Tangled from training: edit there, `make tangle`. sha256:2c2301f4181e
 from __future__ import annotations
 
 import csv
@@ -201,7 +201,7 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:636
+    # chapters/gradients/training.md:637
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = next(self.batches), GENERATOR.place
@@ -224,7 +224,7 @@ class Trainer:
         self.batches.go_to(*place[:2])
         GENERATOR.place = place[2]
 
-    # chapters/gradients/training.md:654
+    # chapters/gradients/training.md:655
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -236,7 +236,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:695
+    # chapters/gradients/training.md:696
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -263,7 +263,7 @@ class Trainer:
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:953
+    # chapters/gradients/training.md:954
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = journal_of(path)
@@ -285,7 +285,7 @@ class Trainer:
         write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:983
+    # chapters/gradients/training.md:984
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -301,7 +301,7 @@ class Trainer:
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:1050
+    # chapters/gradients/training.md:1051
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -346,7 +346,7 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
             group["lr"] = rate
 
 
-# chapters/gradients/training.md:555
+# chapters/gradients/training.md:556
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -356,14 +356,14 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:564
+# chapters/gradients/training.md:565
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:572
+# chapters/gradients/training.md:573
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first module whose output is not finite, or its input."""
     found: list[str] = []
@@ -386,7 +386,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:603
+# chapters/gradients/training.md:604
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -403,7 +403,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     return place or "the loss itself"
 
 
-# chapters/gradients/training.md:619
+# chapters/gradients/training.md:620
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -414,7 +414,7 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:724
+# chapters/gradients/training.md:725
 def remind(observers: list[Observer], states: list[Any]) -> None:
     """Give each observer the next state that one of its class left."""
     waiting: dict[str, list[Any]] = {}
@@ -425,11 +425,11 @@ def remind(observers: list[Observer], states: list[Any]) -> None:
             observer.load_state_dict(left.pop(0))
 
 
-# chapters/gradients/training.md:782
+# chapters/gradients/training.md:783
 TENSOR = "/tensor"  # no attribute has such a name
 
 
-# chapters/gradients/training.md:785
+# chapters/gradients/training.md:786
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree with names in place of tensors, which go to `arrays`."""
     if isinstance(tree, Tensor):
@@ -444,7 +444,7 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     return tree
 
 
-# chapters/gradients/training.md:799
+# chapters/gradients/training.md:800
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree with its tensors, as it was before `packed`."""
     if isinstance(tree, list):
@@ -456,7 +456,7 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return {key: unpacked(value, arrays) for key, value in tree.items()}
 
 
-# chapters/gradients/training.md:836
+# chapters/gradients/training.md:837
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -470,7 +470,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:849
+# chapters/gradients/training.md:850
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -480,7 +480,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:891
+# chapters/gradients/training.md:892
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -502,7 +502,7 @@ class Journal:
             self.end = file.tell()
         self.rows = len(history)
 
-    # chapters/gradients/training.md:917
+    # chapters/gradients/training.md:918
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -515,13 +515,13 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:944
+# chapters/gradients/training.md:945
 def journal_of(checkpoint: Path) -> Path:
     """The journal beside a checkpoint, under the whole of its name."""
     return checkpoint.with_name(f"{checkpoint.name}.jsonl")
 
 
-# chapters/gradients/training.md:999
+# chapters/gradients/training.md:1000
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint; a clear error if it is none."""
     try:
@@ -535,7 +535,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:1023
+# chapters/gradients/training.md:1024
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -559,7 +559,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1104
+# chapters/gradients/training.md:1105
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -574,7 +574,7 @@ class ProgressBar(Observer):
         self.bar.close()
 
 
-# chapters/gradients/training.md:1122
+# chapters/gradients/training.md:1123
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -596,7 +596,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1145
+# chapters/gradients/training.md:1146
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -605,12 +605,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1153
+# chapters/gradients/training.md:1154
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1159
+# chapters/gradients/training.md:1160
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -627,7 +627,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1175
+# chapters/gradients/training.md:1176
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -639,7 +639,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1221
+# chapters/gradients/training.md:1222
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -657,7 +657,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1244
+# chapters/gradients/training.md:1245
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -677,13 +677,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1263
+# chapters/gradients/training.md:1264
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1278
+# chapters/gradients/training.md:1279
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -711,7 +711,7 @@ class EarlyStopping(Observer):
         if self.waited >= self.patience:
             run.stopped = True
 
-    # chapters/gradients/training.md:1310
+    # chapters/gradients/training.md:1311
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

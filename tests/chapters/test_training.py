@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:e695f4657eb0
+# Tangled from training: edit there, `make tangle`. sha256:30b123fd9119
 from __future__ import annotations
 
 import functools
@@ -74,7 +74,7 @@ def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:516
+# chapters/gradients/training.md:517
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -85,7 +85,7 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1326
+# chapters/gradients/training.md:1327
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -99,7 +99,7 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1419
+# chapters/gradients/training.md:1420
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -115,7 +115,7 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1434
+# chapters/gradients/training.md:1435
 def start(work, folder):
     """`work` in a process of its own."""
     process = multiprocessing.get_context("fork").Process(
@@ -124,7 +124,7 @@ def start(work, folder):
     return process
 
 
-# chapters/gradients/training.md:1444
+# chapters/gradients/training.md:1445
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
     run = start(work, folder)
@@ -136,12 +136,12 @@ def finished(folder, work=train):
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1455
+# chapters/gradients/training.md:1456
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1459
+# chapters/gradients/training.md:1460
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
@@ -154,7 +154,7 @@ def killed(folder, seconds):
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1474
+# chapters/gradients/training.md:1475
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,12 +169,12 @@ def test_a_killed_run_resumes_bit_for_bit():
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1492
+# chapters/gradients/training.md:1493
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1496
+# chapters/gradients/training.md:1497
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
@@ -189,7 +189,7 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1512
+# chapters/gradients/training.md:1513
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +200,7 @@ def survives(n, expected):
         return run.exitcode == -signal.SIGKILL
 
 
-# chapters/gradients/training.md:1523
+# chapters/gradients/training.md:1524
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -209,7 +209,7 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1535
+# chapters/gradients/training.md:1536
 def message(call, kind=ValueError):
     try:
         call()
@@ -218,7 +218,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1544
+# chapters/gradients/training.md:1545
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1556
+# chapters/gradients/training.md:1557
 def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -245,7 +245,7 @@ def test_what_the_killed_left_behind_is_cleared_away():
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:1573
+# chapters/gradients/training.md:1574
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -260,7 +260,7 @@ def test_what_is_broken_is_refused():
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1590
+# chapters/gradients/training.md:1591
 def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
     with tempfile.TemporaryDirectory() as folder:
         path, run, synced = Path(folder) / "run", make_run(10), []
@@ -272,7 +272,7 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
             journal_of(path), path, Path(folder))]
 
 
-# chapters/gradients/training.md:1602
+# chapters/gradients/training.md:1603
 def test_runs_side_by_side_keep_their_own_journals():
     with tempfile.TemporaryDirectory() as folder:
         losses = {}
@@ -284,7 +284,7 @@ def test_runs_side_by_side_keep_their_own_journals():
             assert again.history == rows
 
 
-# chapters/gradients/training.md:1613
+# chapters/gradients/training.md:1614
 class Scaled(Module):
     """A parameter without axes, and one called array."""
 
@@ -293,7 +293,7 @@ class Scaled(Module):
         self.scale = Tensor(0.5).requires_grad_()
 
 
-# chapters/gradients/training.md:1624
+# chapters/gradients/training.md:1625
 def test_any_shape_and_any_name_is_saved():
     runs = [Trainer(net, SGD(net.parameters(), lr=0.1),
                     Batches(ones(4), size=2),
@@ -308,7 +308,7 @@ def test_any_shape_and_any_name_is_saved():
         assert a.shape == b.shape and a.tolist() == b.tolist()
 
 
-# chapters/gradients/training.md:1641
+# chapters/gradients/training.md:1642
 def test_a_state_that_does_not_fit_changes_nothing():
     run, other = make_run(10), make_run(10)
     other.fit(2)
@@ -322,7 +322,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
         assert run.optimizer.state_dict()["state"] == {}
 
 
-# chapters/gradients/training.md:1657
+# chapters/gradients/training.md:1658
 def test_a_step_that_was_interrupted_has_not_begun():
     expected = [row["loss"] for row in make_run(9).fit(6)]
     run, losses = make_run(9), []
@@ -344,7 +344,7 @@ def test_a_step_that_was_interrupted_has_not_begun():
     assert [v for v in losses if v is not None] == expected
 
 
-# chapters/gradients/training.md:1681
+# chapters/gradients/training.md:1682
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -364,7 +364,7 @@ def test_not_a_number_names_step_and_place():
         assert len(rates) == 6 and max(rates) <= 1
 
 
-# chapters/gradients/training.md:1703
+# chapters/gradients/training.md:1704
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -375,7 +375,7 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:1715
+# chapters/gradients/training.md:1716
 class Masked(Module):
     """Adds a mask, given by name, and scales."""
 
@@ -383,7 +383,7 @@ class Masked(Module):
         return where(mask == 0, x, 0) * scale
 
 
-# chapters/gradients/training.md:1722
+# chapters/gradients/training.md:1723
 class Outer(Module):
     def __init__(self, scale, hidden=-math.inf):
         self.inner, self.linear = Masked(), Linear(2, 1)
@@ -394,14 +394,14 @@ class Outer(Module):
         return self.linear(self.inner(x, mask=mask, scale=self.scale))
 
 
-# chapters/gradients/training.md:1732
+# chapters/gradients/training.md:1733
 def place_of(net, loss_of):
     run = Trainer(net, SGD(net.parameters(), lr=0.1),
                   Batches(ones(4, 2), size=2), loss_of)
     return message(run.step, NotFinite).partition("first in ")[2]
 
 
-# chapters/gradients/training.md:1741
+# chapters/gradients/training.md:1742
 def test_the_search_survives_names_masks_and_penalties():
     inner = place_of(Outer(math.inf, 1.0), lambda net, x: net(x).sum())
     assert inner.startswith("the output of inner (Masked)")
@@ -420,7 +420,7 @@ def test_the_search_survives_names_masks_and_penalties():
     assert "cannot be computed again" in place_of(Outer(1.0), once)
 
 
-# chapters/gradients/training.md:1760
+# chapters/gradients/training.md:1761
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -433,7 +433,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:1775
+# chapters/gradients/training.md:1776
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -447,7 +447,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:1789
+# chapters/gradients/training.md:1790
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -457,7 +457,7 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:1801
+# chapters/gradients/training.md:1802
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -467,7 +467,7 @@ def test_schedules_begin_peak_and_end_where_they_should():
     assert cycle(30) == 1.0
 
 
-# chapters/gradients/training.md:1811
+# chapters/gradients/training.md:1812
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -477,7 +477,7 @@ def test_every_row_comes_once_in_an_epoch():
     assert "got -1" in message(lambda: Batches(ones(3), size=1, seed=-1))
 
 
-# chapters/gradients/training.md:1821
+# chapters/gradients/training.md:1822
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -489,14 +489,14 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert "length 0" in message(lambda: evaluate(net, accuracy, x[:0]))
 
 
-# chapters/gradients/training.md:1835
+# chapters/gradients/training.md:1836
 def test_a_short_last_batch_counts_by_its_rows():
     mean = evaluate(Linear(1, 1), lambda _, x: x.mean(),
                     Tensor([1.0, 1.0, 4.0]), size=2)
     assert mean == 2.0
 
 
-# chapters/gradients/training.md:1844
+# chapters/gradients/training.md:1845
 def test_one_norm_for_all_gradients():
     a, b = [Tensor([v]).requires_grad_() for v in (1.0, 2.0)]
     a.grad, b.grad = Tensor([3.0]), Tensor([4.0])
@@ -511,7 +511,7 @@ def test_one_norm_for_all_gradients():
     assert "got -1" in message(lambda: clip_grad_norm_([a], -1))
 
 
-# chapters/gradients/training.md:1861
+# chapters/gradients/training.md:1862
 def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     a, b = [Tensor([0.0]).requires_grad_() for _ in range(2)]
     net = Module()
@@ -531,7 +531,7 @@ def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     assert "every" in message(lambda: run.fit(9, every=0))
 
 
-# chapters/gradients/training.md:1883
+# chapters/gradients/training.md:1884
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -552,7 +552,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:1906
+# chapters/gradients/training.md:1907
 def test_two_observers_neither_overrule_nor_impersonate_each_other():
     falling = itertools.count(0, -1)
     run = make_run(50)
@@ -565,7 +565,7 @@ def test_two_observers_neither_overrule_nor_impersonate_each_other():
     assert [o.best for o in again.observers] == [1.0, -2.0]
 
 
-# chapters/gradients/training.md:1919
+# chapters/gradients/training.md:1920
 def test_early_stopping_asks_for_more_than_its_tolerance():
     values = iter((1.0, 0.95, 0.9, 0.8))
     run = make_run(50)
@@ -573,7 +573,7 @@ def test_early_stopping_asks_for_more_than_its_tolerance():
     assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
 
 
-# chapters/gradients/training.md:1929
+# chapters/gradients/training.md:1930
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     try:
@@ -586,7 +586,7 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:1942
+# chapters/gradients/training.md:1943
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5
