@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:48c5386b8b36  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:4088a8b258ce  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -231,12 +231,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1779
+    # chapters/gradients/gpu.md:1784
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1918
+    # chapters/gradients/gpu.md:1923
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -513,7 +513,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1690
+    # chapters/gradients/gpu.md:1695
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -521,13 +521,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1786
+    # chapters/gradients/gpu.md:1791
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1876
+    # chapters/gradients/gpu.md:1881
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -536,7 +536,7 @@ class Card:
     # copies under way: event, memory they read, memory they write
     sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1890
+    # chapters/gradients/gpu.md:1895
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -710,7 +710,7 @@ def tf32(x: np.ndarray) -> np.ndarray:
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1753
+# chapters/gradients/gpu.md:1758
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -724,7 +724,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1766
+# chapters/gradients/gpu.md:1771
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

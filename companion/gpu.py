@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:b37a8b7ab3f7
+# Tangled from gpu: edit there, `make tangle`. sha256:aa81da92ac3c
 from __future__ import annotations
 
 import functools
@@ -82,7 +82,7 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1672
+    # chapters/gradients/gpu.md:1677
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = Buffer(self, View.dense((self.nbytes,)), uint8)
@@ -103,7 +103,7 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1808
+    # chapters/gradients/gpu.md:1813
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -205,7 +205,7 @@ class GPU(Device):
                 f"axis of length {n} allows {-n} to {n - 1} (found on "
                 f"{self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1700
+    # chapters/gradients/gpu.md:1705
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -219,12 +219,12 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1804
+    # chapters/gradients/gpu.md:1809
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
 
-    # chapters/gradients/gpu.md:1929
+    # chapters/gradients/gpu.md:1934
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -657,7 +657,7 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1721
+# chapters/gradients/gpu.md:1726
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -666,22 +666,22 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1678
+# chapters/gradients/gpu.md:1683
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1714
+# chapters/gradients/gpu.md:1719
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1798
+# chapters/gradients/gpu.md:1803
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1942
+# chapters/gradients/gpu.md:1947
 class Sent(NamedTuple):
     """A batch on its way: tensors, each with what waits for it."""
 
@@ -694,7 +694,7 @@ class Sent(NamedTuple):
         return tuple([tensor for tensor, _ in self.copies])
 
 
-# chapters/gradients/gpu.md:1954
+# chapters/gradients/gpu.md:1959
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: Device | str,
              depth: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on a GPU; `depth` of them are copied ahead of their use.
@@ -709,7 +709,7 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: Device | str,
                  batches, depth)
 
 
-# chapters/gradients/gpu.md:1970
+# chapters/gradients/gpu.md:1975
 def columns(batch: Any) -> tuple[Tensor, ...]:
     """A batch, if it is one."""
     if not (isinstance(batch, tuple)
@@ -719,11 +719,11 @@ def columns(batch: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-# chapters/gradients/gpu.md:2093
+# chapters/gradients/gpu.md:2098
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2096
+# chapters/gradients/gpu.md:2101
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -740,7 +740,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2115
+# chapters/gradients/gpu.md:2120
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -763,7 +763,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2140
+# chapters/gradients/gpu.md:2145
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -779,7 +779,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2155
+# chapters/gradients/gpu.md:2160
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     try:

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:9e6cb9bd1eb9  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:783ecdd58da4  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -261,6 +261,6 @@ class Timed:
 # chapters/gradients/mnist.md:659
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2175
+# chapters/gradients/gpu.md:2180
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

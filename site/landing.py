@@ -108,6 +108,9 @@ def add_picture(app, pagename, templatename, context, doctree):
     files = {d.file: LOOM.library.files[d.file] for d in drawn}
     context["picture"] = picture(chapters, files, drawn)
     context["numbers"] = numbers(chapters, files, drawn)
+    last = chapters[-1]
+    page = last.path.removesuffix(".md")
+    context["last"] = {"title": last.title, "page": page}
 
 
 def setup(app):

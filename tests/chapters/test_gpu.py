@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:ea953edded60
+# Tangled from gpu: edit there, `make tangle`. sha256:09d8cf43f03a
 from __future__ import annotations
 
 import copy
@@ -61,7 +61,7 @@ def test_the_same_chance_on_both_devices():
         assert here.tolist() == there.tolist()
 
 
-# chapters/gradients/gpu.md:1733
+# chapters/gradients/gpu.md:1738
 def test_a_copied_tensor_stays_on_its_device():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]]).to("emulated")
     rows = copy.deepcopy([x, x[1]])
@@ -70,7 +70,7 @@ def test_a_copied_tensor_stays_on_its_device():
     assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
-# chapters/gradients/gpu.md:1987
+# chapters/gradients/gpu.md:1992
 def test_batches_arrive_in_order_and_whole():
     device = GPU("emulated", Emulator())
     batches = [(Tensor([i, i + 1.0]), Tensor([i])) for i in range(5)]
@@ -82,7 +82,7 @@ def test_batches_arrive_in_order_and_whole():
     assert here[4][0].tolist() == [4.0, 5.0] and here[4][0].device is CPU
 
 
-# chapters/gradients/gpu.md:1999
+# chapters/gradients/gpu.md:2004
 def test_a_batch_of_something_else_is_refused():
     for device in "cpu", GPU("emulated", Emulator()):
         for batch in {"x": Tensor(1)}, (np.ones(2),), [Tensor(1)]:
@@ -94,7 +94,7 @@ def test_a_batch_of_something_else_is_refused():
                 raise AssertionError("expected an error")
 
 
-# chapters/gradients/gpu.md:2014
+# chapters/gradients/gpu.md:2019
 def test_a_batch_is_not_there_before_it_arrived():
     device = GPU("emulated", Emulator())
     tensor, arrive = device.begin(Tensor([1.0, 2.0]))
@@ -104,7 +104,7 @@ def test_a_batch_is_not_there_before_it_arrived():
     assert tensor.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/gpu.md:2203
+# chapters/gradients/gpu.md:2208
 def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     """Run `op` here and there, on what is seen through a strange view."""
     found = []
@@ -116,7 +116,7 @@ def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     assert np.allclose(*found, rtol=1e-6), op
 
 
-# chapters/gradients/gpu.md:2218
+# chapters/gradients/gpu.md:2223
 def test_every_kernel_agrees_with_the_cpu():
     random = np.random.default_rng(0)
     x, y = random.uniform(0.5, 2, (2, 5, 5)).astype(np.float32)
@@ -135,7 +135,7 @@ def test_every_kernel_agrees_with_the_cpu():
     both(WRITE, x.copy(), y)
 
 
-# chapters/gradients/gpu.md:2240
+# chapters/gradients/gpu.md:2245
 def test_a_wrong_index_costs_one_operation_and_not_the_device():
     table = Tensor([[1.0], [2.0]]).to("emulated")
     for wrong in (2, -3):
@@ -144,7 +144,7 @@ def test_a_wrong_index_costs_one_operation_and_not_the_device():
     assert table.sum().item() == 3
 
 
-# chapters/gradients/gpu.md:2249
+# chapters/gradients/gpu.md:2254
 def test_operands_must_be_on_one_device():
     x = Tensor([1.0])
     assert ".to(device)" in complaint(
