@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8986b071fa21  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:6dae209185df  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from companion.ops import (
     ADD,
     CAST,
     CONST,
+    DIV,
     DTYPE,
     EQUAL,
     ERF,
@@ -38,17 +39,16 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     RANDOM,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -58,7 +58,7 @@ from companion.ops import (
 from companion.view import Shape, View
 
 
-# chapters/tensors/operations.md:431
+# chapters/tensors/operations.md:432
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -69,16 +69,16 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:444
+# chapters/tensors/operations.md:445
 KERNELS: dict[Op, Callable[..., None]] = {
-    NEG: ufunc(np.negative),
-    RECIP: ufunc(np.reciprocal),
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
     SIN: ufunc(np.sin),
     SQRT: ufunc(np.sqrt),
     ADD: ufunc(np.add),
+    SUB: ufunc(np.subtract),
     MUL: ufunc(np.multiply),
+    DIV: ufunc(np.divide),
     MAXIMUM: ufunc(np.maximum),
     LESS: ufunc(np.less),
     EQUAL: ufunc(np.equal),
@@ -87,18 +87,18 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:466
+# chapters/tensors/operations.md:467
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
 KERNELS[CAST] = copy
 
-# chapters/tensors/operations.md:522
+# chapters/tensors/operations.md:523
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:525
+# chapters/tensors/operations.md:526
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -111,17 +111,17 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:564
+# chapters/tensors/operations.md:565
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:567
+# chapters/tensors/operations.md:568
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float32.numpy if dtype in HALVES else dtype.numpy
 
 
-# chapters/tensors/operations.md:572
+# chapters/tensors/operations.md:573
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -136,7 +136,7 @@ def fold(function: np.ufunc) -> Callable[..., None]:
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:600
+# chapters/tensors/operations.md:601
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -146,7 +146,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:609
+# chapters/tensors/operations.md:610
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -154,7 +154,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:623
+# chapters/tensors/operations.md:624
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -165,7 +165,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:640
+# chapters/tensors/operations.md:641
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -216,11 +216,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:661
+# chapters/tensors/operations.md:662
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:677
+# chapters/tensors/operations.md:678
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -231,7 +231,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:700
+# chapters/tensors/operations.md:701
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -242,12 +242,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:710
+# chapters/tensors/operations.md:711
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:714
+# chapters/tensors/operations.md:715
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -255,7 +255,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:726
+# chapters/tensors/operations.md:727
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -263,7 +263,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:734
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -272,12 +272,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:746
+# chapters/tensors/operations.md:747
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:750
+# chapters/tensors/operations.md:751
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -297,14 +297,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1017
+    # chapters/gradients/autograd.md:1019
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:796
+    # chapters/tensors/operations.md:797
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -319,7 +319,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:836
+    # chapters/tensors/operations.md:837
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -328,20 +328,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:868
+    # chapters/tensors/operations.md:869
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:775
+# chapters/tensors/operations.md:776
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:811
+# chapters/tensors/operations.md:812
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -353,7 +353,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:845
+# chapters/tensors/operations.md:846
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -375,11 +375,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2140
+# chapters/tensors/operations.md:2131
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2143
+# chapters/tensors/operations.md:2134
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -395,11 +395,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2180
+# chapters/tensors/operations.md:2171
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2183
+# chapters/tensors/operations.md:2174
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

@@ -101,7 +101,7 @@ def add_picture(app, pagename, templatename, context, doctree):
     """Give the landing page the framework; the tools stay behind it."""
     if templatename != "landing.html":
         return
-    chapters = [c for c in LOOM.chapters.values() if not c.beside]
+    chapters = [c for c in LOOM.chapters.values() if c.cells and not c.beside]
     paths = {c.path for c in chapters}
     made = LOOM.library.definitions
     drawn = [d for d in made if d.line and d.path in paths]
