@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:d8b7d87ebeac  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:d605e08de529  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:2982
+# chapters/tensors/operations.md:2983
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -44,18 +44,18 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1746
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1125
+# chapters/tensors/activations.md:1128
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
 EXPORTS["silu"] = "companion.activations"
 
-# chapters/tensors/layers.md:1469
+# chapters/tensors/layers.md:1472
 EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:991
+# chapters/tensors/losses.md:995
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
@@ -64,7 +64,7 @@ EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:1391
+# chapters/gradients/optimizers.md:1392
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
@@ -74,7 +74,7 @@ EXPORTS |= dict.fromkeys((
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:2439
+# chapters/gradients/data.md:2441
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",

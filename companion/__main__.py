@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:9a8799eea23c  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:cd5b13ddf018  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/record.md:1519
+# chapters/appendix/record.md:1520
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:d4d210db10f9
+# Tangled from data: edit there, `make tangle`. sha256:ee68b614af82
 from __future__ import annotations
 
 import contextlib
@@ -201,7 +201,7 @@ def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:527
+# chapters/gradients/data.md:529
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -233,7 +233,7 @@ class DataLoader(Batches):
                 f"workers={self.workers}, prefetch={self.prefetch}")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:569
+    # chapters/gradients/data.md:571
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -256,7 +256,7 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:607
+    # chapters/gradients/data.md:609
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -267,7 +267,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:624
+    # chapters/gradients/data.md:626
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -275,7 +275,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:1023
+    # chapters/gradients/data.md:1025
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -294,7 +294,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:863
+    # chapters/gradients/data.md:865
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -304,7 +304,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:654
+    # chapters/gradients/data.md:656
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -327,7 +327,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:711
+# chapters/gradients/data.md:713
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -350,7 +350,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:767
+# chapters/gradients/data.md:769
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -371,7 +371,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:798
+# chapters/gradients/data.md:800
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -388,7 +388,7 @@ class RandomShift:
         return from_numpy(moved).to(x.device), *rest
 
 
-# chapters/gradients/data.md:826
+# chapters/gradients/data.md:828
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -403,7 +403,7 @@ class RandomFlip:
         return from_numpy(turned).to(x.device), *rest
 
 
-# chapters/gradients/data.md:844
+# chapters/gradients/data.md:846
 class Compose:
     """One augmentation after the other."""
 
@@ -416,7 +416,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:957
+# chapters/gradients/data.md:959
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -429,17 +429,17 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:991
+# chapters/gradients/data.md:993
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:994
+# chapters/gradients/data.md:996
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:999
+# chapters/gradients/data.md:1001
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     try:
@@ -451,7 +451,7 @@ def work(rows: np.ndarray) -> Any:
         raise RuntimeError(f"a worker failed:\n{lines}") from None
 
 
-# chapters/gradients/data.md:1010
+# chapters/gradients/data.md:1012
 def travels(error: Exception) -> bool:
     """Whether an exception survives the way from another process."""
     try:
@@ -460,11 +460,11 @@ def travels(error: Exception) -> bool:
         return False
 
 
-# chapters/gradients/data.md:1241
+# chapters/gradients/data.md:1243
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1244
+# chapters/gradients/data.md:1246
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -479,7 +479,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1346
+# chapters/gradients/data.md:1348
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -505,17 +505,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1381
+# chapters/gradients/data.md:1383
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1385
+# chapters/gradients/data.md:1387
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1393
+# chapters/gradients/data.md:1395
 def verified(name: str, data: bytes) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -533,7 +533,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1419
+# chapters/gradients/data.md:1421
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -558,7 +558,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1458
+# chapters/gradients/data.md:1460
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -574,7 +574,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1477
+# chapters/gradients/data.md:1479
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -588,7 +588,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1494
+# chapters/gradients/data.md:1496
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -610,7 +610,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}")
 
 
-# chapters/gradients/data.md:1539
+# chapters/gradients/data.md:1541
 def own(name: str) -> Path | None:
     """Where a file of the user's is, by COMPANION_DATA; None without."""
     told = os.environ.get("COMPANION_DATA")
@@ -620,7 +620,7 @@ def own(name: str) -> Path | None:
     return Path(told, name) if told and Path(told, name).exists() else None
 
 
-# chapters/gradients/data.md:1552
+# chapters/gradients/data.md:1554
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -636,12 +636,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1590
+# chapters/gradients/data.md:1592
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1594
+# chapters/gradients/data.md:1596
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -656,7 +656,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1610
+# chapters/gradients/data.md:1612
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -666,7 +666,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1619
+# chapters/gradients/data.md:1621
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -678,12 +678,12 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1655
+# chapters/gradients/data.md:1657
 CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
          "test": ["test_batch.bin"]}
 
 
-# chapters/gradients/data.md:1659
+# chapters/gradients/data.md:1661
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
     folder = "cifar-10-batches-bin/"
@@ -703,11 +703,11 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
                 yield file, member.read()
 
 
-# chapters/gradients/data.md:1680
+# chapters/gradients/data.md:1682
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1683
+# chapters/gradients/data.md:1685
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -727,7 +727,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1718
+# chapters/gradients/data.md:1720
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -737,7 +737,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1727
+# chapters/gradients/data.md:1729
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -749,7 +749,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1751
+# chapters/gradients/data.md:1753
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -765,7 +765,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1768
+# chapters/gradients/data.md:1770
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -775,13 +775,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1777
+# chapters/gradients/data.md:1779
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1782
+# chapters/gradients/data.md:1784
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

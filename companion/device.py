@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:6dae209185df  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:17d7b2ea9c6e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -111,17 +111,17 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:565
+# chapters/tensors/operations.md:566
 HALVES = (float16, bfloat16)
 
 
-# chapters/tensors/operations.md:568
+# chapters/tensors/operations.md:569
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float32.numpy if dtype in HALVES else dtype.numpy
 
 
-# chapters/tensors/operations.md:573
+# chapters/tensors/operations.md:574
 def fold(function: np.ufunc) -> Callable[..., None]:
     """A reduction; halves accumulate in float32."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -136,7 +136,7 @@ def fold(function: np.ufunc) -> Callable[..., None]:
 
 KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
 
-# chapters/tensors/operations.md:601
+# chapters/tensors/operations.md:602
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -146,7 +146,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:610
+# chapters/tensors/operations.md:611
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -154,7 +154,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:624
+# chapters/tensors/operations.md:625
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -165,7 +165,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:641
+# chapters/tensors/operations.md:642
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -216,11 +216,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:662
+# chapters/tensors/operations.md:663
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:678
+# chapters/tensors/operations.md:679
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -231,7 +231,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:701
+# chapters/tensors/operations.md:702
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -242,12 +242,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:711
+# chapters/tensors/operations.md:712
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:715
+# chapters/tensors/operations.md:716
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -255,7 +255,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:727
+# chapters/tensors/operations.md:728
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -263,7 +263,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:734
+# chapters/tensors/operations.md:735
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -272,12 +272,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:747
+# chapters/tensors/operations.md:748
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:751
+# chapters/tensors/operations.md:752
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -304,7 +304,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:797
+    # chapters/tensors/operations.md:798
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -319,7 +319,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:837
+    # chapters/tensors/operations.md:838
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -328,20 +328,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:869
+    # chapters/tensors/operations.md:870
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:776
+# chapters/tensors/operations.md:777
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:812
+# chapters/tensors/operations.md:813
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -353,7 +353,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:846
+# chapters/tensors/operations.md:847
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -375,11 +375,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2131
+# chapters/tensors/operations.md:2132
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2134
+# chapters/tensors/operations.md:2135
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -395,11 +395,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2171
+# chapters/tensors/operations.md:2172
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2174
+# chapters/tensors/operations.md:2175
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:784a2b35ad9d  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:d872fdf8190e  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -324,7 +324,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:952
+# chapters/gradients/optimizers.md:953
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

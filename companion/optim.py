@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:26dcf03ab15e
+# Tangled from optimizers: edit there, `make tangle`. sha256:b79ab59788fb
 from __future__ import annotations
 
 import math
@@ -54,7 +54,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:719
+    # chapters/gradients/optimizers.md:720
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -68,7 +68,7 @@ class Optimizer:
                           for key, own in self.state.items()},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:747
+    # chapters/gradients/optimizers.md:748
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -155,7 +155,7 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:984
+# chapters/gradients/optimizers.md:985
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
@@ -207,7 +207,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:517
+# chapters/gradients/optimizers.md:518
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -228,7 +228,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:994
+    # chapters/gradients/optimizers.md:995
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -242,7 +242,7 @@ class Adam(Optimizer):
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:604
+# chapters/gradients/optimizers.md:605
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -257,7 +257,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:648
+# chapters/gradients/optimizers.md:649
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -268,7 +268,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:770
+# chapters/gradients/optimizers.md:771
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()

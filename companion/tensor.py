@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:a5f77d28b085  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:8c7b15e81224  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:892
+# chapters/tensors/operations.md:893
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1182
+# chapters/tensors/operations.md:1183
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -89,11 +89,11 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1172
+# chapters/tensors/operations.md:1173
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:895
+# chapters/tensors/operations.md:896
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -126,7 +126,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1025
+    # chapters/tensors/operations.md:1026
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -147,7 +147,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1056
+    # chapters/tensors/operations.md:1057
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -169,7 +169,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1082
+    # chapters/tensors/operations.md:1083
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -186,7 +186,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1109
+    # chapters/tensors/operations.md:1110
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -209,7 +209,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1216
+    # chapters/tensors/operations.md:1217
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -220,7 +220,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1235
+    # chapters/tensors/operations.md:1236
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -241,7 +241,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1260
+    # chapters/tensors/operations.md:1261
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -262,7 +262,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1293
+    # chapters/tensors/operations.md:1294
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -286,7 +286,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1349
+    # chapters/tensors/operations.md:1350
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -300,7 +300,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1428
+    # chapters/tensors/operations.md:1429
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -323,7 +323,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1563
+    # chapters/tensors/operations.md:1564
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -338,13 +338,13 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1599
+    # chapters/tensors/operations.md:1600
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
         return Tensor.apply(SUB, start, self)
 
-    # chapters/tensors/operations.md:1647
+    # chapters/tensors/operations.md:1648
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -354,7 +354,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1663
+    # chapters/tensors/operations.md:1664
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -367,7 +367,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1697
+    # chapters/tensors/operations.md:1698
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -390,7 +390,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1732
+    # chapters/tensors/operations.md:1733
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -412,7 +412,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1774
+    # chapters/tensors/operations.md:1775
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         if self.dtype is bool_:
@@ -430,14 +430,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1830
+    # chapters/tensors/operations.md:1831
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, value, self)
 
-    # chapters/tensors/operations.md:1848
+    # chapters/tensors/operations.md:1849
     def maximum(self, other: Any) -> Tensor:
         return Tensor.apply(MAXIMUM, *align(self, required(other)))
 
@@ -450,7 +450,7 @@ class Tensor:
         low = self if min is None else self.maximum(min)
         return low if max is None else low.minimum(max)
 
-    # chapters/tensors/operations.md:1872
+    # chapters/tensors/operations.md:1873
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -476,7 +476,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1943
+    # chapters/tensors/operations.md:1944
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for whole exponents, else exp(exponent · log x).
 
@@ -505,7 +505,7 @@ class Tensor:
             base = as_tensor(base, floating(self).dtype, self.device)
         return base ** self
 
-    # chapters/tensors/operations.md:2087
+    # chapters/tensors/operations.md:2088
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, 0)
@@ -513,7 +513,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, 0)
 
-    # chapters/tensors/operations.md:2330
+    # chapters/tensors/operations.md:2331
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -537,13 +537,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2377
+    # chapters/tensors/operations.md:2378
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2387
+    # chapters/tensors/operations.md:2388
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -557,7 +557,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2420
+    # chapters/tensors/operations.md:2421
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -577,7 +577,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2637
+    # chapters/tensors/operations.md:2638
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray)):
@@ -593,7 +593,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2681
+    # chapters/tensors/operations.md:2682
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -607,7 +607,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2713
+    # chapters/tensors/operations.md:2714
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray)):
@@ -622,7 +622,7 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2756
+    # chapters/tensors/operations.md:2757
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -646,7 +646,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, value)
 
-    # chapters/tensors/operations.md:2786
+    # chapters/tensors/operations.md:2787
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -670,7 +670,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2870
+    # chapters/tensors/operations.md:2871
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -691,7 +691,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2924
+    # chapters/tensors/operations.md:2925
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -701,7 +701,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2948
+    # chapters/tensors/operations.md:2949
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -860,7 +860,7 @@ class Tensor:
         return bare(self)
 
 
-# chapters/tensors/operations.md:931
+# chapters/tensors/operations.md:932
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -868,14 +868,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:938
+# chapters/tensors/operations.md:939
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:948
+# chapters/tensors/operations.md:949
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -892,14 +892,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:964
+# chapters/tensors/operations.md:965
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:974
+# chapters/tensors/operations.md:975
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -921,7 +921,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:999
+# chapters/tensors/operations.md:1000
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -932,17 +932,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1009
+# chapters/tensors/operations.md:1010
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1143
+# chapters/tensors/operations.md:1144
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1146
+# chapters/tensors/operations.md:1147
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -953,7 +953,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return axis % ndim
 
 
-# chapters/tensors/operations.md:1156
+# chapters/tensors/operations.md:1157
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all."""
     if axis is None:
@@ -966,7 +966,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes)
 
 
-# chapters/tensors/operations.md:1175
+# chapters/tensors/operations.md:1176
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -974,7 +974,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([operator.index(i) for i in items])
 
 
-# chapters/tensors/operations.md:1202
+# chapters/tensors/operations.md:1203
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -987,7 +987,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1397
+# chapters/tensors/operations.md:1398
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1005,7 +1005,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1453
+# chapters/tensors/operations.md:1454
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1016,25 +1016,25 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1463
+# chapters/tensors/operations.md:1464
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1468
+# chapters/tensors/operations.md:1469
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1473
+# chapters/tensors/operations.md:1474
 def home(*operands: Tensor | Scalar) -> Device:
     """The device of the first tensor among the operands."""
     return [x.device for x in operands if isinstance(x, Tensor)][0]
 
 
-# chapters/tensors/operations.md:1480
+# chapters/tensors/operations.md:1481
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1044,14 +1044,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return same if shape is None else same.broadcast(shape)
 
 
-# chapters/tensors/operations.md:1489
+# chapters/tensors/operations.md:1490
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1499
+# chapters/tensors/operations.md:1500
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1059,7 +1059,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1506
+# chapters/tensors/operations.md:1507
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1067,7 +1067,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1513
+# chapters/tensors/operations.md:1514
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1075,7 +1075,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1531
+# chapters/tensors/operations.md:1532
 def operand(value: Any) -> Any:
     """A tensor or a Python number; None for anything else."""
     if isinstance(value, (Tensor, bool, int, float)):
@@ -1085,7 +1085,7 @@ def operand(value: Any) -> Any:
     return Tensor(value) if isinstance(value, np.ndarray) else None
 
 
-# chapters/tensors/operations.md:1542
+# chapters/tensors/operations.md:1543
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1093,7 +1093,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1549
+# chapters/tensors/operations.md:1550
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1104,25 +1104,25 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1613
+# chapters/tensors/operations.md:1614
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1618
+# chapters/tensors/operations.md:1619
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1623
+# chapters/tensors/operations.md:1624
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1630
+# chapters/tensors/operations.md:1631
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
@@ -1138,13 +1138,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1754
+# chapters/tensors/operations.md:1755
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools."""
     return Tensor.apply(MAXIMUM, a, b)
 
 
-# chapters/tensors/operations.md:1763
+# chapters/tensors/operations.md:1764
 def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     y = operand(y)
     for part in (x, y):
@@ -1154,7 +1154,7 @@ def logical(op: Op, x: Tensor, y: Any) -> Tensor:
     return binary(op, x, y)
 
 
-# chapters/tensors/operations.md:1805
+# chapters/tensors/operations.md:1806
 def required(value: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value)
@@ -1164,7 +1164,7 @@ def required(value: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1814
+# chapters/tensors/operations.md:1815
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     condition, a, b = operand(condition), required(a), required(b)
@@ -1177,13 +1177,13 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1841
+# chapters/tensors/operations.md:1842
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1908
+# chapters/tensors/operations.md:1909
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products."""
     if n < 0:
@@ -1194,7 +1194,7 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1922
+# chapters/tensors/operations.md:1923
 def signed_power(x: Tensor, y: Tensor) -> Tensor:
     """exp(y · log|x|), negative where x is and y is odd."""
     size = x.abs()
@@ -1206,14 +1206,14 @@ def signed_power(x: Tensor, y: Tensor) -> Tensor:
     return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
 
 
-# chapters/tensors/operations.md:1933
+# chapters/tensors/operations.md:1934
 def power_of_zero(y: Tensor) -> Tensor:
     """0 ** y."""
     least = where(y == 0, 1, where(y < 0, math.inf, y))
     return where(y > 0, 0, least)
 
 
-# chapters/tensors/operations.md:1983
+# chapters/tensors/operations.md:1984
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1221,34 +1221,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1990
+# chapters/tensors/operations.md:1991
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:1995
+# chapters/tensors/operations.md:1996
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2000
+# chapters/tensors/operations.md:2001
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2004
+# chapters/tensors/operations.md:2005
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2008
+# chapters/tensors/operations.md:2009
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2020
+# chapters/tensors/operations.md:2021
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1265,7 +1265,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2036
+# chapters/tensors/operations.md:2037
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1277,7 +1277,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2060
+# chapters/tensors/operations.md:2061
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1286,14 +1286,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2068
+# chapters/tensors/operations.md:2069
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
     return hits.cast(int64)
 
 
-# chapters/tensors/operations.md:2076
+# chapters/tensors/operations.md:2077
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1303,7 +1303,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2204
+# chapters/tensors/operations.md:2205
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1331,11 +1331,11 @@ class Generator:
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2240
+# chapters/tensors/operations.md:2241
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2243
+# chapters/tensors/operations.md:2244
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1353,7 +1353,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2262
+# chapters/tensors/operations.md:2263
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1365,7 +1365,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2273
+# chapters/tensors/operations.md:2274
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1378,7 +1378,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2310
+# chapters/tensors/operations.md:2311
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1388,13 +1388,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2370
+# chapters/tensors/operations.md:2371
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2401
+# chapters/tensors/operations.md:2402
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1404,11 +1404,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / max(count(x, axis) - correction, 0)
 
 
-# chapters/tensors/operations.md:2456
+# chapters/tensors/operations.md:2457
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2459
+# chapters/tensors/operations.md:2460
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1425,7 +1425,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2483
+# chapters/tensors/operations.md:2484
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1448,7 +1448,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2516
+# chapters/tensors/operations.md:2517
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1461,7 +1461,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2532
+# chapters/tensors/operations.md:2533
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1482,14 +1482,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2561
+# chapters/tensors/operations.md:2562
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2567
+# chapters/tensors/operations.md:2568
 def places(x: Tensor, entries: list[Any]) -> list[Any]:
     """Masks replaced by the indices at which they hold."""
     result, axis = [], 0
@@ -1506,7 +1506,7 @@ def places(x: Tensor, entries: list[Any]) -> list[Any]:
     return result
 
 
-# chapters/tensors/operations.md:2583
+# chapters/tensors/operations.md:2584
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1514,7 +1514,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2594
+# chapters/tensors/operations.md:2595
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists and arrays become tensors."""
     if isinstance(entry, (list, np.ndarray)):
@@ -1527,7 +1527,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2606
+# chapters/tensors/operations.md:2607
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, (int, slice)):
@@ -1538,7 +1538,7 @@ def indexes(entry: Any) -> bool:
     return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
 
 
-# chapters/tensors/operations.md:2618
+# chapters/tensors/operations.md:2619
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1554,7 +1554,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2699
+# chapters/tensors/operations.md:2700
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value), x.ndim - mask.ndim
@@ -1567,7 +1567,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2814
+# chapters/tensors/operations.md:2815
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1576,7 +1576,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2834
+# chapters/tensors/operations.md:2835
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1596,14 +1596,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2853
+# chapters/tensors/operations.md:2854
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2915
+# chapters/tensors/operations.md:2916
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1611,7 +1611,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2938
+# chapters/tensors/operations.md:2939
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1620,7 +1620,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2970
+# chapters/tensors/operations.md:2971
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1767,7 +1767,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:513
+# chapters/gradients/data.md:515
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

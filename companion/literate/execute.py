@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:ab08143030bc
+# Tangled from record: edit there, `make tangle`. sha256:f19eab75dbda
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -58,7 +58,7 @@ from companion.literate.stage import (
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:556
+# chapters/appendix/record.md:557
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -71,7 +71,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:568
+# chapters/appendix/record.md:569
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -80,25 +80,25 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " its options as `:key: value` lines")
 
 
-# chapters/appendix/record.md:578
+# chapters/appendix/record.md:579
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:583
+# chapters/appendix/record.md:584
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:588
+# chapters/appendix/record.md:589
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:606
+# chapters/appendix/record.md:607
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -110,7 +110,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:646
+# chapters/appendix/record.md:647
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -127,14 +127,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:662
+# chapters/appendix/record.md:663
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:676
+# chapters/appendix/record.md:677
 class Room:
     """Where cells run: with others, or alone while they take the time.
 
@@ -169,7 +169,7 @@ class Room:
         self.waited += perf_counter() - begin
 
 
-# chapters/appendix/record.md:743
+# chapters/appendix/record.md:744
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -196,27 +196,27 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:780
+    # chapters/appendix/record.md:781
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:772
+# chapters/appendix/record.md:773
 def tell(note: str) -> None:
     """Write over the last line of a terminal; a file is told nothing."""
     if sys.stderr.isatty():
         print(f"\r{note}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# chapters/appendix/record.md:790
+# chapters/appendix/record.md:791
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:795
+# chapters/appendix/record.md:796
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -234,7 +234,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:821
+# chapters/appendix/record.md:822
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -250,13 +250,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:840
+# chapters/appendix/record.md:841
 def needs_gpu(chapter: Chapter) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any("gpu" in cell.tags for cell in chapter.cells)
 
 
-# chapters/appendix/record.md:845
+# chapters/appendix/record.md:846
 @cache
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
@@ -269,7 +269,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:857
+# chapters/appendix/record.md:858
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -278,13 +278,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:869
+# chapters/appendix/record.md:870
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:874
+# chapters/appendix/record.md:875
 def run_cells(chapter: Chapter, folder: Path, room: Room):
     """The chapter's notebook, run with `folder` on PYTHONPATH."""
     notebook, begin = as_notebook(chapter), perf_counter()
@@ -306,25 +306,25 @@ def run_cells(chapter: Chapter, folder: Path, room: Room):
     return notebook
 
 
-# chapters/appendix/record.md:909
+# chapters/appendix/record.md:910
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/record.md:915
+# chapters/appendix/record.md:916
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/record.md:930
+# chapters/appendix/record.md:931
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(]|\([^)]*\))*", re.M)
 
 
-# chapters/appendix/record.md:933
+# chapters/appendix/record.md:934
 def outline(book: Book) -> str:
     """A hash of all that decides what a book tangles to, bare."""
     pages = [[chapter.front.get("companion"), *map(essence, chapter.cells)]
@@ -332,14 +332,14 @@ def outline(book: Book) -> str:
     return hashed(json.dumps([pages, tools_at_work()]))
 
 
-# chapters/appendix/record.md:940
+# chapters/appendix/record.md:941
 @cache
 def tools_at_work() -> dict[str, list[str]]:
     """The bare files of the tools that are running."""
     return {path: bare(text) for path, text in lent().items()}
 
 
-# chapters/appendix/record.md:946
+# chapters/appendix/record.md:947
 def essence(cell: Cell) -> list:
     """What tangle reads of a cell; of one that stays here, its imports."""
     if not cell.target:
@@ -347,13 +347,13 @@ def essence(cell: Cell) -> list:
     return [cell.target, cell.language, cell.source, cell.tags, cell.replaces]
 
 
-# chapters/appendix/record.md:961
+# chapters/appendix/record.md:962
 BARE = "_build/bare"
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
               nbformat.ValidationError)
 
 
-# chapters/appendix/record.md:966
+# chapters/appendix/record.md:967
 def bare_files(book: Book) -> dict[str, list[str]]:
     """The files that a book tangles to, bare; kept from run to run."""
     order = " ".join(chapter.name for chapter in book.tangle_order)
@@ -368,25 +368,25 @@ def bare_files(book: Book) -> dict[str, list[str]]:
     return files
 
 
-# chapters/appendix/record.md:984
+# chapters/appendix/record.md:985
 KERNEL_PACKAGES = ("ipykernel", "nbclient")
 NAMED = re.compile(r"""["']([a-z]\w*)["']""")
 
 
-# chapters/appendix/record.md:988
+# chapters/appendix/record.md:989
 @cache
 def providers() -> dict[str, list[str]]:
     """Which installed packages bring a module of a name."""
     return dict(packages_distributions())
 
 
-# chapters/appendix/record.md:994
+# chapters/appendix/record.md:995
 def mentioned(source: str) -> set[str]:
     """The modules that a text imports, or a part of it might."""
     return set(re.findall(r"\w+", " ".join(IMPORT.findall(source))))
 
 
-# chapters/appendix/record.md:999
+# chapters/appendix/record.md:1000
 @cache
 def installed(package: str) -> tuple[str, frozenset[str]]:
     """A package with its version, and the packages it needs."""
@@ -399,7 +399,7 @@ def installed(package: str) -> tuple[str, frozenset[str]]:
     return f"{package}=={found.version}", frozenset(n[0] for n in names if n)
 
 
-# chapters/appendix/record.md:1013
+# chapters/appendix/record.md:1014
 def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     """Name and version of all that a chapter can import."""
     modules = set()
@@ -418,7 +418,7 @@ def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     return sorted(found.values())
 
 
-# chapters/appendix/record.md:1046
+# chapters/appendix/record.md:1047
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
     program = [[cell.source, cell.tags] for cell in chapter.cells]
@@ -429,14 +429,14 @@ def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:1056
+# chapters/appendix/record.md:1057
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools, tests = "companion/literate/", "tests/"
     return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:1085
+# chapters/appendix/record.md:1086
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -446,7 +446,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:1094
+# chapters/appendix/record.md:1095
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -459,11 +459,11 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:1126
+# chapters/appendix/record.md:1127
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:1129
+# chapters/appendix/record.md:1130
 class Run:
     """A chapter on its stage, or on the "final" library."""
 
@@ -500,7 +500,7 @@ class Run:
                 replace_file(self.path, nbformat.writes(done))
             return done
 
-    # chapters/appendix/record.md:1417
+    # chapters/appendix/record.md:1418
     def expected(self) -> float | None:
         """The seconds that the last run took, here or in the record."""
         found = self.last().get("seconds")
@@ -510,7 +510,7 @@ class Run:
         return found
 
 
-# chapters/appendix/record.md:1168
+# chapters/appendix/record.md:1169
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -526,7 +526,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:1185
+# chapters/appendix/record.md:1186
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -538,7 +538,7 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:1203
+# chapters/appendix/record.md:1204
 def check_claims(chapter: Chapter, notebook) -> None:
     """Refuse claims that are compared, or false on the reference."""
     reference = os.environ.get("COMPANION_REFERENCE")
@@ -554,7 +554,7 @@ def check_claims(chapter: Chapter, notebook) -> None:
                                f" or the sentence; the page says {text!r}")
 
 
-# chapters/appendix/record.md:1218
+# chapters/appendix/record.md:1219
 def claims(cells) -> Iterator[tuple]:
     """The cell, name, text and truth of each claim among the outputs."""
     for cell, source in cells:
@@ -565,11 +565,11 @@ def claims(cells) -> Iterator[tuple]:
                 yield source, about["scrapbook"]["name"], text, about["holds"]
 
 
-# chapters/appendix/record.md:1234
+# chapters/appendix/record.md:1235
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:1237
+# chapters/appendix/record.md:1238
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -582,7 +582,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:1249
+# chapters/appendix/record.md:1250
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -594,7 +594,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:1262
+# chapters/appendix/record.md:1263
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -603,7 +603,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1270
+# chapters/appendix/record.md:1271
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -616,7 +616,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1302
+# chapters/appendix/record.md:1303
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -629,7 +629,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1426
+# chapters/appendix/record.md:1427
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -637,7 +637,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/appendix/record.md:1433
+# chapters/appendix/record.md:1434
 def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     """How long runs will take that took these times; None: unknown."""
     known = [one for one in seconds if one is not None]
@@ -648,7 +648,7 @@ def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     return f"about {duration(about)}"
 
 
-# chapters/appendix/record.md:1443
+# chapters/appendix/record.md:1444
 def duration(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     if seconds < 100:
@@ -656,7 +656,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# chapters/appendix/record.md:1457
+# chapters/appendix/record.md:1458
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
@@ -677,7 +677,7 @@ def run_chapters(options) -> int:
     return 0
 
 
-# chapters/appendix/record.md:1477
+# chapters/appendix/record.md:1478
 def run_all(runs: Iterable[Run]) -> int:
     """Execute chapters side by side; 1 if any of them fails."""
     waiting, failed = iter(runs), 0
@@ -693,7 +693,7 @@ def run_all(runs: Iterable[Run]) -> int:
                 failed |= reported(print_run, jobs.pop(job), job)
 
 
-# chapters/appendix/record.md:1492
+# chapters/appendix/record.md:1493
 def print_run(run: Run, job: Future) -> None:
     """Print the line of a chapter that is done."""
     seconds = job.result()
@@ -701,13 +701,13 @@ def print_run(run: Run, job: Future) -> None:
     print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
 
 
-# chapters/appendix/record.md:1499
+# chapters/appendix/record.md:1500
 def run_one(run: Run) -> float:
     """Execute one chapter; the seconds it took."""
     return run.done().metadata["execution"]["seconds"]
 
 
-# chapters/appendix/record.md:1508
+# chapters/appendix/record.md:1509
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:8ec8eb3616d3
+# Tangled from activations: edit there, `make tangle`. sha256:14bfee5b10c2
 from __future__ import annotations
 
 import math
@@ -13,12 +13,12 @@ from companion.tensor import Tensor, randn, where, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/activations.md:921
+# chapters/tensors/activations.md:924
 def reference(f, values):
     return np.array([f(v) for v in values.astype(np.float64)])
 
 
-# chapters/tensors/activations.md:925
+# chapters/tensors/activations.md:928
 def logistic(v):
     e = math.exp(-abs(v))
     return (e if v < 0 else 1) / (1 + e)
@@ -39,7 +39,7 @@ POINTS = np.concatenate(
     [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
 
 
-# chapters/tensors/activations.md:948
+# chapters/tensors/activations.md:951
 def test_values_are_right_to_the_last_digits():
     for name, (f, exact) in EXACT.items():
         for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
@@ -49,7 +49,7 @@ def test_values_are_right_to_the_last_digits():
             assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
 
 
-# chapters/tensors/activations.md:958
+# chapters/tensors/activations.md:961
 def test_tanh_and_sigmoid_keep_their_relative_precision():
     x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
     for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
@@ -58,7 +58,7 @@ def test_tanh_and_sigmoid_keep_their_relative_precision():
         assert error.max() < 5e-7
 
 
-# chapters/tensors/activations.md:969
+# chapters/tensors/activations.md:972
 def test_gelu_by_tanh_keeps_its_left_tail():
     f, exact = EXACT["gelu by tanh"]
     x = -np.logspace(-3, 0.9, 200).astype(np.float32)
@@ -66,7 +66,7 @@ def test_gelu_by_tanh_keeps_its_left_tail():
     assert error.max() < 3e-5  # the cubic's rounding, times 2u
 
 
-# chapters/tensors/activations.md:977
+# chapters/tensors/activations.md:980
 def test_nothing_overflows_at_ten_thousand():
     x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
     for name, (f, _) in EXACT.items():
@@ -77,7 +77,7 @@ def test_nothing_overflows_at_ten_thousand():
     assert x.log_softmax(0)[0].item() == -2e4
 
 
-# chapters/tensors/activations.md:990
+# chapters/tensors/activations.md:993
 def test_nan_passes_through_and_infinity_saturates():
     x = Tensor([math.nan, math.inf, -math.inf])
     assert np.isnan([f(x).numpy()[0] for f in (
@@ -86,7 +86,7 @@ def test_nan_passes_through_and_infinity_saturates():
     assert x.tanh().tolist()[1:] == [1.0, -1.0]
 
 
-# chapters/tensors/activations.md:999
+# chapters/tensors/activations.md:1002
 def test_sigmoid_has_no_corner_at_zero():
     h = 1e-4
     left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
@@ -95,7 +95,7 @@ def test_sigmoid_has_no_corner_at_zero():
     assert abs((middle - left) / h - 0.25) < 1e-6
 
 
-# chapters/tensors/activations.md:1008
+# chapters/tensors/activations.md:1011
 def test_shapes_without_elements_and_without_axes():
     for name, (f, _) in EXACT.items():
         assert f(zeros(0, 3)).shape == (0, 3), name
@@ -103,7 +103,7 @@ def test_shapes_without_elements_and_without_axes():
     assert zeros(0, 3).softmax(1).shape == (0, 3)
 
 
-# chapters/tensors/activations.md:1018
+# chapters/tensors/activations.md:1021
 def test_strided_operands_give_the_same_values():
     x = randn(6, 4)
     for name, (f, _) in EXACT.items():
@@ -111,7 +111,7 @@ def test_strided_operands_give_the_same_values():
     assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
 
 
-# chapters/tensors/activations.md:1026
+# chapters/tensors/activations.md:1029
 def test_rows_of_softmax_add_up_and_ignore_a_shift():
     x = randn(7, 5, dtype=float64)
     assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
@@ -119,13 +119,13 @@ def test_rows_of_softmax_add_up_and_ignore_a_shift():
     assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
 
 
-# chapters/tensors/activations.md:1034
+# chapters/tensors/activations.md:1037
 def test_logsumexp_of_nothing_possible():
     assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
     assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
 
 
-# chapters/tensors/activations.md:1042
+# chapters/tensors/activations.md:1045
 def test_halves_stay_halves():
     for dtype in (float16, bfloat16):
         x = Tensor([-3.0, 0.5, 3.0], dtype)
@@ -136,7 +136,7 @@ def test_halves_stay_halves():
             assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
 
 
-# chapters/tensors/activations.md:1053
+# chapters/tensors/activations.md:1056
 def test_many_halves_share_one():
     even = zeros(70_000, dtype=float16)
     share = even.softmax(0)
@@ -145,12 +145,12 @@ def test_many_halves_share_one():
     assert abs(even.logsumexp(0).item() - math.log(7e4)) < 0.01
 
 
-# chapters/tensors/activations.md:1062
+# chapters/tensors/activations.md:1065
 def test_a_leak_has_the_slope_it_was_given():
     assert leaky_relu(Tensor([-2.0, 3.0]), 0.5).tolist() == [-1.0, 3.0]
 
 
-# chapters/tensors/activations.md:1071
+# chapters/tensors/activations.md:1074
 def test_where_chooses_in_every_dtype_and_layout():
     draw = np.random.default_rng(1)
     for dtype in DTYPES.values():
@@ -170,7 +170,7 @@ def test_where_chooses_in_every_dtype_and_layout():
     assert math.isnan(where(Tensor(False), 1.0, math.nan).item())
 
 
-# chapters/tensors/activations.md:1093
+# chapters/tensors/activations.md:1096
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -188,7 +188,7 @@ def test_a_timed_device_gives_the_same_values():
     assert timed.calls[-1][2] == 2 * 2 * 6 * 4 + 2 * 8
 
 
-# chapters/tensors/activations.md:1111
+# chapters/tensors/activations.md:1114
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")

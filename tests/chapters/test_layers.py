@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:5ce3bce4582b
+# Tangled from layers: edit there, `make tangle`. sha256:360e9d41b3e9
 from __future__ import annotations
 
 import math
@@ -32,7 +32,7 @@ def layer_norm_slowly(row, weight, bias, eps=1e-5):
             for x, w, b in zip(row, weight, bias)]
 
 
-# chapters/tensors/layers.md:1180
+# chapters/tensors/layers.md:1183
 def message(call, kind=ValueError):
     try:
         call()
@@ -41,7 +41,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/tensors/layers.md:1189
+# chapters/tensors/layers.md:1192
 def test_linear_is_a_product_and_a_sum():
     layer = Linear(5, 3, dtype=float64)
     x = randn(2, 7, 5, dtype=float64)
@@ -51,7 +51,7 @@ def test_linear_is_a_product_and_a_sum():
     assert "expected (…, 5)" in message(lambda: layer(ones(2, 4)))
 
 
-# chapters/tensors/layers.md:1199
+# chapters/tensors/layers.md:1202
 def test_parameters_are_found_through_lists_and_nesting():
     net = Sequential(Linear(2, 3), Sequential(Linear(3, 1), LayerNorm(1)))
     names = [name for name, _ in net.named_parameters()]
@@ -62,7 +62,7 @@ def test_parameters_are_found_through_lists_and_nesting():
     assert "# 15 parameters" in repr(net)
 
 
-# chapters/tensors/layers.md:1212
+# chapters/tensors/layers.md:1215
 def test_dictionaries_and_lists_of_lists_are_searched():
     net = Module()
     net.heads = {"left": Linear(2, 1), "right": [Linear(2, 1)]}
@@ -74,7 +74,7 @@ def test_dictionaries_and_lists_of_lists_are_searched():
     assert "define one" in message(lambda: net(1), NotImplementedError)
 
 
-# chapters/tensors/layers.md:1226
+# chapters/tensors/layers.md:1229
 def test_a_shared_weight_is_one_parameter_with_two_names():
     first, second = Linear(3, 3), Linear(3, 3)
     second.weight = first.weight
@@ -86,7 +86,7 @@ def test_a_shared_weight_is_one_parameter_with_two_names():
     assert net.count() == 9 + 3 + 3
 
 
-# chapters/tensors/layers.md:1238
+# chapters/tensors/layers.md:1241
 def test_an_error_says_where_in_the_network():
     net = Sequential(Tensor.relu, Sequential(Linear(2, 3), Linear(2, 3)))
     try:
@@ -101,7 +101,7 @@ def test_an_error_says_where_in_the_network():
     assert net[:1](ones(2)).tolist() == [1.0, 1.0] and len(net[1:]) == 1
 
 
-# chapters/tensors/layers.md:1255
+# chapters/tensors/layers.md:1258
 def test_normalizations_against_the_formula():
     manual_seed(3)
     x = randn(4, 6, dtype=float64) * 3 + 1
@@ -116,7 +116,7 @@ def test_normalizations_against_the_formula():
     assert np.allclose(rms(x).numpy(), expected)
 
 
-# chapters/tensors/layers.md:1270
+# chapters/tensors/layers.md:1273
 def test_two_axes_can_be_one_row():
     x = randn(5, 2, 3)
     flat = LayerNorm(6)(x.reshape(5, 6)).reshape(5, 2, 3)
@@ -124,7 +124,7 @@ def test_two_axes_can_be_one_row():
     assert LayerNorm(6, bias=False).count() == 6
 
 
-# chapters/tensors/layers.md:1280
+# chapters/tensors/layers.md:1283
 def test_normalizations_keep_halves_finite_and_constant_rows_zero():
     x = Tensor([[1000.0, 0.0, 0.0, 500.0], [9.0, 9.0, 9.0, 9.0]], float16)
     for layer in (LayerNorm(4), RMSNorm(4), LayerNorm(4).to(float16)):
@@ -135,7 +135,7 @@ def test_normalizations_keep_halves_finite_and_constant_rows_zero():
     assert LayerNorm(4)(x)[1].tolist() == [0.0] * 4
 
 
-# chapters/tensors/layers.md:1291
+# chapters/tensors/layers.md:1294
 def test_settings_are_used():
     x = Tensor([[1e-3, -1e-3]])
     for layer in LayerNorm(2, eps=1.0), RMSNorm(2, eps=1.0):
@@ -146,7 +146,7 @@ def test_settings_are_used():
     assert half.weight.dtype is half.bias.dtype is float16
 
 
-# chapters/tensors/layers.md:1302
+# chapters/tensors/layers.md:1305
 def test_what_no_layer_can_take_is_refused():
     for layer in Linear(2, 2), LayerNorm(2):
         assert "expected a Tensor, got a ndarray" in message(
@@ -155,7 +155,7 @@ def test_what_no_layer_can_take_is_refused():
         lambda: Linear(2, 2).to(int32), TypeError)
 
 
-# chapters/tensors/layers.md:1313
+# chapters/tensors/layers.md:1316
 def test_every_function_in_a_row_is_shown():
     shown = repr(Sequential(Linear(2, 2), partial(max, 0), np.tanh,
                             Dropout(0.5), Tensor.relu))
@@ -164,7 +164,7 @@ def test_every_function_in_a_row_is_shown():
     assert names == ["Linear", "max", "tanh", "Dropout", "relu"]
 
 
-# chapters/tensors/layers.md:1322
+# chapters/tensors/layers.md:1325
 def test_normalizations_refuse_other_widths():
     for layer in (LayerNorm(4), RMSNorm(4), LayerNorm((2, 4))):
         assert "4), got (3, 1)" in message(
@@ -172,7 +172,7 @@ def test_normalizations_refuse_other_widths():
     assert LayerNorm(4)(zeros(0, 4)).shape == (0, 4)
 
 
-# chapters/tensors/layers.md:1330
+# chapters/tensors/layers.md:1333
 def test_layer_norm_survives_a_large_mean():
     x = randn(4, 64) + 1e4
     y = LayerNorm(64)(x)
@@ -180,7 +180,7 @@ def test_layer_norm_survives_a_large_mean():
     assert abs(y.std(correction=0).item() - 1) < 1e-2
 
 
-# chapters/tensors/layers.md:1340
+# chapters/tensors/layers.md:1343
 def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     manual_seed(0)
     drop, x = Dropout(0.3), ones(200_000)
@@ -191,7 +191,7 @@ def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     assert "0 <= p < 1" in message(lambda: Dropout(1.0))
 
 
-# chapters/tensors/layers.md:1351
+# chapters/tensors/layers.md:1354
 def test_dropout_repeats_with_its_seed_and_removes_what_it_drops():
     drop = Dropout(0.5, Generator(1))
     first = drop(ones(64)).tolist()
@@ -204,7 +204,7 @@ def test_dropout_repeats_with_its_seed_and_removes_what_it_drops():
     assert drop(ones(())).shape == ()
 
 
-# chapters/tensors/layers.md:1366
+# chapters/tensors/layers.md:1369
 def test_state_makes_a_round_trip():
     manual_seed(1)
     one, two = [Sequential(Linear(3, 4), LayerNorm(4)) for _ in range(2)]
@@ -216,7 +216,7 @@ def test_state_makes_a_round_trip():
     assert all(a is b for a, b in zip(kept, two.parameters()))
 
 
-# chapters/tensors/layers.md:1380
+# chapters/tensors/layers.md:1383
 def test_a_state_is_data():
     net = Linear(2, 2)
     state = net.state_dict()
@@ -226,7 +226,7 @@ def test_a_state_is_data():
     assert all(x.requires_grad for x in net.parameters())
 
 
-# chapters/tensors/layers.md:1392
+# chapters/tensors/layers.md:1395
 def test_a_state_that_does_not_fit_changes_nothing():
     net = Sequential(Linear(3, 4), Linear(4, 2))
     before = [p.tolist() for p in net.parameters()]
@@ -246,7 +246,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert len(state) == 4
 
 
-# chapters/tensors/layers.md:1412
+# chapters/tensors/layers.md:1415
 def test_weights_may_change_places():
     net = Sequential(Linear(2, 2), Linear(2, 2))
     first, second = [layer.weight.tolist() for layer in (net[0], net[1])]
@@ -258,7 +258,7 @@ def test_weights_may_change_places():
     assert net[1].weight.tolist() == first
 
 
-# chapters/tensors/layers.md:1426
+# chapters/tensors/layers.md:1429
 def test_modes_and_devices_reach_every_part():
     net = Sequential(Linear(2, 2), Sequential(Dropout(0.5)))
     net.eval()
@@ -275,7 +275,7 @@ def test_modes_and_devices_reach_every_part():
         assert {p.device for p in layer.parameters()} == {timed}
 
 
-# chapters/tensors/layers.md:1445
+# chapters/tensors/layers.md:1448
 def test_a_state_crosses_devices_and_dtypes():
     one, two = Linear(3, 2), Linear(3, 2, dtype=float64)
     two.to(Timed(CPU))
@@ -285,7 +285,7 @@ def test_a_state_crosses_devices_and_dtypes():
     assert two.weight.tolist() == one.weight.tolist()
 
 
-# chapters/tensors/layers.md:1455
+# chapters/tensors/layers.md:1458
 def test_first_weights_have_the_promised_variance():
     manual_seed(2)
     assert abs(xavier(300, 500).var().item() * 400 - 1) < 0.02
