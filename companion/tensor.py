@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:8c7b15e81224  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:eedac075f824  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1723,7 +1723,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1420
+# chapters/gradients/autograd.md:1422
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1749,7 +1749,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1448
+# chapters/gradients/autograd.md:1450
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:d08d832500ae  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:89343be84671  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -258,7 +258,7 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:664
+# chapters/gradients/mnist.md:668
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
 # chapters/gradients/gpu.md:2180
