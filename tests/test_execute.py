@@ -9,8 +9,7 @@ import nbformat
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate import execute as module
-from companion.literate import stage
+from companion.literate import execute as module, stage
 from companion.literate.execute import Room, code_cells, execute, main
 from companion.literate.source import SourceError
 
