@@ -49,6 +49,8 @@ def pytest_runtest_setup(item):
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     """A cell that takes the time has no other notebook beside it."""
+    if not isinstance(item, IPyNbCell):  # xdist asks for every test
+        return (yield)
     with Room(item.config.rootpath) as room:
         timed = tagged(item.cell, "timing")
         room.enter(alone=timed and not item.config.option.untimed)
