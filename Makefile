@@ -3,7 +3,10 @@
 PYTHON ?= python3
 PY      = .venv/bin/python
 PYTEST  = $(PY) -m pytest -q -rs -n auto --maxprocesses 4 --dist loadfile
-SPHINX  = -W -n --keep-going
+SITE    = _build/site.built
+SOURCES = $(shell find 2>/dev/null chapters site intro.md _config.yml _toc.yml \
+            companion/*/*.py companion/*.py requirements.txt \
+            _build/executed/*.ipynb -not -path '*/__pycache__*')
 
 .PHONY: help book test tangle notebooks serve check clean
 
@@ -12,12 +15,16 @@ help: ## list the verbs
 
 book: tangle ## set up, tangle, execute what changed, build the site
 	$(PY) -m companion execute
-	.venv/bin/jupyter-book build . $(SPHINX)
+	@$(MAKE) --no-print-directory $(SITE)
 	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
 
 test: book ## every test: tools, library, notebooks, pages
-	$(PYTEST) -m "" --nbval tests site/notebooks
-	$(PYTEST) --nbval --library stage site/notebooks
+	$(PYTEST) -m "" --nbval $(NOTEBOOKS) tests site/notebooks
+	$(PY) tests/machines.py
+
+$(SITE): $(SOURCES)
+	.venv/bin/jupyter-book build . -W -n --keep-going
+	@touch $@
 
 tangle: .venv/ready ## write the library and its tests from the chapters
 	$(PY) -m companion tangle

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,13 @@ def working_folder(request):
     assert Path.cwd() == start, "the test left its working folder behind"
 
 
-def need_tool(tool):
+def need_tool(tool, what=""):
     """Where `tool` is; where it is not, skip and say how to get it."""
     find, remedy = TOOLS[tool]
     found = find()
     if not found:
-        pytest.skip(f"needs {tool}: {remedy}")
+        who = f"{what}: " if what else ""
+        pytest.skip(f"{who}needs {tool}: {remedy}")
     return found
 
 
@@ -99,6 +101,26 @@ def site(root):
 def pytest_runtest_setup(item):
     for marker in item.iter_markers("needs"):
         need_tool(*marker.args)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without a GPU, one test a module stands for all that need one."""
+    find, _ = TOOLS["gpu"]
+    skipped = [] if find() else list(filter(needs_gpu, items))
+    modules = Counter(item.path for item in skipped)
+    first = {item.path: item for item in reversed(skipped)}
+    for path, item in first.items():
+        more = f"{modules[path]} tests of {path.name}"
+        item.add_marker(pytest.mark.needs("gpu", more), append=False)
+    left = [item for item in skipped if item is not first[item.path]]
+    out = set(map(id, left))
+    items[:] = [item for item in items if id(item) not in out]
+    config.hook.pytest_deselected(items=left)
+
+
+def needs_gpu(item):
+    """Whether a test runs on the real device alone."""
+    return any("gpu" in marker.args for marker in item.iter_markers("needs"))
 
 
 @pytest.hookimpl(wrapper=True)

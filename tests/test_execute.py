@@ -1,11 +1,16 @@
 """Every output comes from one execution, on the chapter's own stage."""
 
+import errno
+import os
+import subprocess
+import sys
+
 import nbformat
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate import execute as module
-from companion.literate.execute import code_cells, execute, main
+from companion.literate import execute as module, stage
+from companion.literate.execute import Room, code_cells, execute, main
 from companion.literate.source import SourceError
 
 ONE = cell("def one():\n    return 1", "tangle")
@@ -204,12 +209,146 @@ def test_gpu_cells_never_recorded(tmp_path, monkeypatch):
     assert note["text/plain"].startswith("Not run here")
 
 
-def test_command(tmp_path, monkeypatch, capsys):
+def test_a_chapter_says_whether_it_ran(tmp_path, monkeypatch, capsys):
     small_book(tmp_path, first=page("first", cell("1")))
     monkeypatch.chdir(tmp_path)
     assert main(["first"]) == 0
-    assert capsys.readouterr().out.startswith("first: ")
+    told, ran = capsys.readouterr().out.splitlines()
+    assert told == "1 of 1 chapters to execute, for the first time:"
+    assert ran.startswith("first: executed in ")
+    assert main(["first"]) == 0
+    assert capsys.readouterr().out == "first: unchanged\n"
     assert main(["other"]) == 1
+
+
+def test_a_failure_is_told_beside_what_ran(tmp_path, monkeypatch, capsys):
+    small_book(
+        tmp_path,
+        first=page("first", cell("1 / 0")),
+        second=page("second", cell("1")),
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "processors", lambda: 2)
+    assert main([]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("chapters/first.md:9: ZeroDivisionError: ")
+    assert "second: executed in " in told.out
+
+
+IN_TURN = """\
+import time
+from pathlib import Path
+here, there = (Path({folder!r}, name) for name in {names})
+alone = Path({folder!r}, "alone")
+"""
+MEET = """\
+here.with_suffix(".here").touch()
+waited = 0
+while not there.with_suffix(".here").exists():
+    waited += 1
+    assert waited < 6000, "the other chapter is not running"
+    time.sleep(0.01)
+"""
+ORDINARY = """\
+here.touch()
+assert not alone.exists(), "beside a cell that takes the time"
+time.sleep(0.02)
+assert not alone.exists(), "joined by a cell that takes the time"
+here.unlink()
+"""
+TIMED = """\
+alone.touch(exist_ok=False)
+assert not there.exists(), "beside a neighbour"
+time.sleep(0.02)
+assert not there.exists(), "joined by a neighbour"
+alone.unlink()
+"""
+
+
+@pytest.mark.slow
+def test_chapters_overlap_and_timed_cells_do_not(tmp_path, monkeypatch):
+    def chapter(name, other):
+        start = IN_TURN.format(folder=str(tmp_path), names=[name, other])
+        turns = [cell(ORDINARY), cell(TIMED, "timing")] * 8
+        return page(name, cell(start), cell(MEET), *turns)
+
+    first, second = chapter("first", "second"), chapter("second", "first")
+    small_book(tmp_path, first=first, second=second)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "processors", lambda: 2)
+    assert main([]) == 0
+
+
+HOLD = """\
+import subprocess, sys, time
+from pathlib import Path
+from companion.literate.execute import Room
+with Room(Path(sys.argv[1])) as room:
+    room.enter(alone=True)
+    kernel = subprocess.Popen([sys.executable, "-c", "input()"],
+                              stdin=subprocess.PIPE)
+    print("alone", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_what_is_killed_leaves_nothing_locked(tmp_path, root):
+    command = [sys.executable, "-c", HOLD, tmp_path]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE) as held:
+        assert held.stdout.readline() == b"alone\n"
+        held.kill()
+    with Room(tmp_path) as room:  # waits for ever if it does not hold
+        room.enter(alone=True)
+
+
+@pytest.mark.parametrize("where", ["run_cells", "mkstemp"])
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, where):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "_build/x")
+
+    owner = stage.tempfile if where == "mkstemp" else module
+    small_book(tmp_path, first=page("first", cell("1")))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(owner, where, full)
+    assert main(["first"]) == 1
+    told = capsys.readouterr().err
+    assert told == (
+        "_build/x: No space left on device: mend that, and run it again\n"
+    )
+
+
+def test_the_packages_that_count(tmp_path):
+    def counted(source):
+        book = small_book(tmp_path, first=page("first", cell(source)))
+        found = module.packages(book.chapter("first"), {})
+        return {line.partition("==")[0].lower() for line in found}
+
+    plain = counted("x = 1")
+    assert "ipykernel" in plain and "ipython" in plain
+    assert not {"numpy", "matplotlib", "pytest", "ruff"} & plain
+    drawn = counted("import matplotlib.pyplot as plt")
+    assert {"matplotlib", "numpy", "pillow"} <= drawn
+    assert "pytest" in counted('there = find_spec("pytest")')
+    library = {"companion/layers.py": ["from safetensors import numpy"]}
+    book = small_book(tmp_path, first=page("first", cell("x = 1")))
+    staged = module.packages(book.chapter("first"), library)
+    assert any(line.startswith("safetensors==") for line in staged)
+
+
+def test_what_a_run_is_expected_to_take(tmp_path):
+    book = small_book(tmp_path, first=page("first", cell("1")))
+    run = module.Run(book, "first")
+    assert run.expected() is None
+    record = tmp_path / "site/notebooks/first.ipynb"
+    record.parent.mkdir(parents=True)
+    record.write_text(
+        '{"cells": [], "metadata": {"seconds": 7}, '
+        '"nbformat": 4, "nbformat_minor": 5}'
+    )
+    assert run.expected() == 7
+    run.done()
+    assert 0 < run.expected() < 7
 
 
 def test_a_cell_that_jupytext_reads_otherwise(tmp_path):

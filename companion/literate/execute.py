@@ -1,18 +1,30 @@
-# Tangled from record: edit there, `make tangle`. sha256:accddc7ce657
+# Tangled from record: edit there, `make tangle`. sha256:f19eab75dbda
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
-import fcntl
 import hashlib
 import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import distributions
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from contextlib import contextmanager, suppress
+from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
+from functools import cache, cached_property
+from importlib.metadata import (
+    PackageNotFoundError,
+    distribution,
+    packages_distributions,
+)
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -27,18 +39,26 @@ from nbclient.exceptions import (
 )
 from nbformat.v4 import new_output
 
-from companion.literate.source import Book, Chapter, SourceError, read_book
+from companion.literate.runtime import PREFIX
+from companion.literate.source import (
+    Book,
+    Cell,
+    Chapter,
+    SourceError,
+    read_book,
+)
 from companion.literate.stage import (
     chapter_parser,
     chosen,
-    package_files,
+    lent,
     replace_file,
     reported,
     stage,
 )
+from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:532
+# chapters/appendix/record.md:557
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -51,7 +71,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:544
+# chapters/appendix/record.md:569
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -60,25 +80,25 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " its options as `:key: value` lines")
 
 
-# chapters/appendix/record.md:554
+# chapters/appendix/record.md:579
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:559
+# chapters/appendix/record.md:584
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:564
+# chapters/appendix/record.md:589
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:582
+# chapters/appendix/record.md:607
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -90,7 +110,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:622
+# chapters/appendix/record.md:647
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -107,32 +127,63 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:638
+# chapters/appendix/record.md:663
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:650
+# chapters/appendix/record.md:677
+class Room:
+    """Where cells run: with others, or alone while they take the time.
+
+    All processes that work on one book share it. Two locked files
+    make it, and the operating system opens them when a process ends.
+    """
+
+    def __init__(self, root: Path):
+        self.folder, self.waited = root / "_build", 0.0
+
+    def __enter__(self) -> "Room":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.gate, self.room = map(self.door, ("gate", "room"))
+        self.enter()
+        return self
+
+    def __exit__(self, *error) -> None:
+        os.close(self.room)
+        os.close(self.gate)
+
+    def door(self, name: str) -> int:
+        """A file to lock, opened."""
+        return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT)
+
+    def enter(self, alone: bool = False) -> None:
+        """Leave, and come back when there is room for the next cell."""
+        mode, begin = (LOCK_EX if alone else LOCK_SH), perf_counter()
+        flock(self.room, LOCK_UN)
+        flock(self.gate, mode)
+        flock(self.room, mode)
+        flock(self.gate, LOCK_UN)
+        self.waited += perf_counter() - begin
+
+
+# chapters/appendix/record.md:744
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
-    def __init__(self, chapter: Chapter, cells: list):
+    def __init__(self, chapter: Chapter, cells: list, room: Room):
         self.chapter, self.cells, self.cell = chapter, cells, cells[0]
+        self.room = room
 
     def show(self, cell, cell_index) -> None:
         """Called by nbclient before each cell, prose included."""
         if cell.cell_type == "code":
             self.cell = cell
             count = self.cells.index(cell) + 1
-            self.tell(f"cell {count} of {len(self.cells)}")
-
-    def tell(self, note: str) -> None:
-        """Write over the line that is on the terminal, if it is one."""
-        if sys.stderr.isatty():
-            text = f"\r{self.chapter.name}: {note} "
-            print(text, end="", file=sys.stderr, flush=True)
+            tell(f"{self.chapter.name}: cell {count} of {len(self.cells)}")
+            self.room.enter(alone=tagged(cell, "timing"))
 
     def run(self, client, env: dict[str, str]) -> None:
         """Run the notebook; name the chapter's line if a cell fails."""
@@ -145,20 +196,27 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:685
+    # chapters/appendix/record.md:781
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:695
+# chapters/appendix/record.md:773
+def tell(note: str) -> None:
+    """Write over the last line of a terminal; a file is told nothing."""
+    if sys.stderr.isatty():
+        print(f"\r{note}\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# chapters/appendix/record.md:791
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:700
+# chapters/appendix/record.md:796
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -176,7 +234,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:726
+# chapters/appendix/record.md:822
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -192,13 +250,14 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:745
-def needs_gpu(notebook) -> bool:
+# chapters/appendix/record.md:841
+def needs_gpu(chapter: Chapter) -> bool:
     """Whether any cell is tagged `gpu`."""
-    return any(tagged(cell, "gpu") for cell in code_cells(notebook))
+    return any("gpu" in cell.tags for cell in chapter.cells)
 
 
-# chapters/appendix/record.md:750
+# chapters/appendix/record.md:846
+@cache
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
     if find_spec("cupy") is None:
@@ -210,7 +269,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:761
+# chapters/appendix/record.md:858
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -219,20 +278,20 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:773
+# chapters/appendix/record.md:870
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:778
-def run_cells(chapter: Chapter, notebook, folder: Path):
-    """Execute a copy of the notebook with `folder` on PYTHONPATH."""
-    notebook, begin = nbformat.from_dict(notebook), perf_counter()
-    device = gpu_name() if needs_gpu(notebook) else None
-    with TemporaryDirectory() as scratch:
+# chapters/appendix/record.md:875
+def run_cells(chapter: Chapter, folder: Path, room: Room):
+    """The chapter's notebook, run with `folder` on PYTHONPATH."""
+    notebook, begin = as_notebook(chapter), perf_counter()
+    device = gpu_name() if needs_gpu(chapter) else None
+    with TemporaryDirectory() as scratch, room:
         write_style(Path(scratch))
-        watch = Watch(chapter, code_cells(notebook))
+        watch = Watch(chapter, code_cells(notebook), room)
         client = NotebookClient(
             notebook, kernel_name="python3", timeout=CELL_TIMEOUT,
             resources={"metadata": {"path": scratch}},
@@ -241,66 +300,153 @@ def run_cells(chapter: Chapter, notebook, folder: Path):
             skip_cells_with_tag="gpu" if device is None else "never",
         )
         watch.run(client, environment(folder, scratch))
-    seconds = round(perf_counter() - begin, 2)
+    seconds = round(perf_counter() - begin - room.waited, 2)
     notebook.metadata["execution"] = {"seconds": seconds}
     finish_cells(chapter, notebook, device)
-    watch.tell(f"ran in {seconds} s    \n")
     return notebook
 
 
-# chapters/appendix/record.md:814
+# chapters/appendix/record.md:910
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/record.md:820
+# chapters/appendix/record.md:916
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/record.md:833
-def fingerprint(chapter: Chapter, notebook, files: dict[str, str]) -> str:
-    """What the outputs depend on, as one hash."""
-    cells = code_cells(notebook)
-    program = [[cell.source, cell.metadata.get("tags")] for cell in cells]
-    library = {path: bare(text) for path, text in files.items()
+# chapters/appendix/record.md:931
+IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(]|\([^)]*\))*", re.M)
+
+
+# chapters/appendix/record.md:934
+def outline(book: Book) -> str:
+    """A hash of all that decides what a book tangles to, bare."""
+    pages = [[chapter.front.get("companion"), *map(essence, chapter.cells)]
+             for chapter in book.tangle_order]
+    return hashed(json.dumps([pages, tools_at_work()]))
+
+
+# chapters/appendix/record.md:941
+@cache
+def tools_at_work() -> dict[str, list[str]]:
+    """The bare files of the tools that are running."""
+    return {path: bare(text) for path, text in lent().items()}
+
+
+# chapters/appendix/record.md:947
+def essence(cell: Cell) -> list:
+    """What tangle reads of a cell; of one that stays here, its imports."""
+    if not cell.target:
+        return IMPORT.findall(cell.source)
+    return [cell.target, cell.language, cell.source, cell.tags, cell.replaces]
+
+
+# chapters/appendix/record.md:962
+BARE = "_build/bare"
+UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
+              nbformat.ValidationError)
+
+
+# chapters/appendix/record.md:967
+def bare_files(book: Book) -> dict[str, list[str]]:
+    """The files that a book tangles to, bare; kept from run to run."""
+    order = " ".join(chapter.name for chapter in book.tangle_order)
+    path = book.root / BARE / f"{hashed(order)[:12]}.json"
+    key = outline(book)
+    with suppress(OSError, *UNREADABLE):
+        kept = json.loads(path.read_text("utf-8"))
+        if kept["key"] == key:
+            return kept["files"]
+    files = {name: bare(text) for name, text in tangle(book).files.items()}
+    replace_file(path, json.dumps({"key": key, "files": files}))
+    return files
+
+
+# chapters/appendix/record.md:985
+KERNEL_PACKAGES = ("ipykernel", "nbclient")
+NAMED = re.compile(r"""["']([a-z]\w*)["']""")
+
+
+# chapters/appendix/record.md:989
+@cache
+def providers() -> dict[str, list[str]]:
+    """Which installed packages bring a module of a name."""
+    return dict(packages_distributions())
+
+
+# chapters/appendix/record.md:995
+def mentioned(source: str) -> set[str]:
+    """The modules that a text imports, or a part of it might."""
+    return set(re.findall(r"\w+", " ".join(IMPORT.findall(source))))
+
+
+# chapters/appendix/record.md:1000
+@cache
+def installed(package: str) -> tuple[str, frozenset[str]]:
+    """A package with its version, and the packages it needs."""
+    try:
+        found = distribution(package)
+    except PackageNotFoundError:
+        return package, frozenset()
+    needs = [line for line in found.requires or [] if "extra ==" not in line]
+    names = [re.match(r"[\w.-]+", line) for line in needs]
+    return f"{package}=={found.version}", frozenset(n[0] for n in names if n)
+
+
+# chapters/appendix/record.md:1014
+def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
+    """Name and version of all that a chapter can import."""
+    modules = set()
+    for cell in chapter.cells:
+        modules |= mentioned(cell.source) | set(NAMED.findall(cell.source))
+    for path, lines in library.items():
+        if path.endswith(".py"):
+            modules |= mentioned("\n".join(lines))
+    waiting = {*KERNEL_PACKAGES}.union(
+        *(providers().get(name, []) for name in modules))
+    found: dict[str, str] = {}
+    while waiting:
+        package = waiting.pop()
+        found[package], needs = installed(package)
+        waiting |= needs - set(found)
+    return sorted(found.values())
+
+
+# chapters/appendix/record.md:1047
+def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
+    """What the outputs depend on, as one hash; `files` are bare."""
+    program = [[cell.source, cell.tags] for cell in chapter.cells]
+    library = {path: lines for path, lines in (tools_at_work() | files).items()
                if chapter.beside or is_framework(path)}
-    machine = [sys.version, packages(), needs_gpu(notebook) and gpu_name()]
+    gpu = gpu_name() if needs_gpu(chapter) else None
+    machine = [sys.version, packages(chapter, library), gpu]
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:843
+# chapters/appendix/record.md:1057
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
-    tools = "companion/literate/"
-    return not path.startswith(tools) or path.endswith("runtime.py")
+    tools, tests = "companion/literate/", "tests/"
+    return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:849
-def packages() -> list[str]:
-    """Name and version of all that is installed."""
-    return sorted(f"{one.name}=={one.version}" for one in distributions())
-
-
-# chapters/appendix/record.md:878
+# chapters/appendix/record.md:1086
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        flock(lock, LOCK_EX)
         yield
 
 
-UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
-              nbformat.ValidationError)
-
-
-# chapters/appendix/record.md:891
+# chapters/appendix/record.md:1095
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -313,36 +459,74 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:923
+# chapters/appendix/record.md:1127
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:926
+# chapters/appendix/record.md:1130
+class Run:
+    """A chapter on its stage, or on the "final" library."""
+
+    def __init__(self, book: Book, name: str, library: str = "stage"):
+        self.book, self.chapter = book, book.chapter(name)
+        self.upto = name if library == "stage" else None
+        self.path = book.root / EXECUTED / f"{name}-{library}.ipynb"
+
+    @cached_property
+    def key(self) -> str:
+        """What the outputs depend on."""
+        seen = self.book.before(self.upto) if self.upto else self.book
+        return fingerprint(self.chapter, bare_files(seen))
+
+    def unchanged(self) -> bool:
+        """Whether it ran before, and would say the same."""
+        return self.last().get("key") == self.key
+
+    def last(self) -> dict:
+        """What the last execution noted: its key, and its seconds."""
+        with suppress(OSError, *UNREADABLE):
+            text = self.path.read_text("utf-8")
+            return json.loads(text)["metadata"]["execution"]
+        return {}
+
+    def done(self):
+        """The executed notebook: what was kept, or of a new run."""
+        with locked(self.path):
+            done = cached(self.path, self.key)
+            if done is None:
+                folder = stage(self.book, self.upto)
+                done = run_cells(self.chapter, folder, Room(self.book.root))
+                done.metadata["execution"]["key"] = self.key
+                replace_file(self.path, nbformat.writes(done))
+            return done
+
+    # chapters/appendix/record.md:1418
+    def expected(self) -> float | None:
+        """The seconds that the last run took, here or in the record."""
+        found = self.last().get("seconds")
+        record = self.book.root / RECORD / f"{self.chapter.name}.ipynb"
+        if found is None and record.exists():
+            found = read_record(record).metadata.get("seconds")
+        return found
+
+
+# chapters/appendix/record.md:1169
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
     Runs on the chapter's stage, or on the "final" library. What ran
     before, unchanged, comes from the cache: prose may be edited freely.
     """
-    chapter = book.chapter(name)
-    notebook = as_notebook(chapter)
-    if not chapter.cells:
-        return notebook
-    upto = name if library == "stage" else None
-    path = book.root / EXECUTED / f"{name}-{library}.ipynb"
-    with locked(path):
-        key = fingerprint(chapter, notebook, package_files(book, upto))
-        done = cached(path, key)
-        if done is None:
-            done = run_cells(chapter, notebook, stage(book, upto))
-            done.metadata["execution"]["key"] = key
-            replace_file(path, nbformat.writes(done))
-    fill(notebook, done)
-    insert_recorded(book, name, notebook)
+    run = Run(book, name, library)
+    notebook = as_notebook(run.chapter)
+    if run.chapter.cells:
+        fill(notebook, run.done())
+        check_claims(run.chapter, notebook)
+        insert_recorded(book, name, notebook)
     return notebook
 
 
-# chapters/appendix/record.md:952
+# chapters/appendix/record.md:1186
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -354,11 +538,38 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:969
+# chapters/appendix/record.md:1204
+def check_claims(chapter: Chapter, notebook) -> None:
+    """Refuse claims that are compared, or false on the reference."""
+    reference = os.environ.get("COMPANION_REFERENCE")
+    cells = zip(code_cells(notebook), chapter.cells, strict=True)
+    for source, name, text, holds in claims(cells):
+        line = source.source.partition(f'"{name}"')[0].count("\n") + 1
+        if "timing" not in source.tags:
+            raise source.error(line, f"the claim {name} depends on what was"
+                               " measured: tag its cell timing")
+        if reference and not holds:
+            raise source.error(line, f"the claim {name} does not hold, and"
+                               " COMPANION_REFERENCE is set: mend the program"
+                               f" or the sentence; the page says {text!r}")
+
+
+# chapters/appendix/record.md:1219
+def claims(cells) -> Iterator[tuple]:
+    """The cell, name, text and truth of each claim among the outputs."""
+    for cell, source in cells:
+        for output in cell.outputs:
+            about = output.get("metadata", {})
+            if "holds" in about:
+                text = output.data[PREFIX + "text/plain"]
+                yield source, about["scrapbook"]["name"], text, about["holds"]
+
+
+# chapters/appendix/record.md:1235
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:972
+# chapters/appendix/record.md:1238
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -371,7 +582,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:984
+# chapters/appendix/record.md:1250
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -383,7 +594,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:997
+# chapters/appendix/record.md:1263
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -392,7 +603,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1005
+# chapters/appendix/record.md:1271
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -405,7 +616,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1037
+# chapters/appendix/record.md:1303
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -418,16 +629,85 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1113
-def run_chapters(options) -> None:
-    """Execute the chosen chapters, one after the other."""
+# chapters/appendix/record.md:1427
+def processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# chapters/appendix/record.md:1434
+def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
+    """How long runs will take that took these times; None: unknown."""
+    known = [one for one in seconds if one is not None]
+    if not known:
+        return "for the first time"
+    whole = sum(known) * len(seconds) / len(known)
+    about = max(whole / side_by_side, *known)
+    return f"about {duration(about)}"
+
+
+# chapters/appendix/record.md:1444
+def duration(seconds: float) -> str:
+    """A time for people: `40 s`, `3 min`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min"
+
+
+# chapters/appendix/record.md:1458
+def run_chapters(options) -> int:
+    """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
-    for name in chosen(book, options):
-        done = execute(book, name, options.library)
-        print(f"{name}: {done.metadata['execution']['seconds']} s")
+    runs = [Run(book, name, options.library)
+            for name in chosen(book, options)]
+    waiting = []
+    for run in runs:
+        if run.unchanged():
+            print(f"{run.chapter.name}: unchanged")
+        else:
+            waiting.append((run.expected(), run))
+    waiting.sort(key=lambda pair: -(pair[0] or 0))
+    if waiting:
+        seconds, changed = zip(*waiting, strict=True)
+        several = f"{len(changed)} of {len(runs)} chapters to execute"
+        print(f"{several}, {forecast(seconds, processors())}:", flush=True)
+        return run_all(changed)
+    return 0
 
 
-# chapters/appendix/record.md:1121
+# chapters/appendix/record.md:1478
+def run_all(runs: Iterable[Run]) -> int:
+    """Execute chapters side by side; 1 if any of them fails."""
+    waiting, failed = iter(runs), 0
+    jobs: dict[Future, Run] = {}
+    with ProcessPoolExecutor(processors()) as pool:
+        while True:
+            free = 0 if failed else processors() - len(jobs)
+            for run in islice(waiting, free):
+                jobs[pool.submit(run_one, run)] = run
+            if not jobs:
+                return failed
+            for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                failed |= reported(print_run, jobs.pop(job), job)
+
+
+# chapters/appendix/record.md:1493
+def print_run(run: Run, job: Future) -> None:
+    """Print the line of a chapter that is done."""
+    seconds = job.result()
+    tell("")
+    print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
+
+
+# chapters/appendix/record.md:1500
+def run_one(run: Run) -> float:
+    """Execute one chapter; the seconds it took."""
+    return run.done().metadata["execution"]["seconds"]
+
+
+# chapters/appendix/record.md:1509
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:f568f829f70b
+# Tangled from record: edit there, `make tangle`. sha256:fc12c6e3c65f
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -15,6 +15,7 @@ from nbformat.v4 import (
 
 from companion.literate.execute import (
     RECORD,
+    Run,
     as_notebook,
     code_cells,
     execute,
@@ -32,7 +33,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1569
+# chapters/appendix/record.md:1955
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -45,7 +46,7 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:1584
+# chapters/appendix/record.md:1970
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -63,10 +64,11 @@ def assemble(book: Book, name: str, values, web: Addresses):
     head = [new_code_cell(install, id="install", execution_count=1),
             new_markdown_cell(note, id="note")]
     kept = [cell for cell in source.cells if cell.source]
-    return new_notebook(cells=head + kept, metadata=about(source))
+    gpu = {"accelerator": "GPU"} if needs_gpu(chapter) else {}
+    return new_notebook(cells=head + kept, metadata=about(source) | gpu)
 
 
-# chapters/appendix/record.md:1607
+# chapters/appendix/record.md:1994
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -75,12 +77,10 @@ def about(source) -> dict:
     found: dict = {"kernelspec": kernel, "language_info": language}
     if "companion" in source.metadata:
         found["companion"] = source.metadata["companion"]
-    if needs_gpu(source):
-        found["accelerator"] = "GPU"
     return found
 
 
-# chapters/appendix/record.md:1632
+# chapters/appendix/record.md:2017
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -89,7 +89,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:1640
+# chapters/appendix/record.md:2025
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -104,7 +104,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:1661
+# chapters/appendix/record.md:2046
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -117,11 +117,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:1678
+# chapters/appendix/record.md:2063
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:1681
+# chapters/appendix/record.md:2066
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -137,7 +137,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:1701
+# chapters/appendix/record.md:2086
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -159,13 +159,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:1747
+# chapters/appendix/record.md:2132
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:1752
+# chapters/appendix/record.md:2137
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -182,14 +182,14 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:1768
+# chapters/appendix/record.md:2153
 def said(cell) -> tuple:
     """What a cell has from its chapter: its source, tags and options."""
     own = {k: v for k, v in cell.metadata.items() if k != "recorded"}
     return cell.source, own
 
 
-# chapters/appendix/record.md:1777
+# chapters/appendix/record.md:2162
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -197,18 +197,29 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:1787
+# chapters/appendix/record.md:2172
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
-    text = nbformat.writes(record(book, name, web), indent=1) + "\n"
+    new = record(book, name, web)
+    new.metadata["seconds"] = settled(Run(book, name))
+    text = nbformat.writes(new, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return False
     replace_file(path, text)
     return True
 
 
-# chapters/appendix/record.md:1797
+# chapters/appendix/record.md:2184
+def settled(run: Run) -> float:
+    """The seconds of a run, rounded; the record's, if they are near."""
+    new = round(run.last()["seconds"])
+    path = notebook_path(run.book, run.chapter.name)
+    old = read_record(path).metadata.get("seconds") if path.exists() else None
+    return old if old and old / 2 <= new <= 2 * old else new
+
+
+# chapters/appendix/record.md:2192
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -222,7 +233,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:1813
+# chapters/appendix/record.md:2208
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -236,7 +247,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:1826
+# chapters/appendix/record.md:2221
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:8a3780ea72f6
+# Tangled from record: edit there, `make tangle`. sha256:9027a34c9bff
 """What a chapter's cells call while they run."""
 
 import gc
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from types import CellType
 
 
-# chapters/appendix/record.md:122
+# chapters/appendix/record.md:128
 class Empty:
     """Holds what Python itself writes into every class, no more."""
 
 
-# chapters/appendix/record.md:126
+# chapters/appendix/record.md:132
 def members(original: type, addition: type) -> dict:
     """The attributes that the body of `addition` wrote, by name."""
     own = {*vars(Empty), "__annotations__"}
@@ -23,7 +23,7 @@ def members(original: type, addition: type) -> dict:
     return found
 
 
-# chapters/appendix/record.md:159
+# chapters/appendix/record.md:165
 def rebind_class_cell(addition: type, original: type) -> None:
     """Let zero-argument super() in the new members mean `original`."""
     for referrer in gc.get_referrers(addition):
@@ -31,7 +31,7 @@ def rebind_class_cell(addition: type, original: type) -> None:
             referrer.cell_contents = original
 
 
-# chapters/appendix/record.md:171
+# chapters/appendix/record.md:177
 def reopened(scope: dict, addition: type) -> type:
     """The class that `addition` extends, if it may."""
     name = addition.__name__
@@ -49,7 +49,7 @@ def reopened(scope: dict, addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:191
+# chapters/appendix/record.md:197
 def extend(addition: type) -> type:
     """Give the members of class `addition` to the class of that name.
 
@@ -66,7 +66,7 @@ def extend(addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:229
+# chapters/appendix/record.md:235
 def test(function: Callable) -> Callable:
     """Run a test where it is written; print one line when it passes."""
     function()
@@ -77,11 +77,17 @@ def test(function: Callable) -> Callable:
 PREFIX = "application/papermill.record/"
 
 
-# chapters/appendix/record.md:239
-def glue(name: str, value) -> None:
+# chapters/appendix/record.md:245
+def glue(name: str, value, **about) -> None:
     """Keep str(value) under `name`, for the page's prose to quote."""
     from IPython.display import display
 
     scrapbook = {"name": name, "mime_prefix": PREFIX}
     bundle = {PREFIX + "text/plain": str(value)}
-    display(bundle, raw=True, metadata={"scrapbook": scrapbook})
+    display(bundle, raw=True, metadata={"scrapbook": scrapbook, **about})
+
+
+# chapters/appendix/record.md:261
+def claim(name: str, holds, sentence: str, otherwise: str) -> None:
+    """Glue `sentence` under `name` where it holds, else `otherwise`."""
+    glue(name, sentence if holds else otherwise, holds=bool(holds))

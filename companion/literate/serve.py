@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:97e825a9532f
+# Tangled from record: edit there, `make tangle`. sha256:4493fb882b3a
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -17,12 +17,12 @@ from starlette.staticfiles import StaticFiles
 
 from companion.literate.execute import RECORD
 
-# chapters/appendix/record.md:2305
+# chapters/appendix/record.md:2700
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2309
+# chapters/appendix/record.md:2704
 def rebuild(changed_paths=()) -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     for path in changed_paths:
@@ -30,7 +30,7 @@ def rebuild(changed_paths=()) -> None:
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2316
+# chapters/appendix/record.md:2711
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -38,7 +38,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2326
+# chapters/appendix/record.md:2721
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2342
+# chapters/appendix/record.md:2737
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -63,7 +63,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2354
+# chapters/appendix/record.md:2749
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(

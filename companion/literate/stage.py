@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:88095fd26fd1
+# Tangled from record: edit there, `make tangle`. sha256:b0eabcd20b8d
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
@@ -12,11 +12,11 @@ from pathlib import Path
 from companion.literate.source import Book, SourceError, read_book
 from companion.literate.tangle import tangle
 
-# chapters/appendix/record.md:334
+# chapters/appendix/record.md:352
 STAGES = "_build/stage"
 
 
-# chapters/appendix/record.md:337
+# chapters/appendix/record.md:355
 def package_files(book: Book, name: str | None = None) -> dict[str, str]:
     """The library's files before chapter `name`, or all of them."""
     files = tangle(book.before(name) if name else book).files
@@ -24,7 +24,7 @@ def package_files(book: Book, name: str | None = None) -> dict[str, str]:
     return own if "companion/literate/__init__.py" in own else lent() | own
 
 
-# chapters/appendix/record.md:344
+# chapters/appendix/record.md:362
 def lent() -> dict[str, str]:
     """The tools at work here, for a book that has none of its own."""
     found = Path(inspect.getfile(tangle)).parent.glob("*.py")
@@ -33,7 +33,7 @@ def lent() -> dict[str, str]:
     return {"companion/__init__.py": "", **files}
 
 
-# chapters/appendix/record.md:352
+# chapters/appendix/record.md:370
 def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     """Write the library before chapter `name`; return its folder.
 
@@ -45,11 +45,11 @@ def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     return folder
 
 
-# chapters/appendix/record.md:372
+# chapters/appendix/record.md:390
 PART = ".part"  # the suffix of a file being written
 
 
-# chapters/appendix/record.md:375
+# chapters/appendix/record.md:393
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all, whoever else is writing it."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,12 +59,14 @@ def replace_file(target: Path, text: str) -> None:
             file.write(text)
         os.chmod(name, 0o644)
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)
         raise
 
 
-# chapters/appendix/record.md:392
+# chapters/appendix/record.md:412
 def sync(folder: Path, files: dict[str, str]) -> None:
     """Make `folder` hold exactly `files`; touch only what differs."""
     for path, text in files.items():
@@ -75,7 +77,7 @@ def sync(folder: Path, files: dict[str, str]) -> None:
         stranger.unlink(missing_ok=True)
 
 
-# chapters/appendix/record.md:402
+# chapters/appendix/record.md:422
 def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
     """Files of an earlier stage that this one does not have."""
     known = {folder / path for path in files}
@@ -84,7 +86,7 @@ def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
             and path not in known and path.suffix not in passing]
 
 
-# chapters/appendix/record.md:472
+# chapters/appendix/record.md:492
 def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """A parser for commands that work on named chapters, or all."""
     parser = argparse.ArgumentParser(
@@ -94,24 +96,29 @@ def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/record.md:481
+# chapters/appendix/record.md:501
 def chosen(book: Book, options) -> list[str]:
     """The chapters that were named, or all; those with cells."""
     given = [book.chapter(name) for name in options.chapters]
     return [c.name for c in given or book.chapters if c.cells]
 
 
-# chapters/appendix/record.md:487
+# chapters/appendix/record.md:507
 def reported(work: Callable, *arguments) -> int:
-    """Run a command's work; bad input is one line and status 1."""
+    """Run a command's work; what stops it is one line and status 1."""
     try:
         return work(*arguments) or 0
     except SourceError as error:
         print(error, file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(f"{error.filename or '.'}: {error.strerror}: mend that, and run"
+              " it again", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130  # as every program that Ctrl+C ends
+    return 1
 
 
-# chapters/appendix/record.md:499
+# chapters/appendix/record.md:524
 def print_stages(options) -> None:
     """Stage the chosen chapters; print their folders."""
     book = read_book()
@@ -119,7 +126,7 @@ def print_stages(options) -> None:
         print(stage(book, name, options.out))
 
 
-# chapters/appendix/record.md:506
+# chapters/appendix/record.md:531
 def main(argv: list[str]) -> int:
     """Write the library as it stood before each chapter."""
     parser = chapter_parser("stage", str(main.__doc__))

@@ -1,12 +1,17 @@
-# Tangled from record: edit there, `make tangle`. sha256:076dd134b334
+# Tangled from record: edit there, `make tangle`. sha256:b1cf954f0813
+import os
+from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from companion.literate.execute import (
+    Room,
     cached,
+    check_claims,
     code_cells,
     execute,
     paired,
@@ -21,7 +26,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:253
+# chapters/appendix/record.md:271
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -40,7 +45,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:277
+# chapters/appendix/record.md:295
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -50,14 +55,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:286
+# chapters/appendix/record.md:304
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:292
+# chapters/appendix/record.md:310
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -73,7 +78,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:451
+# chapters/appendix/record.md:471
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -90,7 +95,31 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:906
+# chapters/appendix/record.md:715
+def is_free(file):
+    """Whether one more may share a locked file."""
+    try:
+        flock(file, LOCK_SH | LOCK_NB)
+    except BlockingIOError:
+        return False
+    flock(file, LOCK_UN)
+    return True
+
+
+# chapters/appendix/record.md:726
+def test_a_cell_that_is_alone_has_no_neighbour():
+    with TemporaryDirectory() as folder, Room(Path(folder)) as room:
+        for alone in (False, True, False):
+            room.enter(alone)
+            with open(room.folder / "room.lock") as neighbour:
+                assert is_free(neighbour) != alone
+        with open(room.folder / "gate.lock") as patient:
+            assert is_free(room.gate)
+            flock(patient, LOCK_EX)  # a neighbour waits to be alone
+            assert not is_free(room.gate)
+
+
+# chapters/appendix/record.md:1110
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -106,7 +135,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1020
+# chapters/appendix/record.md:1286
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -120,7 +149,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1095
+# chapters/appendix/record.md:1361
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -137,7 +166,37 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1553
+# chapters/appendix/record.md:1381
+def refusal(function, *arguments):
+    """What a function has against its arguments."""
+    try:
+        function(*arguments)
+    except SourceError as error:
+        return str(error)
+    return "none"
+
+
+# chapters/appendix/record.md:1391
+def test_a_false_claim_stops_the_reference():
+    text = """from companion.literate import claim
+claim("cheap", 1 > 0, "a cent", "a fortune")
+claim("fast", 2 > 3, "fast", "slow here")"""
+    timed, compared = cell(text, "timing"), cell(text)
+    with TemporaryDirectory() as folder:
+        book = write_book(folder, only=page("Only", "only.py", timed))
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE=""):
+            done = execute(book, "only")
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE="this one"):
+            assert refusal(execute, book, "only") == (
+                "chapters/only.md:10: the claim fast does not hold, and "
+                "COMPANION_REFERENCE is set: mend the program or the "
+                "sentence; the page says 'slow here'")
+        book = write_book(folder, only=page("Only", "only.py", compared))
+        told = refusal(check_claims, book.chapter("only"), done)
+        assert "only.md:8: the claim cheap depends on what was" in told
+
+
+# chapters/appendix/record.md:1939
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -145,7 +204,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:1874
+# chapters/appendix/record.md:2269
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -163,7 +222,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2277
+# chapters/appendix/record.md:2672
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
