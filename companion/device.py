@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e39352624496  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:82eef4b1b3cf  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from companion.blas import FLAVOURS, WIDE, matmul, tell
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
-from companion.dtype import DType, bfloat16, float16, float32, int64
+from companion.dtype import DType, float64, int64
 from companion.native import POOL, CompileError, kernel
 from companion.ops import (
     ADD,
@@ -111,21 +111,19 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:564
-HALVES = (float16, bfloat16)
 
-
-# chapters/tensors/operations.md:567
+# chapters/tensors/operations.md:571
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
-    return float32.numpy if dtype in HALVES else dtype.numpy
+    return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:572
-def fold(function: np.ufunc) -> Callable[..., None]:
-    """A reduction; halves accumulate in float32."""
+# chapters/tensors/operations.md:576
+def fold(function: np.ufunc,
+         kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
+    """A reduction whose running values are of the dtype `kept` names."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        wide = running(x.dtype)
+        wide = kept(x.dtype)
         into = out.array if wide is out.dtype.numpy else None
         result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
                                  keepdims=True)
@@ -134,9 +132,10 @@ def fold(function: np.ufunc) -> Callable[..., None]:
     return kernel
 
 
-KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
+KERNELS[SUM] = fold(np.add, running)
+KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:600
+# chapters/tensors/operations.md:607
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -146,7 +145,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:609
+# chapters/tensors/operations.md:616
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -154,7 +153,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:623
+# chapters/tensors/operations.md:630
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -165,7 +164,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:640
+# chapters/tensors/operations.md:647
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -216,22 +215,22 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:661
+# chapters/tensors/operations.md:668
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:677
+# chapters/tensors/operations.md:684
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
-    np.add.at(sums, index.array, x.array)
+    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
     np.copyto(out.array, sums, casting="unsafe")
 
 
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:700
+# chapters/tensors/operations.md:707
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -242,12 +241,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:710
+# chapters/tensors/operations.md:717
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:714
+# chapters/tensors/operations.md:721
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -255,7 +254,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:726
+# chapters/tensors/operations.md:733
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -263,7 +262,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:740
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -272,12 +271,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:746
+# chapters/tensors/operations.md:753
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:750
+# chapters/tensors/operations.md:757
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -304,7 +303,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:796
+    # chapters/tensors/operations.md:803
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -319,7 +318,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:836
+    # chapters/tensors/operations.md:843
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -328,20 +327,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:868
+    # chapters/tensors/operations.md:875
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:775
+# chapters/tensors/operations.md:782
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:811
+# chapters/tensors/operations.md:818
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -353,7 +352,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:845
+# chapters/tensors/operations.md:852
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -375,11 +374,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2140
+# chapters/tensors/operations.md:2147
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2143
+# chapters/tensors/operations.md:2150
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -395,11 +394,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2180
+# chapters/tensors/operations.md:2187
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2183
+# chapters/tensors/operations.md:2190
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
