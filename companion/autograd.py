@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:b7a9c17cf6e6
+# Tangled from autograd: edit there, `make tangle`. sha256:0552dda93f22
 from __future__ import annotations
 
 import math
@@ -10,6 +10,7 @@ from typing import Any
 from companion.ops import (
     ADD,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -24,15 +25,14 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     Op,
@@ -109,8 +109,6 @@ def ages(op: Op, *values: Any) -> list[int]:
 # chapters/gradients/autograd.md:362
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[NEG] = (lambda g, y, x, _: -g,)
-GRADIENT[RECIP] = (lambda g, y, x, _: -g * y * y,)
 GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
 GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
 GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
@@ -119,11 +117,15 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:390
+# chapters/gradients/autograd.md:388
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
+GRADIENT[SUB] = (lambda g, y, a, b, _: g,
+                 lambda g, y, a, b, _: -g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
                  lambda g, y, a, b, _: g * a)
+GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
+                 lambda g, y, a, b, _: -g * y / b)
 GRADIENT[MOD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: -g * (a // b))
 GRADIENT[WHERE] = (None,
@@ -134,7 +136,7 @@ GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
 
 
-# chapters/gradients/autograd.md:418
+# chapters/gradients/autograd.md:420
 def share(g: Any, a: Any, b: Any) -> Any:
     """What max(a, b) passes on to a: all, nothing, or half of a tie."""
     return g.where(b < a, (g * 0.5).where(a == b, 0))
@@ -144,13 +146,13 @@ GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
                      lambda g, y, a, b, _: share(g, b, a))
 
 
-# chapters/gradients/autograd.md:455
+# chapters/gradients/autograd.md:457
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:460
+# chapters/gradients/autograd.md:462
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -158,7 +160,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:467
+# chapters/gradients/autograd.md:469
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -166,7 +168,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:474
+# chapters/gradients/autograd.md:476
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -175,7 +177,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:491
+# chapters/gradients/autograd.md:493
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -190,7 +192,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:532
+# chapters/gradients/autograd.md:534
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -200,7 +202,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:552
+# chapters/gradients/autograd.md:554
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -211,7 +213,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:639
+# chapters/gradients/autograd.md:641
 def lineage(root: Any) -> list[Any]:
     """What `root` was computed from, operands before results.
 
@@ -233,7 +235,7 @@ def lineage(root: Any) -> list[Any]:
     return order
 
 
-# chapters/gradients/autograd.md:724
+# chapters/gradients/autograd.md:726
 def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
     """Each operand of `y` that wants a gradient, with its share."""
     record = y.record
@@ -247,7 +249,7 @@ def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
             yield x, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:746
+# chapters/gradients/autograd.md:748
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -270,11 +272,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:772
+# chapters/gradients/autograd.md:774
 SPENT = Record(Op("SPENT", 0), (), None, [])
 
 
-# chapters/gradients/autograd.md:775
+# chapters/gradients/autograd.md:777
 def check_unspent(order: list[Any]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(y.record is SPENT for y in order):
@@ -283,10 +285,10 @@ def check_unspent(order: list[Any]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1028
+# chapters/gradients/autograd.md:1030
 RESULT = -1
 NEEDS |= {
-    RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),
+    EXP: (RESULT,), SQRT: (RESULT,), DIV: (1, RESULT),
     LOG: (0,), SIN: (0,), ERF: (0,), MAX: (0, RESULT),
     MUL: (0, 1), MAXIMUM: (0, 1), MOD: (0, 1), MATMUL: (0, 1),
     WHERE: (0,), GATHER: (1,), SCATTER: (1,),

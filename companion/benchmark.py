@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:bd98f9a261a3
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:b2af66383e10
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1240
+# chapters/gradients/autograd.md:1242
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()

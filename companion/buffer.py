@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:87662598eec9  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:32009c4af3af  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:1008
+    # chapters/gradients/autograd.md:1010
     version = 0
 
 

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:a2bf016b53c8
+# Tangled from gpu: edit there, `make tangle`. sha256:db6b09595da0
 from __future__ import annotations
 
 import functools
@@ -40,6 +40,7 @@ from companion.ops import (
     ADD,
     CAST,
     CONST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -53,13 +54,12 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     RANDOM,
-    RECIP,
     SCATTER,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -275,15 +275,15 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
 
 # chapters/gradients/gpu.md:446
 CUDA_CODE: dict[Op, str] = {
-    NEG: "-a",
-    RECIP: "1 / a",
     EXP: "exp(a)",
     LOG: "log(a)",
     SIN: "sin(a)",
     SQRT: "sqrt(a)",
     ERF: "erf(a)",
     ADD: "a + b",
+    SUB: "a - b",
     MUL: "a * b",
+    DIV: "a / b",
     MAXIMUM: "a != a || a > b ? a : b",
     LESS: "a < b",
     EQUAL: "a == b",
@@ -319,8 +319,8 @@ MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
         2: "{0}(Walk w, {1} *out, const T *x, const T *y) "
            "{{ map(w, out, x, y, [](W a, W b) {{ return {2}; }}); }}"}
-NEEDS_KIND = {NEG: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
-    (RECIP, EXP, LOG, SIN, SQRT, ERF), "f")
+NEEDS_KIND = {SUB: "iuf", IDIV: "iuf", MOD: "iuf"} | dict.fromkeys(
+    (DIV, EXP, LOG, SIN, SQRT, ERF), "f")
 
 
 # chapters/gradients/gpu.md:572

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:877fe936f338
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:0fa2c19ad660
 from __future__ import annotations
 
 import math
@@ -134,7 +134,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:930
+    # chapters/gradients/autograd.md:932
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -146,7 +146,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:905
+    # chapters/gradients/autograd.md:907
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():

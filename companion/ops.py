@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d3424b0ad8a8
+# Tangled from operations: edit there, `make tangle`. sha256:120830c89482
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Op:
 # chapters/tensors/operations.md:98
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
-NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
-SIN, SQRT, ERF, CAST = [Op(n, 1) for n in ("SIN", "SQRT", "ERF", "CAST")]
-ADD, MUL, MAXIMUM = Op("ADD", 2), Op("MUL", 2), Op("MAXIMUM", 2)
-LESS, EQUAL = Op("LESS", 2), Op("EQUAL", 2)
+EXP, LOG, SIN = Op("EXP", 1), Op("LOG", 1), Op("SIN", 1)
+SQRT, ERF, CAST = Op("SQRT", 1), Op("ERF", 1), Op("CAST", 1)
+ADD, SUB, MUL, DIV = [Op(n, 2) for n in ("ADD", "SUB", "MUL", "DIV")]
+MAXIMUM, LESS, EQUAL = Op("MAXIMUM", 2), Op("LESS", 2), Op("EQUAL", 2)
 IDIV, MOD, WHERE = Op("IDIV", 2), Op("MOD", 2), Op("WHERE", 3)
 SUM, MAX = Op("SUM", 1), Op("MAX", 1)
 RESHAPE, PERMUTE, EXPAND = Op("RESHAPE", 1), Op("PERMUTE", 1), Op("EXPAND", 1)
@@ -44,8 +44,9 @@ WRITE = Op("WRITE", 2)
 # chapters/tensors/operations.md:115
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
-    "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
-                    ADD, MUL, MAXIMUM, LESS, EQUAL, IDIV, MOD, WHERE),
+    "elementwise": (EXP, LOG, SIN, SQRT, ERF, CAST,
+                    ADD, SUB, MUL, DIV, MAXIMUM,
+                    LESS, EQUAL, IDIV, MOD, WHERE),
     "reduce": (SUM, MAX),
     "movement": (RESHAPE, PERMUTE, EXPAND, PAD, SHRINK, FLIP),
     "contraction": (MATMUL,),
@@ -54,7 +55,7 @@ FAMILIES = {
 }
 
 
-# chapters/tensors/operations.md:161
+# chapters/tensors/operations.md:162
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -72,12 +73,12 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-# chapters/tensors/operations.md:192
+# chapters/tensors/operations.md:193
 def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-# chapters/tensors/operations.md:196
+# chapters/tensors/operations.md:197
 def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
@@ -89,7 +90,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-# chapters/tensors/operations.md:216
+# chapters/tensors/operations.md:217
 def reshaped(x: Any, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
@@ -99,7 +100,7 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:225
+# chapters/tensors/operations.md:226
 def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
@@ -107,7 +108,7 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     return tuple([x.shape[i] for i in order])
 
 
-# chapters/tensors/operations.md:237
+# chapters/tensors/operations.md:238
 def expanded(x: Any, shape: Shape) -> Shape:
     new = len(shape) - len(x.shape)
     if new < 0 or min(shape, default=0) < 0 or any(
@@ -118,7 +119,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:247
+# chapters/tensors/operations.md:248
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -130,7 +131,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:263
+# chapters/tensors/operations.md:264
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -143,7 +144,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:288
+# chapters/tensors/operations.md:289
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -153,7 +154,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:297
+# chapters/tensors/operations.md:298
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -162,19 +163,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:308
+# chapters/tensors/operations.md:309
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:330
+# chapters/tensors/operations.md:331
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool"}
 
 
-# chapters/tensors/operations.md:334
+# chapters/tensors/operations.md:335
 def check_kind(op: Op, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -182,7 +183,7 @@ def check_kind(op: Op, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:341
+# chapters/tensors/operations.md:342
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -192,7 +193,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:353
+# chapters/tensors/operations.md:354
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -205,11 +206,11 @@ def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
 DTYPE: dict[Op, Callable[..., DType]] = {
     op: kept(op) for ops in FAMILIES.values() for op in ops}
 DTYPE |= {op: kept(op, "f")
-          for op in (RECIP, EXP, LOG, SIN, SQRT, ERF)}
-DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
+          for op in (DIV, EXP, LOG, SIN, SQRT, ERF)}
+DTYPE |= {op: kept(op, "iuf") for op in (SUB, IDIV, MOD, SUM)}
 
 
-# chapters/tensors/operations.md:374
+# chapters/tensors/operations.md:375
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -217,13 +218,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:381
+# chapters/tensors/operations.md:382
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:386
+# chapters/tensors/operations.md:387
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -231,7 +232,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:396
+# chapters/tensors/operations.md:397
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):

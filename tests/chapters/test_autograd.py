@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:855cce209029
+# Tangled from autograd: edit there, `make tangle`. sha256:d81fcc235915
 from __future__ import annotations
 
 import math
@@ -14,6 +14,7 @@ from companion.dtype import bool_, float16, float32, float64, int64
 from companion.ops import (
     ADD,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -28,15 +29,14 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
 )
@@ -54,7 +54,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1131
+# chapters/gradients/autograd.md:1133
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -65,7 +65,7 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1327
+# chapters/gradients/autograd.md:1329
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -90,14 +90,14 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1353
+# chapters/gradients/autograd.md:1355
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1359
+# chapters/gradients/autograd.md:1361
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -108,7 +108,7 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1480
+# chapters/gradients/autograd.md:1482
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -117,9 +117,9 @@ def wide(*shape, low=-1.0):
 
 ROWS = Tensor([2, 0, 2, -1])
 EXAMPLES = {
-    NEG: ([wide(3, 4)], None), SIN: ([wide(4)], None),
+    SIN: ([wide(4)], None), SUB: ([wide(3, 4), wide(3, 4)], None),
     EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
-    ERF: ([wide(3)], None), RECIP: ([wide(3, low=0.3)], None),
+    ERF: ([wide(3)], None), DIV: ([wide(3), wide(3, low=0.3)], None),
     LOG: ([wide(3, low=0.3)], None), SQRT: ([wide(3, low=0.3)], None),
     ADD: ([wide(3), wide(3)], None), MUL: ([wide(3), wide(3)], None),
     MAXIMUM: ([wide(9), wide(9)], None),
@@ -137,7 +137,7 @@ EXAMPLES = {
 FLAT = {LESS, EQUAL, IDIV}
 
 
-# chapters/gradients/autograd.md:1511
+# chapters/gradients/autograd.md:1513
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -146,7 +146,7 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1520
+# chapters/gradients/autograd.md:1522
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -157,7 +157,7 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1534
+# chapters/gradients/autograd.md:1536
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -166,7 +166,7 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1543
+# chapters/gradients/autograd.md:1545
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -175,7 +175,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1555
+# chapters/gradients/autograd.md:1557
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -183,7 +183,7 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1563
+# chapters/gradients/autograd.md:1565
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
@@ -198,35 +198,35 @@ def test_rules_read_only_what_the_table_says():
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1582
+# chapters/gradients/autograd.md:1584
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1587
+# chapters/gradients/autograd.md:1589
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1594
+# chapters/gradients/autograd.md:1596
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1599
+# chapters/gradients/autograd.md:1601
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1604
+# chapters/gradients/autograd.md:1606
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1612
+# chapters/gradients/autograd.md:1614
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -236,7 +236,7 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1622
+# chapters/gradients/autograd.md:1624
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -247,7 +247,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1635
+# chapters/gradients/autograd.md:1637
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -255,14 +255,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1643
+# chapters/gradients/autograd.md:1645
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1653
+# chapters/gradients/autograd.md:1655
 def message(call):
     try:
         call()
@@ -271,7 +271,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1662
+# chapters/gradients/autograd.md:1664
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -284,7 +284,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1677
+# chapters/gradients/autograd.md:1679
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -297,13 +297,13 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1690
+# chapters/gradients/autograd.md:1692
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1696
+# chapters/gradients/autograd.md:1698
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -316,7 +316,7 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1711
+# chapters/gradients/autograd.md:1713
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -324,14 +324,14 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1719
+# chapters/gradients/autograd.md:1721
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1728
+# chapters/gradients/autograd.md:1730
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -340,7 +340,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1737
+# chapters/gradients/autograd.md:1739
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -349,7 +349,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1751
+# chapters/gradients/autograd.md:1753
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -368,7 +368,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1771
+# chapters/gradients/autograd.md:1773
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -377,7 +377,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1779
+# chapters/gradients/autograd.md:1781
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -386,7 +386,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1790
+# chapters/gradients/autograd.md:1792
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -399,7 +399,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1805
+# chapters/gradients/autograd.md:1807
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -409,7 +409,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1815
+# chapters/gradients/autograd.md:1817
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -421,7 +421,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(y.sum().backward)
 
 
-# chapters/gradients/autograd.md:1827
+# chapters/gradients/autograd.md:1829
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -431,14 +431,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1839
+# chapters/gradients/autograd.md:1841
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1846
+# chapters/gradients/autograd.md:1848
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -449,7 +449,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1859
+# chapters/gradients/autograd.md:1861
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -458,7 +458,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1868
+# chapters/gradients/autograd.md:1870
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -468,7 +468,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1880
+# chapters/gradients/autograd.md:1882
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 
