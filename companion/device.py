@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:82eef4b1b3cf  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e08324b3d458  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from companion.ops import (
     ADD,
     CAST,
     CONST,
+    DIV,
     DTYPE,
     EQUAL,
     ERF,
@@ -38,17 +39,16 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
     RANDOM,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -58,7 +58,7 @@ from companion.ops import (
 from companion.view import Shape, View
 
 
-# chapters/tensors/operations.md:431
+# chapters/tensors/operations.md:432
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -69,16 +69,16 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:444
+# chapters/tensors/operations.md:445
 KERNELS: dict[Op, Callable[..., None]] = {
-    NEG: ufunc(np.negative),
-    RECIP: ufunc(np.reciprocal),
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
     SIN: ufunc(np.sin),
     SQRT: ufunc(np.sqrt),
     ADD: ufunc(np.add),
+    SUB: ufunc(np.subtract),
     MUL: ufunc(np.multiply),
+    DIV: ufunc(np.divide),
     MAXIMUM: ufunc(np.maximum),
     LESS: ufunc(np.less),
     EQUAL: ufunc(np.equal),
@@ -87,18 +87,18 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:466
+# chapters/tensors/operations.md:467
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
 KERNELS[CAST] = copy
 
-# chapters/tensors/operations.md:522
+# chapters/tensors/operations.md:523
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:525
+# chapters/tensors/operations.md:526
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -112,13 +112,13 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:571
+# chapters/tensors/operations.md:572
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:576
+# chapters/tensors/operations.md:577
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -135,7 +135,7 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:607
+# chapters/tensors/operations.md:608
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -145,7 +145,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:616
+# chapters/tensors/operations.md:617
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -153,7 +153,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:630
+# chapters/tensors/operations.md:631
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -164,7 +164,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:647
+# chapters/tensors/operations.md:648
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -215,11 +215,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:668
+# chapters/tensors/operations.md:669
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:684
+# chapters/tensors/operations.md:685
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -230,7 +230,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:707
+# chapters/tensors/operations.md:708
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -241,12 +241,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:717
+# chapters/tensors/operations.md:718
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:721
+# chapters/tensors/operations.md:722
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -254,7 +254,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:734
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -262,7 +262,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:740
+# chapters/tensors/operations.md:741
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -271,12 +271,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:753
+# chapters/tensors/operations.md:754
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:757
+# chapters/tensors/operations.md:758
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -296,14 +296,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1017
+    # chapters/gradients/autograd.md:1019
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:803
+    # chapters/tensors/operations.md:804
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -318,7 +318,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:843
+    # chapters/tensors/operations.md:844
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -327,20 +327,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:875
+    # chapters/tensors/operations.md:876
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:782
+# chapters/tensors/operations.md:783
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:818
+# chapters/tensors/operations.md:819
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -352,7 +352,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:852
+# chapters/tensors/operations.md:853
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -374,11 +374,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2147
+# chapters/tensors/operations.md:2138
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2150
+# chapters/tensors/operations.md:2141
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -394,11 +394,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2187
+# chapters/tensors/operations.md:2178
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2190
+# chapters/tensors/operations.md:2181
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

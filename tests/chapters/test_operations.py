@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d4fe5273c004
+# Tangled from operations: edit there, `make tangle`. sha256:5730f73ec1ca
 from __future__ import annotations
 
 import math
@@ -43,7 +43,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1328
+# chapters/tensors/operations.md:1329
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -52,7 +52,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2170
+# chapters/tensors/operations.md:2161
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -65,7 +65,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2682
+# chapters/tensors/operations.md:2673
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -73,11 +73,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:3254
+# chapters/tensors/operations.md:3244
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:3258
+# chapters/tensors/operations.md:3248
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -88,7 +88,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3271
+# chapters/tensors/operations.md:3261
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -100,7 +100,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3283
+# chapters/tensors/operations.md:3273
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -112,7 +112,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3299
+# chapters/tensors/operations.md:3289
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -120,7 +120,7 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3307
+# chapters/tensors/operations.md:3297
 def test_a_refused_shape_takes_no_numbers():
     draw = Generator(1)
     for shape in ((-2, 3), (-3,)):
@@ -132,7 +132,7 @@ def test_a_refused_shape_takes_no_numbers():
             raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3319
+# chapters/tensors/operations.md:3309
 def test_a_vector_has_no_matrix_to_transpose():
     try:
         _ = ones(2).mT
@@ -142,7 +142,7 @@ def test_a_vector_has_no_matrix_to_transpose():
         raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3331
+# chapters/tensors/operations.md:3321
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -151,7 +151,7 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3342
+# chapters/tensors/operations.md:3332
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -162,7 +162,7 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3357
+# chapters/tensors/operations.md:3347
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 32
@@ -170,7 +170,7 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3365
+# chapters/tensors/operations.md:3355
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -180,7 +180,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3378
+# chapters/tensors/operations.md:3368
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -195,7 +195,7 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/operations.md:3395
+# chapters/tensors/operations.md:3385
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -209,7 +209,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3409
+# chapters/tensors/operations.md:3399
 def test_sums_are_right_along_every_axis():
     for dtype, bound in ((float32, 1e-6), (float16, 1e-3), (bfloat16, 4e-3)):
         row = Tensor([300.1, -0.7], dtype)
@@ -226,7 +226,7 @@ def test_sums_are_right_along_every_axis():
     assert alike.std(0).tolist() == [0.0, 0.0]
 
 
-# chapters/tensors/operations.md:3426
+# chapters/tensors/operations.md:3416
 def test_a_place_named_very_often_has_the_whole_sum():
     for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
         x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
@@ -237,7 +237,7 @@ def test_a_place_named_very_often_has_the_whole_sum():
         assert not found[1].any()
 
 
-# chapters/tensors/operations.md:3439
+# chapters/tensors/operations.md:3429
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -246,7 +246,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3451
+# chapters/tensors/operations.md:3441
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -256,7 +256,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3461
+# chapters/tensors/operations.md:3451
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -275,7 +275,7 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3482
+# chapters/tensors/operations.md:3472
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -297,7 +297,7 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3508
+# chapters/tensors/operations.md:3498
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]
