@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e08324b3d458  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:15de26004469  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import math
+import struct
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -14,9 +15,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, matmul, tell
+from companion.blas import FLAVOURS, WIDE, ceil, matmul, tell
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
-from companion.dtype import DType, float64, int64
+from companion.dtype import DType, float32, float64, int64
 from companion.native import POOL, CompileError, kernel
 from companion.ops import (
     ADD,
@@ -55,7 +56,7 @@ from companion.ops import (
     Op,
     known,
 )
-from companion.view import Shape, View
+from companion.view import Shape, View, merged
 
 
 # chapters/tensors/operations.md:432
@@ -359,7 +360,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1580
+# chapters/gradients/gpu.md:1561
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -417,38 +418,161 @@ KERNELS[RANDOM] = random
 # chapters/tensors/blas.md:1639
 KERNELS[MATMUL] = matmul
 
+# chapters/tensors/activations.md:668
+WALK = struct.Struct("9qP")
 
-# chapters/tensors/activations.md:506
+
+# chapters/tensors/activations.md:671
+@functools.lru_cache(maxsize=4096)
+def walk(threads: int, *views: View) -> bytes | None:
+    """A `struct walk` of views of one shape; None where C has no loop."""
+    size, none = views[0].size, (0,) * len(views)
+    axes = merged(zip(views[0].shape, *[v.strides for v in views]))
+    axes = axes if size else [(0, *none)]
+    (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
+    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:]
+                                   or min(step) < 0):
+        return None
+    rest = [0] * (3 - len(views))  # without a second operand
+    return WALK.pack(m, n, *row, *rest, *step, *rest,
+                     threads if size > 1 << 15 else 1, POOL.address)
+
+
+# chapters/tensors/activations.md:689
 @functools.cache
-def erf_for(dtype: DType) -> Callable[..., None] | None:
-    """The compiled function for a dtype; None without a C compiler."""
+def loops(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
+    """A C file compiled for a dtype; None without a C compiler."""
+    fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
     try:
-        return kernel("kernels/erf.c", *FLAVOURS[dtype]).erf_each
-    except CompileError as error:
-        tell(f"erf is computed one by one in Python: {error}")
+        return kernel(file, *fast, *flags, *FLAVOURS[dtype])
+    except (CompileError, OSError) as error:
+        tell(f"loops are NumPy's, on one processor: {error}")
         return None
 
 
-# chapters/tensors/activations.md:519
+# chapters/tensors/activations.md:700
+@functools.cache
+def loop(name: str, dtype: DType) -> Callable[..., None] | None:
+    """An elementwise loop in C; None where `dtype` has none."""
+    library = loops("kernels/loops.c", dtype) if dtype in FLOATS else None
+    return unchecked(library, name, 3) if library else None
+
+
+FLOATS = (float32, float64)  # what C computes in
+
+
+# chapters/tensors/activations.md:710
+def unchecked(library: ctypes.CDLL, name: str,
+              addresses: int) -> Callable[..., None]:
+    """A function of C that takes a structure's bytes and addresses."""
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_char_p] + [ctypes.c_void_p] * addresses
+    function.restype = None
+    return function
+
+
+# chapters/tensors/activations.md:724
+Kernel = Callable[..., None]
+
+
+# chapters/tensors/activations.md:727
+def two(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel of two operands: a loop of C, or `otherwise`."""
+    def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+        each = loop(name, out.dtype) if out.array.size > 4000 else None
+        job = each and walk(POOL.threads, out.view, x.view, y.view)
+        if each and job:
+            each(job, out.address, x.address, y.address)
+        else:
+            otherwise(out, x, y, _)
+    return kernel
+
+
+# chapters/tensors/activations.md:743
+def one(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel of one operand: a loop of C, or `otherwise`."""
+    def kernel(out: Buffer, x: Buffer, _: None) -> None:
+        dtype = WIDE.get(x.dtype, x.dtype)
+        each = loop(name, dtype)
+        job = walk(POOL.threads, out.view, x.view) if each else None
+        if each is None:
+            otherwise(out, x, _)
+        elif dtype is not x.dtype:
+            wide, result = [Buffer.empty(x.shape, dtype) for _ in range(2)]
+            copy(wide, x)
+            kernel(result, wide, None)
+            copy(out, result)
+        elif job is None:
+            kernel(out, x.copy(), None)
+        else:
+            each(job, out.address, x.address, x.address)
+    return kernel
+
+
+# chapters/tensors/activations.md:766
+KERNELS |= {
+    ADD: two("add", KERNELS[ADD]),
+    SUB: two("subtract", KERNELS[SUB]),
+    MUL: two("multiply", KERNELS[MUL]),
+    DIV: two("divide", KERNELS[DIV]),
+    EXP: one("exponentiate", KERNELS[EXP]),
+}
+
+# chapters/tensors/activations.md:888
+FOLD = struct.Struct("7qP")
+
+
+# chapters/tensors/activations.md:891
+@functools.lru_cache(maxsize=4096)
+def folding(x: View, out: View, threads: int) -> bytes | None:
+    """A `struct fold`; None where x is no [outer, n, inner] for C."""
+    axes = merged(zip(x.shape, x.strides, out.expand(x.shape).strides))
+    folded = [i for i, (_, _, step) in enumerate(axes) if step == 0]
+    if len(folded) != 1 or x.size == 0:
+        return None
+    (outer, far, _), *more = axes[:folded[0]] or [(1, 0, 0)]
+    (inner, near, _), *rest = axes[folded[0] + 1:] or [(1, 1, 0)]
+    if more or rest or near != 1:
+        return None
+    n, step, _ = axes[folded[0]]
+    wanted = min(x.size >> 13, 4096 // out.size, 64)
+    pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
+    return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
+                     threads if x.size > 1 << 15 else 1, POOL.address)
+
+
+# chapters/tensors/activations.md:913
+def folds(otherwise: Kernel, *flags: str) -> Kernel:
+    """A reduction by C where it has floats and a shape for it."""
+    @functools.cache
+    def fold(dtype: DType) -> Callable[..., None] | None:
+        library = (loops("kernels/folds.c", dtype, *flags)
+                   if dtype in FLOATS else None)
+        return unchecked(library, "fold", 2) if library else None
+
+    def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
+        whole = fold(x.dtype)
+        job = whole and folding(x.view, out.view, POOL.threads)
+        if whole and job:
+            whole(job, x.address, out.address)
+        else:
+            otherwise(out, x, axes)
+    return kernel
+
+
+KERNELS |= {SUM: folds(KERNELS[SUM]),
+            MAX: folds(KERNELS[MAX], "-DMOST")}
+
+
+# chapters/tensors/activations.md:998
 def erf(out: Buffer, x: Buffer, _: None) -> None:
-    """The kernel of ERF."""
-    dtype = WIDE.get(x.dtype, x.dtype)
-    dense, result = x.dense(), out
-    if x.dtype is not dtype:
-        dense = result = Buffer.empty(x.shape, dtype)
-        copy(dense, x)
-    function = erf_for(dtype)
-    if function is None:
-        slow = np.vectorize(math.erf, otypes=[dtype.numpy])
-        np.copyto(result.array, slow(dense.array))
-    else:
-        function(x.view.size, dense, result)
-    if result is not out:
-        copy(out, result)
+    """The error function, one element after another in Python."""
+    slow = np.vectorize(math.erf, otypes=[np.float64])
+    np.copyto(out.array, slow(x.array.astype(np.float64)), casting="unsafe")
 
 
-KERNELS[ERF] = erf
+KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1571
+# chapters/gradients/gpu.md:1552
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
