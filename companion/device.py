@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:15de26004469  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:0fa3695adfa5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -440,7 +440,7 @@ def walk(threads: int, *views: View) -> bytes | None:
 
 # chapters/tensors/activations.md:689
 @functools.cache
-def loops(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
+def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
     try:
@@ -454,7 +454,7 @@ def loops(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
-    library = loops("kernels/loops.c", dtype) if dtype in FLOATS else None
+    library = compiled("kernels/loops.c", dtype) if dtype in FLOATS else None
     return unchecked(library, name, 3) if library else None
 
 
@@ -546,9 +546,9 @@ def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     @functools.cache
     def fold(dtype: DType) -> Callable[..., None] | None:
-        library = (loops("kernels/folds.c", dtype, *flags)
+        library = (compiled("kernels/folds.c", dtype, *flags)
                    if dtype in FLOATS else None)
-        return unchecked(library, "fold", 2) if library else None
+        return unchecked(library, "fold_all", 2) if library else None
 
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
         whole = fold(x.dtype)

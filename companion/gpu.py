@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:2b0b519eb4d1
+# Tangled from gpu: edit there, `make tangle`. sha256:4b46e36ed35f
 from __future__ import annotations
 
 import functools
@@ -289,9 +289,9 @@ TYPES: dict[DType, Types] = {
     int8: Types("signed char", int32, int32),
     int32: Types("int", int32, int32),
     int64: Types("long long", int64, int64),
-    float16: Types("__half", float32, float32),
-    bfloat16: Types("__nv_bfloat16", float32, float32),
-    float32: Types("float", float32, float32),
+    float16: Types("__half", float32, float64),
+    bfloat16: Types("__nv_bfloat16", float32, float64),
+    float32: Types("float", float32, float64),
     float64: Types("double", float64, float64),
 }
 

@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:fc237794947b */
+/* Tangled from activations: edit there, `make tangle`. sha256:9391683e32c0 */
 #line 784 "chapters/tensors/activations.md"
 #include <string.h>
 
@@ -77,7 +77,7 @@ static void part(void *job, long t) {
 
 #line 871 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
-void fold(const struct fold *f, const REAL *x, REAL *out) {
+void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];
   struct job g = {*f, x, out, room};
   long m = f->outer * f->inner, panels = (f->inner + LANES - 1) / LANES;

@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:7d13390b4c0d
+# Tangled from activations: edit there, `make tangle`. sha256:6b7c3cbcd44c
 from __future__ import annotations
 
 import math
@@ -173,7 +173,7 @@ def test_exp_and_erf_are_right_to_two_last_places():
         assert last_places(Tensor(x).erf().numpy(), math.erf, x) < 2
 
 
-# chapters/tensors/activations.md:1558
+# chapters/tensors/activations.md:1561
 def test_exp_and_erf_of_special_values():
     for dtype in (float16, bfloat16, float32, float64):
         x = Tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4],
@@ -187,7 +187,7 @@ def test_exp_and_erf_of_special_values():
     assert zeros(0, 3).exp().shape == zeros(3, 0).T.erf().shape == (0, 3)
 
 
-# chapters/tensors/activations.md:1573
+# chapters/tensors/activations.md:1576
 def arranged(a):
     """An array of three axes, (8, 40, 32), under many views."""
     wide = np.broadcast_to
@@ -197,7 +197,7 @@ def arranged(a):
             a[:, 3], a[..., 5], a[:, :, :1], a[:1, :1], a[:, :0]]
 
 
-# chapters/tensors/activations.md:1583
+# chapters/tensors/activations.md:1586
 def test_loops_in_c_agree_with_numpy_on_every_view():
     draw = np.random.default_rng(4)
     for dtype in (np.float32, np.float64, np.int32):
@@ -213,7 +213,7 @@ def test_loops_in_c_agree_with_numpy_on_every_view():
                 assert ((x * y).numpy() == left * right).all()
 
 
-# chapters/tensors/activations.md:1601
+# chapters/tensors/activations.md:1604
 def test_folds_agree_with_numpy_on_every_view():
     draw = np.random.default_rng(5)
     for dtype in (np.float32, np.float64):
@@ -232,7 +232,7 @@ def test_folds_agree_with_numpy_on_every_view():
         assert np.isnan(Tensor(bad).max(axis).numpy()).sum() == 1
 
 
-# chapters/tensors/activations.md:1623
+# chapters/tensors/activations.md:1626
 def test_loops_give_the_same_bits_on_any_number_of_threads():
     manual_seed(6)
     x, before, found = randn(3, 70_001), POOL.threads, set()
@@ -244,7 +244,7 @@ def test_loops_give_the_same_bits_on_any_number_of_threads():
     assert len(found) == 1
 
 
-# chapters/tensors/activations.md:1639
+# chapters/tensors/activations.md:1642
 def test_without_a_compiler_the_answers_are_the_same():
     x, out = randn(6, 5).T, Buffer.empty((5, 6), float32)
     erf(out, x.buffer, None)
@@ -254,7 +254,7 @@ def test_without_a_compiler_the_answers_are_the_same():
                            np.exp(x.numpy()) + x.numpy())
 
 
-# chapters/tensors/activations.md:1653
+# chapters/tensors/activations.md:1656
 def test_where_chooses_in_every_dtype_and_layout():
     draw = np.random.default_rng(1)
     for dtype in DTYPES.values():
@@ -274,7 +274,7 @@ def test_where_chooses_in_every_dtype_and_layout():
     assert math.isnan(where(Tensor(False), 1.0, math.nan).item())
 
 
-# chapters/tensors/activations.md:1675
+# chapters/tensors/activations.md:1678
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -292,7 +292,7 @@ def test_a_timed_device_gives_the_same_values():
     assert timed.calls[-1][2] == 2 * 2 * 6 * 4 + 2 * 8
 
 
-# chapters/tensors/activations.md:1693
+# chapters/tensors/activations.md:1696
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:5730f73ec1ca
+# Tangled from operations: edit there, `make tangle`. sha256:11c151a64e25
 from __future__ import annotations
 
 import math
@@ -209,7 +209,7 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3399
+# chapters/tensors/operations.md:3402
 def test_sums_are_right_along_every_axis():
     for dtype, bound in ((float32, 1e-6), (float16, 1e-3), (bfloat16, 4e-3)):
         row = Tensor([300.1, -0.7], dtype)
@@ -226,7 +226,7 @@ def test_sums_are_right_along_every_axis():
     assert alike.std(0).tolist() == [0.0, 0.0]
 
 
-# chapters/tensors/operations.md:3416
+# chapters/tensors/operations.md:3422
 def test_a_place_named_very_often_has_the_whole_sum():
     for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
         x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
@@ -237,7 +237,7 @@ def test_a_place_named_very_often_has_the_whole_sum():
         assert not found[1].any()
 
 
-# chapters/tensors/operations.md:3429
+# chapters/tensors/operations.md:3435
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -246,7 +246,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3441
+# chapters/tensors/operations.md:3447
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -256,7 +256,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3451
+# chapters/tensors/operations.md:3457
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -275,7 +275,7 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3472
+# chapters/tensors/operations.md:3478
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -297,7 +297,7 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3498
+# chapters/tensors/operations.md:3504
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]
