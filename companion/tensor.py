@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:89a51a6c054e  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:7e4d7d6a652a  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -815,7 +815,7 @@ class Tensor:
         x = x - bare(x.max(axis, keepdim=True))
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1012
+    # chapters/tensors/activations.md:1011
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))

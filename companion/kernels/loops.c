@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:9dc59b1eaec4 */
+/* Tangled from activations: edit there, `make tangle`. sha256:bd608f3040c6 */
 #line 522 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -93,7 +93,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 972 "chapters/tensors/activations.md"
+#line 971 "chapters/tensors/activations.md"
 /* its series near 0, less x; else 1 - erfc, by a fit to log erfc */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
