@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:947219685560  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:efbcded593aa  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1710
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1710
+# chapters/tensors/activations.md:1709
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"

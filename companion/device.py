@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:229f3420cbe3  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:f443aa0c4d6a  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -418,11 +418,11 @@ KERNELS[RANDOM] = random
 # chapters/tensors/blas.md:1639
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:668
+# chapters/tensors/activations.md:667
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:671
+# chapters/tensors/activations.md:670
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -438,7 +438,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:689
+# chapters/tensors/activations.md:688
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -449,7 +449,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
         return None
 
 
-# chapters/tensors/activations.md:699
+# chapters/tensors/activations.md:698
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -460,7 +460,7 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:709
+# chapters/tensors/activations.md:708
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -470,11 +470,11 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:723
+# chapters/tensors/activations.md:722
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:726
+# chapters/tensors/activations.md:725
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -487,7 +487,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:742
+# chapters/tensors/activations.md:741
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -508,7 +508,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:765
+# chapters/tensors/activations.md:764
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -517,11 +517,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:887
+# chapters/tensors/activations.md:886
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:890
+# chapters/tensors/activations.md:889
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -540,7 +540,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:912
+# chapters/tensors/activations.md:911
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     @functools.cache
@@ -563,7 +563,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:997
+# chapters/tensors/activations.md:996
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])

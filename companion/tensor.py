@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:7e4d7d6a652a  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:b27004e27cec  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -764,12 +764,12 @@ class Tensor:
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:121
+    # chapters/tensors/activations.md:120
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
         return self.maximum(0)
 
-    # chapters/tensors/activations.md:225
+    # chapters/tensors/activations.md:224
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -777,7 +777,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:304
+    # chapters/tensors/activations.md:303
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -789,7 +789,7 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near + near * square * bend, far)
 
-    # chapters/tensors/activations.md:367
+    # chapters/tensors/activations.md:366
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
@@ -797,7 +797,7 @@ class Tensor:
         e = (x - bare(x.max(axis, keepdim=True))).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:416
+    # chapters/tensors/activations.md:415
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
@@ -815,7 +815,7 @@ class Tensor:
         x = x - bare(x.max(axis, keepdim=True))
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1011
+    # chapters/tensors/activations.md:1010
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -1628,7 +1628,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:283
+# chapters/tensors/activations.md:282
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1637,7 +1637,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:291
+# chapters/tensors/activations.md:290
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1646,7 +1646,7 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:360
+# chapters/tensors/activations.md:359
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)

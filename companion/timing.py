@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:d3008590ca5a  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:d6cafdf19e60  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -206,7 +206,7 @@ def row_of(found: dict) -> str:
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:1142
+# chapters/tensors/activations.md:1141
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -214,7 +214,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:1149
+# chapters/tensors/activations.md:1148
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -234,7 +234,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:1174
+    # chapters/tensors/activations.md:1173
     def __repr__(self) -> str:
         return self.name
 

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:0ca79e5abb02 */
-#line 783 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:c866af7337cb */
+#line 782 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
@@ -24,7 +24,7 @@ struct fold {
 };
 struct job { struct fold f; const REAL *x; REAL *out; total *room; };
 
-#line 811 "chapters/tensors/activations.md"
+#line 810 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static inline void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -53,7 +53,7 @@ static void dense(long n, long w, long many, const REAL *x, total *s) {
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 845 "chapters/tensors/activations.md"
+#line 844 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -75,7 +75,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 870 "chapters/tensors/activations.md"
+#line 869 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];
