@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:7ffcc8b09b21
+# Tangled from blas: edit there, `make tangle`. sha256:5d0fc0ed331f
 from __future__ import annotations
 
 import ctypes
@@ -31,16 +31,16 @@ from companion.native import POOL, CompileError, kernel
 from companion.timing import MISSING, compare, limits, stamp, steadiest
 from companion.view import View
 
-# chapters/tensors/blas.md:1351
+# chapters/tensors/blas.md:1387
 MR, KC = 6, 1024  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1354
+# chapters/tensors/blas.md:1390
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1358
+# chapters/tensors/blas.md:1394
 def cut(m: int, tasks: int, threads: int,
         pack: bool = False) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -52,7 +52,7 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1369
+# chapters/tensors/blas.md:1405
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -64,11 +64,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1389
+# chapters/tensors/blas.md:1425
 LAYOUT = struct.Struct("18q2dP32q")
 
 
-# chapters/tensors/blas.md:1392
+# chapters/tensors/blas.md:1428
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -83,7 +83,7 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1410
+# chapters/tensors/blas.md:1446
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          width: int, threads: int) -> bytes:
@@ -109,7 +109,7 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1445
+# chapters/tensors/blas.md:1481
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
@@ -118,7 +118,7 @@ FLAVOURS = {float32: (), float64: ("-DREAL=double",),
 TOLD: dict[str, object] = {}
 
 
-# chapters/tensors/blas.md:1453
+# chapters/tensors/blas.md:1489
 def tell(line: str) -> None:
     """One line on stderr, once, whichever thread is the first."""
     me = object()
@@ -126,7 +126,7 @@ def tell(line: str) -> None:
         sys.stderr.write(f"companion: {line}\n")  # in one piece
 
 
-# chapters/tensors/blas.md:1460
+# chapters/tensors/blas.md:1496
 def kernel_or_tell(without: str, file: str,
                    *flags: str) -> ctypes.CDLL | None:
     """A kernel and the pool; else None, and what happens without it."""
@@ -137,7 +137,7 @@ def kernel_or_tell(without: str, file: str,
         return None
 
 
-# chapters/tensors/blas.md:1472
+# chapters/tensors/blas.md:1508
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     """The compiled product and its panel's width; None without C."""
@@ -150,7 +150,7 @@ def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
     return function, library.columns()
 
 
-# chapters/tensors/blas.md:1486
+# chapters/tensors/blas.md:1522
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -175,7 +175,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
              a.address, b.address, c.address)
 
 
-# chapters/tensors/blas.md:1514
+# chapters/tensors/blas.md:1550
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -186,21 +186,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1526
+# chapters/tensors/blas.md:1562
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1532
+# chapters/tensors/blas.md:1568
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1540
+# chapters/tensors/blas.md:1576
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -213,12 +213,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1638
+# chapters/tensors/blas.md:1674
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1642
+# chapters/tensors/blas.md:1678
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -230,7 +230,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1653
+# chapters/tensors/blas.md:1689
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -238,14 +238,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1956
+# chapters/tensors/blas.md:1994
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1962
+# chapters/tensors/blas.md:2000
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -257,7 +257,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1973
+# chapters/tensors/blas.md:2011
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -268,7 +268,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1985
+# chapters/tensors/blas.md:2023
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

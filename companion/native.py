@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:7d53b5bc6ce7  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ef85c2b90b41  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -50,9 +50,7 @@ def compiler() -> tuple[str, str]:
 
 
 # chapters/tensors/blas.md:142
-ARM = platform.machine() in ("aarch64", "arm64")
-FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
-         "-ffp-contract=fast", "-fvisibility=protected",
+FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
@@ -92,12 +90,35 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:192
+ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+# chapters/tensors/blas.md:196
+def instruction_sets() -> list[str]:
+    """The instruction sets that COMPANION_MARCH may name here."""
+    has = cpu().split()
+    older = [level for level, flag in LEVELS.items() if flag in has]
+    return ["native", *(["generic"] if ARM else older)]
+
+
+# chapters/tensors/blas.md:203
+def march() -> str:
+    """The compiler's flag for $COMPANION_MARCH, or for `native`."""
+    told = os.environ.get("COMPANION_MARCH") or "native"
+    if told not in instruction_sets():
+        known = ", ".join(instruction_sets())
+        raise ValueError(f"COMPANION_MARCH: expected one that this processor "
+                         f"runs ({known}), got {told!r}")
+    return f"-m{'cpu' if ARM else 'arch'}={told}"
+
+
+# chapters/tensors/blas.md:227
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:196
+# chapters/tensors/blas.md:231
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -105,7 +126,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:214
+# chapters/tensors/blas.md:249
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -115,7 +136,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:223
+# chapters/tensors/blas.md:258
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -124,10 +145,11 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:234
+# chapters/tensors/blas.md:269
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
-    name = key(source, FLAGS + flags)
+    flags = (march(), *FLAGS, *flags)
+    name = key(source, flags)
     for library in cache().glob(f"{name}-*.so"):
         if library.stem == f"{name}-{digest(library.read_bytes())}":
             return library
@@ -138,17 +160,17 @@ def build(source: str, *flags: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="making-",
                                      dir=cache()) as folder:
         made = Path(folder, "made.so")
-        compile_c(source, FLAGS + flags, made)
+        compile_c(source, flags, made)
         name = f"{name}-{digest(made.read_bytes())}.so"
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:268
+# chapters/tensors/blas.md:304
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:272
+# chapters/tensors/blas.md:308
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -159,14 +181,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:296
+# chapters/tensors/blas.md:332
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:302
+# chapters/tensors/blas.md:338
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -178,7 +200,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:316
+# chapters/tensors/blas.md:352
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -189,7 +211,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:326
+# chapters/tensors/blas.md:362
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -205,14 +227,14 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:346
+# chapters/tensors/blas.md:382
 LOADING = threading.Lock()  # of two threads, one compiles
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
 
 
-# chapters/tensors/blas.md:352
+# chapters/tensors/blas.md:388
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     with LOADING:
@@ -224,11 +246,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:377
+# chapters/tensors/blas.md:413
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:380
+# chapters/tensors/blas.md:416
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -263,7 +285,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:550
+# chapters/tensors/blas.md:586
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -271,7 +293,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1158
+# chapters/tensors/blas.md:1194
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -285,7 +307,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1171
+# chapters/tensors/blas.md:1207
 class Pool:
     """The threads that kernels share."""
 
@@ -299,11 +321,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1187
+# chapters/tensors/blas.md:1223
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1190
+# chapters/tensors/blas.md:1226
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
@@ -311,7 +333,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:957
+# chapters/gradients/optimizers.md:958
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:a9d5267489ef
+# Tangled from optimizers: edit there, `make tangle`. sha256:65c98c82169d
 from __future__ import annotations
 
 import math
@@ -56,7 +56,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:722
+    # chapters/gradients/optimizers.md:723
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -69,7 +69,7 @@ class Optimizer:
                           for p, i in places.items() if p in self.state},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:749
+    # chapters/gradients/optimizers.md:750
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -159,7 +159,7 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:989
+# chapters/gradients/optimizers.md:990
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
@@ -211,7 +211,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:520
+# chapters/gradients/optimizers.md:521
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -232,7 +232,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:999
+    # chapters/gradients/optimizers.md:1000
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -246,7 +246,7 @@ class Adam(Optimizer):
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:607
+# chapters/gradients/optimizers.md:608
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -261,7 +261,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:651
+# chapters/gradients/optimizers.md:652
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -272,7 +272,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:775
+# chapters/gradients/optimizers.md:776
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:54b19ef80214  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:8a7dbd7a5819  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:918
+# chapters/tensors/operations.md:935
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2929
+# chapters/tensors/operations.md:2954
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -98,7 +98,7 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     return method
 
 
-# chapters/tensors/operations.md:1218
+# chapters/tensors/operations.md:1237
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -111,14 +111,14 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2926
+# chapters/tensors/operations.md:2951
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
-# chapters/tensors/operations.md:1208
+# chapters/tensors/operations.md:1227
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:921
+# chapters/tensors/operations.md:938
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -151,7 +151,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1051
+    # chapters/tensors/operations.md:1068
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -172,7 +172,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1082
+    # chapters/tensors/operations.md:1099
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -187,7 +187,7 @@ class Tensor:
         check_leaving(self)
         return self.buffer.__dlpack__(**options)
 
-    # chapters/tensors/operations.md:1093
+    # chapters/tensors/operations.md:1110
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.buffer.__dlpack_device__()
 
@@ -198,7 +198,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1108
+    # chapters/tensors/operations.md:1125
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -215,7 +215,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1135
+    # chapters/tensors/operations.md:1152
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -238,7 +238,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1252
+    # chapters/tensors/operations.md:1271
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -249,7 +249,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1271
+    # chapters/tensors/operations.md:1290
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -270,7 +270,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1296
+    # chapters/tensors/operations.md:1315
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -291,7 +291,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1329
+    # chapters/tensors/operations.md:1348
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -315,7 +315,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1385
+    # chapters/tensors/operations.md:1404
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -329,7 +329,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1464
+    # chapters/tensors/operations.md:1483
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -352,7 +352,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1615
+    # chapters/tensors/operations.md:1634
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -367,7 +367,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1651
+    # chapters/tensors/operations.md:1670
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -378,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1704
+    # chapters/tensors/operations.md:1723
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1720
+    # chapters/tensors/operations.md:1739
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1746
+    # chapters/tensors/operations.md:1765
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1781
+    # chapters/tensors/operations.md:1800
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -446,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1843
+    # chapters/tensors/operations.md:1862
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -465,14 +465,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1907
+    # chapters/tensors/operations.md:1926
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1945
+    # chapters/tensors/operations.md:1964
     def maximum(self, other: Any) -> Tensor:
         return larger(self, required(other, self.device))
 
@@ -488,7 +488,7 @@ class Tensor:
         return low if max is None else smaller(
             low, required(max, self.device), tie=0)
 
-    # chapters/tensors/operations.md:1972
+    # chapters/tensors/operations.md:1991
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,7 +514,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2029
+    # chapters/tensors/operations.md:2048
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self.device)
@@ -530,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2072
+    # chapters/tensors/operations.md:2091
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -543,7 +543,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2206
+    # chapters/tensors/operations.md:2227
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -551,7 +551,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2481
+    # chapters/tensors/operations.md:2502
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -575,13 +575,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2528
+    # chapters/tensors/operations.md:2549
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2538
+    # chapters/tensors/operations.md:2559
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -595,7 +595,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2574
+    # chapters/tensors/operations.md:2595
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -615,7 +615,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2796
+    # chapters/tensors/operations.md:2821
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,7 +631,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2840
+    # chapters/tensors/operations.md:2865
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -645,7 +645,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2872
+    # chapters/tensors/operations.md:2897
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -678,7 +678,7 @@ class Tensor:
                              born=version(self)) if told else None
         return self
 
-    # chapters/tensors/operations.md:2951
+    # chapters/tensors/operations.md:2976
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -693,7 +693,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:2984
+    # chapters/tensors/operations.md:3009
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -717,31 +717,33 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:3014
+    # chapters/tensors/operations.md:3039
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
         """Pieces of `size` along `axis` (the last may be shorter)."""
         n = self.shape[axis_of(self, axis)]
-        if isinstance(size, int) and size > 0:
-            size = [min(size, n - i) for i in range(0, n, size)] or [0]
-        if isinstance(size, int) or sum(size) != n or min(size) < 0:
+        sizes = list(sequence([size]))
+        if not isinstance(size, Sequence) and sizes[0] > 0:
+            step = sizes[0]
+            sizes = [min(step, n - i) for i in range(0, n, step)] or [0]
+        if sum(sizes) != n or min(sizes) < 0:
             raise ValueError(
                 f"split: expected one size >= 1, or sizes that add up to "
                 f"the {n} of axis {axis}; got {size}")
-        starts = [sum(size[:i]) for i in range(len(size))]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [self.narrow(axis, start, length)
-                for start, length in zip(starts, size)]
+                for start, length in zip(starts, sizes)]
 
     @torch_names
     def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
         """At most `chunks` pieces of equal length (the last shorter)."""
-        if chunks < 1:
+        if whole(chunks) < 1:
             raise ValueError(f"chunk: expected chunks >= 1, got {chunks}")
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3098
+    # chapters/tensors/operations.md:3125
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -762,7 +764,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3152
+    # chapters/tensors/operations.md:3179
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -772,7 +774,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3176
+    # chapters/tensors/operations.md:3203
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -786,7 +788,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1677
+    # chapters/tensors/blas.md:1713
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -812,7 +814,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1708
+    # chapters/tensors/blas.md:1744
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
@@ -835,12 +837,12 @@ class Tensor:
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:114
+    # chapters/tensors/activations.md:120
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
         return larger(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:220
+    # chapters/tensors/activations.md:226
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -848,7 +850,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:299
+    # chapters/tensors/activations.md:305
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -860,7 +862,7 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:370
+    # chapters/tensors/activations.md:376
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
@@ -868,7 +870,7 @@ class Tensor:
         e = (x - top(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:421
+    # chapters/tensors/activations.md:427
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
@@ -886,7 +888,7 @@ class Tensor:
         x = x - top(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:553
+    # chapters/tensors/activations.md:1019
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -931,7 +933,7 @@ class Tensor:
         return bare(self)
 
 
-# chapters/tensors/operations.md:957
+# chapters/tensors/operations.md:974
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -939,14 +941,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:964
+# chapters/tensors/operations.md:981
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:974
+# chapters/tensors/operations.md:991
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -963,14 +965,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:990
+# chapters/tensors/operations.md:1007
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:1000
+# chapters/tensors/operations.md:1017
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -992,7 +994,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:1025
+# chapters/tensors/operations.md:1042
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -1003,17 +1005,17 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1035
+# chapters/tensors/operations.md:1052
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1169
+# chapters/tensors/operations.md:1186
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1172
+# chapters/tensors/operations.md:1189
 def whole(value: Any) -> int:
     """An int, or anything that stands for one; one line for the rest."""
     try:
@@ -1023,7 +1025,7 @@ def whole(value: Any) -> int:
                         f"ints for shapes, axes and counts") from None
 
 
-# chapters/tensors/operations.md:1181
+# chapters/tensors/operations.md:1198
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -1034,7 +1036,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return whole(axis) % ndim
 
 
-# chapters/tensors/operations.md:1191
+# chapters/tensors/operations.md:1210
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
@@ -1042,11 +1044,11 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     named = axis if isinstance(axis, Sequence) else [axis]
     axes = sorted([axis_of(x, a, x.ndim or 1) for a in named])
     if len(set(axes)) != len(axes):
-        raise ValueError(f"axes {tuple(axis)} name one axis twice")
+        raise ValueError(f"axes {tuple(named)} name one axis twice")
     return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/operations.md:1211
+# chapters/tensors/operations.md:1230
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -1054,7 +1056,7 @@ def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([whole(i) for i in items])
 
 
-# chapters/tensors/operations.md:1238
+# chapters/tensors/operations.md:1257
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -1067,7 +1069,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1433
+# chapters/tensors/operations.md:1452
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1085,7 +1087,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1489
+# chapters/tensors/operations.md:1508
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1096,19 +1098,19 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1499
+# chapters/tensors/operations.md:1518
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1504
+# chapters/tensors/operations.md:1523
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1509
+# chapters/tensors/operations.md:1528
 def home(*operands: Any) -> Device:
     """The device of the first tensor among the operands, or the CPU."""
     for x in operands:
@@ -1117,7 +1119,7 @@ def home(*operands: Any) -> Device:
     return CPU
 
 
-# chapters/tensors/operations.md:1519
+# chapters/tensors/operations.md:1538
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1129,14 +1131,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return Tensor.apply(EXPAND, same, arg=shape)
 
 
-# chapters/tensors/operations.md:1530
+# chapters/tensors/operations.md:1549
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1540
+# chapters/tensors/operations.md:1559
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1144,7 +1146,7 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1547
+# chapters/tensors/operations.md:1566
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1152,7 +1154,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1554
+# chapters/tensors/operations.md:1573
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1160,7 +1162,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1572
+# chapters/tensors/operations.md:1591
 def operand(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; None for anything else.
 
@@ -1175,14 +1177,14 @@ def operand(value: Any, device: Device = CPU) -> Any:
     return None
 
 
-# chapters/tensors/operations.md:1586
+# chapters/tensors/operations.md:1605
 def operands(*values: Any) -> list[Any]:
     """Each as an operand, arrays where the first tensor is."""
     device = home(*values)
     return [operand(value, device) for value in values]
 
 
-# chapters/tensors/operations.md:1594
+# chapters/tensors/operations.md:1613
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1190,7 +1192,7 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1601
+# chapters/tensors/operations.md:1620
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
@@ -1201,25 +1203,25 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1670
+# chapters/tensors/operations.md:1689
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1675
+# chapters/tensors/operations.md:1694
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1680
+# chapters/tensors/operations.md:1699
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1687
+# chapters/tensors/operations.md:1706
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
@@ -1235,13 +1237,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1809
+# chapters/tensors/operations.md:1828
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1814
+# chapters/tensors/operations.md:1833
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1249,13 +1251,13 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1821
+# chapters/tensors/operations.md:1840
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1828
+# chapters/tensors/operations.md:1847
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1267,7 +1269,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1880
+# chapters/tensors/operations.md:1899
 def required(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, device)
@@ -1277,7 +1279,7 @@ def required(value: Any, device: Device = CPU) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1889
+# chapters/tensors/operations.md:1908
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     device = home(condition, a, b)
@@ -1292,36 +1294,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1914
+# chapters/tensors/operations.md:1933
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1925
+# chapters/tensors/operations.md:1944
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1930
+# chapters/tensors/operations.md:1949
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1936
+# chapters/tensors/operations.md:1955
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2012
+# chapters/tensors/operations.md:2031
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2015
+# chapters/tensors/operations.md:2034
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1330,13 +1332,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2058
+# chapters/tensors/operations.md:2077
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2063
+# chapters/tensors/operations.md:2082
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1344,7 +1346,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2095
+# chapters/tensors/operations.md:2114
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1352,34 +1354,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2102
+# chapters/tensors/operations.md:2121
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2107
+# chapters/tensors/operations.md:2126
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2112
+# chapters/tensors/operations.md:2131
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2116
+# chapters/tensors/operations.md:2135
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2120
+# chapters/tensors/operations.md:2139
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2132
+# chapters/tensors/operations.md:2151
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1396,7 +1398,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2148
+# chapters/tensors/operations.md:2169
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1404,7 +1406,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2155
+# chapters/tensors/operations.md:2176
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1416,7 +1418,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2179
+# chapters/tensors/operations.md:2200
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1425,14 +1427,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2187
+# chapters/tensors/operations.md:2208
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2195
+# chapters/tensors/operations.md:2216
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1442,7 +1444,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2329
+# chapters/tensors/operations.md:2350
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1469,7 +1471,7 @@ class Generator:
             return "GENERATOR"
         return super().__reduce_ex__(protocol)
 
-    # chapters/tensors/operations.md:2360
+    # chapters/tensors/operations.md:2381
     def advance(self, numbers: int) -> list[int]:
         """The key of so many numbers, which are nobody else's now."""
         with DRAWING:
@@ -1492,11 +1494,11 @@ os.register_at_fork(before=DRAWING.acquire,
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2391
+# chapters/tensors/operations.md:2412
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2394
+# chapters/tensors/operations.md:2415
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1514,7 +1516,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2413
+# chapters/tensors/operations.md:2434
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1526,7 +1528,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2424
+# chapters/tensors/operations.md:2445
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1539,7 +1541,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2461
+# chapters/tensors/operations.md:2482
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1549,13 +1551,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2521
+# chapters/tensors/operations.md:2542
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2552
+# chapters/tensors/operations.md:2573
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1566,11 +1568,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2610
+# chapters/tensors/operations.md:2631
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2613
+# chapters/tensors/operations.md:2634
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1587,7 +1589,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2637
+# chapters/tensors/operations.md:2658
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1610,7 +1612,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2670
+# chapters/tensors/operations.md:2691
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1623,7 +1625,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2686
+# chapters/tensors/operations.md:2707
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1644,20 +1646,30 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2717
+# chapters/tensors/operations.md:2738
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2723
+# chapters/tensors/operations.md:2744
+def width(entry: Any) -> int:
+    """How many axes one entry of an index speaks of."""
+    if isinstance(entry, Tensor) and entry.dtype is bool_:
+        return entry.ndim
+    return int(entry is not None and entry is not Ellipsis)
+
+
+# chapters/tensors/operations.md:2753
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
     A mask without axes stands for a new axis of x, of length 1.
     """
-    result, shape, axis = [], [], 0
+    result: list[Any] = []
+    shape: list[int] = []
+    axis = 0
     for entry in entries:
         here = x.shape[axis:axis + width(entry)]
         axis += width(entry)
@@ -1673,15 +1685,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2744
-def width(entry: Any) -> int:
-    """How many axes one entry of an index speaks of."""
-    if isinstance(entry, Tensor) and entry.dtype is bool_:
-        return entry.ndim
-    return int(entry is not None and entry is not Ellipsis)
-
-
-# chapters/tensors/operations.md:2755
+# chapters/tensors/operations.md:2780
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1694,7 +1698,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2767
+# chapters/tensors/operations.md:2792
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1703,7 +1707,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2777
+# chapters/tensors/operations.md:2802
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1719,7 +1723,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2858
+# chapters/tensors/operations.md:2883
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value, x.device), x.ndim - mask.ndim
@@ -1732,7 +1736,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3042
+# chapters/tensors/operations.md:3069
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1741,7 +1745,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3062
+# chapters/tensors/operations.md:3089
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1761,14 +1765,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3081
+# chapters/tensors/operations.md:3108
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3143
+# chapters/tensors/operations.md:3170
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1776,7 +1780,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3166
+# chapters/tensors/operations.md:3193
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1785,7 +1789,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3198
+# chapters/tensors/operations.md:3225
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1793,7 +1797,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:278
+# chapters/tensors/activations.md:284
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1802,7 +1806,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:286
+# chapters/tensors/activations.md:292
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1811,13 +1815,13 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:355
+# chapters/tensors/activations.md:361
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/tensors/activations.md:360
+# chapters/tensors/activations.md:366
 def top(x: Tensor, axis: Axes) -> Tensor:
     """The largest along `axis`, as a constant; 0 where there is none."""
     y = bare(x)
@@ -1920,7 +1924,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1630
+# chapters/gradients/autograd.md:1632
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1946,7 +1950,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1658
+# chapters/gradients/autograd.md:1660
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
@@ -1965,7 +1969,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:512
+# chapters/gradients/data.md:514
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

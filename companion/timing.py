@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:89d2b55efd4f  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:4b4825883f6e  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -25,7 +25,7 @@ from companion.native import compiler, cpu, kernel
 from companion.ops import GATHER, WRITE, Op
 
 
-# chapters/tensors/blas.md:436
+# chapters/tensors/blas.md:472
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -36,7 +36,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:560
+# chapters/tensors/blas.md:596
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -44,7 +44,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:567
+# chapters/tensors/blas.md:603
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -66,7 +66,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1792
+# chapters/tensors/blas.md:1828
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -76,7 +76,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1801
+# chapters/tensors/blas.md:1837
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -87,7 +87,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1811
+# chapters/tensors/blas.md:1847
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -100,7 +100,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1828
+# chapters/tensors/blas.md:1864
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -113,14 +113,14 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1856
-BENCHES = {"gemm": "companion.blas"}
-ONCE: set[str] = set()  # benches on which threads have no influence
+# chapters/tensors/blas.md:1892
+BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
+ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1862
+# chapters/tensors/blas.md:1898
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -136,14 +136,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1877
+# chapters/tensors/blas.md:1913
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1886
+# chapters/tensors/blas.md:1922
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -152,7 +152,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1894
+# chapters/tensors/blas.md:1930
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -163,7 +163,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1907
+# chapters/tensors/blas.md:1943
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1923
+# chapters/tensors/blas.md:1959
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -189,10 +189,12 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:1934
+# chapters/tensors/blas.md:1970
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
+    if found["peer_name"] is None:  # nobody to compare with
+        return f"{start} {found['ours']:8.2f} {found['unit']}"
     if found["ratio"] is None:
         return f"{start}  {found['peer_name']} is not installed"
     limit = found["limit_fraction"]  # not everything has one
@@ -202,11 +204,11 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2097
+# chapters/tensors/blas.md:2135
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:684
+# chapters/tensors/activations.md:1150
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -214,7 +216,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:691
+# chapters/tensors/activations.md:1157
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -234,7 +236,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:716
+    # chapters/tensors/activations.md:1182
     def __repr__(self) -> str:
         return self.name
 
@@ -262,9 +264,9 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:659
+# chapters/gradients/mnist.md:668
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2199
+# chapters/gradients/gpu.md:2184
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

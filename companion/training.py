@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:fc3db8f6a597
+# Tangled from training: edit there, `make tangle`. sha256:a6693fb413f9
 from __future__ import annotations
 
 import csv
@@ -241,7 +241,7 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:843
+    # chapters/gradients/training.md:844
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
         batch, place = self.next_batch(), self.place()
@@ -266,7 +266,7 @@ class Trainer:
         for draw, (seed, at) in zip(self.generators, place[2], strict=True):
             draw.go_to(seed, at)
 
-    # chapters/gradients/training.md:715
+    # chapters/gradients/training.md:716
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -278,7 +278,7 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:756
+    # chapters/gradients/training.md:757
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -292,7 +292,7 @@ class Trainer:
                           for o in self.observers],
         }
 
-    # chapters/gradients/training.md:774
+    # chapters/gradients/training.md:775
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, if all of it fits; else nothing changes."""
         before = deepcopy(self.state_dict())
@@ -319,7 +319,7 @@ class Trainer:
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:818
+    # chapters/gradients/training.md:819
     def next_batch(self) -> tuple[Any, ...]:
         """The next batch; of the first one a checksum is kept."""
         place, batch = self.place(), next(self.batches)
@@ -337,7 +337,7 @@ class Trainer:
                 "run began with; expected the same data, seed, order and "
                 "batch size. (A state whose \"first\" is None is not asked.)")
 
-    # chapters/gradients/training.md:1127
+    # chapters/gradients/training.md:1128
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = journal_of(path)
@@ -365,7 +365,7 @@ class Trainer:
                          save(arrays, {"run": run, "journal": rows}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:1163
+    # chapters/gradients/training.md:1164
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -381,7 +381,7 @@ class Trainer:
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:1256
+    # chapters/gradients/training.md:1257
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -444,14 +444,14 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
             group["lr"] = rate
 
 
-# chapters/gradients/training.md:625
+# chapters/gradients/training.md:626
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:633
+# chapters/gradients/training.md:634
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first module whose output is not finite, or its input."""
     found: list[str] = []
@@ -474,7 +474,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:664
+# chapters/gradients/training.md:665
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -491,7 +491,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     return place or "the loss itself"
 
 
-# chapters/gradients/training.md:680
+# chapters/gradients/training.md:681
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -502,7 +502,7 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:805
+# chapters/gradients/training.md:806
 def checksum(batch: Iterable[Any]) -> int:
     """A number that changes with any bit of the tensors in a batch."""
     found = 0
@@ -514,7 +514,7 @@ def checksum(batch: Iterable[Any]) -> int:
     return found
 
 
-# chapters/gradients/training.md:858
+# chapters/gradients/training.md:859
 def remind(observers: list[Observer], states: list[Any]) -> None:
     """Give each observer the next state that one of its class left."""
     waiting: dict[str, list[Any]] = {}
@@ -525,12 +525,12 @@ def remind(observers: list[Observer], states: list[Any]) -> None:
             observer.load_state_dict(left.pop(0))
 
 
-# chapters/gradients/training.md:918
+# chapters/gradients/training.md:919
 PLAIN = (type(None), bool, int, float, str)  # JSON gives these back
 ARRAYS = {Tensor: "tensor", np.ndarray: "array"}
 
 
-# chapters/gradients/training.md:922
+# chapters/gradients/training.md:923
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree as JSON, its arrays by name; those go to `arrays`."""
     kind = type(tree)
@@ -551,7 +551,7 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
                     f"and arrays, in lists, tuples and dicts")
 
 
-# chapters/gradients/training.md:944
+# chapters/gradients/training.md:945
 def put(value: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
     """Add a tensor, array or NumPy number; the name that it got."""
     array = np.asarray(value, order="C")
@@ -572,7 +572,7 @@ UNPACK: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "dict": lambda pairs, arrays: dict(unpacked(pairs, arrays))}
 
 
-# chapters/gradients/training.md:964
+# chapters/gradients/training.md:965
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree as it was before `packed`."""
     if isinstance(tree, list):
@@ -583,7 +583,7 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return UNPACK[kind](inside, arrays)
 
 
-# chapters/gradients/training.md:1000
+# chapters/gradients/training.md:1001
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -597,7 +597,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:1013
+# chapters/gradients/training.md:1014
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -607,7 +607,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:1055
+# chapters/gradients/training.md:1056
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -638,7 +638,7 @@ class Journal:
                 f"{self.end}: put the journal back, or delete the "
                 f"checkpoint to start anew")
 
-    # chapters/gradients/training.md:1090
+    # chapters/gradients/training.md:1091
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -647,17 +647,17 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:1113
+# chapters/gradients/training.md:1114
 def journal_of(checkpoint: Path) -> Path:
     """The journal beside a checkpoint, under the whole of its name."""
     return checkpoint.with_name(f"{checkpoint.name}.jsonl")
 
 
-# chapters/gradients/training.md:1120
+# chapters/gradients/training.md:1121
 HEADER = 50_000_000  # bytes: half of what the format allows in all
 
 
-# chapters/gradients/training.md:1181
+# chapters/gradients/training.md:1182
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
     """The state in a checkpoint, and how much of the journal counts."""
     try:
@@ -673,7 +673,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:1207
+# chapters/gradients/training.md:1208
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -698,7 +698,7 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1235
+# chapters/gradients/training.md:1236
 def seen_by(observer: Observer, run: Trainer,
             row: Mapping[str, Any]) -> dict[str, Any]:
     """The row after an observer has looked at it, fit for the journal."""
@@ -716,7 +716,7 @@ def seen_by(observer: Observer, run: Trainer,
     return seen
 
 
-# chapters/gradients/training.md:1310
+# chapters/gradients/training.md:1311
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -736,7 +736,7 @@ class ProgressBar(Observer):
                 if name not in ("bar", "draw")}
 
 
-# chapters/gradients/training.md:1333
+# chapters/gradients/training.md:1334
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -761,7 +761,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1359
+# chapters/gradients/training.md:1360
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -770,12 +770,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1367
+# chapters/gradients/training.md:1368
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1373
+# chapters/gradients/training.md:1374
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -792,7 +792,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1389
+# chapters/gradients/training.md:1390
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -804,7 +804,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1435
+# chapters/gradients/training.md:1436
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -822,7 +822,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1458
+# chapters/gradients/training.md:1459
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -842,13 +842,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1477
+# chapters/gradients/training.md:1478
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1492
+# chapters/gradients/training.md:1493
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -876,7 +876,7 @@ class EarlyStopping(Observer):
         if self.waited >= self.patience:
             run.stopped = True
 
-    # chapters/gradients/training.md:1524
+    # chapters/gradients/training.md:1525
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

@@ -1,5 +1,5 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:d69f2222138e */
-#line 848 "chapters/tensors/blas.md"
+/* Tangled from blas: edit there, `make tangle`. sha256:431464626cd2 */
+#line 884 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -19,7 +19,7 @@ enum { L = BYTES / sizeof(REAL), MR = 6, NR = NV * L, KC = 1024 };
 typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 long columns(void) { return NR; }
 
-#line 885 "chapters/tensors/blas.md"
+#line 921 "chapters/tensors/blas.md"
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define ZERO(i, j) V c##i##j = {0};
@@ -40,7 +40,7 @@ micro(const int m, const int v, long k, REAL alpha, const REAL *a, long ra,
   EACH(STORE)
 }
 
-#line 913 "chapters/tensors/blas.md"
+#line 949 "chapters/tensors/blas.md"
 #define ON(m, v) case 8 * m + v: \
   micro(m, v, k, alpha, a, ra, ca, b, rb, beta, c, rc); break;
 #define CASES(v) ON(1, v) ON(2, v) ON(3, v) ON(4, v) ON(5, v) ON(6, v)
@@ -50,7 +50,7 @@ void tile(int m, int v, long k, REAL alpha, const REAL *a, long ra,
   switch (8 * m + v) { CASES(1) CASES(2) CASES(3) CASES(4) }
 }
 
-#line 953 "chapters/tensors/blas.md"
+#line 989 "chapters/tensors/blas.md"
 static long min(long x, long y) { return x < y ? x : y; }
 
 /* out[k, w] = x[k, n], side by side, padded with zeros */
@@ -66,7 +66,7 @@ void pack(const REAL *x, long rx, long cx, long k, long n, long w,
         out[p * w + j] = x[p * rx + j * cx];
 }
 
-#line 981 "chapters/tensors/blas.md"
+#line 1017 "chapters/tensors/blas.md"
 /* one column: C[m] = alpha A[m, k] b[k] + beta C */
 void column(long m, long k, REAL alpha, const REAL *a, long ra,
             const REAL *b, REAL beta, REAL *c, long rc) {
@@ -87,7 +87,7 @@ void column(long m, long k, REAL alpha, const REAL *a, long ra,
   }
 }
 
-#line 1233 "chapters/tensors/blas.md"
+#line 1269 "chapters/tensors/blas.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct product {
@@ -103,7 +103,7 @@ struct job {
   long k, step, id;
 };
 
-#line 1254 "chapters/tensors/blas.md"
+#line 1290 "chapters/tensors/blas.md"
 /* C[m, n] from m rows of A and one panel of B, tile by tile */
 static void panel(struct job g, long m, long n, const REAL *b, long rb) {
   long v = (n + L - 1) / L, whole = n == v * L && g.p.cc == 1;
@@ -128,7 +128,7 @@ static void row(struct job g, long n) {
            g.p.beta, g.c + j, 0);
 }
 
-#line 1284 "chapters/tensors/blas.md"
+#line 1320 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL packed[KC * NR] __attribute__((aligned(64)));
   static _Thread_local long held;
@@ -154,7 +154,7 @@ static void block(void *job, long t) {
   }
 }
 
-#line 1315 "chapters/tensors/blas.md"
+#line 1351 "chapters/tensors/blas.md"
 static void strip(void *job, long t) {
   struct job *g = job;
   pack(g->a + t * MR * g->p.ra, g->p.ca, g->p.ra, g->k,

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:1c15460bfe98
+# Tangled from weave: edit there, `make tangle`. sha256:0b00851ffa46
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -10,7 +10,7 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.util.osutil import relative_uri
 
-from companion.literate.execute import EXECUTED, RECORD
+from companion.literate.execute import EXECUTED, RECORD, bare_files
 from companion.literate.source import read_book
 from companion.literate.tangle import tangle
 
@@ -28,14 +28,13 @@ class Loom:
             for chapter in self.book.chapters
             if chapter.cells
         }
-        self.stages: dict = {}
         found = self.library.definitions
         self.by_cell = grouped(found, lambda d: (d.path, d.cell_index))
         self.by_name = grouped(found, lambda d: (d.file, d.name))
         self.by_file = grouped(found, lambda d: d.file)
         self.members = {d.name: d for d in reversed(found) if "." in d.name}
 
-    # chapters/appendix/weave.md:261
+    # chapters/appendix/weave.md:260
     def made_by(self, cell):
         """What one cell defines."""
         return self.by_cell.get((cell.path, cell.index), [])
@@ -49,7 +48,7 @@ class Loom:
         found = [made for made in self.by_file.get(file, []) if made.line]
         return sorted(found, key=lambda made: made.line)
 
-    # chapters/appendix/weave.md:297
+    # chapters/appendix/weave.md:296
     def files(self):
         """The files of the library, its tests left out."""
         return [f for f in self.library.files if f.startswith("companion/")]
@@ -76,22 +75,19 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:749
+    # chapters/appendix/weave.md:748
     def place_of(self, name):
         """The page and the cell that first define a member, if any do."""
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1090
+    # chapters/appendix/weave.md:1087
     def files_after(self, count):
-        """The files, tests included, that the first chapters make."""
-        if count not in self.stages:
-            chapters = self.book.tangle_order[:count]
-            book = replace(self.book, chapters=chapters)
-            self.stages[count] = tangle(book).files
-        return self.stages[count]
+        """The bare files, tests included, that the first chapters make."""
+        chapters = self.book.tangle_order[:count]
+        return bare_files(replace(self.book, chapters=chapters))
 
-    # chapters/appendix/weave.md:1217
+    # chapters/appendix/weave.md:1211
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -112,7 +108,7 @@ class Loom:
         return hash_of(self.book.numbers, earlier, replacing, outputs)
 
 
-# chapters/appendix/weave.md:218
+# chapters/appendix/weave.md:217
 def grouped(things, key):
     """Lists of the things that share a key, by that key."""
     found = defaultdict(list)
@@ -121,7 +117,7 @@ def grouped(things, key):
     return found
 
 
-# chapters/appendix/weave.md:231
+# chapters/appendix/weave.md:230
 def page_of(path):
     """The page that shows a chapter, or a file of the library."""
     stem = re.sub(r"\.(md|py)$", "", path)
@@ -131,33 +127,33 @@ def page_of(path):
 LOOM = Loom()
 
 
-# chapters/appendix/weave.md:344
+# chapters/appendix/weave.md:343
 def uri(page, target, anchor=""):
     """The address of a page, or a place in it, as seen from `page`."""
     address = relative_uri(f"{page}.html", f"{target}.html")
     return f"{address}#{anchor}" if anchor else address
 
 
-# chapters/appendix/weave.md:350
+# chapters/appendix/weave.md:349
 def link(page, target, anchor, *words):
     """A link from one page to a place in another, as a node."""
     address = uri(page, target, anchor)
     return nodes.reference("", "", *words, refuri=address, internal=True)
 
 
-# chapters/appendix/weave.md:366
+# chapters/appendix/weave.md:365
 def cell_id(index):
     """The anchor of a chapter's cell."""
     return f"cell-{index}"
 
 
-# chapters/appendix/weave.md:371
+# chapters/appendix/weave.md:370
 def anchor_of(name):
     """The anchor of a definition; `KERNELS[MATMUL]` has to lose some."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-# chapters/appendix/weave.md:376
+# chapters/appendix/weave.md:375
 def cell_link(page, path, index):
     """A link to a cell; `number` writes its section's number into it."""
     target = page_of(path)
@@ -166,38 +162,38 @@ def cell_link(page, path, index):
     return reference
 
 
-# chapters/appendix/weave.md:384
+# chapters/appendix/weave.md:383
 def where(page, made):
     """A link to the cell that made a definition."""
     return cell_link(page, made.path, made.cell_index)
 
 
-# chapters/appendix/weave.md:394
+# chapters/appendix/weave.md:393
 def code(text):
     """Text set as code."""
     return nodes.literal("", text)
 
 
-# chapters/appendix/weave.md:399
+# chapters/appendix/weave.md:398
 def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:875
+# chapters/appendix/weave.md:874
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1240
+# chapters/appendix/weave.md:1234
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1245
+# chapters/appendix/weave.md:1239
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)

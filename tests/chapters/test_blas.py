@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:c46b07de8e59
+# Tangled from blas: edit there, `make tangle`. sha256:9015dba4bd6d
 from __future__ import annotations
 
 import contextlib
@@ -23,20 +23,21 @@ from companion.native import (
     build,
     compiler,
     cpu,
+    instruction_sets,
     kernel,
     load,
 )
 from companion.tensor import Tensor, rand
 from companion.timing import MISSING, row_of
 
-# chapters/tensors/blas.md:2122
+# chapters/tensors/blas.md:2160
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
      100, 130])
 STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 
-# chapters/tensors/blas.md:2128
+# chapters/tensors/blas.md:2166
 def matrices(draw, stack, m, n, dtype, writable=False):
     """A Buffer of random values in one of several layouts."""
     layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
@@ -50,7 +51,7 @@ def matrices(draw, stack, m, n, dtype, writable=False):
             "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
 
 
-# chapters/tensors/blas.md:2141
+# chapters/tensors/blas.md:2179
 @st.composite
 def products(draw, dtypes=(np.float32, np.float64)):
     """c, a, b of shapes that fit, in any layouts."""
@@ -61,13 +62,13 @@ def products(draw, dtypes=(np.float32, np.float64)):
             matrices(draw, stack, k, n, dtype))
 
 
-# chapters/tensors/blas.md:2155
+# chapters/tensors/blas.md:2193
 def spread_out(x, stack):
     """A Buffer whose stack is as long as it should be, by stride 0."""
     return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
 
 
-# chapters/tensors/blas.md:2161
+# chapters/tensors/blas.md:2199
 @settings(max_examples=300, deadline=None)
 @given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
        st.sampled_from([1, 2, 3]))
@@ -85,7 +86,7 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     np.testing.assert_array_equal(c, expected)
 
 
-# chapters/tensors/blas.md:2183
+# chapters/tensors/blas.md:2221
 def test_large_products():
     random = np.random.default_rng(0)
     for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000)):
@@ -100,14 +101,14 @@ def test_large_products():
             assert error < 1e-6 * k ** 0.5 * 10
 
 
-# chapters/tensors/blas.md:2201
+# chapters/tensors/blas.md:2239
 def levels_of_x86():
     """Names of the x86 generations that this processor can run."""
     needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
     return [level for level, flag in needs.items() if flag in cpu().split()]
 
 
-# chapters/tensors/blas.md:2208
+# chapters/tensors/blas.md:2246
 def test_every_width_of_vector():
     a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
     for level in levels_of_x86():
@@ -122,7 +123,7 @@ def test_every_width_of_vector():
             np.testing.assert_array_equal(c, a @ a.T[:, :n])
 
 
-# chapters/tensors/blas.md:2227
+# chapters/tensors/blas.md:2265
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
        st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
@@ -135,7 +136,7 @@ def test_operator_follows_numpy(left, right, kind):
     assert result.numpy().dtype == a.dtype
 
 
-# chapters/tensors/blas.md:2240
+# chapters/tensors/blas.md:2278
 def test_operands_that_do_not_fit():
     for a, b, message in (
             (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
@@ -148,7 +149,7 @@ def test_operands_that_do_not_fit():
             raise AssertionError(f"{a.shape} @ {b} went through")
 
 
-# chapters/tensors/blas.md:2257
+# chapters/tensors/blas.md:2295
 def test_gemm_refuses_what_does_not_fit():
     def ones(*shape, dtype=np.float32):
         return adopt(np.ones(shape, dtype))
@@ -167,7 +168,7 @@ def test_gemm_refuses_what_does_not_fit():
             raise AssertionError(f"gemm made no objection: {message}")
 
 
-# chapters/tensors/blas.md:2278
+# chapters/tensors/blas.md:2316
 def test_integers_are_multiplied_by_whole_numbers():
     for dtype in (np.int32, np.int64):
         a, c = np.array([[3, 4]], dtype), np.array([[10]], dtype)
@@ -182,7 +183,7 @@ def test_integers_are_multiplied_by_whole_numbers():
         assert c.item() == -20
 
 
-# chapters/tensors/blas.md:2296
+# chapters/tensors/blas.md:2334
 @contextlib.contextmanager
 def environment(**variables):
     """Other variables for a while, and nothing remembered of before."""
@@ -196,7 +197,7 @@ def environment(**variables):
         function.cache_clear()
 
 
-# chapters/tensors/blas.md:2310
+# chapters/tensors/blas.md:2348
 def test_damaged_library_is_rebuilt():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -209,7 +210,7 @@ def test_damaged_library_is_rebuilt():
         assert len(list(Path(folder).iterdir())) == 1
 
 
-# chapters/tensors/blas.md:2325
+# chapters/tensors/blas.md:2363
 def test_killed_compilations_are_swept_away():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -222,7 +223,7 @@ def test_killed_compilations_are_swept_away():
         assert busy.exists() and not left.exists()
 
 
-# chapters/tensors/blas.md:2339
+# chapters/tensors/blas.md:2377
 def compile_and_multiply(folder, results):
     """What each process of the crowd does."""
     with environment(COMPANION_CACHE=folder):
@@ -231,7 +232,7 @@ def compile_and_multiply(folder, results):
         results.put(load("int four(void) { return 4; }").four())
 
 
-# chapters/tensors/blas.md:2348
+# chapters/tensors/blas.md:2386
 def test_many_processes_compile_at_once():
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +248,7 @@ def test_many_processes_compile_at_once():
         assert not [p for p in Path(folder).iterdir() if p.is_dir()]
 
 
-# chapters/tensors/blas.md:2366
+# chapters/tensors/blas.md:2404
 def test_without_a_compiler():
     said = io.StringIO()
     with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
@@ -266,7 +267,7 @@ def test_without_a_compiler():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/blas.md:2385
+# chapters/tensors/blas.md:2423
 def test_threads_from_the_environment():
     with environment(COMPANION_THREADS="3"):
         assert available() == 3
@@ -279,7 +280,27 @@ def test_threads_from_the_environment():
             raise AssertionError("COMPANION_THREADS=many was accepted")
 
 
-# chapters/tensors/blas.md:2400
+# chapters/tensors/blas.md:2438
+def test_instruction_set_from_the_environment():
+    source = """int wide(void) {
+    #ifdef __AVX2__
+      return 1;
+    #endif
+      return 0;
+    }"""
+    for level in instruction_sets()[1:]:
+        with environment(COMPANION_MARCH=level):
+            assert load(source).wide() == (level[-2:] in ("v3", "v4"))
+    with environment(COMPANION_MARCH="x87"):
+        try:
+            build(source)
+        except ValueError as error:
+            assert "native" in str(error) and "got 'x87'" in str(error)
+        else:
+            raise AssertionError("COMPANION_MARCH=x87 was accepted")
+
+
+# chapters/tensors/blas.md:2460
 def test_errors_name_the_line():
     try:
         load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
@@ -289,7 +310,7 @@ def test_errors_name_the_line():
         raise AssertionError("an unknown name was compiled")
 
 
-# chapters/tensors/blas.md:2410
+# chapters/tensors/blas.md:2470
 def test_prototypes_and_pointers():
     library = load("double half(const double *x, long i) { return x[i]/2; }")
     assert library.half(np.array([1.0, 3.0]), 1) == 1.5
@@ -301,7 +322,7 @@ def test_prototypes_and_pointers():
         raise AssertionError("a float array passed as double *")
 
 
-# chapters/tensors/blas.md:2426
+# chapters/tensors/blas.md:2486
 def test_rows_of_a_bench():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "ratio": 0.5, "spread": 0.02, "limit_fraction": None,
@@ -312,7 +333,7 @@ def test_rows_of_a_bench():
     assert "numpy is not installed" in row_of(row | MISSING)
 
 
-# chapters/tensors/blas.md:2437
+# chapters/tensors/blas.md:2497
 def test_small_calls_are_measured():
     for case, run in list(EAGER.items())[:2]:
         found = calls(run, rounds=2)
