@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:98ff14bcb0f4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:4a35b70e65bf  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -262,7 +262,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1149
+# chapters/tensors/blas.md:1185
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -276,7 +276,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1162
+# chapters/tensors/blas.md:1198
 class Pool:
     """The threads that kernels share."""
 
@@ -290,11 +290,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1178
+# chapters/tensors/blas.md:1214
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1181
+# chapters/tensors/blas.md:1217
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
