@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:e35f07e0032f
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:d365efbf8efe
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp, steadiest
 
-# chapters/tensors/blas.md:2161
+# chapters/tensors/blas.md:2163
 EAGER: dict[str, Callable[..., Any]] = {
     "x + y": lambda x, y, row: x + y,
     "x + row": lambda x, y, row: x + row,
@@ -30,7 +30,7 @@ EAGER: dict[str, Callable[..., Any]] = {
 }
 
 
-# chapters/tensors/blas.md:2182
+# chapters/tensors/blas.md:2184
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -38,7 +38,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:2189
+# chapters/tensors/blas.md:2191
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""

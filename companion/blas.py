@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:ce2a9395005c
+# Tangled from blas: edit there, `make tangle`. sha256:8e0282062980
 from __future__ import annotations
 
 import ctypes
@@ -32,7 +32,7 @@ from companion.timing import MISSING, compare, limits, stamp, steadiest
 from companion.view import View
 
 
-# chapters/tensors/blas.md:1426
+# chapters/tensors/blas.md:1425
 class Blocking(NamedTuple):
     """How products are cut; a policy for one kind of processor."""
 
@@ -51,16 +51,16 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy
     16: (512, 144, 1 << 13, 96, 1024),
 }
 
-# chapters/tensors/blas.md:1449
-MR = 6  # as in kernels/sgemm.c
+# chapters/tensors/blas.md:1448
+MR, MC = 6, 144  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1452
+# chapters/tensors/blas.md:1451
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1456
+# chapters/tensors/blas.md:1455
 def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -73,7 +73,7 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1468
+# chapters/tensors/blas.md:1467
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -85,11 +85,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1488
+# chapters/tensors/blas.md:1487
 LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:1491
+# chapters/tensors/blas.md:1490
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -104,7 +104,7 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1509
+# chapters/tensors/blas.md:1508
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
@@ -118,27 +118,30 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     threads = threads if stack * m * n * k > 300_000 else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
     pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
+    copy = stack == 1 and copied(a, n, how)
+    most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
-                       threads, how.chunk if pack else NEVER)
+                       threads, most)
     width = 16 * how.width if lone else how.width
     if pack:
-        pieces = ceil(4 * threads, max(stack * chunks, 1)) if threads > 1 else 1
-        width *= max(ceil(min(ceil(n, pieces), WIDEST), width), 1)
+        wanted = ceil(threads * (1 if copy else 4), max(stack * chunks, 1))
+        columns = min(ceil(n, wanted if threads > 1 else 1), WIDEST)
+        width *= max(ceil(columns, width), 1)
     slabs = ceil(n, width)
     span = min(ceil(WIDEST, width), stack * slabs) if pack else stack * slabs
     depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
     return LAYOUT.pack(
         m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, width, slabs, stack,
-        span, depth, stack == 1 and copied(a, n, how), pack, threads,
+        span, depth, copy, pack, threads,
         len(axes), alpha, beta, POOL.address, *chain(*axes),
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1542
+# chapters/tensors/blas.md:1544
 WIDEST = 2048  # columns that are packed at a time
 
 
-# chapters/tensors/blas.md:1545
+# chapters/tensors/blas.md:1547
 def copied(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
@@ -147,13 +150,13 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:1564
+# chapters/tensors/blas.md:1566
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1569
+# chapters/tensors/blas.md:1571
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -167,21 +170,21 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:1582
+# chapters/tensors/blas.md:1584
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
     return how._replace(chunk=max(how.chunk * 4 // itemsize, MR))
 
 
-# chapters/tensors/blas.md:1588
+# chapters/tensors/blas.md:1590
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1596
+# chapters/tensors/blas.md:1598
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -207,7 +210,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1625
+# chapters/tensors/blas.md:1627
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -218,21 +221,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1637
+# chapters/tensors/blas.md:1639
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1643
+# chapters/tensors/blas.md:1645
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1651
+# chapters/tensors/blas.md:1653
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -245,12 +248,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1749
+# chapters/tensors/blas.md:1751
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1753
+# chapters/tensors/blas.md:1755
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -262,7 +265,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1764
+# chapters/tensors/blas.md:1766
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -270,14 +273,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:2067
+# chapters/tensors/blas.md:2069
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:2073
+# chapters/tensors/blas.md:2075
 def peers() -> dict[str, Callable[..., Any] | None]:
     """The products of other libraries, as f(a, b, out=c)."""
     found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
@@ -289,7 +292,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:2084
+# chapters/tensors/blas.md:2086
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -300,7 +303,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:2096
+# chapters/tensors/blas.md:2098
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:320280cfa47a  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:cf0d4d096305  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -66,7 +66,7 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1903
+# chapters/tensors/blas.md:1905
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -76,7 +76,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1912
+# chapters/tensors/blas.md:1914
 def compare(ours: Callable[[], Any], peer: Callable[[], Any],
             rounds: int = 15, pause: float = 0.0) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time."""
@@ -87,7 +87,7 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any],
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1922
+# chapters/tensors/blas.md:1924
 def burst(run: Callable[[], Any], pause: float) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     sleep(pause)
@@ -100,7 +100,7 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1939
+# chapters/tensors/blas.md:1941
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -113,14 +113,14 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1967
+# chapters/tensors/blas.md:1969
 BENCHES = {"gemm": "companion.blas"}
 ONCE: set[str] = set()  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1973
+# chapters/tensors/blas.md:1975
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -136,14 +136,14 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1988
+# chapters/tensors/blas.md:1990
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     return f"{name or platform.machine()}, {os.cpu_count()} processors"
 
 
-# chapters/tensors/blas.md:1997
+# chapters/tensors/blas.md:1999
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -152,7 +152,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:2005
+# chapters/tensors/blas.md:2007
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -163,7 +163,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:2018
+# chapters/tensors/blas.md:2020
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:2034
+# chapters/tensors/blas.md:2036
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -189,7 +189,7 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:2045
+# chapters/tensors/blas.md:2047
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -202,7 +202,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2208
+# chapters/tensors/blas.md:2210
 BENCHES["eager"] = "companion.benchmark"
 
 

@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:91ed7fcea61c */
+/* Tangled from blas: edit there, `make tangle`. sha256:bdc0d8a53de8 */
 #line 839 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -7,15 +7,15 @@
 #define REAL float
 #endif
 #if defined(__AVX512F__)
-enum { BYTES = 64, NV = 4 };
+enum { BYTES = 64, NV = 4, KC = 1024 };
 #elif defined(__AVX__)
-enum { BYTES = 32, NV = 2 };
+enum { BYTES = 32, NV = 2, KC = 512 };
 #elif defined(__aarch64__)
-enum { BYTES = 16, NV = 4 };
+enum { BYTES = 16, NV = 4, KC = 512 };
 #else
-enum { BYTES = 16, NV = 2 };
+enum { BYTES = 16, NV = 2, KC = 512 };
 #endif
-enum { L = BYTES / sizeof(REAL), MR = 6, NR = NV * L, KC = 1024 };
+enum { L = BYTES / sizeof(REAL), MR = 6, NR = NV * L, MC = 144 };
 typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 long columns(void) { return NR; }
 long bytes(void) { return BYTES; }
@@ -131,7 +131,7 @@ struct product {
 };
 struct job {
   struct product p;
-  const REAL *a, *b; REAL *c, *left, *right;
+  const REAL *a, *b; REAL *c, *packed;
   long k, first;
 };
 
@@ -188,65 +188,64 @@ static long locate(struct job *g, long s) {
 
 static void fill(void *job, long t) {
   struct job g = *(struct job *)job;
-  long left = g.left ? slices(g.p.ra, g.k, g.p.m, MR) : 0;
-  if (t < left) lay(g.a, g.p.ca, g.p.ra, g.k, g.p.m, MR, t, g.left);
-  else {
-    long each = slices(g.p.cb, g.k, g.p.width, NR), s = (t - left) / each;
-    long n = locate(&g, g.first + s);
-    lay(g.b, g.p.rb, g.p.cb, g.k, n, NR, (t - left) % each,
-        g.right + s * g.p.width * g.k);
-  }
+  long each = slices(g.p.cb, g.k, g.p.width, NR), s = t / each;
+  long n = locate(&g, g.first + s);
+  lay(g.b, g.p.rb, g.p.cb, g.k, n, NR, t % each,
+      g.packed + s * g.p.width * g.k);
 }
 
-#line 1355 "chapters/tensors/blas.md"
+#line 1351 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
+  static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
   struct job g = *(struct job *)job;
   long s = t / g.p.chunks, i = t % g.p.chunks * g.p.rows, step = g.p.ra;
   long m = min(g.p.m - i, g.p.rows), n = locate(&g, g.first + s), r = n % L;
-  if (g.left) g.a = g.left, step = g.k, g.p.ra = 1, g.p.ca = MR;
   g.a += i * step, g.c += i * g.p.rc;
+  if (g.p.copy) {
+    for (long q = slices(step, g.k, m, MR); q--;)
+      lay(g.a, g.p.ca, step, g.k, m, MR, q, chunk);
+    g.a = chunk, step = g.k, g.p.ra = 1, g.p.ca = MR;
+  }
   for (; r && g.p.ca == 1 && (r < 4 || g.p.m == 1); r--) {
     pack(g.b + --n * g.p.cb, g.p.rb, g.p.cb, g.k, 1, 1, edge);
     column(m, g.k, g.p.alpha, g.a, step, edge, g.p.beta,
            g.c + n * g.p.cc, g.p.rc);
   }
-  if (!g.right && (g.p.width > NR || !n)) row(g, n);
-  else if (!g.right && r) {
-    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge);
-    panel(&g, m, n, g.a, step, edge, NR, g.c);
-  } else if (!g.right) panel(&g, m, n, g.a, step, g.b, g.p.rb, g.c);
-  else
+  if (g.packed)
     for (long j = 0; j < n; j += NR)
       panel(&g, m, min(NR, n - j), g.a, step,
-            g.right + s * g.p.width * g.k + j * g.k, NR,
+            g.packed + s * g.p.width * g.k + j * g.k, NR,
             g.c + j * g.p.cc);
+  else if (g.p.width > NR || !n) row(g, n);
+  else if (!r) panel(&g, m, n, g.a, step, g.b, g.p.rb, g.c);
+  else {
+    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge);
+    panel(&g, m, n, g.a, step, edge, NR, g.c);
+  }
 }
 
-#line 1385 "chapters/tensors/blas.md"
+#line 1387 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
-  long left = p->copy ? (p->m + MR - 1) / MR * MR * p->depth : 0;
-  long right = p->pack ? p->span * p->width * p->depth : 0;
-  REAL *room = malloc((left + right) * sizeof(REAL) + 64);
-  REAL *start = (REAL *)(((size_t)room + 63) / 64 * 64);
-  struct job g = {.p = *p, .c = c, .left = left ? start + right : 0,
-                  .right = right ? start : 0};
-  for (long all = p->stack * p->slabs; room && g.first < all;
-       g.first += p->span) {
+  long room = p->pack ? p->span * p->width * p->depth : 0;
+  REAL *got = room ? malloc(room * sizeof(REAL) + 64) : 0;
+  struct job g = {.p = *p, .c = c};
+  if (got) g.packed = (REAL *)(((size_t)got + 63) / 64 * 64);
+  if (room && !got) return 0;
+  for (long all = p->stack * p->slabs; g.first < all; g.first += p->span) {
     long some = min(p->span, all - g.first);
     g.a = a, g.b = b, g.p.beta = p->beta;
     for (long k = p->k; k >= 0; k -= p->depth, g.p.beta = 1) {
       g.k = min(k, p->depth);
-      p->parallel(fill, &g,
-          (left ? slices(p->ra, g.k, p->m, MR) : 0)
-          + (right ? some * slices(p->cb, g.k, p->width, NR) : 0),
-          p->threads);
+      if (room)
+        p->parallel(fill, &g, some * slices(p->cb, g.k, p->width, NR),
+                    p->threads);
       p->parallel(block, &g, some * p->chunks, p->threads);
       if (k <= p->depth) break;
       g.a += p->depth * p->ca, g.b += p->depth * p->rb;
     }
   }
-  free(room);
-  return room != 0;
+  free(got);
+  return 1;
 }
