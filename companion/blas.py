@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:8e0282062980
+# Tangled from blas: edit there, `make tangle`. sha256:044645405a06
 from __future__ import annotations
 
 import ctypes
@@ -28,11 +28,11 @@ from companion.dtype import (
     uint8,
 )
 from companion.native import POOL, CompileError, kernel
-from companion.timing import MISSING, compare, limits, stamp, steadiest
+from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
 
-# chapters/tensors/blas.md:1425
+# chapters/tensors/blas.md:1429
 class Blocking(NamedTuple):
     """How products are cut; a policy for one kind of processor."""
 
@@ -51,16 +51,16 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy
     16: (512, 144, 1 << 13, 96, 1024),
 }
 
-# chapters/tensors/blas.md:1448
+# chapters/tensors/blas.md:1452
 MR, MC = 6, 144  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1451
+# chapters/tensors/blas.md:1455
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1455
+# chapters/tensors/blas.md:1459
 def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -73,7 +73,7 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1467
+# chapters/tensors/blas.md:1471
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -85,11 +85,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1487
+# chapters/tensors/blas.md:1491
 LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:1490
+# chapters/tensors/blas.md:1494
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -104,7 +104,7 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1508
+# chapters/tensors/blas.md:1512
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
@@ -137,11 +137,11 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1544
+# chapters/tensors/blas.md:1548
 WIDEST = 2048  # columns that are packed at a time
 
 
-# chapters/tensors/blas.md:1547
+# chapters/tensors/blas.md:1551
 def copied(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
@@ -150,13 +150,13 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:1566
+# chapters/tensors/blas.md:1570
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1571
+# chapters/tensors/blas.md:1575
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -170,21 +170,21 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:1584
+# chapters/tensors/blas.md:1588
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
     return how._replace(chunk=max(how.chunk * 4 // itemsize, MR))
 
 
-# chapters/tensors/blas.md:1590
+# chapters/tensors/blas.md:1594
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1598
+# chapters/tensors/blas.md:1602
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -210,7 +210,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1627
+# chapters/tensors/blas.md:1631
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -221,21 +221,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1639
+# chapters/tensors/blas.md:1643
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1645
+# chapters/tensors/blas.md:1649
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1653
+# chapters/tensors/blas.md:1657
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -248,12 +248,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1751
+# chapters/tensors/blas.md:1755
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1755
+# chapters/tensors/blas.md:1759
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -265,7 +265,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1766
+# chapters/tensors/blas.md:1770
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -273,26 +273,30 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:2069
+# chapters/tensors/blas.md:2161
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:2075
+# chapters/tensors/blas.md:2167
 def peers() -> dict[str, Callable[..., Any] | None]:
-    """The products of other libraries, as f(a, b, out=c)."""
-    found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
-    found["torch"] = None
+    """f(a, b, out) for each library: its product, ready to run."""
+    found: dict[str, Callable[..., Any] | None] = {
+        "numpy": lambda a, b, out: functools.partial(
+            np.matmul, a, b, out=out), "torch": None}
     if importlib.util.find_spec("torch"):
         torch = import_module("torch")
-        found["torch"] = lambda a, b, out: torch.matmul(
-            *map(torch.from_numpy, (a, b)), out=torch.from_numpy(out))
+
+        def prepare(*arrays: np.ndarray) -> Callable:
+            a, b, out = map(torch.from_numpy, arrays)
+            return functools.partial(torch.matmul, a, b, out=out)
+        found["torch"] = prepare
     return found
 
 
-# chapters/tensors/blas.md:2086
+# chapters/tensors/blas.md:2182
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -303,24 +307,41 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:2098
+# chapters/tensors/blas.md:2194
+def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
+    """Our product, ready to run."""
+    return functools.partial(gemm, *map(adopt, (out, a, b)))
+
+
+# chapters/tensors/blas.md:2199
+def prepared(case: tuple[int, int, int],
+             library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
+    """A library's product of two random matrices, as a function."""
+    m, n, k = case
+    random = np.random.default_rng(0)
+    a = random.standard_normal((m, k), dtype=np.float32)
+    b = random.standard_normal((k, n), dtype=np.float32)
+    c = np.empty((m, n), np.float32)
+    run = library(a, b, c)
+
+    def product() -> np.ndarray:
+        run()
+        return c
+    return product
+
+
+# chapters/tensors/blas.md:2215
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
     if peer is None:
         return MISSING
     m, n, k = case
-    random = np.random.default_rng(0)
-    a = random.standard_normal((m, k), dtype=np.float32)
-    b = random.standard_normal((k, n), dtype=np.float32)
-    c, d = np.empty((2, m, n), np.float32)
-    x, y, z = map(adopt, (a, b, c))
-    gemm(z, x, y)
-    np.testing.assert_allclose(c, peer(a, b, out=d), atol=1e-5 * k)
-    found = steadiest(lambda: compare(
-        lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
-        rounds=5 if m * n * k > 1 << 33 else 15,
-        pause=0.03 if threads > 1 else 0.0))
+    found = compare(functools.partial(prepared, case, ours),
+                    functools.partial(prepared, case, peer),
+                    rounds=5 if m * n * k > 1 << 33 else 15, tries=5,
+                    agree=functools.partial(
+                        np.testing.assert_allclose, atol=1e-5 * k))
     work = 2e-9 * m * n * k
     return {"ours": work / found.ours, "peer": work / found.peer,
             "ratio": found.ratio, "spread": found.spread,

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:4a35b70e65bf  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:dcd15381f07e  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -25,12 +25,12 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:109
+# chapters/tensors/blas.md:110
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:113
+# chapters/tensors/blas.md:114
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -48,7 +48,7 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:140
+# chapters/tensors/blas.md:141
 ARM = platform.machine() in ("aarch64", "arm64")
 FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
          "-ffp-contract=fast", "-fvisibility=protected",
@@ -79,7 +79,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:179
+# chapters/tensors/blas.md:180
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -91,12 +91,12 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:190
+# chapters/tensors/blas.md:191
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:194
+# chapters/tensors/blas.md:195
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -104,7 +104,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:212
+# chapters/tensors/blas.md:213
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -114,7 +114,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:221
+# chapters/tensors/blas.md:222
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -123,7 +123,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:232
+# chapters/tensors/blas.md:233
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     name = key(source, FLAGS + flags)
@@ -142,12 +142,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:266
+# chapters/tensors/blas.md:267
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:270
+# chapters/tensors/blas.md:271
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -158,14 +158,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:294
+# chapters/tensors/blas.md:295
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:300
+# chapters/tensors/blas.md:301
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -177,7 +177,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:314
+# chapters/tensors/blas.md:315
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -188,7 +188,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:324
+# chapters/tensors/blas.md:325
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -204,7 +204,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:344
+# chapters/tensors/blas.md:345
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     library = ctypes.CDLL(str(build(source, *flags)))
@@ -215,11 +215,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:368
+# chapters/tensors/blas.md:369
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:371
+# chapters/tensors/blas.md:372
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -254,7 +254,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:541
+# chapters/tensors/blas.md:542
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -262,7 +262,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1185
+# chapters/tensors/blas.md:1189
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -276,7 +276,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1198
+# chapters/tensors/blas.md:1202
 class Pool:
     """The threads that kernels share."""
 
@@ -290,11 +290,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1214
+# chapters/tensors/blas.md:1218
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1217
+# chapters/tensors/blas.md:1221
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
