@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:044645405a06
+# Tangled from blas: edit there, `make tangle`. sha256:b9ec0de3685d
 from __future__ import annotations
 
 import ctypes
@@ -32,7 +32,7 @@ from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
 
-# chapters/tensors/blas.md:1429
+# chapters/tensors/blas.md:1437
 class Blocking(NamedTuple):
     """How products are cut; a policy for one kind of processor."""
 
@@ -51,16 +51,16 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy
     16: (512, 144, 1 << 13, 96, 1024),
 }
 
-# chapters/tensors/blas.md:1452
+# chapters/tensors/blas.md:1460
 MR, MC = 6, 144  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1455
+# chapters/tensors/blas.md:1463
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1459
+# chapters/tensors/blas.md:1467
 def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -73,7 +73,7 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1471
+# chapters/tensors/blas.md:1479
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -85,11 +85,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1491
+# chapters/tensors/blas.md:1499
 LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:1494
+# chapters/tensors/blas.md:1502
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -104,7 +104,7 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1512
+# chapters/tensors/blas.md:1520
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
@@ -137,11 +137,11 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1548
+# chapters/tensors/blas.md:1556
 WIDEST = 2048  # columns that are packed at a time
 
 
-# chapters/tensors/blas.md:1551
+# chapters/tensors/blas.md:1559
 def copied(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
@@ -150,13 +150,13 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:1570
+# chapters/tensors/blas.md:1578
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1575
+# chapters/tensors/blas.md:1583
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -170,21 +170,21 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:1588
+# chapters/tensors/blas.md:1596
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
     return how._replace(chunk=max(how.chunk * 4 // itemsize, MR))
 
 
-# chapters/tensors/blas.md:1594
+# chapters/tensors/blas.md:1602
 @functools.cache
 def tell(line: str) -> None:
     """One line on stderr, once."""
     print(f"companion: {line}", file=sys.stderr)
 
 
-# chapters/tensors/blas.md:1602
+# chapters/tensors/blas.md:1610
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -210,7 +210,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1631
+# chapters/tensors/blas.md:1639
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -221,21 +221,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1643
+# chapters/tensors/blas.md:1651
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1649
+# chapters/tensors/blas.md:1657
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1657
+# chapters/tensors/blas.md:1665
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -248,12 +248,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1755
+# chapters/tensors/blas.md:1763
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1759
+# chapters/tensors/blas.md:1767
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -265,7 +265,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1770
+# chapters/tensors/blas.md:1778
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -273,14 +273,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:2161
+# chapters/tensors/blas.md:2184
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:2167
+# chapters/tensors/blas.md:2190
 def peers() -> dict[str, Callable[..., Any] | None]:
     """f(a, b, out) for each library: its product, ready to run."""
     found: dict[str, Callable[..., Any] | None] = {
@@ -296,7 +296,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:2182
+# chapters/tensors/blas.md:2207
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -307,13 +307,13 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:2194
+# chapters/tensors/blas.md:2219
 def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
     """Our product, ready to run."""
     return functools.partial(gemm, *map(adopt, (out, a, b)))
 
 
-# chapters/tensors/blas.md:2199
+# chapters/tensors/blas.md:2224
 def prepared(case: tuple[int, int, int],
              library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
     """A library's product of two random matrices, as a function."""
@@ -330,7 +330,7 @@ def prepared(case: tuple[int, int, int],
     return product
 
 
-# chapters/tensors/blas.md:2215
+# chapters/tensors/blas.md:2242
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:36ac6dbb23ac  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:c72b9b861ea5  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -27,7 +27,7 @@ from companion.native import compiler, cpu, kernel
 from companion.ops import GATHER, WRITE, Op
 
 
-# chapters/tensors/blas.md:428
+# chapters/tensors/blas.md:431
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -38,7 +38,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:552
+# chapters/tensors/blas.md:555
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -46,7 +46,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:559
+# chapters/tensors/blas.md:562
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -68,12 +68,12 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1911
+# chapters/tensors/blas.md:1919
 FORK = multiprocessing.get_context("fork")
 Setup = Callable[[], Callable[[], Any]]
 
 
-# chapters/tensors/blas.md:1915
+# chapters/tensors/blas.md:1923
 class Rival:
     """A program in a process of its own that runs when it is its turn."""
 
@@ -95,6 +95,7 @@ class Rival:
         os.kill(self.process.pid or 0, signal.SIGSTOP)
         return found
 
+    # chapters/tensors/blas.md:1950
     def turn(self) -> float:
         """The shortest call of a burst, in seconds."""
         os.kill(self.process.pid or 0, signal.SIGCONT)
@@ -107,7 +108,7 @@ class Rival:
         self.pipe.close()
 
 
-# chapters/tensors/blas.md:1951
+# chapters/tensors/blas.md:1965
 def serve(setup: Setup, pipe: Any) -> None:
     """In the rival's process: a first result, then bursts on demand."""
     run = setup()
@@ -117,7 +118,7 @@ def serve(setup: Setup, pipe: Any) -> None:
         pipe.send(burst(run))
 
 
-# chapters/tensors/blas.md:1960
+# chapters/tensors/blas.md:1974
 def burst(run: Callable[[], Any]) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     shortest = []
@@ -129,7 +130,7 @@ def burst(run: Callable[[], Any]) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1976
+# chapters/tensors/blas.md:1990
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -139,7 +140,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1985
+# chapters/tensors/blas.md:2003
 def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             agree: Callable[[Any, Any], None] | None = None) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time.
@@ -159,7 +160,7 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             rival.end()
 
 
-# chapters/tensors/blas.md:2004
+# chapters/tensors/blas.md:2026
 def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     """Both in turn; the first of the pairs warms up and is left out."""
     pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
@@ -168,7 +169,7 @@ def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:2012
+# chapters/tensors/blas.md:2034
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -181,7 +182,7 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:2037
+# chapters/tensors/blas.md:2059
 def judged(found: dict) -> dict:
     """A measurement, or the reason why it is refused in its place."""
     ratio, spread = found["ratio"], found["spread"]
@@ -191,20 +192,21 @@ def judged(found: dict) -> dict:
     if spread > max(0.1, abs(ratio - 1)):
         reason = f"its spread, {spread:.2f}, exceeds its effect"
     elif limit is not None and limit / ratio < 0.1:
-        reason = f"{found['peer_name']} reaches {limit / ratio:.0%} of the limit"
+        reason = (f"{found['peer_name']} reaches {limit / ratio:.0%} "
+                  f"of the limit")
     else:
         return found
     return found | MISSING | {"refused": reason}
 
 
-# chapters/tensors/blas.md:2057
+# chapters/tensors/blas.md:2080
 BENCHES = {"gemm": "companion.blas"}
 ONCE: set[str] = set()  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:2063
+# chapters/tensors/blas.md:2086
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -220,7 +222,7 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:2078
+# chapters/tensors/blas.md:2101
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
@@ -230,7 +232,7 @@ def machine() -> str:
             f"{os.cpu_count()} processors")
 
 
-# chapters/tensors/blas.md:2090
+# chapters/tensors/blas.md:2113
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -239,7 +241,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:2098
+# chapters/tensors/blas.md:2121
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -250,7 +252,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:2111
+# chapters/tensors/blas.md:2134
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -267,7 +269,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:2127
+# chapters/tensors/blas.md:2150
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -276,7 +278,7 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:2138
+# chapters/tensors/blas.md:2161
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -290,7 +292,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2336
+# chapters/tensors/blas.md:2367
 BENCHES["eager"] = "companion.benchmark"
 
 
