@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:2a3556ac62a4  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:97949b79789e  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def purpose(module: str) -> str:
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:2177
+# chapters/tensors/blas.md:2178
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/tensors/perceptron.md:481

@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:371440347a95
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:3243f6cf12d0
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp
 
-# chapters/tensors/blas.md:2313
+# chapters/tensors/blas.md:2314
 EAGER: dict[str, Callable[..., Any]] = {
     "x + y": lambda x, y, row: x + y,
     "x + row": lambda x, y, row: x + row,
@@ -31,7 +31,7 @@ EAGER: dict[str, Callable[..., Any]] = {
 }
 
 
-# chapters/tensors/blas.md:2334
+# chapters/tensors/blas.md:2335
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -39,7 +39,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:2341
+# chapters/tensors/blas.md:2342
 def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     """Twenty calls on the same operands, as one program."""
     def program() -> None:
@@ -48,7 +48,7 @@ def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     return program
 
 
-# chapters/tensors/blas.md:2349
+# chapters/tensors/blas.md:2350
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""
@@ -57,8 +57,8 @@ def calls(run: Callable[..., Any],
     torch = import_module("torch")
     ours = randn(32, 32), randn(32, 32), randn(32)
     peers = [torch.from_numpy(x.numpy().copy()) for x in ours]
-    found = compare(*[functools.partial(twenty, run, operands)
-                      for operands in (ours, peers)], rounds, tries=5)
+    found = compare(functools.partial(twenty, run, ours),
+                    functools.partial(twenty, run, peers), rounds, tries=5)
     return {"ours": found.ours / 20e-6, "peer": found.peer / 20e-6,
             "ratio": found.ratio, "spread": found.spread,
             "limit_fraction": None}

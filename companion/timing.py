@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:c72b9b861ea5  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:170f1b0957ec  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -154,13 +154,14 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
         rivals += [Rival(peer)]
         if agree:
             agree(*[rival.result for rival in rivals])
-        return steadiest(lambda: turns(*rivals, rounds), tries)
+        one, other = rivals
+        return steadiest(lambda: turns(one, other, rounds), tries)
     finally:
         for rival in rivals:
             rival.end()
 
 
-# chapters/tensors/blas.md:2026
+# chapters/tensors/blas.md:2027
 def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     """Both in turn; the first of the pairs warms up and is left out."""
     pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
@@ -169,7 +170,7 @@ def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:2034
+# chapters/tensors/blas.md:2035
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -182,7 +183,7 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:2059
+# chapters/tensors/blas.md:2060
 def judged(found: dict) -> dict:
     """A measurement, or the reason why it is refused in its place."""
     ratio, spread = found["ratio"], found["spread"]
@@ -199,14 +200,14 @@ def judged(found: dict) -> dict:
     return found | MISSING | {"refused": reason}
 
 
-# chapters/tensors/blas.md:2080
+# chapters/tensors/blas.md:2081
 BENCHES = {"gemm": "companion.blas"}
 ONCE: set[str] = set()  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:2086
+# chapters/tensors/blas.md:2087
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -222,7 +223,7 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:2101
+# chapters/tensors/blas.md:2102
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
@@ -232,7 +233,7 @@ def machine() -> str:
             f"{os.cpu_count()} processors")
 
 
-# chapters/tensors/blas.md:2113
+# chapters/tensors/blas.md:2114
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -241,7 +242,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:2121
+# chapters/tensors/blas.md:2122
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -252,7 +253,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:2134
+# chapters/tensors/blas.md:2135
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -269,7 +270,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:2150
+# chapters/tensors/blas.md:2151
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -278,7 +279,7 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:2161
+# chapters/tensors/blas.md:2162
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -292,7 +293,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2367
+# chapters/tensors/blas.md:2368
 BENCHES["eager"] = "companion.benchmark"
 
 
