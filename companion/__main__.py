@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:ac05f63046c9  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:1f6c40bcb784  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1987
+# chapters/tensors/blas.md:2240
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/tensors/perceptron.md:481

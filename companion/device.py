@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d5550eabd74e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d5cefe5ee72d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -444,7 +444,7 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1699
+# chapters/tensors/blas.md:1848
 KERNELS[MATMUL] = matmul
 
 # chapters/tensors/activations.md:679

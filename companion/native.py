@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ef85c2b90b41  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ec5f72687f9a  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -26,12 +26,12 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:111
+# chapters/tensors/blas.md:115
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:115
+# chapters/tensors/blas.md:119
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -49,7 +49,7 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:142
+# chapters/tensors/blas.md:146
 FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
@@ -78,7 +78,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:181
+# chapters/tensors/blas.md:185
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -94,7 +94,7 @@ ARM = platform.machine() in ("aarch64", "arm64")
 LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 
-# chapters/tensors/blas.md:196
+# chapters/tensors/blas.md:200
 def instruction_sets() -> list[str]:
     """The instruction sets that COMPANION_MARCH may name here."""
     has = cpu().split()
@@ -102,7 +102,7 @@ def instruction_sets() -> list[str]:
     return ["native", *(["generic"] if ARM else older)]
 
 
-# chapters/tensors/blas.md:203
+# chapters/tensors/blas.md:207
 def march() -> str:
     """The compiler's flag for $COMPANION_MARCH, or for `native`."""
     told = os.environ.get("COMPANION_MARCH") or "native"
@@ -113,12 +113,12 @@ def march() -> str:
     return f"-m{'cpu' if ARM else 'arch'}={told}"
 
 
-# chapters/tensors/blas.md:227
+# chapters/tensors/blas.md:231
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:231
+# chapters/tensors/blas.md:235
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -126,7 +126,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:249
+# chapters/tensors/blas.md:253
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -136,7 +136,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:258
+# chapters/tensors/blas.md:262
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -145,7 +145,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:269
+# chapters/tensors/blas.md:273
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     flags = (march(), *FLAGS, *flags)
@@ -165,12 +165,12 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:304
+# chapters/tensors/blas.md:308
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:308
+# chapters/tensors/blas.md:312
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -181,14 +181,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:332
+# chapters/tensors/blas.md:336
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:338
+# chapters/tensors/blas.md:342
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -200,7 +200,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:352
+# chapters/tensors/blas.md:356
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -211,7 +211,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:362
+# chapters/tensors/blas.md:366
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -227,14 +227,14 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:382
+# chapters/tensors/blas.md:386
 LOADING = threading.Lock()  # of two threads, one compiles
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
 
 
-# chapters/tensors/blas.md:388
+# chapters/tensors/blas.md:392
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     with LOADING:
@@ -246,11 +246,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:413
+# chapters/tensors/blas.md:417
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:416
+# chapters/tensors/blas.md:420
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -285,7 +285,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:586
+# chapters/tensors/blas.md:590
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -293,7 +293,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1194
+# chapters/tensors/blas.md:1237
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -307,7 +307,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1207
+# chapters/tensors/blas.md:1250
 class Pool:
     """The threads that kernels share."""
 
@@ -321,11 +321,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1223
+# chapters/tensors/blas.md:1266
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1226
+# chapters/tensors/blas.md:1269
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:

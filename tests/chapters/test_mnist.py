@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:e0f5e3e99a93
+# Tangled from mnist: edit there, `make tangle`. sha256:70f8ed5662b8
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +10,7 @@ from companion.milestones.report import Unmeasured
 from companion.optim import SGD
 
 
-# chapters/gradients/mnist.md:190
+# chapters/gradients/mnist.md:191
 def first_checks(model, x, t, steps=100):
     """The loss before training, and after learning one batch by heart."""
     optimizer, losses = SGD(model.parameters(), lr=0.1, momentum=0.9), []
