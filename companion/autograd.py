@@ -1,15 +1,17 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:b7a9c17cf6e6
+# Tangled from autograd: edit there, `make tangle`. sha256:fdc9c7015d39
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NoReturn
 
 from companion.ops import (
     ADD,
+    AND,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -24,43 +26,59 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
-    RECIP,
+    POW,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     Op,
 )
 
 
-# chapters/gradients/autograd.md:196
+# chapters/gradients/autograd.md:199
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
-    `ages` are the versions of the memory that the gradient will read.
+    `pasts` are the records of the operands at that time, None for a
+    leaf. `ages` says which version of each value's memory the gradient
+    will read, and `born` which version of its memory the result is.
     """
 
-    __slots__ = ("op", "src", "arg", "ages")
+    __slots__ = ("op", "src", "arg", "pasts", "ages", "born")
 
     def __init__(self, op: Op, src: tuple[Any, ...], arg: Any,
-                 ages: list[int]):
+                 ages: Sequence[tuple[int, int]] = (), born: int = 0):
         self.op = op
         self.src = src
         self.arg = arg
+        self.pasts = [x.record for x in src]
         self.ages = ages
+        self.born = born
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "copy, pickle: this tensor was computed from what needs a "
+            "gradient, and its whole graph would come along; copy its "
+            ".detach(), or compute it again from copies")
+
+    # chapters/gradients/autograd.md:868
+    def release(self) -> None:
+        """Let go of the operands; what is left says that it served."""
+        self.op, self.src, self.arg = SPENT, (), None
+        self.pasts, self.ages = [], ()
 
 
-# chapters/gradients/autograd.md:258
+# chapters/gradients/autograd.md:271
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:261
+# chapters/gradients/autograd.md:274
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -71,46 +89,65 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:271
+# chapters/gradients/autograd.md:284
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:320
+# chapters/gradients/autograd.md:333
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
-NEEDS: dict[Op, tuple[int, ...]] = {}
+NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
-# chapters/gradients/autograd.md:325
-def check_rule(op: Op) -> None:
+# chapters/gradients/autograd.md:338
+def check_rule(op: Op, src: tuple[Any, ...]) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
         raise TypeError(
             f"{op} has no gradient and was asked for one; run it under "
             f"no_grad(), or on .detach()")
+    for x in src:
+        check_born(x)
 
 
-# chapters/gradients/autograd.md:333
+# chapters/gradients/autograd.md:348
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
         y.requires_grad = True
-        y.record = Record(op, src, arg, ages(op, *src, y))
+        y.record = Record(op, src, arg, ages(op, src, y), version(y))
 
 
-# chapters/gradients/autograd.md:340
-def ages(op: Op, *values: Any) -> list[int]:
-    """The versions of the memory that the gradient of `op` reads."""
-    return [values[i].buffer.storage.version for i in NEEDS.get(op, ())]
+# chapters/gradients/autograd.md:355
+def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
+    """(place, version) of each value that a gradient of `op` reads."""
+    values = (*src, y)
+    return [(i, version(values[i]))
+            for x, needs in zip(src, NEEDS.get(op, ()))
+            if x.requires_grad for i in needs]
 
 
-# chapters/gradients/autograd.md:362
+# chapters/gradients/autograd.md:375
+def version(x: Any) -> int:
+    """How many times the memory of `x` has been written to."""
+    return x.buffer.storage.version
+
+
+# chapters/gradients/autograd.md:380
+def check_born(x: Any) -> None:
+    """Refuse a value that is no longer what its record computed."""
+    if x.record is not None and x.record.born != version(x):
+        raise RuntimeError(
+            f"the memory of a value of shape {x.shape} was written to "
+            f"through another tensor after {x.record.op} computed it, so "
+            f"its gradient is lost; .clone() it before the write")
+
+
+# chapters/gradients/autograd.md:406
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[NEG] = (lambda g, y, x, _: -g,)
-GRADIENT[RECIP] = (lambda g, y, x, _: -g * y * y,)
 GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
 GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
 GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
@@ -119,11 +156,15 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:390
+# chapters/gradients/autograd.md:432
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
+GRADIENT[SUB] = (lambda g, y, a, b, _: g,
+                 lambda g, y, a, b, _: -g)
 GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
                  lambda g, y, a, b, _: g * a)
+GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
+                 lambda g, y, a, b, _: -g * y / b)
 GRADIENT[MOD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: -g * (a // b))
 GRADIENT[WHERE] = (None,
@@ -132,25 +173,55 @@ GRADIENT[WHERE] = (None,
 GRADIENT[LESS] = (None, None)
 GRADIENT[EQUAL] = (None, None)
 GRADIENT[IDIV] = (None, None)
+GRADIENT[AND] = (None, None)
 
 
-# chapters/gradients/autograd.md:418
-def share(g: Any, a: Any, b: Any) -> Any:
-    """What max(a, b) passes on to a: all, nothing, or half of a tie."""
-    return g.where(b < a, (g * 0.5).where(a == b, 0))
+# chapters/gradients/autograd.md:465
+def slope_of_base(x: Any, y: Any) -> Any:
+    """y · x ** (y - 1); 0 for y = 0, whatever x is."""
+    flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
+    return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-GRADIENT[MAXIMUM] = (lambda g, y, a, b, _: share(g, a, b),
-                     lambda g, y, a, b, _: share(g, b, a))
+# chapters/gradients/autograd.md:471
+def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
+    """x ** y · log x; 0 for x = 0 and y >= 0."""
+    return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
 
 
-# chapters/gradients/autograd.md:455
+GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
+                 lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
+
+
+# chapters/gradients/autograd.md:491
+def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
+    """What a maximum passes on to one operand: all, nothing, its share.
+
+    `wins` says whether a tie is its own; None, that it is shared.
+    """
+    if wins is None:
+        halved = (g * 0.5).where(mine == other, g)
+        return halved.masked_fill(mine < other, 0)
+    return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
+
+
+# chapters/gradients/autograd.md:502
+def wins(tie: int | None, operand: int) -> bool | None:
+    return None if tie is None else tie == operand
+
+
+GRADIENT[MAXIMUM] = (
+    lambda g, y, a, b, tie: share(g, y, a, b, wins(tie, 0)),
+    lambda g, y, a, b, tie: share(g, y, b, a, wins(tie, 1)))
+
+
+# chapters/gradients/autograd.md:543
 def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:460
+# chapters/gradients/autograd.md:548
 def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -158,7 +229,7 @@ def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:467
+# chapters/gradients/autograd.md:555
 def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -166,7 +237,7 @@ def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:474
+# chapters/gradients/autograd.md:562
 def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -175,7 +246,7 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:491
+# chapters/gradients/autograd.md:579
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -190,7 +261,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:532
+# chapters/gradients/autograd.md:620
 def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -200,7 +271,7 @@ def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:552
+# chapters/gradients/autograd.md:640
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -211,43 +282,44 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:639
-def lineage(root: Any) -> list[Any]:
-    """What `root` was computed from, operands before results.
+# chapters/gradients/autograd.md:727
+def lineage(root: Any) -> list[tuple[Any, Record]]:
+    """What `root` was computed from, and how, operands before results.
 
     Depth-first with a stack of our own: a program of a million
     operations in a row is as good as any.
     """
-    order: list[Any] = []
+    order: list[tuple[Any, Record]] = []
     seen: set[int] = set()
-    stack = [(root, False)]
+    stack = [(root, root.record, False)]
     while stack:
-        y, finished = stack.pop()
+        y, record, finished = stack.pop()
         if finished:
-            order.append(y)
-        elif y.record is not None and id(y) not in seen:
-            seen.add(id(y))
-            stack.append((y, True))
-            stack += [(x, False) for x in y.record.src
-                      if x.requires_grad]
+            order.append((y, record))
+        elif record is not None and id(record) not in seen:
+            seen.add(id(record))
+            stack.append((y, record, True))
+            stack += [(x, past, False) for x, past
+                      in zip(record.src, record.pasts) if x.requires_grad]
     return order
 
 
-# chapters/gradients/autograd.md:724
-def flow(y: Any, g: Any) -> Iterator[tuple[Any, Any]]:
-    """Each operand of `y` that wants a gradient, with its share."""
-    record = y.record
-    if record.ages and record.ages != ages(record.op, *record.src, y):
+# chapters/gradients/autograd.md:812
+def flow(y: Any, record: Record,
+         g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
+    """The operands that want a gradient, their pasts and their shares."""
+    values = (*record.src, y)
+    if any(version(values[i]) != age for i, age in record.ages):
         raise RuntimeError(
             f"backward: the memory of a value that the gradient of "
             f"{record.op} reads was written to after it was used; "
             f".clone() it before the write")
-    for x, rule in zip(record.src, GRADIENT[record.op]):
+    for x, past, rule in zip(record.src, record.pasts, GRADIENT[record.op]):
         if rule is not None and x.requires_grad:
-            yield x, rule(g, y, *record.src, record.arg)
+            yield x, past, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:746
+# chapters/gradients/autograd.md:835
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -255,39 +327,44 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """
     order = lineage(root)
     check_unspent(order)
-    partial = {id(root): (root, seed)}
+    partial = {id(root.record or root): (root, seed)}
     while order:
-        y = order.pop()
-        if id(y) in partial:
-            _, g = partial.pop(id(y))
-            yield y, g
-            for x, share in flow(y, g):
-                if id(x) in partial:
-                    share = partial[id(x)][1] + share
-                partial[id(x)] = x, share
+        y, record = order.pop()
+        if id(record) in partial:
+            _, g = partial.pop(id(record))
+            if y.record is record:
+                yield y, g
+            for x, past, share in flow(y, record, g):
+                place = id(past or x)
+                if place in partial:
+                    share = partial[place][1] + share
+                partial[place] = x, share
         if not keep:
-            y.record = SPENT
+            record.release()
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:772
-SPENT = Record(Op("SPENT", 0), (), None, [])
+# chapters/gradients/autograd.md:863
+SPENT = Op("SPENT", 0)
 
 
-# chapters/gradients/autograd.md:775
-def check_unspent(order: list[Any]) -> None:
+# chapters/gradients/autograd.md:874
+def check_unspent(order: list[tuple[Any, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
-    if any(y.record is SPENT for y in order):
+    if any(record.op is SPENT for _, record in order):
         raise RuntimeError(
             "backward: an earlier one released (part of) this graph; call "
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1028
+# chapters/gradients/autograd.md:1120
 RESULT = -1
 NEEDS |= {
-    RECIP: (RESULT,), EXP: (RESULT,), SQRT: (RESULT,),
-    LOG: (0,), SIN: (0,), ERF: (0,), MAX: (0, RESULT),
-    MUL: (0, 1), MAXIMUM: (0, 1), MOD: (0, 1), MATMUL: (0, 1),
-    WHERE: (0,), GATHER: (1,), SCATTER: (1,),
+    EXP: ((RESULT,),), SQRT: ((RESULT,),),
+    LOG: ((0,),), SIN: ((0,),), ERF: ((0,),), MAX: ((0, RESULT),),
+    MUL: ((1,), (0,)), DIV: ((1,), (1, RESULT)),
+    MOD: ((), (0, 1)), POW: ((0, 1), (0, 1, RESULT)),
+    MAXIMUM: ((0, 1, RESULT), (0, 1, RESULT)),
+    MATMUL: ((1,), (0,)), WHERE: ((), (0,), (0,)),
+    GATHER: ((1,), ()), SCATTER: ((1,), ()),
 }

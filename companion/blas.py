@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:967e1d163541
+# Tangled from blas: edit there, `make tangle`. sha256:b87bc6626007
 from __future__ import annotations
 
 import ctypes
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,31 +28,52 @@ from companion.dtype import (
     uint8,
 )
 from companion.native import POOL, CompileError, kernel
-from companion.timing import MISSING, compare, limits, stamp, steadiest
+from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
-# chapters/tensors/blas.md:1342
-MR, KC = 6, 1024  # as in kernels/sgemm.c
+
+# chapters/tensors/blas.md:1482
+class Blocking(NamedTuple):
+    """How products are cut; a policy for one kind of processor."""
+
+    width: int  # columns of a panel, as compiled
+    depth: int  # of K at a time
+    chunk: int  # rows of A that stay in the second cache
+    near: int  # elements so close together that they are read in place
+    pack: int  # rows of A from which on B is packed
+    copy: int  # columns of B from which on a large A is packed
 
 
-# chapters/tensors/blas.md:1345
+NEVER = sys.maxsize
+POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy
+    64: (1024, NEVER, 1 << 16, 513, NEVER),
+    32: (512, 144, 1 << 13, 96, 1024),
+    16: (512, 144, 1 << 13, 96, 1024),
+}
+
+# chapters/tensors/blas.md:1505
+MR, MC = 6, 144  # as in kernels/sgemm.c
+
+
+# chapters/tensors/blas.md:1508
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1349
+# chapters/tensors/blas.md:1512
 def cut(m: int, tasks: int, threads: int,
-        pack: bool = False) -> tuple[int, int]:
+        most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
-    strips, tasks = max(ceil(m, MR), 1), max(tasks, 1)
-    wanted = max(ceil(4 * threads, tasks), threads)
-    if threads == 1 or (pack and strips < 64):
-        wanted = ceil(threads, tasks)
-    rows = ceil(strips, max(min(wanted, strips // 8), 1)) * MR
+    strips = max(ceil(m, MR), 1)
+    wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
+    chunks = max(min(wanted, strips // 8), 1) if threads > 1 else 1
+    if m > chunks * most:
+        chunks = ceil(ceil(m, most), threads) * threads
+    rows = ceil(strips, chunks) * MR
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1360
+# chapters/tensors/blas.md:1524
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -64,11 +85,11 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1380
-LAYOUT = struct.Struct("18q2dP32q")
+# chapters/tensors/blas.md:1544
+LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:1383
+# chapters/tensors/blas.md:1547
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -83,10 +104,10 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1401
+# chapters/tensors/blas.md:1565
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
-         width: int, threads: int) -> bytes:
+         how: Blocking, threads: int) -> bytes:
     """A `struct product`: how sgemm shall walk these views."""
     check_fit(a, b, c)
     (m, k), n = a.shape[-2:], b.shape[-1]
@@ -94,49 +115,90 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     (ra, ca), (rb, cb), (rc, cc) = [v.strides[-2:] for v in (a, b, c)]
     axes = stack_axes(a, b, c)
     stack = math.prod(c.shape[:-2])
-    lone = m == 1 and cb == cc == 1 and (ca == 1 or n % width == 0)
-    wide = 16 * width if lone else width
-    panels = ceil(n, wide)
     threads = threads if stack * m * n * k > 300_000 else 1
-    pack = cb != 1 or (m > 512 and abs(rb) * k > 1 << 16)
-    rows, chunks = cut(m, stack * panels, threads, pack)
-    far = stack == 1 and ca != 1 and min(k, KC) * abs(ca) > 1 << 17
-    strips = ceil(m, MR) if far and n > 2 * width else 0
+    lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
+    pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
+    copy = stack == 1 and copied(a, n, how)
+    most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
+    rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
+                       threads, most)
+    width = 16 * how.width if lone else how.width
+    if pack:
+        wanted = ceil(threads * (1 if copy else 4), max(stack * chunks, 1))
+        columns = min(ceil(n, wanted if threads > 1 else 1), WIDEST)
+        width *= max(ceil(columns, width), 1)
+    slabs = ceil(n, width)
+    span = min(ceil(WIDEST, width), stack * slabs) if pack else stack * slabs
+    depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
     return LAYOUT.pack(
-        m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, wide, panels,
-        stack * panels * chunks, strips, pack, threads, len(axes),
-        alpha, beta, POOL.address, *chain(*axes),
+        m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, width, slabs, stack,
+        span, depth, copy, pack, threads,
+        len(axes), alpha, beta, POOL.address, *chain(*axes),
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1436
+# chapters/tensors/blas.md:1601
+WIDEST = 2048  # columns that are packed at a time
+
+
+# chapters/tensors/blas.md:1604
+def copied(a: View, n: int, how: Blocking) -> bool:
+    """Whether A had better be packed, for a B of n columns."""
+    (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
+    if step != 1:
+        return n > 2 * how.width and min(k, how.depth) * abs(step) > how.near
+    return n >= how.copy and m * k > 1 << 17
+
+
+# chapters/tensors/blas.md:1623
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:1441
-@functools.cache
-def product(dtype: DType) -> tuple[Callable[..., None], int] | None:
-    """The compiled product and its panel's width; None without C."""
+TOLD: dict[str, object] = {}
+
+
+# chapters/tensors/blas.md:1631
+def tell(line: str) -> None:
+    """One line on stderr, once, whichever thread is the first."""
+    me = object()
+    if TOLD.setdefault(line, me) is me:
+        sys.stderr.write(f"companion: {line}\n")  # in one piece
+
+
+# chapters/tensors/blas.md:1638
+def kernel_or_tell(without: str, file: str,
+                   *flags: str) -> ctypes.CDLL | None:
+    """A kernel and the pool; else None, and what happens without it."""
     try:
-        library = kernel("kernels/sgemm.c", *FLAVOURS[dtype])
+        return kernel(file, *flags) if POOL.address else None
     except (CompileError, OSError) as error:
-        tell(f"matrix products are NumPy's for now: {error}")
+        tell(f"{without}: {error}")
+        return None
+
+
+# chapters/tensors/blas.md:1650
+@functools.cache
+def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
+    """The compiled product and its policy; None without C."""
+    library = kernel_or_tell("matrix products are NumPy's for now",
+                             "kernels/sgemm.c", *FLAVOURS[dtype])
+    if library is None:
         return None
     function = library.sgemm
     function.argtypes = [ctypes.c_void_p] * 4  # addresses, unchecked
-    return function, library.columns()
+    return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:1454
-@functools.cache
-def tell(line: str) -> None:
-    """One line on stderr, once."""
-    print(f"companion: {line}", file=sys.stderr)
+# chapters/tensors/blas.md:1662
+def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
+    """The policy for a compiled sgemm.c and elements of some size."""
+    how = Blocking(library.columns(), *POLICIES[library.bytes()])
+    return how._replace(chunk=max(how.chunk * 4 // itemsize, MR))
 
 
-# chapters/tensors/blas.md:1462
+# chapters/tensors/blas.md:1670
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -155,13 +217,14 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
         return
     if against_the_grain(a.view, b.view):
         c, a, b = turned(c), turned(b), turned(a)
-    function, width = compiled
-    threads = POOL.threads
-    function(plan(a.view, b.view, c.view, alpha, beta, width, threads),
-             a.address, b.address, c.address)
+    function, how = compiled
+    job = plan(a.view, b.view, c.view, alpha, beta, how, POOL.threads)
+    if not function(job, a.address, b.address, c.address):
+        raise MemoryError(f"gemm: no memory to pack {a.shape} @ {b.shape}; "
+                          f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1490
+# chapters/tensors/blas.md:1699
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -172,21 +235,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1502
+# chapters/tensors/blas.md:1711
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1508
+# chapters/tensors/blas.md:1717
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1516
+# chapters/tensors/blas.md:1725
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -199,12 +262,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1614
+# chapters/tensors/blas.md:1823
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1618
+# chapters/tensors/blas.md:1827
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -216,7 +279,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1629
+# chapters/tensors/blas.md:1838
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -224,26 +287,30 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1932
+# chapters/tensors/blas.md:2247
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1938
+# chapters/tensors/blas.md:2253
 def peers() -> dict[str, Callable[..., Any] | None]:
-    """The products of other libraries, as f(a, b, out=c)."""
-    found: dict[str, Callable[..., Any] | None] = {"numpy": np.matmul}
-    found["torch"] = None
+    """f(a, b, out) for each library: its product, ready to run."""
+    found: dict[str, Callable[..., Any] | None] = {
+        "numpy": lambda a, b, out: functools.partial(
+            np.matmul, a, b, out=out), "torch": None}
     if importlib.util.find_spec("torch"):
         torch = import_module("torch")
-        found["torch"] = lambda a, b, out: torch.matmul(
-            *map(torch.from_numpy, (a, b)), out=torch.from_numpy(out))
+
+        def prepare(*arrays: np.ndarray) -> Callable:
+            a, b, out = map(torch.from_numpy, arrays)
+            return functools.partial(torch.matmul, a, b, out=out)
+        found["torch"] = prepare
     return found
 
 
-# chapters/tensors/blas.md:1949
+# chapters/tensors/blas.md:2270
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -254,24 +321,41 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1961
+# chapters/tensors/blas.md:2282
+def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
+    """Our product, ready to run."""
+    return functools.partial(gemm, adopt(out), adopt(a), adopt(b))
+
+
+# chapters/tensors/blas.md:2287
+def prepared(case: tuple[int, int, int],
+             library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
+    """A library's product of two random matrices, as a function."""
+    m, n, k = case
+    random = np.random.default_rng(0)
+    a = random.standard_normal((m, k), dtype=np.float32)
+    b = random.standard_normal((k, n), dtype=np.float32)
+    c = np.empty((m, n), np.float32)
+    run = library(a, b, c)
+
+    def product() -> np.ndarray:
+        run()
+        return c
+    return product
+
+
+# chapters/tensors/blas.md:2305
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""
     if peer is None:
         return MISSING
     m, n, k = case
-    random = np.random.default_rng(0)
-    a = random.standard_normal((m, k), dtype=np.float32)
-    b = random.standard_normal((k, n), dtype=np.float32)
-    c, d = np.empty((2, m, n), np.float32)
-    x, y, z = map(adopt, (a, b, c))
-    gemm(z, x, y)
-    np.testing.assert_allclose(c, peer(a, b, out=d), atol=1e-5 * k)
-    found = steadiest(lambda: compare(
-        lambda: gemm(z, x, y), lambda: peer(a, b, out=d),
-        rounds=5 if m * n * k > 1 << 33 else 15,
-        pause=0.03 if threads > 1 else 0.0))
+    found = compare(functools.partial(prepared, case, ours),
+                    functools.partial(prepared, case, peer),
+                    rounds=5 if m * n * k > 1 << 33 else 15, tries=5,
+                    agree=functools.partial(
+                        np.testing.assert_allclose, atol=1e-5 * k))
     work = 2e-9 * m * n * k
     return {"ours": work / found.ours, "peer": work / found.peer,
             "ratio": found.ratio, "spread": found.spread,

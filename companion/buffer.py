@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:87662598eec9  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:aca6c8628ddb  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1746
+    # chapters/tensors/blas.md:1955
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""
@@ -44,14 +44,14 @@ class Storage:
         return np.ndarray(view.shape, dtype.numpy, self.bytes,
                           *in_bytes(view, dtype.itemsize))
 
-    # chapters/tensors/arrays.md:1048
+    # chapters/tensors/arrays.md:1056
     writable = True
 
-    # chapters/tensors/arrays.md:1160
+    # chapters/tensors/arrays.md:1168
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:1008
+    # chapters/gradients/autograd.md:370
     version = 0
 
 
@@ -107,7 +107,7 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:998
+    # chapters/tensors/arrays.md:1006
     def __str__(self) -> str:
         return text(self)
 
@@ -116,7 +116,7 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1103
+    # chapters/tensors/arrays.md:1111
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -135,7 +135,7 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1166
+    # chapters/tensors/arrays.md:1174
     def __reduce__(self) -> tuple[Any, ...]:
         return Buffer, (self.storage, self.view, self.dtype)
 
@@ -149,7 +149,7 @@ def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:908
+# chapters/tensors/arrays.md:916
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -157,7 +157,7 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:915
+# chapters/tensors/arrays.md:923
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -166,7 +166,7 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:928
+# chapters/tensors/arrays.md:936
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -179,7 +179,7 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:954
+# chapters/tensors/arrays.md:962
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -198,11 +198,11 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:977
+# chapters/tensors/arrays.md:985
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:980
+# chapters/tensors/arrays.md:988
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -219,7 +219,7 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1051
+# chapters/tensors/arrays.md:1059
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -231,7 +231,7 @@ def adopt(array: np.ndarray) -> Buffer:
     return Buffer(storage, view, dtype)
 
 
-# chapters/tensors/arrays.md:1062
+# chapters/tensors/arrays.md:1070
 def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
@@ -244,7 +244,7 @@ def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     return flat, view._replace(offset=-low.offset)
 
 
-# chapters/tensors/arrays.md:1077
+# chapters/tensors/arrays.md:1085
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -254,11 +254,11 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1125
+# chapters/tensors/arrays.md:1133
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1128
+# chapters/tensors/arrays.md:1136
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

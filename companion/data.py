@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:d4d210db10f9
+# Tangled from data: edit there, `make tangle`. sha256:c9c4417ea6c8
 from __future__ import annotations
 
 import contextlib
@@ -37,7 +37,7 @@ from companion.native import cache
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
-# chapters/gradients/data.md:91
+# chapters/gradients/data.md:90
 STROKES = (
     "30 51 62 66 57 38 17 06 02 11 30", "12 30 38",
     "02 11 30 51 62 63 08 68", "01 30 51 62 53 34 55 66 57 38 07",
@@ -46,7 +46,7 @@ STROKES = (
     "34 53 51 30 11 13 34 65 67 38 07 05 34", "62 50 20 02 14 44 62 58")
 
 
-# chapters/gradients/data.md:99
+# chapters/gradients/data.md:98
 def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     """Corners (points, n, 2) of a digit, n times with a shaky hand.
 
@@ -63,7 +63,7 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     return np.stack([left, top], -1).swapaxes(0, 1)
 
 
-# chapters/gradients/data.md:131
+# chapters/gradients/data.md:130
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
     grid = np.arange(28, dtype=np.float32)
@@ -78,7 +78,7 @@ def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (width[:, None, None] - np.sqrt(nearest)).clip(0, 1)
 
 
-# chapters/gradients/data.md:147
+# chapters/gradients/data.md:146
 def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """n pictures uint8 (n, 28, 28) of digits, and the digits, int64."""
     u = rand(n, 33, generator=Generator(seed)).numpy()
@@ -90,7 +90,7 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (images * 215 + noise * 40).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:181
+# chapters/gradients/data.md:180
 class Dataset(Protocol):
     """Anything with a length whose examples have numbers."""
 
@@ -103,7 +103,7 @@ Batch = tuple[Tensor, ...]
 Transform = Callable[..., Batch]
 
 
-# chapters/gradients/data.md:197
+# chapters/gradients/data.md:196
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
@@ -114,7 +114,7 @@ def collate(items: list[Any]) -> Batch:
     return tuple([column(parts) for parts in zip(*rows)])
 
 
-# chapters/gradients/data.md:207
+# chapters/gradients/data.md:206
 def column(parts: tuple[Any, ...]) -> Tensor:
     """One tensor of the parts: numbers, arrays or tensors of one shape."""
     try:
@@ -131,7 +131,7 @@ def column(parts: tuple[Any, ...]) -> Tensor:
             f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:240
+# chapters/gradients/data.md:239
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -144,14 +144,14 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:252
+# chapters/gradients/data.md:251
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:288
+# chapters/gradients/data.md:287
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -180,13 +180,13 @@ class Arrays:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:346
+    # chapters/gradients/data.md:345
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:321
+# chapters/gradients/data.md:320
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -195,13 +195,13 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:339
+# chapters/gradients/data.md:338
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:527
+# chapters/gradients/data.md:528
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -233,7 +233,7 @@ class DataLoader(Batches):
                 f"workers={self.workers}, prefetch={self.prefetch}")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:569
+    # chapters/gradients/data.md:570
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -243,20 +243,24 @@ class DataLoader(Batches):
         """Batches in an epoch."""
         return len(self.starts(0))
 
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.dataset)
+
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
-        n = len(self.dataset)
         if not self.shuffle:
-            return np.arange(n)
+            return np.arange(self.examples)
         key = (self.seed * 1_000_003 + self.epoch) % 2 ** 63
-        return randperm(n, Generator(key)).numpy()
+        return randperm(self.examples, Generator(key)).numpy()
 
     def parts(self) -> list[np.ndarray]:
         """The rows of each batch that is left of the current epoch."""
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:607
+    # chapters/gradients/data.md:612
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -267,7 +271,7 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:624
+    # chapters/gradients/data.md:629
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -275,7 +279,7 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:1023
+    # chapters/gradients/data.md:1028
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -294,7 +298,7 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:863
+    # chapters/gradients/data.md:868
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -304,7 +308,7 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:654
+    # chapters/gradients/data.md:659
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -327,7 +331,7 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:711
+# chapters/gradients/data.md:716
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -350,7 +354,7 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:767
+# chapters/gradients/data.md:772
 class Chance:
     """Random numbers that belong to examples, whoever loads them.
 
@@ -371,7 +375,7 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:798
+# chapters/gradients/data.md:803
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -388,7 +392,7 @@ class RandomShift:
         return from_numpy(moved).to(x.device), *rest
 
 
-# chapters/gradients/data.md:826
+# chapters/gradients/data.md:831
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -403,7 +407,7 @@ class RandomFlip:
         return from_numpy(turned).to(x.device), *rest
 
 
-# chapters/gradients/data.md:844
+# chapters/gradients/data.md:849
 class Compose:
     """One augmentation after the other."""
 
@@ -416,7 +420,7 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:957
+# chapters/gradients/data.md:962
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -429,17 +433,17 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:991
+# chapters/gradients/data.md:996
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:994
+# chapters/gradients/data.md:999
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:999
+# chapters/gradients/data.md:1004
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     try:
@@ -451,7 +455,7 @@ def work(rows: np.ndarray) -> Any:
         raise RuntimeError(f"a worker failed:\n{lines}") from None
 
 
-# chapters/gradients/data.md:1010
+# chapters/gradients/data.md:1015
 def travels(error: Exception) -> bool:
     """Whether an exception survives the way from another process."""
     try:
@@ -460,11 +464,11 @@ def travels(error: Exception) -> bool:
         return False
 
 
-# chapters/gradients/data.md:1241
+# chapters/gradients/data.md:1246
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1244
+# chapters/gradients/data.md:1249
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -479,7 +483,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1346
+# chapters/gradients/data.md:1351
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -493,7 +497,8 @@ CHECKSUMS = {
         "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
     "names/names.txt":
         "0a30b5557f192f32ab962680889aac5f6fda0f4cecf40a6d0b5694f58ea8cc4d",
-    "cifar-10/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"}
+    "cifar-10/cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+    "cifar-10/cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"}
 
 MIRRORS = {
     "mnist": ("https://ossci-datasets.s3.amazonaws.com/mnist/",
@@ -505,20 +510,20 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1381
+# chapters/gradients/data.md:1387
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1385
+# chapters/gradients/data.md:1391
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1393
-def verified(name: str, data: bytes) -> bytes:
+# chapters/gradients/data.md:1399
+def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
-    if name.endswith(".gz") and not name.endswith(".tar.gz"):
+    if packed and name.endswith(".gz") and not name.endswith(".tar.gz"):
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
@@ -533,7 +538,7 @@ def verified(name: str, data: bytes) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1419
+# chapters/gradients/data.md:1425
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -558,7 +563,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1458
+# chapters/gradients/data.md:1464
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -574,7 +579,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1477
+# chapters/gradients/data.md:1483
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -588,7 +593,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1494
+# chapters/gradients/data.md:1500
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -607,27 +612,63 @@ def download(name: str, path: Path) -> bytes:
     told = "; ".join(f"{url}: {error}" for url, error in complaints.items())
     raise (DataError if wrong else Unreachable)(
         f"cannot download {name}: {told}; connect, or name in "
-        f"COMPANION_DATA a folder that has {name}")
+        f"COMPANION_DATA a folder that has {name}{holdings(name)}")
 
 
-# chapters/gradients/data.md:1539
-def own(name: str) -> Path | None:
-    """Where a file of the user's is, by COMPANION_DATA; None without."""
+# chapters/gradients/data.md:1545
+def folder_of_yours() -> Path | None:
+    """What COMPANION_DATA names; None if it is not set."""
     told = os.environ.get("COMPANION_DATA")
     if told and not Path(told).is_dir():
         raise DataError(f"COMPANION_DATA names {told}, which is no folder: "
                         f"make it, or unset the variable")
-    return Path(told, name) if told and Path(told, name).exists() else None
+    return Path(told) if told else None
 
 
-# chapters/gradients/data.md:1552
+# chapters/gradients/data.md:1554
+def own(name: str) -> Path | None:
+    """Where a file of the user's is, in one of the usual forms."""
+    folder = folder_of_yours()
+    places = [folder / form for form in usual_names(name)] if folder else []
+    return next(filter(Path.exists, places), None)
+
+
+# chapters/gradients/data.md:1565
+FOLDERS = {"mnist": ("mnist/", "MNIST/raw/", "MNIST/", "")}
+
+
+# chapters/gradients/data.md:1568
+def usual_names(name: str) -> Iterator[str]:
+    """The names under which a file may lie in a folder of the user's."""
+    folder, _, file = name.partition("/")
+    bare = file if file.endswith(".tar.gz") else file.removesuffix(".gz")
+    for place in FOLDERS.get(folder, (f"{folder}/", "")):
+        for form in dict.fromkeys((file, bare, bare.replace("-idx", ".idx"))):
+            yield place + form
+
+
+# chapters/gradients/data.md:1577
+def holdings(name: str) -> str:
+    """What lies where the user has files, for an error that looked there."""
+    folder = folder_of_yours()
+    if folder is None:
+        return ""
+    inside = folder / name.partition("/")[0]
+    folder = inside if inside.is_dir() else folder
+    found = sorted(p.name for p in folder.iterdir())
+    more = ", …" if len(found) > 8 else ""
+    return (f"; {folder}, by COMPANION_DATA, holds "
+            f"{', '.join(found[:8]) or 'nothing'}{more}")
+
+
+# chapters/gradients/data.md:1594
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
     path = given or cached
     try:
         if path.exists():
-            return verified(name, path.read_bytes())
+            return verified(name, path.read_bytes(), path.suffix == ".gz")
     except DataError as error:
         if given:
             raise DataError(f"{given} is damaged: {error}; mend it or "
@@ -636,12 +677,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1590
+# chapters/gradients/data.md:1632
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1594
+# chapters/gradients/data.md:1636
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -656,7 +697,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1610
+# chapters/gradients/data.md:1652
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -666,7 +707,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1619
+# chapters/gradients/data.md:1661
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -678,36 +719,78 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1655
-CIFAR = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)],
-         "test": ["test_batch.bin"]}
+# chapters/gradients/data.md:1699
+class ArraysOnly(pickle.Unpickler):
+    """Reads pickles of plain values and NumPy arrays, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known = {"_reconstruct": np.zeros(0).__reduce__()[0],
+                 "ndarray": np.ndarray, "dtype": np.dtype}
+        if module.partition(".")[0] == "numpy" and name in known:
+            return known[name]
+        raise DataError(f"it asks for {module}.{name}, and an array needs "
+                        f"no such thing")
 
 
-# chapters/gradients/data.md:1659
+# chapters/gradients/data.md:1711
+def cifar_records(data: bytes) -> bytes:
+    """The records in a file of CIFAR-10's Python form."""
+    try:
+        found = ArraysOnly(io.BytesIO(data), encoding="bytes").load()
+        labels = np.array(found[b"labels"], np.uint8)
+        images = np.asarray(found[b"data"], np.uint8)
+        return np.concatenate([labels[:, None], images], 1).tobytes()
+    except DataError:
+        raise
+    except Exception as error:  # a pickle can be broken in any way
+        raise DataError(f"no pickle of labels and images "
+                        f"({type(error).__name__}: {error})") from None
+
+
+# chapters/gradients/data.md:1727
+CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)],
+         "test": ["test_batch"]}
+CIFAR_FORMS = (
+    ("cifar-10-binary.tar.gz", "cifar-10-batches-bin", ".bin", bytes),
+    ("cifar-10-python.tar.gz", "cifar-10-batches-py", "", cifar_records))
+
+
+# chapters/gradients/data.md:1734
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of CIFAR-10's files: unpacked, or in the tar."""
-    folder = "cifar-10-batches-bin/"
-    if own(folder):
-        for file in CIFAR[split]:
-            path = own(folder + file)
-            if path is None:
-                raise DataError(f"{own(folder)} has no {file}: add it, or "
-                                f"remove the folder")
-            yield str(path), path.read_bytes()
-    else:
-        packed = io.BytesIO(obtain("cifar-10/cifar-10-binary.tar.gz"))
-        with tarfile.open(fileobj=packed) as archive:
+    """Names and records of CIFAR-10's files: unpacked, or in a tar."""
+    for _, folder, end, records in CIFAR_FORMS:
+        if path := own(f"cifar-10/{folder}"):
             for file in CIFAR[split]:
-                member = archive.extractfile(folder + file)
-                assert member is not None
-                yield file, member.read()
+                yield from unpacked_file(path / (file + end), records)
+            return
+    yours = [form for form in CIFAR_FORMS if own(f"cifar-10/{form[0]}")]
+    tar, folder, end, records = (yours or CIFAR_FORMS)[0]
+    packed = io.BytesIO(obtain(f"cifar-10/{tar}"))
+    with tarfile.open(fileobj=packed) as archive:
+        for file in CIFAR[split]:
+            member = archive.extractfile(f"{folder}/{file}{end}")
+            assert member is not None
+            yield file, records(member.read())
 
 
-# chapters/gradients/data.md:1680
+# chapters/gradients/data.md:1753
+def unpacked_file(path: Path, records: Callable[[bytes], bytes]
+                  ) -> Iterator[tuple[str, bytes]]:
+    """The name of a file of the user's, and the records in it."""
+    if not path.exists():
+        raise DataError(f"{path.parent} has no {path.name}: add it, or "
+                        f"remove the folder")
+    try:
+        yield str(path), records(path.read_bytes())
+    except DataError as error:
+        raise DataError(f"{path}: {error}; mend it or remove it") from None
+
+
+# chapters/gradients/data.md:1767
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1683
+# chapters/gradients/data.md:1770
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -727,7 +810,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1718
+# chapters/gradients/data.md:1805
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -737,7 +820,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1727
+# chapters/gradients/data.md:1814
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -749,7 +832,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1751
+# chapters/gradients/data.md:1838
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -765,7 +848,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1768
+# chapters/gradients/data.md:1855
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -775,13 +858,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1777
+# chapters/gradients/data.md:1864
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1782
+# chapters/gradients/data.md:1869
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e39352624496  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d5cefe5ee72d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import math
+import struct
 import threading
 from collections.abc import Callable
 from importlib import import_module
@@ -14,14 +15,16 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, matmul, tell
+from companion.blas import FLAVOURS, WIDE, ceil, kernel_or_tell, matmul
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
-from companion.dtype import DType, bfloat16, float16, float32, int64
-from companion.native import POOL, CompileError, kernel
+from companion.dtype import DType, float32, float64, int64
+from companion.native import POOL
 from companion.ops import (
     ADD,
+    AND,
     CAST,
     CONST,
+    DIV,
     DTYPE,
     EQUAL,
     ERF,
@@ -38,27 +41,27 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
+    POW,
     RANDOM,
-    RECIP,
     RESHAPE,
     SCATTER,
     SHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
     Op,
     known,
 )
-from companion.view import Shape, View
+from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:431
+# chapters/tensors/operations.md:439
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -69,36 +72,63 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:444
+# chapters/tensors/operations.md:452
 KERNELS: dict[Op, Callable[..., None]] = {
-    NEG: ufunc(np.negative),
-    RECIP: ufunc(np.reciprocal),
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
     SIN: ufunc(np.sin),
     SQRT: ufunc(np.sqrt),
     ADD: ufunc(np.add),
+    SUB: ufunc(np.subtract),
     MUL: ufunc(np.multiply),
+    DIV: ufunc(np.divide),
     MAXIMUM: ufunc(np.maximum),
     LESS: ufunc(np.less),
     EQUAL: ufunc(np.equal),
     IDIV: ufunc(np.floor_divide),
     MOD: ufunc(np.remainder),
+    AND: ufunc(np.bitwise_and),
 }
 
 
-# chapters/tensors/operations.md:466
+# chapters/tensors/operations.md:475
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
 
 KERNELS[CAST] = copy
 
-# chapters/tensors/operations.md:522
+
+# chapters/tensors/operations.md:487
+def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+    """x ** y; an integer's negative power is cut to a whole number."""
+    base, exponent = x.array, y.array
+    if not out.dtype.is_float:
+        whole_power(out.array, base, exponent)
+        return
+    np.power(base, exponent, out=out.array)
+    halves = exponent == 0.5
+    if halves.any():
+        np.add(out.array, 0, out=out.array, where=halves)  # -0 + 0 is 0
+        np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
+
+
+# chapters/tensors/operations.md:500
+def whole_power(out: np.ndarray, base: np.ndarray,
+                exponent: np.ndarray) -> None:
+    np.power(base, np.where(exponent < 0, exponent & 1, exponent),
+             out=out)
+    lost = (exponent < 0) & (base != 1) & (base != -1)
+    np.copyto(out, 0, where=lost)
+
+
+KERNELS[POW] = power_each
+
+# chapters/tensors/operations.md:558
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:525
+# chapters/tensors/operations.md:561
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -111,21 +141,19 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 KERNELS[WHERE] = select
 
-# chapters/tensors/operations.md:564
-HALVES = (float16, bfloat16)
 
-
-# chapters/tensors/operations.md:567
+# chapters/tensors/operations.md:608
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
-    return float32.numpy if dtype in HALVES else dtype.numpy
+    return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:572
-def fold(function: np.ufunc) -> Callable[..., None]:
-    """A reduction; halves accumulate in float32."""
+# chapters/tensors/operations.md:613
+def fold(function: np.ufunc,
+         kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
+    """A reduction whose running values are of the dtype `kept` names."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        wide = running(x.dtype)
+        wide = kept(x.dtype)
         into = out.array if wide is out.dtype.numpy else None
         result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
                                  keepdims=True)
@@ -134,9 +162,10 @@ def fold(function: np.ufunc) -> Callable[..., None]:
     return kernel
 
 
-KERNELS[SUM], KERNELS[MAX] = fold(np.add), fold(np.maximum)
+KERNELS[SUM] = fold(np.add, running)
+KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:600
+# chapters/tensors/operations.md:644
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -146,7 +175,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:609
+# chapters/tensors/operations.md:653
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -154,7 +183,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:623
+# chapters/tensors/operations.md:667
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -165,7 +194,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:640
+# chapters/tensors/operations.md:684
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -179,7 +208,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
+# chapters/gradients/data.md:436
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -193,7 +222,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
+# chapters/gradients/data.md:422
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -202,36 +231,36 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:409
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
-    try:
-        function = kernel("kernels/rows.c").rows
-    except (CompileError, OSError) as error:
-        tell(f"rows are copied by NumPy, on one processor: {error}")
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
         return None
+    function = library.rows
     address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
     function.argtypes = [address] * 3 + [number] * 4 + [address]
     return function
 
 
-# chapters/tensors/operations.md:661
+# chapters/tensors/operations.md:705
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:677
+# chapters/tensors/operations.md:721
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
-    np.add.at(sums, index.array, x.array)
+    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
     np.copyto(out.array, sums, casting="unsafe")
 
 
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:700
+# chapters/tensors/operations.md:744
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -242,12 +271,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:710
+# chapters/tensors/operations.md:754
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:714
+# chapters/tensors/operations.md:758
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -255,7 +284,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:726
+# chapters/tensors/operations.md:770
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -263,7 +292,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:733
+# chapters/tensors/operations.md:777
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -272,12 +301,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:746
+# chapters/tensors/operations.md:790
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:750
+# chapters/tensors/operations.md:794
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -297,14 +326,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1017
+    # chapters/gradients/autograd.md:1109
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:796
+    # chapters/tensors/operations.md:840
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -319,7 +348,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:836
+    # chapters/tensors/operations.md:880
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -328,20 +357,20 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:868
+    # chapters/tensors/operations.md:912
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
 
-# chapters/tensors/operations.md:775
+# chapters/tensors/operations.md:819
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:811
+# chapters/tensors/operations.md:855
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -353,14 +382,14 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:845
+# chapters/tensors/operations.md:889
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1580
+# chapters/gradients/gpu.md:1584
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -375,11 +404,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2140
+# chapters/tensors/operations.md:2273
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2143
+# chapters/tensors/operations.md:2276
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -395,11 +424,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2180
+# chapters/tensors/operations.md:2313
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2183
+# chapters/tensors/operations.md:2316
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -415,41 +444,160 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1639
+# chapters/tensors/blas.md:1848
 KERNELS[MATMUL] = matmul
 
+# chapters/tensors/activations.md:679
+WALK = struct.Struct("9qP")
 
-# chapters/tensors/activations.md:506
-@functools.cache
-def erf_for(dtype: DType) -> Callable[..., None] | None:
-    """The compiled function for a dtype; None without a C compiler."""
-    try:
-        return kernel("kernels/erf.c", *FLAVOURS[dtype]).erf_each
-    except CompileError as error:
-        tell(f"erf is computed one by one in Python: {error}")
+
+# chapters/tensors/activations.md:682
+@functools.lru_cache(maxsize=4096)
+def walk(threads: int, *views: View) -> bytes | None:
+    """A `struct walk` of views of one shape; None where C has no loop."""
+    size, none = views[0].size, (0,) * len(views)
+    axes = merged(zip(views[0].shape, *[v.strides for v in views]))
+    axes = axes if size else [(0, *none)]
+    (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
+    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:]
+                                   or min(step) < 0):
         return None
+    rest = [0] * (3 - len(views))  # without a second operand
+    return WALK.pack(m, n, *row, *rest, *step, *rest,
+                     threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:519
+# chapters/tensors/activations.md:700
+def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
+    """A C file compiled for a dtype; None without a C compiler."""
+    fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
+    return kernel_or_tell("loops are NumPy's, on one processor",
+                          file, *fast, *flags, *FLAVOURS[dtype])
+
+
+# chapters/tensors/activations.md:707
+@functools.cache
+def loop(name: str, dtype: DType) -> Callable[..., None] | None:
+    """An elementwise loop in C; None where `dtype` has none."""
+    library = compiled("kernels/loops.c", dtype) if dtype in FLOATS else None
+    return unchecked(library, name, 3) if library else None
+
+
+FLOATS = (float32, float64)  # what C computes in
+
+
+# chapters/tensors/activations.md:717
+def unchecked(library: ctypes.CDLL, name: str,
+              addresses: int) -> Callable[..., None]:
+    """A function of C that takes a structure's bytes and addresses."""
+    function = getattr(library, name)
+    function.argtypes = [ctypes.c_char_p] + [ctypes.c_void_p] * addresses
+    function.restype = None
+    return function
+
+
+# chapters/tensors/activations.md:731
+Kernel = Callable[..., None]
+
+
+# chapters/tensors/activations.md:734
+def two(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel of two operands: a loop of C, or `otherwise`."""
+    def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+        each = loop(name, out.dtype) if out.array.size > 4000 else None
+        job = each and walk(POOL.threads, out.view, x.view, y.view)
+        if each and job:
+            each(job, out.address, x.address, y.address)
+        else:
+            otherwise(out, x, y, _)
+    return kernel
+
+
+# chapters/tensors/activations.md:750
+def one(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel of one operand: a loop of C, or `otherwise`."""
+    def kernel(out: Buffer, x: Buffer, _: None) -> None:
+        dtype = WIDE.get(x.dtype, x.dtype)
+        each = loop(name, dtype)
+        job = walk(POOL.threads, out.view, x.view) if each else None
+        if each is None:
+            otherwise(out, x, _)
+        elif dtype is not x.dtype:
+            wide, result = [Buffer.empty(x.shape, dtype) for _ in range(2)]
+            copy(wide, x)
+            kernel(result, wide, None)
+            copy(out, result)
+        elif job is None:
+            kernel(out, x.copy(), None)
+        else:
+            each(job, out.address, x.address, x.address)
+    return kernel
+
+
+# chapters/tensors/activations.md:773
+KERNELS |= {
+    ADD: two("add", KERNELS[ADD]),
+    SUB: two("subtract", KERNELS[SUB]),
+    MUL: two("multiply", KERNELS[MUL]),
+    DIV: two("divide", KERNELS[DIV]),
+    EXP: one("exponentiate", KERNELS[EXP]),
+}
+
+# chapters/tensors/activations.md:895
+FOLD = struct.Struct("7qP")
+
+
+# chapters/tensors/activations.md:898
+@functools.lru_cache(maxsize=4096)
+def folding(x: View, out: View, threads: int) -> bytes | None:
+    """A `struct fold`; None where x is no [outer, n, inner] for C."""
+    axes = merged(zip(x.shape, x.strides, out.expand(x.shape).strides))
+    folded = [i for i, (_, _, step) in enumerate(axes) if step == 0]
+    if len(folded) != 1 or x.size == 0:
+        return None
+    (outer, far, _), *more = axes[:folded[0]] or [(1, 0, 0)]
+    (inner, near, _), *rest = axes[folded[0] + 1:] or [(1, 1, 0)]
+    if more or rest or near != 1:
+        return None
+    n, step, _ = axes[folded[0]]
+    wanted = min(x.size >> 13, 4096 // out.size, 64)
+    pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
+    return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
+                     threads if x.size > 1 << 15 else 1, POOL.address)
+
+
+# chapters/tensors/activations.md:920
+def folds(otherwise: Kernel, *flags: str) -> Kernel:
+    """A reduction by C where it has floats and a shape for it."""
+    @functools.cache
+    def fold(dtype: DType) -> Callable[..., None] | None:
+        library = (compiled("kernels/folds.c", dtype, *flags)
+                   if dtype in FLOATS else None)
+        return unchecked(library, "fold_all", 2) if library else None
+
+    def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
+        whole = fold(x.dtype)
+        job = whole and folding(x.view, out.view, POOL.threads)
+        if whole and job:
+            whole(job, x.address, out.address)
+        else:
+            otherwise(out, x, axes)
+    return kernel
+
+
+KERNELS |= {SUM: folds(KERNELS[SUM]),
+            MAX: folds(KERNELS[MAX], "-DMOST")}
+
+
+# chapters/tensors/activations.md:1005
 def erf(out: Buffer, x: Buffer, _: None) -> None:
-    """The kernel of ERF."""
-    dtype = WIDE.get(x.dtype, x.dtype)
-    dense, result = x.dense(), out
-    if x.dtype is not dtype:
-        dense = result = Buffer.empty(x.shape, dtype)
-        copy(dense, x)
-    function = erf_for(dtype)
-    if function is None:
-        slow = np.vectorize(math.erf, otypes=[dtype.numpy])
-        np.copyto(result.array, slow(dense.array))
-    else:
-        function(x.view.size, dense, result)
-    if result is not out:
-        copy(out, result)
+    """The error function, one element after another in Python."""
+    slow = np.vectorize(math.erf, otypes=[np.float64])
+    np.copyto(out.array, slow(x.array.astype(np.float64)), casting="unsafe")
 
 
-KERNELS[ERF] = erf
+KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1571
+# chapters/gradients/gpu.md:1575
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()

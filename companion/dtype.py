@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:729626378fb6
+# Tangled from arrays: edit there, `make tangle`. sha256:200aa7f480fc
 """What one element is: its name, its width, and how two kinds meet."""
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class DType:
     def is_float(self) -> bool:
         return self.kind == "f"
 
-    # chapters/tensors/arrays.md:1175
+    # chapters/tensors/arrays.md:1183
     def __reduce__(self) -> str:
         """By name: a copied dtype is the dtype itself."""
         return "bool_" if self.name == "bool" else self.name
@@ -105,11 +105,11 @@ def scalar_dtype(value: object, beside: DType | None = None) -> DType:
     return beside if beside is not None and beside.is_float else float32
 
 
-# chapters/tensors/arrays.md:1029
+# chapters/tensors/arrays.md:1037
 FROM_NUMPY = {d.numpy: d for d in DTYPES.values()}
 
 
-# chapters/tensors/arrays.md:1032
+# chapters/tensors/arrays.md:1040
 def as_dtype(array: np.ndarray) -> DType:
     """Our dtype for a NumPy array's, or one clear error."""
     if array.dtype in FROM_NUMPY:

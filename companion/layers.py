@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:877fe936f338
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:ae4bbd297080
 from __future__ import annotations
 
 import math
@@ -25,7 +25,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/layers.md:110
+# chapters/tensors/layers.md:112
 class Module:
     """Something with parts: tensors and other modules, by attribute."""
 
@@ -40,7 +40,7 @@ class Module:
         for name, value in vars(self).items():
             yield from inside(name, value, kinds or (Tensor, Module))
 
-    # chapters/tensors/layers.md:142
+    # chapters/tensors/layers.md:144
     def named_tensors(self, prefix: str = "") -> Iterator[
             tuple[str, Tensor]]:
         """Every tensor below this module, with its path as its name."""
@@ -50,7 +50,7 @@ class Module:
             else:
                 yield prefix + name, part
 
-    # chapters/tensors/layers.md:189
+    # chapters/tensors/layers.md:191
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that training may change; a shared one once."""
         seen: set[int] = set()
@@ -62,7 +62,7 @@ class Module:
     def parameters(self) -> list[Tensor]:
         return [tensor for _, tensor in self.named_parameters()]
 
-    # chapters/tensors/layers.md:227
+    # chapters/tensors/layers.md:229
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(
             f"{type(self).__name__} has no forward: define one")
@@ -70,7 +70,7 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
 
-    # chapters/tensors/layers.md:592
+    # chapters/tensors/layers.md:594
     def title(self) -> str:
         """The class, and the settings it was built from."""
         settings = [f"{name}={value!r}" for name, value in
@@ -82,7 +82,7 @@ class Module:
         """How many numbers training may change."""
         return sum(p.size for p in self.parameters())
 
-    # chapters/tensors/layers.md:608
+    # chapters/tensors/layers.md:610
     def __repr__(self) -> str:
         places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
         return "\n".join([
@@ -101,7 +101,7 @@ class Module:
             yield f"{indent}{name}: {part.title()}{count}"
             yield from part.branches(indent + "  ")
 
-    # chapters/tensors/layers.md:688
+    # chapters/tensors/layers.md:690
     def train(self, mode: bool = True) -> Module:
         """Put this module and all below it into training mode."""
         self.training = mode
@@ -113,10 +113,16 @@ class Module:
         """The end of training mode, for this module and all below it."""
         return self.train(False)
 
-    # chapters/tensors/layers.md:929
+    # chapters/tensors/layers.md:931
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by its path; they share memory with the module."""
-        return {name: bare(x) for name, x in self.named_tensors()}
+        found: dict[str, Tensor] = {}
+        for name, tensor in self.named_tensors():
+            if name in found:
+                raise ValueError(f"state_dict: two tensors are called "
+                                 f"{name}; rename one's attribute or key")
+            found[name] = bare(tensor)
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Overwrite this module's tensors; all of them or none.
@@ -134,7 +140,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:930
+    # chapters/gradients/autograd.md:1030
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -146,14 +152,14 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:905
+    # chapters/gradients/autograd.md:1005
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
             p.grad = None
 
 
-# chapters/tensors/layers.md:125
+# chapters/tensors/layers.md:127
 def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
     """`value` if it is of these kinds, or what it contains of them."""
     if isinstance(value, kinds):
@@ -165,14 +171,14 @@ def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
             yield from inside(f"{name}.{key}", part, kinds)
 
 
-# chapters/tensors/layers.md:181
+# chapters/tensors/layers.md:183
 def parameter(x: Tensor) -> Tensor:
     """Mark a tensor as one that training may change."""
     x.requires_grad = True
     return x
 
 
-# chapters/tensors/layers.md:387
+# chapters/tensors/layers.md:389
 def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Uniform with variance 2 / (inputs + outputs) (Glorot, 2010).
 
@@ -182,13 +188,13 @@ def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
     return (rand(outputs, inputs, **options) * 2 - 1) * bound
 
 
-# chapters/tensors/layers.md:396
+# chapters/tensors/layers.md:398
 def he(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Normal with variance 2 / inputs, for rectifiers (He, 2015)."""
     return randn(outputs, inputs, **options) * math.sqrt(2 / inputs)
 
 
-# chapters/tensors/layers.md:460
+# chapters/tensors/layers.md:462
 class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features).
 
@@ -210,7 +216,7 @@ class Linear(Module):
         return y if self.bias is None else y + self.bias
 
 
-# chapters/tensors/layers.md:483
+# chapters/tensors/layers.md:485
 def check_features(layer: Module, x: Tensor,
                    shape: tuple[int, ...]) -> None:
     """The last axes of `x` must be those the layer was built for."""
@@ -224,7 +230,7 @@ def check_features(layer: Module, x: Tensor,
             f"{x.shape}; reshape the input, or build the layer for it")
 
 
-# chapters/tensors/layers.md:535
+# chapters/tensors/layers.md:537
 class Sequential(Module):
     """Modules, or plain functions, one after another."""
 
@@ -253,7 +259,7 @@ class Sequential(Module):
         return len(self.layers)
 
 
-# chapters/tensors/layers.md:583
+# chapters/tensors/layers.md:585
 def plain(value: Any) -> bool:
     """Whether a value is a setting that a line of text can show."""
     if isinstance(value, tuple):
@@ -261,7 +267,7 @@ def plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str)
 
 
-# chapters/tensors/layers.md:662
+# chapters/tensors/layers.md:664
 class Dropout(Module):
     """While training, zero each element with probability p.
 
@@ -282,7 +288,7 @@ class Dropout(Module):
         return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
-# chapters/tensors/layers.md:815
+# chapters/tensors/layers.md:817
 class LayerNorm(Module):
     """Rows of mean 0 and variance 1, scaled and shifted (Ba, 2016).
 
@@ -309,7 +315,7 @@ class LayerNorm(Module):
         return narrowed(y if self.bias is None else y + self.bias, x)
 
 
-# chapters/tensors/layers.md:850
+# chapters/tensors/layers.md:852
 class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, 2019).
 
@@ -333,7 +339,7 @@ class RMSNorm(Module):
         return narrowed(y, x)
 
 
-# chapters/tensors/layers.md:911
+# chapters/tensors/layers.md:913
 def mismatches(own: Mapping[str, Tensor],
                state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from filling `own`, a line for each problem."""
@@ -348,7 +354,7 @@ def mismatches(own: Mapping[str, Tensor],
     return missing + extra + wrong
 
 
-# chapters/tensors/layers.md:986
+# chapters/tensors/layers.md:996
 def check_target(target: Device | DType | str) -> None:
     """Weights of another dtype must be floats still."""
     if isinstance(target, DType) and not target.is_float:

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:98ff14bcb0f4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ec5f72687f9a  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -25,12 +26,12 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:109
+# chapters/tensors/blas.md:115
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:113
+# chapters/tensors/blas.md:119
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -48,10 +49,8 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:140
-ARM = platform.machine() in ("aarch64", "arm64")
-FLAGS = ("-O2", "-mcpu=native" if ARM else "-march=native",
-         "-ffp-contract=fast", "-fvisibility=protected",
+# chapters/tensors/blas.md:146
+FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
@@ -79,7 +78,7 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:179
+# chapters/tensors/blas.md:185
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -91,12 +90,35 @@ def cpu() -> str:
     return "\n".join(re.findall(names, first))
 
 
-# chapters/tensors/blas.md:190
+ARM = platform.machine() in ("aarch64", "arm64")
+LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+
+
+# chapters/tensors/blas.md:200
+def instruction_sets() -> list[str]:
+    """The instruction sets that COMPANION_MARCH may name here."""
+    has = cpu().split()
+    older = [level for level, flag in LEVELS.items() if flag in has]
+    return ["native", *(["generic"] if ARM else older)]
+
+
+# chapters/tensors/blas.md:207
+def march() -> str:
+    """The compiler's flag for $COMPANION_MARCH, or for `native`."""
+    told = os.environ.get("COMPANION_MARCH") or "native"
+    if told not in instruction_sets():
+        known = ", ".join(instruction_sets())
+        raise ValueError(f"COMPANION_MARCH: expected one that this processor "
+                         f"runs ({known}), got {told!r}")
+    return f"-m{'cpu' if ARM else 'arch'}={told}"
+
+
+# chapters/tensors/blas.md:231
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:194
+# chapters/tensors/blas.md:235
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -104,7 +126,7 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:212
+# chapters/tensors/blas.md:253
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -114,7 +136,7 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:221
+# chapters/tensors/blas.md:262
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -123,10 +145,11 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:232
+# chapters/tensors/blas.md:273
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
-    name = key(source, FLAGS + flags)
+    flags = (march(), *FLAGS, *flags)
+    name = key(source, flags)
     for library in cache().glob(f"{name}-*.so"):
         if library.stem == f"{name}-{digest(library.read_bytes())}":
             return library
@@ -137,17 +160,17 @@ def build(source: str, *flags: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="making-",
                                      dir=cache()) as folder:
         made = Path(folder, "made.so")
-        compile_c(source, FLAGS + flags, made)
+        compile_c(source, flags, made)
         name = f"{name}-{digest(made.read_bytes())}.so"
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:266
+# chapters/tensors/blas.md:308
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:270
+# chapters/tensors/blas.md:312
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -158,14 +181,14 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:294
+# chapters/tensors/blas.md:336
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:300
+# chapters/tensors/blas.md:342
 def c_type(declaration: str) -> Any:
     """What ctypes shall pass for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -177,7 +200,7 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:314
+# chapters/tensors/blas.md:356
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -188,7 +211,7 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:324
+# chapters/tensors/blas.md:366
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -204,10 +227,18 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:344
+# chapters/tensors/blas.md:386
+LOADING = threading.Lock()  # of two threads, one compiles
+os.register_at_fork(before=LOADING.acquire,
+                    after_in_parent=LOADING.release,
+                    after_in_child=LOADING.release)
+
+
+# chapters/tensors/blas.md:392
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
-    library = ctypes.CDLL(str(build(source, *flags)))
+    with LOADING:
+        library = ctypes.CDLL(str(build(source, *flags)))
     for result, name, *parameters in prototypes(source, flags):
         function = getattr(library, name)
         function.restype = c_type(result)
@@ -215,11 +246,11 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:368
+# chapters/tensors/blas.md:417
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:371
+# chapters/tensors/blas.md:420
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
@@ -254,7 +285,7 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:541
+# chapters/tensors/blas.md:590
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -262,7 +293,7 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1149
+# chapters/tensors/blas.md:1237
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -276,7 +307,7 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1162
+# chapters/tensors/blas.md:1250
 class Pool:
     """The threads that kernels share."""
 
@@ -290,11 +321,11 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1178
+# chapters/tensors/blas.md:1266
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1181
+# chapters/tensors/blas.md:1269
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
@@ -302,7 +333,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:952
+# chapters/gradients/optimizers.md:958
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

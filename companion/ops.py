@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d3424b0ad8a8
+# Tangled from operations: edit there, `make tangle`. sha256:c74b05f382ca
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from companion.dtype import DType, bool_, float32, int64, promote
 from companion.view import Shape
 
 
-# chapters/tensors/operations.md:74
+# chapters/tensors/operations.md:78
 class Op:
     """One primitive: a name, and the number of tensors it reads."""
 
@@ -27,25 +27,27 @@ class Op:
     __reduce__ = __repr__  # copied or pickled by name, as dtypes are
 
 
-# chapters/tensors/operations.md:98
+# chapters/tensors/operations.md:102
 BUFFER, CONST, IOTA = Op("BUFFER", 0), Op("CONST", 0), Op("IOTA", 0)
 RANDOM = Op("RANDOM", 1)
-NEG, RECIP, EXP, LOG = [Op(n, 1) for n in ("NEG", "RECIP", "EXP", "LOG")]
-SIN, SQRT, ERF, CAST = [Op(n, 1) for n in ("SIN", "SQRT", "ERF", "CAST")]
-ADD, MUL, MAXIMUM = Op("ADD", 2), Op("MUL", 2), Op("MAXIMUM", 2)
-LESS, EQUAL = Op("LESS", 2), Op("EQUAL", 2)
+EXP, LOG, SIN = Op("EXP", 1), Op("LOG", 1), Op("SIN", 1)
+SQRT, ERF, CAST = Op("SQRT", 1), Op("ERF", 1), Op("CAST", 1)
+ADD, SUB, MUL, DIV = [Op(n, 2) for n in ("ADD", "SUB", "MUL", "DIV")]
+MAXIMUM, LESS, EQUAL = Op("MAXIMUM", 2), Op("LESS", 2), Op("EQUAL", 2)
 IDIV, MOD, WHERE = Op("IDIV", 2), Op("MOD", 2), Op("WHERE", 3)
+POW, AND = Op("POW", 2), Op("AND", 2)
 SUM, MAX = Op("SUM", 1), Op("MAX", 1)
 RESHAPE, PERMUTE, EXPAND = Op("RESHAPE", 1), Op("PERMUTE", 1), Op("EXPAND", 1)
 PAD, SHRINK, FLIP = Op("PAD", 1), Op("SHRINK", 1), Op("FLIP", 1)
 MATMUL, GATHER, SCATTER = Op("MATMUL", 2), Op("GATHER", 2), Op("SCATTER", 2)
 WRITE = Op("WRITE", 2)
 
-# chapters/tensors/operations.md:115
+# chapters/tensors/operations.md:120
 FAMILIES = {
     "leaves": (BUFFER, CONST, IOTA, RANDOM),
-    "elementwise": (NEG, RECIP, EXP, LOG, SIN, SQRT, ERF, CAST,
-                    ADD, MUL, MAXIMUM, LESS, EQUAL, IDIV, MOD, WHERE),
+    "elementwise": (EXP, LOG, SIN, SQRT, ERF, CAST,
+                    ADD, SUB, MUL, DIV, POW, MAXIMUM, AND,
+                    LESS, EQUAL, IDIV, MOD, WHERE),
     "reduce": (SUM, MAX),
     "movement": (RESHAPE, PERMUTE, EXPAND, PAD, SHRINK, FLIP),
     "contraction": (MATMUL,),
@@ -54,7 +56,7 @@ FAMILIES = {
 }
 
 
-# chapters/tensors/operations.md:161
+# chapters/tensors/operations.md:167
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -72,12 +74,12 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-# chapters/tensors/operations.md:192
+# chapters/tensors/operations.md:198
 def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-# chapters/tensors/operations.md:196
+# chapters/tensors/operations.md:202
 def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
@@ -89,7 +91,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-# chapters/tensors/operations.md:216
+# chapters/tensors/operations.md:222
 def reshaped(x: Any, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
@@ -99,7 +101,7 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:225
+# chapters/tensors/operations.md:231
 def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
@@ -107,7 +109,7 @@ def permuted(x: Any, order: tuple[int, ...]) -> Shape:
     return tuple([x.shape[i] for i in order])
 
 
-# chapters/tensors/operations.md:237
+# chapters/tensors/operations.md:243
 def expanded(x: Any, shape: Shape) -> Shape:
     new = len(shape) - len(x.shape)
     if new < 0 or min(shape, default=0) < 0 or any(
@@ -118,7 +120,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-# chapters/tensors/operations.md:247
+# chapters/tensors/operations.md:253
 def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
@@ -130,7 +132,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-# chapters/tensors/operations.md:263
+# chapters/tensors/operations.md:269
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
@@ -143,7 +145,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-# chapters/tensors/operations.md:288
+# chapters/tensors/operations.md:294
 def product_shape(a: Any, b: Any, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
@@ -153,7 +155,7 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-# chapters/tensors/operations.md:297
+# chapters/tensors/operations.md:303
 def scattered(x: Any, index: Any, n: int) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
@@ -162,27 +164,28 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:308
+# chapters/tensors/operations.md:314
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:330
+# chapters/tensors/operations.md:336
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
-          "iu": "an integer dtype", "b": "bool"}
+          "iu": "an integer dtype", "b": "bool",
+          "biu": "bool or an integer dtype"}
 
 
-# chapters/tensors/operations.md:334
-def check_kind(op: Op, dtype: DType, kinds: str) -> None:
+# chapters/tensors/operations.md:341
+def check_kind(op: Op | str, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
             f"{op} has no meaning for {dtype}; expected "
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:341
+# chapters/tensors/operations.md:348
 def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -192,7 +195,7 @@ def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:353
+# chapters/tensors/operations.md:360
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -205,11 +208,12 @@ def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
 DTYPE: dict[Op, Callable[..., DType]] = {
     op: kept(op) for ops in FAMILIES.values() for op in ops}
 DTYPE |= {op: kept(op, "f")
-          for op in (RECIP, EXP, LOG, SIN, SQRT, ERF)}
-DTYPE |= {op: kept(op, "iuf") for op in (NEG, IDIV, MOD, SUM)}
+          for op in (DIV, EXP, LOG, SIN, SQRT, ERF)}
+DTYPE |= {op: kept(op, "iuf") for op in (SUB, IDIV, MOD, POW, SUM)}
+DTYPE[AND] = kept(AND, "biu")
 
 
-# chapters/tensors/operations.md:374
+# chapters/tensors/operations.md:382
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         same_dtype(op, a, [b])
@@ -217,13 +221,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:381
+# chapters/tensors/operations.md:389
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:386
+# chapters/tensors/operations.md:394
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -231,7 +235,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:396
+# chapters/tensors/operations.md:404
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):

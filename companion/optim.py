@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:26dcf03ab15e
+# Tangled from optimizers: edit there, `make tangle`. sha256:65c98c82169d
 from __future__ import annotations
 
 import math
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from companion.autograd import no_grad
 from companion.layers import Module
 from companion.tensor import Tensor, zeros_like
 
 
-# chapters/gradients/optimizers.md:85
+# chapters/gradients/optimizers.md:87
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -25,16 +27,16 @@ class Optimizer:
         self.param_groups = [defaults | g | {"params": list(g["params"])}
                              for g in groups]
         check_groups(self.param_groups, defaults)
-        self.state: dict[int, dict[str, Any]] = {}
+        self.state: dict[Tensor, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:178
+    # chapters/gradients/optimizers.md:180
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        own = self.state.setdefault(id(p), {"step": 0})
+                        own = self.state.setdefault(p, {"step": 0})
                         own["step"] += 1
                         self.update(p, p.grad, group)
 
@@ -50,25 +52,24 @@ class Optimizer:
 
     def kept(self, p: Tensor, name: str) -> Tensor:
         """What is remembered of `p`, on its device; zeros at first."""
-        own = self.state[id(p)]
+        own = self.state[p]
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:719
+    # chapters/gradients/optimizers.md:723
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
         """{"state": {place: memory}, "param_groups": settings}."""
-        places = {id(p): i for i, p in enumerate(self.parameters())}
-        groups = [group | {"params": [places[id(p)]
-                                      for p in group["params"]]}
+        places = {p: i for i, p in enumerate(self.parameters())}
+        groups = [group | {"params": [places[p] for p in group["params"]]}
                   for group in self.param_groups]
-        return {"state": {places[key]: dict(own)
-                          for key, own in self.state.items()},
+        return {"state": {i: dict(self.state[p])
+                          for p, i in places.items() if p in self.state},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:747
+    # chapters/gradients/optimizers.md:750
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -85,12 +86,15 @@ class Optimizer:
         check_groups(groups, self.defaults)
         places = chain.from_iterable(g["params"] for g in saved)
         at = dict(zip(map(str, places), self.parameters()))
-        memory = {id(at[str(place)]): fitting(at[str(place)], values)
+        if lost := [i for i in state["state"] if str(i) not in at]:
+            raise ValueError(f"load_state_dict: there is memory for {lost}; "
+                             f"expected places of the groups, {[*at]}")
+        memory = {at[str(place)]: fitting(at[str(place)], values)
                   for place, values in state["state"].items()}
         self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:101
+# chapters/gradients/optimizers.md:103
 def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     """What an optimizer was given, as groups."""
     given = [] if isinstance(parameters, Tensor) else list(parameters)
@@ -103,16 +107,16 @@ def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     return groups
 
 
-# chapters/gradients/optimizers.md:117
+# chapters/gradients/optimizers.md:119
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:121
+# chapters/gradients/optimizers.md:123
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
-    seen: set[int] = set()
+    seen: set[Tensor] = set()
     for group in groups:
         unknown = set(group) - set(defaults) - {"params"}
         if unknown:
@@ -134,34 +138,34 @@ def check_groups(groups: list[dict[str, Any]],
             check_parameter(p, seen)
 
 
-# chapters/gradients/optimizers.md:148
-def check_parameter(p: Any, seen: set[int]) -> None:
+# chapters/gradients/optimizers.md:150
+def check_parameter(p: Any, seen: set[Tensor]) -> None:
     """A tensor of floats, given and not computed, for the first time."""
     if not isinstance(p, Tensor):
         raise TypeError(f"optimizer: expected tensors as parameters, got "
                         f"a {type(p).__name__}; pass module.parameters()")
     faults = [fault for fault, found in (
-        ("comes twice", id(p) in seen), ("is computed", not p.is_leaf),
+        ("comes twice", p in seen), ("is computed", not p.is_leaf),
         (f"holds {p.dtype}", not p.dtype.is_float)) if found]
     if faults:
         raise ValueError(
             f"optimizer: the parameter of shape {p.shape} {faults[0]}; "
             f"expected each leaf of a float dtype once")
-    seen.add(id(p))
+    seen.add(p)
 
 
-# chapters/gradients/optimizers.md:163
+# chapters/gradients/optimizers.md:165
 def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:984
+# chapters/gradients/optimizers.md:990
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
     """p -= way · rate, in the memory of p; the sign goes to the number."""
     p.assign(p + way * -rate)
 
 
-# chapters/gradients/optimizers.md:290
+# chapters/gradients/optimizers.md:293
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -184,13 +188,13 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:312
+# chapters/gradients/optimizers.md:315
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:480
+# chapters/gradients/optimizers.md:483
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -207,7 +211,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:517
+# chapters/gradients/optimizers.md:521
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -228,7 +232,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:994
+    # chapters/gradients/optimizers.md:1000
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
@@ -236,13 +240,13 @@ class Adam(Optimizer):
         Numbers are combined before they meet an array: with c = 1 - β^t
         it is m / (√s + eps · √c₂), and the rest, √c₂ / c₁, a number.
         """
-        (first, second), t = group["betas"], self.state[id(p)]["step"]
+        (first, second), t = group["betas"], self.state[p]["step"]
         root = math.sqrt(1 - second ** t)
         way = m / (s.sqrt() + group["eps"] * root)
         return way, group["lr"] * root / (1 - first ** t)
 
 
-# chapters/gradients/optimizers.md:604
+# chapters/gradients/optimizers.md:608
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -257,7 +261,7 @@ class AdamW(Adam):
         super().update(p, g, group | {"weight_decay": 0.0})
 
 
-# chapters/gradients/optimizers.md:648
+# chapters/gradients/optimizers.md:652
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -268,15 +272,15 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:770
+# chapters/gradients/optimizers.md:776
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()
                if k != "step" and v is not None}
     for name, value in tensors.items():
-        if value.shape != p.shape:
+        if np.shape(value) != p.shape or not isinstance(value, Tensor):
             raise ValueError(
-                f"load_state_dict: {name} has shape {value.shape}, its "
-                f"parameter {p.shape}")
+                f"load_state_dict: {name} has shape {np.shape(value)}, its "
+                f"parameter {p.shape}; expected tensors of that shape")
     return {"step": int(values.get("step", 0)),
             **{k: v.clone().to(p.device) for k, v in tensors.items()}}

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:7a4c27e18a57  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e04b64ccf0c3  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -6,6 +6,8 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -15,10 +17,13 @@ import numpy as np
 from companion.autograd import (
     RECORDING,
     Record,
+    check_born,
     check_rule,
+    no_grad,
     recording,
     remember,
     sweep,
+    version,
 )
 from companion.buffer import CPU_MEMORY, Buffer, adopt, text
 from companion.device import CPU, READERS, Device, moved, named
@@ -36,8 +41,10 @@ from companion.dtype import (
 )
 from companion.ops import (
     ADD,
+    AND,
     CAST,
     CONST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -53,15 +60,15 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
+    POW,
     RANDOM,
-    RECIP,
     RESHAPE,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
     WRITE,
@@ -72,11 +79,26 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/operations.md:891
+# chapters/tensors/operations.md:935
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:1181
+# chapters/tensors/operations.md:2954
+def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
+    """`x op= y`: the result of `operation`, written where x lies."""
+    def method(self: Tensor, other: Any) -> Tensor:
+        result = operation(self, other)
+        if (result.shape != self.shape
+                or RANK[result.dtype.kind] > RANK[self.dtype.kind]):
+            raise ValueError(
+                f"in place: the result is {result.dtype} {result.shape} and "
+                f"does not fit into {self.dtype} {self.shape}; write "
+                f"x = x + y to make a new tensor")
+        return self.copy_(result)
+    return method
+
+
+# chapters/tensors/operations.md:1237
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -89,11 +111,14 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:1171
+# chapters/tensors/operations.md:2951
+RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
+
+# chapters/tensors/operations.md:1227
 T = TypeVar("T")
 
 
-# chapters/tensors/operations.md:894
+# chapters/tensors/operations.md:938
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -109,7 +134,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:299
+    # chapters/gradients/autograd.md:312
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -120,13 +145,13 @@ class Tensor:
         device, buffers = located(op, src, device)
         watched = RECORDING.get() and any(map(wanted, src))
         if watched:
-            check_rule(op)
+            check_rule(op, src)
         y = wrap(device.run(op, *buffers, arg=arg), device)
         if watched:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/operations.md:1024
+    # chapters/tensors/operations.md:1068
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -147,18 +172,22 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/operations.md:1055
+    # chapters/tensors/operations.md:1099
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
+    # chapters/gradients/autograd.md:1249
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
+        check_leaving(self)
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options: Any) -> Any:
+        check_leaving(self)
         return self.buffer.__dlpack__(**options)
 
+    # chapters/tensors/operations.md:1110
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.buffer.__dlpack_device__()
 
@@ -169,7 +198,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/operations.md:1081
+    # chapters/tensors/operations.md:1125
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -186,7 +215,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/operations.md:1108
+    # chapters/tensors/operations.md:1152
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -209,7 +238,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/operations.md:1215
+    # chapters/tensors/operations.md:1271
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -220,7 +249,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/operations.md:1234
+    # chapters/tensors/operations.md:1290
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete(self, sequence(shape))
@@ -241,7 +270,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/operations.md:1259
+    # chapters/tensors/operations.md:1315
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -262,7 +291,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/operations.md:1292
+    # chapters/tensors/operations.md:1348
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -286,7 +315,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/operations.md:1348
+    # chapters/tensors/operations.md:1404
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -300,7 +329,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/operations.md:1427
+    # chapters/tensors/operations.md:1483
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -323,45 +352,43 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1562
+    # chapters/tensors/operations.md:1634
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
     def __mul__(self, other: Any) -> Tensor:
         return binary(MUL, self, other)
 
-    __radd__, __rmul__ = __add__, __mul__
-
-    def __neg__(self) -> Tensor:
-        return Tensor.apply(NEG, self)
-
-    # chapters/tensors/operations.md:1604
     def __sub__(self, other: Any) -> Tensor:
-        return difference(self, other)
+        return binary(SUB, self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return difference(other, self)
+        return binary(SUB, other, self)
 
-    # chapters/tensors/operations.md:1643
-    def reciprocal(self) -> Tensor:
-        return Tensor.apply(RECIP, floating(self))
+    __radd__, __rmul__ = __add__, __mul__
 
+    # chapters/tensors/operations.md:1670
+    def __neg__(self) -> Tensor:
+        zero = -0.0 if self.dtype.is_float else 0
+        start = as_tensor(zero, self.dtype, self.device, self.shape)
+        return Tensor.apply(SUB, start, self)
+
+    def __pos__(self) -> Tensor:
+        """The tensor itself; of a bool there is no positive."""
+        check_kind("+", self.dtype, "iuf")
+        return self
+
+    # chapters/tensors/operations.md:1723
     def __truediv__(self, other: Any) -> Tensor:
-        other = operand(other)
-        if other is None:
-            return NotImplemented
-        if not isinstance(other, Tensor):
-            return narrowed(widened(self) * inverse(other), self)
-        x, y = (self, other) if fit(self, other) else alike(self, other)
-        return narrowed(widened(x) * widened(y).reciprocal(), x)
+        return quotient(self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        other = operand(other)
-        if isinstance(other, Tensor):
-            return other / self
-        return NotImplemented if other is None else self.reciprocal() * other
+        return quotient(other, self)
 
-    # chapters/tensors/operations.md:1672
+    def reciprocal(self) -> Tensor:
+        return quotient(1, self)
+
+    # chapters/tensors/operations.md:1739
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -374,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1706
+    # chapters/tensors/operations.md:1765
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -397,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1741
+    # chapters/tensors/operations.md:1800
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -419,45 +446,49 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1783
+    # chapters/tensors/operations.md:1862
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
+        check_kind("~", self.dtype, "biu")
         if self.dtype is bool_:
             return binary(EQUAL, self, False)
         return -(self + 1)
 
     def __and__(self, other: Any) -> Tensor:
-        return logical(MUL, self, other)
+        return logical(both, self, other)
 
     def __or__(self, other: Any) -> Tensor:
-        return logical(MAXIMUM, self, other)
+        return logical(either, self, other)
 
     def __xor__(self, other: Any) -> Tensor:
-        return ~logical(EQUAL, self, other)
+        return logical(exactly_one, self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1839
+    # chapters/tensors/operations.md:1926
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
-        return where(mask, value, self)
+        return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1857
+    # chapters/tensors/operations.md:1964
     def maximum(self, other: Any) -> Tensor:
-        return Tensor.apply(MAXIMUM, *align(self, required(other)))
+        return larger(self, required(other, self.device))
 
     def minimum(self, other: Any) -> Tensor:
-        a, b = align(self, required(other))
-        return mirror(Tensor.apply(MAXIMUM, mirror(a), mirror(b)))
+        return smaller(self, required(other, self.device))
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
         """Values below `min` become min, values above `max` max."""
-        low = self if min is None else self.maximum(min)
-        return low if max is None else low.minimum(max)
+        if min is None and max is None:
+            raise ValueError("clamp: expected min, max or both, got none")
+        low = self if min is None else larger(
+            self, required(min, self.device), tie=0)
+        return low if max is None else smaller(
+            low, required(max, self.device), tie=0)
 
-    # chapters/tensors/operations.md:1881
+    # chapters/tensors/operations.md:1991
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -483,44 +514,44 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:1952
+    # chapters/tensors/operations.md:2048
     def __pow__(self, exponent: Any) -> Tensor:
-        """Products for whole exponents, else exp(exponent · log x).
-
-        Powers of integers by a tensor of integers are float32.
-        """
-        exponent = operand(exponent)
-        if exponent is None:
-            return NotImplemented
-        if isinstance(exponent, int):
-            return power(self, exponent)
-        if isinstance(exponent, float) and exponent.is_integer():
-            return power(floating(self), int(exponent))
-        if isinstance(exponent, float) and exponent == 0.5:
-            return self.sqrt()
-        x, y = [floating(t) for t in alike(self, exponent)]
-        if isinstance(exponent, Tensor):
-            return signed_power(x, y)
-        grown = (where(x == 0, 1, x).log() * y).exp()
-        return where(x == 0, power_of_zero(y), grown)
+        """Products for exponents of 1 to 8, else POW; integers stay so."""
+        exponent = operand(exponent, self.device)
+        if isinstance(exponent, (int, float)):
+            x = self.cast(common(self, exponent))
+            if exponent in PRODUCTS:
+                return power(x, int(exponent))
+            if exponent < 0 and not x.dtype.is_float:
+                raise ValueError(f"**: {x.dtype} does not hold powers of "
+                                 f"{exponent}; cast to a float dtype first")
+        return binary(POW, self, exponent)
 
     def __rpow__(self, base: Any) -> Tensor:
-        base = operand(base)
-        if base is None:
-            return NotImplemented
-        if not isinstance(base, Tensor):
-            base = as_tensor(base, floating(self).dtype, self.device)
-        return base ** self
+        return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2096
+    # chapters/tensors/operations.md:2091
+    def __lshift__(self, other: Any) -> Tensor:
+        return logical(doubled, self, other, "iu")
+
+    def __rlshift__(self, other: Any) -> Tensor:
+        return logical(doubled, other, self, "iu")
+
+    def __rshift__(self, other: Any) -> Tensor:
+        return logical(halved, self, other, "iu")
+
+    def __rrshift__(self, other: Any) -> Tensor:
+        return logical(halved, other, self, "iu")
+
+    # chapters/tensors/operations.md:2227
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
-        return where(ahead(self) <= diagonal, self, 0)
+        return where(ahead(self) <= diagonal, self, False)
 
     def triu(self, diagonal: int = 0) -> Tensor:
-        return where(ahead(self) >= diagonal, self, 0)
+        return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2339
+    # chapters/tensors/operations.md:2502
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -544,13 +575,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2386
+    # chapters/tensors/operations.md:2549
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2396
+    # chapters/tensors/operations.md:2559
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -564,12 +595,12 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2429
+    # chapters/tensors/operations.md:2595
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
         """The first place of the largest value, or of the first NaN."""
-        if axis is None:
+        if axis is None or not axes_of(self, whole(axis)):
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
         at = axis_of(self, axis)
@@ -584,40 +615,40 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2646
+    # chapters/tensors/operations.md:2821
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
-        if isinstance(index, (list, np.ndarray)):
+        if isinstance(index, (list, np.ndarray, bool)):
             index = as_index(index, self.device)
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
             return Tensor.apply(GATHER, self, index)
         entries = spelled_out(self, index)
         if any(isinstance(e, Tensor) for e in entries):
-            return advanced(self, places(self, entries))
+            return advanced(*places(self, entries))
         return basic(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2690
+    # chapters/tensors/operations.md:2865
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
             raise ValueError(
                 f"assign: several elements of this {self.shape} view "
                 f"share memory; .clone() it first")
-        if operand(value) is None:
-            value = Tensor(value, self.dtype, self.device)
-        source = as_tensor(
-            operand(value), self.dtype, self.device, self.shape)
+        found = operand(value, self.device)
+        if found is None:
+            found = Tensor(value, self.dtype, self.device)
+        source = as_tensor(found, self.dtype, self.device, self.shape)
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2722
+    # chapters/tensors/operations.md:2897
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
-        if isinstance(index, (list, np.ndarray)):
+        if isinstance(index, (list, np.ndarray, bool)):
             index = as_index(index, self.device)
         if isinstance(index, Tensor) and index.dtype is bool_:
             self.assign(masked(self, index, value))
@@ -629,7 +660,40 @@ class Tensor:
                 "writing would matter; use where, or x[mask] = value")
         basic(self, entries).assign(value)
 
-    # chapters/tensors/operations.md:2765
+    # chapters/gradients/autograd.md:1166
+    def copy_(self, value: Any) -> Tensor:
+        """The elements of `value` in this memory, broadcast and cast.
+
+        What is recorded of `value` is the past of this tensor, from now on.
+        """
+        told = isinstance(value, Tensor) and value.requires_grad
+        if not RECORDING.get() or not (self.requires_grad or told):
+            return self.assign(value)
+        check_overwrite(self)
+        source = as_tensor(value, self.dtype, self.device, self.shape)
+        with no_grad():
+            self.assign(source)
+        self.requires_grad = told
+        self.record = Record(CAST, (source,), self.dtype,
+                             born=version(self)) if told else None
+        return self
+
+    # chapters/tensors/operations.md:2976
+    __iadd__ = in_place(operator.add)
+    __isub__ = in_place(operator.sub)
+    __imul__ = in_place(operator.mul)
+    __itruediv__ = in_place(operator.truediv)
+    __ifloordiv__ = in_place(operator.floordiv)
+    __imod__ = in_place(operator.mod)
+    __ipow__ = in_place(operator.pow)
+    __imatmul__ = in_place(operator.matmul)
+    __iand__ = in_place(operator.and_)
+    __ior__ = in_place(operator.or_)
+    __ixor__ = in_place(operator.xor)
+    __ilshift__ = in_place(operator.lshift)
+    __irshift__ = in_place(operator.rshift)
+
+    # chapters/tensors/operations.md:3009
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -651,33 +715,35 @@ class Tensor:
         if value == 0:
             return padded
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
-        return where(inside, padded, value)
+        return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:2795
+    # chapters/tensors/operations.md:3039
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
         """Pieces of `size` along `axis` (the last may be shorter)."""
         n = self.shape[axis_of(self, axis)]
-        if isinstance(size, int) and size > 0:
-            size = [min(size, n - i) for i in range(0, n, size)] or [0]
-        if isinstance(size, int) or sum(size) != n or min(size) < 0:
+        sizes = list(sequence([size]))
+        if not isinstance(size, Sequence) and sizes[0] > 0:
+            step = sizes[0]
+            sizes = [min(step, n - i) for i in range(0, n, step)] or [0]
+        if sum(sizes) != n or min(sizes) < 0:
             raise ValueError(
                 f"split: expected one size >= 1, or sizes that add up to "
                 f"the {n} of axis {axis}; got {size}")
-        starts = [sum(size[:i]) for i in range(len(size))]
+        starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [self.narrow(axis, start, length)
-                for start, length in zip(starts, size)]
+                for start, length in zip(starts, sizes)]
 
     @torch_names
     def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
         """At most `chunks` pieces of equal length (the last shorter)."""
-        if chunks < 1:
+        if whole(chunks) < 1:
             raise ValueError(f"chunk: expected chunks >= 1, got {chunks}")
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:2879
+    # chapters/tensors/operations.md:3125
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -698,17 +764,17 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:2933
+    # chapters/tensors/operations.md:3179
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
         x = self if self.dtype.is_float else self.cast(int64)
-        at, step = axis_of(self, axis), 1
-        while step < x.shape[at]:
+        at, n, step = axis_of(x, axis, x.ndim or 1), count(x, axis), 1
+        while step < n:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:2957
+    # chapters/tensors/operations.md:3203
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -722,7 +788,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1653
+    # chapters/tensors/blas.md:1862
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -731,7 +797,7 @@ class Tensor:
         a, b = self, other
         if not (isinstance(b, Tensor) and a.dtype is b.dtype
                 and a.device is b.device):
-            a, b = alike(a, required(b))
+            a, b = alike(a, required(b, a.device))
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
@@ -748,16 +814,16 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1684
+    # chapters/tensors/blas.md:1893
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return required(other).matmul(self)
+        return required(other, self.device).matmul(self)
 
     def dot(self, other: Tensor) -> Tensor:
         """The inner product of two vectors."""
-        other = required(other)
+        other = required(other, self.device)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: use @")
@@ -765,18 +831,18 @@ class Tensor:
 
     def outer(self, other: Tensor) -> Tensor:
         """All products of an element of self and one of other."""
-        other = required(other)
+        other = required(other, self.device)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"outer: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:115
+    # chapters/tensors/activations.md:120
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
-        return self.maximum(0)
+        return larger(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:219
+    # chapters/tensors/activations.md:226
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = floating(self)
@@ -784,7 +850,7 @@ class Tensor:
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:298
+    # chapters/tensors/activations.md:305
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = floating(self)
@@ -794,24 +860,24 @@ class Tensor:
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
                 / polynomial(square, TANH_DENOMINATOR))
-        return where(x.abs() < 0.625, near + near * square * bend, far)
+        return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:361
+    # chapters/tensors/activations.md:376
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
         x = widened(self)
-        e = (x - bare(x.max(axis, keepdim=True))).exp()
+        e = (x - top(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:410
+    # chapters/tensors/activations.md:427
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
         x = widened(self)
-        top = bare(x.max(axis, keepdim=True))
-        top = where(top.abs() < math.inf, top, 0)
-        total = (x - top).exp().sum(axis, keepdim=True).log() + top
+        peak = top(x, axis)
+        peak = where(peak.abs() < math.inf, peak, 0)
+        total = (x - peak).exp().sum(axis, keepdim=True).log() + peak
         total = total if keepdim else total.squeeze(axes_of(x, axis))
         return narrowed(total, self)
 
@@ -819,18 +885,18 @@ class Tensor:
     def log_softmax(self, axis: int) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
         x = widened(self)
-        x = x - bare(x.max(axis, keepdim=True))
+        x = x - top(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:544
+    # chapters/tensors/activations.md:1019
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
 
-    # chapters/tensors/layers.md:176
+    # chapters/tensors/layers.md:178
     requires_grad = False
 
-    # chapters/gradients/autograd.md:229
+    # chapters/gradients/autograd.md:236
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -850,7 +916,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:845
+    # chapters/gradients/autograd.md:945
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -867,7 +933,7 @@ class Tensor:
         return bare(self)
 
 
-# chapters/tensors/operations.md:930
+# chapters/tensors/operations.md:974
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -875,14 +941,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/operations.md:937
+# chapters/tensors/operations.md:981
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/operations.md:947
+# chapters/tensors/operations.md:991
 def located(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -899,14 +965,14 @@ def located(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/operations.md:963
+# chapters/tensors/operations.md:1007
 def carried(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/operations.md:973
+# chapters/tensors/operations.md:1017
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -928,7 +994,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else fitted(array, result, dtype)
 
 
-# chapters/tensors/operations.md:998
+# chapters/tensors/operations.md:1042
 def fitted(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -939,49 +1005,58 @@ def fitted(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/operations.md:1008
+# chapters/tensors/operations.md:1052
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/operations.md:1142
+# chapters/tensors/operations.md:1186
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/operations.md:1145
+# chapters/tensors/operations.md:1189
+def whole(value: Any) -> int:
+    """An int, or anything that stands for one; one line for the rest."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected whole numbers, got {value!r:.60}; give "
+                        f"ints for shapes, axes and counts") from None
+
+
+# chapters/tensors/operations.md:1198
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
-    if not -ndim <= axis < ndim:
+    if not -ndim <= whole(axis) < ndim:
         raise IndexError(
             f"axis {axis} does not exist: shape {x.shape} leaves room "
             f"for {ndim} axes, counted from 0 or back from -1")
-    return axis % ndim
+    return whole(axis) % ndim
 
 
-# chapters/tensors/operations.md:1155
+# chapters/tensors/operations.md:1210
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
-    """Axes in increasing order; None means all."""
+    """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
         return tuple(range(x.ndim))
-    if not isinstance(axis, Sequence):
-        return (axis_of(x, operator.index(axis)),)
-    axes = sorted(axis_of(x, a) for a in axis)
+    named = axis if isinstance(axis, Sequence) else [axis]
+    axes = sorted([axis_of(x, a, x.ndim or 1) for a in named])
     if len(set(axes)) != len(axes):
-        raise ValueError(f"axes {tuple(axis)} name one axis twice")
-    return tuple(axes)
+        raise ValueError(f"axes {tuple(named)} name one axis twice")
+    return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/operations.md:1174
+# chapters/tensors/operations.md:1230
 def sequence(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
         items = items[0]
-    return tuple([operator.index(i) for i in items])
+    return tuple([whole(i) for i in items])
 
 
-# chapters/tensors/operations.md:1201
+# chapters/tensors/operations.md:1257
 def complete(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -994,7 +1069,7 @@ def complete(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/operations.md:1396
+# chapters/tensors/operations.md:1452
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1012,7 +1087,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/operations.md:1452
+# chapters/tensors/operations.md:1508
 @functools.lru_cache(maxsize=4096)
 def agreed(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1023,50 +1098,55 @@ def agreed(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/operations.md:1462
+# chapters/tensors/operations.md:1518
 def kind(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/operations.md:1467
+# chapters/tensors/operations.md:1523
 def common(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return agreed(*map(kind, operands))
 
 
-# chapters/tensors/operations.md:1472
-def home(*operands: Tensor | Scalar) -> Device:
-    """The device of the first tensor among the operands."""
-    return [x.device for x in operands if isinstance(x, Tensor)][0]
+# chapters/tensors/operations.md:1528
+def home(*operands: Any) -> Device:
+    """The device of the first tensor among the operands, or the CPU."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            return x.device
+    return CPU
 
 
-# chapters/tensors/operations.md:1479
+# chapters/tensors/operations.md:1538
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
     if not isinstance(value, Tensor):
         return leaf(CONST, (value, dtype, shape or ()), device)
-    same = value.cast(dtype)
-    return same if shape is None else same.broadcast(shape)
+    same = value if value.buffer.dtype is dtype else value.cast(dtype)
+    if shape is None or shape == same.buffer.view.shape:
+        return same
+    return Tensor.apply(EXPAND, same, arg=shape)
 
 
-# chapters/tensors/operations.md:1488
+# chapters/tensors/operations.md:1549
 def alike(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common(*operands), home(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/operations.md:1498
+# chapters/tensors/operations.md:1559
 def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
-        return value.dtype, value.shape
+        return value.buffer.dtype, value.buffer.view.shape
     return type(value), ()
 
 
-# chapters/tensors/operations.md:1505
+# chapters/tensors/operations.md:1566
 @functools.lru_cache(maxsize=4096)
 def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
@@ -1074,7 +1154,7 @@ def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
     return agreed(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1512
+# chapters/tensors/operations.md:1573
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = meeting(*map(outline, operands))
@@ -1082,17 +1162,29 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1530
-def operand(value: Any) -> Any:
-    """A tensor or a Python number; None for anything else."""
+# chapters/tensors/operations.md:1591
+def operand(value: Any, device: Device = CPU) -> Any:
+    """A tensor or a Python number; None for anything else.
+
+    An array of NumPy's lies on no device, and is brought to `device`.
+    """
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if isinstance(value, np.generic):
         return operand(value.item())
-    return Tensor(value) if isinstance(value, np.ndarray) else None
+    if isinstance(value, np.ndarray):
+        return Tensor(value, device=device)
+    return None
 
 
-# chapters/tensors/operations.md:1541
+# chapters/tensors/operations.md:1605
+def operands(*values: Any) -> list[Any]:
+    """Each as an operand, arrays where the first tensor is."""
+    device = home(*values)
+    return [operand(value, device) for value in values]
+
+
+# chapters/tensors/operations.md:1613
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1100,85 +1192,99 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1548
+# chapters/tensors/operations.md:1620
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
         return Tensor.apply(op, x, y)
-    x, y = operand(x), operand(y)
+    x, y = operands(x, y)
     if x is None or y is None:
         return NotImplemented
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1589
-def difference(x: Any, y: Any) -> Tensor:
-    """x - y: first one dtype, then the negative, then the sum."""
-    x, y = operand(x), operand(y)
-    if x is None or y is None:
-        return NotImplemented
-    if isinstance(y, Tensor):
-        return binary(ADD, x, -y.cast(common(x, y)))
-    if x.dtype.is_float or isinstance(y, float):
-        return binary(ADD, x, -y)
-    x, y = alike(x, y)
-    return binary(ADD, x, -y)
-
-
-# chapters/tensors/operations.md:1619
+# chapters/tensors/operations.md:1689
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1624
+# chapters/tensors/operations.md:1694
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1629
+# chapters/tensors/operations.md:1699
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1636
-def inverse(value: Scalar) -> float:
-    """1 / value, with IEEE's infinities for zeros."""
-    return 1.0 / value if value else math.copysign(math.inf, value)
+# chapters/tensors/operations.md:1706
+def quotient(x: Any, y: Any) -> Tensor:
+    """x / y, in the float dtype where both meet."""
+    if fit(x, y) and x.dtype.is_float:
+        return Tensor.apply(DIV, x, y)
+    x, y = operands(x, y)
+    if x is None or y is None:
+        return NotImplemented
+    dtype, shape = meeting(outline(x), outline(y))
+    dtype = dtype if dtype.is_float else float32
+    numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
+    wide = promote(dtype, float32) if numbers else dtype
+    x, y = [as_tensor(t, wide, home(x, y), shape) for t in (x, y)]
+    return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1763
+# chapters/tensors/operations.md:1828
+def both(a: Tensor, b: Tensor) -> Tensor:
+    """a and b: on bools, or bit by bit."""
+    return Tensor.apply(AND, a, b)
+
+
+# chapters/tensors/operations.md:1833
 def either(a: Tensor, b: Tensor) -> Tensor:
-    """a or b, on bools."""
-    return Tensor.apply(MAXIMUM, a, b)
+    """a or b, on bools, or bit by bit."""
+    if a.dtype is bool_:
+        return Tensor.apply(MAXIMUM, a, b)
+    return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1772
-def logical(op: Op, x: Tensor, y: Any) -> Tensor:
-    y = operand(y)
-    for part in (x, y):
-        if getattr(part, "dtype", type(part)) not in (bool_, bool):
-            raise TypeError(
-                f"& | ^: expected bools, got {part!r:.60}; compare first")
-    return binary(op, x, y)
+# chapters/tensors/operations.md:1840
+def exactly_one(a: Tensor, b: Tensor) -> Tensor:
+    """a or b and not both."""
+    return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1814
-def required(value: Any) -> Any:
+# chapters/tensors/operations.md:1847
+def logical(rule: Callable[..., Tensor], x: Any, y: Any,
+            kinds: str = "biu") -> Tensor:
+    """`rule` on two operands of any shapes, as bools or integers."""
+    x, y = operands(x, y)
+    if x is None or y is None:
+        return NotImplemented
+    x, y = (x, y) if fit(x, y) else align(x, y)
+    check_kind("& | ^ << >>", x.dtype, kinds)
+    return rule(x, y)
+
+
+# chapters/tensors/operations.md:1899
+def required(value: Any, device: Device = CPU) -> Any:
     """A tensor or a Python number; an error for anything else."""
-    found = operand(value)
+    found = operand(value, device)
     if found is None:
         raise TypeError(f"expected a tensor or a number, got "
                         f"{value!r:.60}; make it a Tensor first")
     return found
 
 
-# chapters/tensors/operations.md:1823
+# chapters/tensors/operations.md:1908
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
-    condition, a, b = operand(condition), required(a), required(b)
+    device = home(condition, a, b)
+    condition = operand(condition, device)
+    a, b = required(a, device), required(b, device)
     if getattr(condition, "dtype", None) is not bool_:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
@@ -1188,43 +1294,59 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1850
+# chapters/tensors/operations.md:1933
+def beside(x: Tensor, value: Scalar) -> Scalar:
+    """`value` as a number among the elements of x: bools stay bools."""
+    return bool(value) if x.dtype is bool_ else value
+
+
+# chapters/tensors/operations.md:1944
+def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
+    """max(a, b); where they are equal, the slope is operand `tie`'s."""
+    return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
+
+
+# chapters/tensors/operations.md:1949
+def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
+    """min(a, b), by way of the reversed order."""
+    a, b = [mirror(x) for x in align(a, b)]
+    return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
+
+
+# chapters/tensors/operations.md:1955
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:1917
+# chapters/tensors/operations.md:2031
+PRODUCTS = range(1, 9)  # exponents that take at most four products
+
+
+# chapters/tensors/operations.md:2034
 def power(x: Tensor, n: int) -> Tensor:
-    """x ** n in about log2(n) products."""
-    if n < 0:
-        return power(x, -n).reciprocal()
-    if n < 2:
-        return x if n else ones_like(x)
+    """x ** n in about log2(n) products, n >= 1."""
+    if n == 1:
+        return x
     half = power(x, n // 2)
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:1931
-def signed_power(x: Tensor, y: Tensor) -> Tensor:
-    """exp(y · log|x|), negative where x is and y is odd."""
-    size = x.abs()
-    exponent = where(size == 0, 1, size).log() * y
-    one = (exponent != exponent) & ((y == 0) | (size == 1))
-    grown = where(one, 1, exponent.exp())
-    turned = where(y % 2 == 1, -grown, grown)
-    grown = where(x < 0, where(y == y.floor(), turned, math.nan), grown)
-    return where(x == 0, where(y == 1, x, power_of_zero(y)), grown)
+# chapters/tensors/operations.md:2077
+def doubled(x: Tensor, times: Tensor) -> Tensor:
+    """x << times."""
+    return x * 2 ** times
 
 
-# chapters/tensors/operations.md:1942
-def power_of_zero(y: Tensor) -> Tensor:
-    """0 ** y."""
-    least = where(y == 0, 1, where(y < 0, math.inf, y))
-    return where(y > 0, 0, least)
+# chapters/tensors/operations.md:2082
+def halved(x: Tensor, times: Tensor) -> Tensor:
+    """x >> times: rounded down, 0 or -1 beyond the last bit."""
+    bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
+    left = both(times >= 0, times < bits)
+    return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:1992
+# chapters/tensors/operations.md:2114
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1232,34 +1354,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:1999
+# chapters/tensors/operations.md:2121
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2004
+# chapters/tensors/operations.md:2126
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2009
+# chapters/tensors/operations.md:2131
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2013
+# chapters/tensors/operations.md:2135
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2017
+# chapters/tensors/operations.md:2139
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2029
+# chapters/tensors/operations.md:2151
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1276,35 +1398,43 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2045
+# chapters/tensors/operations.md:2169
+def natural(name: str, n: Any) -> int:
+    """A whole number of elements; an error below 0."""
+    if whole(n) < 0:
+        raise ValueError(f"{name}: expected a length >= 0, got {n}")
+    return whole(n)
+
+
+# chapters/tensors/operations.md:2176
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
-    step = (stop - start) / max(steps - 1, 1)
+    step = (stop - start) / max(natural("linspace", steps) - 1, 1)
     index = arange(steps, dtype=float64, device=device)
     up = index * step + start
     down = (index - (steps - 1)) * step + stop
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2069
+# chapters/tensors/operations.md:2200
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
-    rows = arange(n, device=device).unsqueeze(1)
-    columns = arange(n if m is None else m, device=device)
-    return (rows == columns).cast(dtype)
+    rows, columns = [arange(natural("eye", side), device=device)
+                     for side in (n, n if m is None else m)]
+    return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2077
+# chapters/tensors/operations.md:2208
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
-    hits = index.unsqueeze(-1) == arange(num_classes, device=index.device)
-    return hits.cast(int64)
+    classes = arange(natural("one_hot", num_classes), device=index.device)
+    return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2085
+# chapters/tensors/operations.md:2216
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1314,7 +1444,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2213
+# chapters/tensors/operations.md:2350
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1328,25 +1458,47 @@ class Generator:
     def manual_seed(self, seed: int) -> None:
         if not 0 <= seed < 2 ** 63:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
-        self.seed, self.place = seed, 0
+        self.go_to(seed, 0)
+
+    def go_to(self, seed: int, place: int) -> None:
+        """Continue with the number at `place` of the stream of `seed`."""
+        with DRAWING:
+            self.seed, self.place = seed, place
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The common one by its name: it is not multiplied by copies."""
+        if self is GENERATOR:
+            return "GENERATOR"
+        return super().__reduce_ex__(protocol)
+
+    # chapters/tensors/operations.md:2381
+    def advance(self, numbers: int) -> list[int]:
+        """The key of so many numbers, which are nobody else's now."""
+        with DRAWING:
+            key = [self.seed, self.place]
+            self.place += (numbers + 1) // 2
+        return key
 
     def uniform(self, shape: Shape,
                 device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
-        key = Tensor([self.seed, self.place], int64, device)
-        numbers = Tensor.apply(RANDOM, key, arg=shape)
-        self.place += (numbers.size + 1) // 2
-        return numbers
+        numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
+        key = Tensor(self.advance(numbers), int64, device)
+        return Tensor.apply(RANDOM, key, arg=shape)
 
 
+DRAWING = threading.Lock()
+os.register_at_fork(before=DRAWING.acquire,
+                    after_in_parent=DRAWING.release,
+                    after_in_child=DRAWING.release)
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2249
+# chapters/tensors/operations.md:2412
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2252
+# chapters/tensors/operations.md:2415
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1364,7 +1516,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2271
+# chapters/tensors/operations.md:2434
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1376,7 +1528,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2282
+# chapters/tensors/operations.md:2445
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1389,7 +1541,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2319
+# chapters/tensors/operations.md:2482
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1399,27 +1551,28 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2379
+# chapters/tensors/operations.md:2542
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2410
+# chapters/tensors/operations.md:2573
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
     wide = widened(x)
     distance = wide - wide.mean(axis, keepdim=True)
     total = distance.square().sum(axis, keepdim)
-    return total / max(count(x, axis) - correction, 0)
+    freedom = count(x, axis) - correction
+    return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2465
+# chapters/tensors/operations.md:2631
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2468
+# chapters/tensors/operations.md:2634
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1436,7 +1589,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2492
+# chapters/tensors/operations.md:2658
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1459,7 +1612,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2525
+# chapters/tensors/operations.md:2691
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1472,7 +1625,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2541
+# chapters/tensors/operations.md:2707
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1493,31 +1646,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2570
+# chapters/tensors/operations.md:2738
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2576
-def places(x: Tensor, entries: list[Any]) -> list[Any]:
-    """Masks replaced by the indices at which they hold."""
-    result, axis = [], 0
-    for entry in entries:
-        here = x.shape[axis:axis + width(entry)]
-        axis += width(entry)
-        if not isinstance(entry, Tensor) or entry.dtype is not bool_:
-            result.append(entry)
-            continue
-        if entry.shape != here:
-            raise IndexError(f"index: a mask of shape {entry.shape} "
-                             f"stands before axes of shape {here}")
-        result.extend(nonzero(entry))
-    return result
-
-
-# chapters/tensors/operations.md:2592
+# chapters/tensors/operations.md:2744
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1525,31 +1661,53 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2603
+# chapters/tensors/operations.md:2753
+def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
+    """Masks replaced by the indices at which they hold.
+
+    A mask without axes stands for a new axis of x, of length 1.
+    """
+    result: list[Any] = []
+    shape: list[int] = []
+    axis = 0
+    for entry in entries:
+        here = x.shape[axis:axis + width(entry)]
+        axis += width(entry)
+        if not isinstance(entry, Tensor) or entry.dtype is not bool_:
+            result.append(entry)
+            shape += here
+            continue
+        if entry.shape != here:
+            raise IndexError(f"index: a mask of shape {entry.shape} "
+                             f"stands before axes of shape {here}")
+        result += nonzero(entry if here else entry.reshape(1))
+        shape += here or (1,)
+    return x.reshape(shape), result
+
+
+# chapters/tensors/operations.md:2780
 def as_index(entry: Any, device: Device) -> Any:
-    """One entry of an index; lists and arrays become tensors."""
-    if isinstance(entry, (list, np.ndarray)):
-        empty = isinstance(entry, list) and not entry
+    """One entry of an index; lists, arrays and bools become tensors."""
+    if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
+        empty = isinstance(entry, (list, tuple)) and not entry
         entry = Tensor(entry, int64 if empty else None, device)
     if not indexes(entry):
         raise TypeError(
             f"index: expected integers, slices, None, ..., tensors of "
-            f"integers or masks with axes, got {entry!r:.60}")
+            f"integers or masks, got {entry!r:.60}")
     return entry
 
 
-# chapters/tensors/operations.md:2615
+# chapters/tensors/operations.md:2792
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
-    if isinstance(entry, (int, slice)):
-        return not isinstance(entry, bool)
     if isinstance(entry, Tensor):
-        return entry.dtype.kind in "iu" or bool(
-            entry.dtype is bool_ and entry.shape)
-    return entry is None or entry is Ellipsis or hasattr(entry, "__index__")
+        return entry.dtype.kind in "biu"
+    return (entry is None or entry is Ellipsis or isinstance(entry, slice)
+            or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2627
+# chapters/tensors/operations.md:2802
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1565,10 +1723,10 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2708
+# chapters/tensors/operations.md:2883
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
-    value, rest = required(value), x.ndim - mask.ndim
+    value, rest = required(value, x.device), x.ndim - mask.ndim
     ndim = value.ndim if isinstance(value, Tensor) else 0
     if mask.shape != x.shape[:mask.ndim] or ndim > rest:
         raise IndexError(
@@ -1578,7 +1736,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2823
+# chapters/tensors/operations.md:3069
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1587,7 +1745,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:2843
+# chapters/tensors/operations.md:3089
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1607,14 +1765,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:2862
+# chapters/tensors/operations.md:3108
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:2924
+# chapters/tensors/operations.md:3170
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1622,7 +1780,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:2947
+# chapters/tensors/operations.md:3193
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1631,7 +1789,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:2979
+# chapters/tensors/operations.md:3225
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1639,7 +1797,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:277
+# chapters/tensors/activations.md:284
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1648,7 +1806,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:285
+# chapters/tensors/activations.md:292
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1657,17 +1815,26 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:354
+# chapters/tensors/activations.md:361
 def bare(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/gradients/autograd.md:294
+# chapters/tensors/activations.md:366
+def top(x: Tensor, axis: Axes) -> Tensor:
+    """The largest along `axis`, as a constant; 0 where there is none."""
+    y = bare(x)
+    if not count(y, axis):
+        return y.sum(axis, keepdim=True)
+    return y.max(axis, keepdim=True)
+
+
+# chapters/gradients/autograd.md:307
 wanted = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:799
+# chapters/gradients/autograd.md:898
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1688,13 +1855,14 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:822
+# chapters/gradients/autograd.md:921
 def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
         raise RuntimeError(
             "backward: nothing here asks for a gradient; call "
             ".requires_grad_() on an input before computing")
+    check_born(y)
     if gradient is None and y.size != 1:
         raise ValueError(
             f"backward: a gradient is defined for one number, this is "
@@ -1707,7 +1875,7 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:861
+# chapters/gradients/autograd.md:961
 def own(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1717,7 +1885,29 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1077
+# chapters/gradients/autograd.md:1184
+def check_overwrite(x: Tensor) -> None:
+    """Refuse a write whose consequence no record could tell."""
+    remedy = "write x = x + y for a new tensor, or work under no_grad()"
+    if x.is_leaf and x.requires_grad:
+        raise RuntimeError(f"in place: this leaf asks for a gradient, and "
+                           f"would be no leaf any more; {remedy}")
+    if x.size * x.dtype.itemsize != x.buffer.storage.nbytes:
+        raise RuntimeError(f"in place: shape {x.shape} is a part of larger "
+                           f"memory, whose record would not know; {remedy}")
+
+
+# chapters/gradients/autograd.md:1259
+def check_leaving(x: Tensor) -> None:
+    """Refuse to drop a gradient in silence."""
+    if x.requires_grad and RECORDING.get():
+        raise TypeError(
+            "NumPy and DLPack know no gradients, and this tensor asks for "
+            "one: call the tensor's own method (x.exp() for np.exp(x)), or "
+            "say .detach() to leave the gradient behind")
+
+
+# chapters/gradients/autograd.md:1289
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1734,7 +1924,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1418
+# chapters/gradients/autograd.md:1632
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1760,11 +1950,12 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1446
+# chapters/gradients/autograd.md:1660
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
-    values, slopes, memory = np.array(x), np.zeros(x.shape), x.detach()
+    memory, slopes = x.detach(), np.zeros(x.shape)
+    values = x.numpy().copy()
     try:
         for i in np.ndindex(*x.shape):
             moved = np.zeros(x.shape)
@@ -1778,7 +1969,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:513
+# chapters/gradients/data.md:514
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)

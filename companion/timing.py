@@ -1,13 +1,15 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:63a4af864140  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:2dc07eaf51c3  # noqa: E501
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from importlib import import_module
 from statistics import quantiles
-from time import perf_counter, sleep
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +27,7 @@ from companion.native import compiler, cpu, kernel
 from companion.ops import GATHER, WRITE, Op
 
 
-# chapters/tensors/blas.md:427
+# chapters/tensors/blas.md:476
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -36,7 +38,7 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:551
+# chapters/tensors/blas.md:600
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -44,7 +46,7 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:558
+# chapters/tensors/blas.md:607
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -66,31 +68,59 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1768
-class Comparison(NamedTuple):
-    """Two programs timed in turn; a ratio above 1 is in favour of ours."""
-
-    ours: float
-    peer: float
-    ratio: float
-    spread: float
+# chapters/tensors/blas.md:1979
+FORK = multiprocessing.get_context("fork")
+Setup = Callable[[], Callable[[], Any]]
 
 
-# chapters/tensors/blas.md:1777
-def compare(ours: Callable[[], Any], peer: Callable[[], Any],
-            rounds: int = 15, pause: float = 0.0) -> Comparison:
-    """Best times in seconds, median and spread of peer time / our time."""
-    pairs = [(burst(ours, pause), burst(peer, pause))
-             for _ in range(rounds + 1)][1:]
-    low, middle, high = quantiles([p / o for o, p in pairs], n=4)
-    a, b = zip(*pairs)
-    return Comparison(min(a), min(b), middle, high - low)
+# chapters/tensors/blas.md:1983
+class Rival:
+    """A program in a process of its own that runs when it is its turn."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.pipe, end = FORK.Pipe()
+        self.process = FORK.Process(target=serve, args=(setup, end),
+                                    daemon=True)
+        self.process.start()
+        end.close()
+        self.result = self.answer()
+
+    def answer(self) -> Any:
+        """What it sends next; it stands still afterwards."""
+        try:
+            found = self.pipe.recv()
+        except EOFError:
+            raise RuntimeError("a program that was to be timed has failed; "
+                               "its own message stands above") from None
+        os.kill(self.process.pid or 0, signal.SIGSTOP)
+        return found
+
+    # chapters/tensors/blas.md:2010
+    def turn(self) -> float:
+        """The shortest call of a burst, in seconds."""
+        os.kill(self.process.pid or 0, signal.SIGCONT)
+        self.pipe.send(None)
+        return self.answer()
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
 
 
-# chapters/tensors/blas.md:1787
-def burst(run: Callable[[], Any], pause: float) -> float:
+# chapters/tensors/blas.md:2025
+def serve(setup: Setup, pipe: Any) -> None:
+    """In the rival's process: a first result, then bursts on demand."""
+    run = setup()
+    pipe.send(run())
+    while True:
+        pipe.recv()
+        pipe.send(burst(run))
+
+
+# chapters/tensors/blas.md:2034
+def burst(run: Callable[[], Any]) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
-    sleep(pause)
     shortest = []
     for _ in "warm up", "measure":
         times = [best(run, 1)]
@@ -100,7 +130,47 @@ def burst(run: Callable[[], Any], pause: float) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1804
+# chapters/tensors/blas.md:2050
+class Comparison(NamedTuple):
+    """Two programs timed in turn; a ratio above 1 is in favour of ours."""
+
+    ours: float
+    peer: float
+    ratio: float
+    spread: float
+
+
+# chapters/tensors/blas.md:2063
+def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
+            agree: Callable[[Any, Any], None] | None = None) -> Comparison:
+    """Best times in seconds, median and spread of peer time / our time.
+
+    Each argument makes, in a process of its own, the function that is
+    timed. `agree` gets what both return and raises if they differ.
+    """
+    rivals: list[Rival] = []
+    try:
+        rivals += [Rival(ours)]
+        rivals += [Rival(peer)]
+        if agree:
+            agree(*[rival.result for rival in rivals])
+        one, other = rivals
+        return steadiest(lambda: turns(one, other, rounds), tries)
+    finally:
+        for rival in rivals:
+            rival.end()
+
+
+# chapters/tensors/blas.md:2087
+def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
+    """Both in turn; the first of the pairs warms up and is left out."""
+    pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
+    low, middle, high = quantiles([p / o for o, p in pairs], n=4)
+    a, b = zip(*pairs)
+    return Comparison(min(a), min(b), middle, high - low)
+
+
+# chapters/tensors/blas.md:2095
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -113,14 +183,31 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1832
-BENCHES = {"gemm": "companion.blas"}
-ONCE: set[str] = set()  # benches on which threads have no influence
+# chapters/tensors/blas.md:2120
+def judged(found: dict) -> dict:
+    """A measurement, or the reason why it is refused in its place."""
+    ratio, spread = found["ratio"], found["spread"]
+    limit = found["limit_fraction"]
+    if ratio is None:
+        return found
+    if spread > max(0.1, abs(ratio - 1)):
+        reason = f"its spread, {spread:.2f}, exceeds its effect"
+    elif limit is not None and limit / ratio < 0.1:
+        reason = (f"{found['peer_name']} reaches {limit / ratio:.0%} "
+                  f"of the limit")
+    else:
+        return found
+    return found | MISSING | {"refused": reason}
+
+
+# chapters/tensors/blas.md:2141
+BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
+ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1838
+# chapters/tensors/blas.md:2147
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -131,19 +218,22 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
                           env=os.environ | count,
                           stdout=subprocess.PIPE) as process:
         for line in process.stdout or ():
-            yield json.loads(line)
+            yield judged(json.loads(line))
     if process.returncode:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1853
+# chapters/tensors/blas.md:2162
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
-    return f"{name or platform.machine()}, {os.cpu_count()} processors"
+    units = {"avx512f": " (AVX-512)", "avx2": " (AVX2)"}
+    kind = [units[flag] for flag in units if flag in cpu().split()][:1]
+    return (f"{name or platform.machine()}{''.join(kind)}, "
+            f"{os.cpu_count()} processors")
 
 
-# chapters/tensors/blas.md:1862
+# chapters/tensors/blas.md:2174
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -152,7 +242,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1870
+# chapters/tensors/blas.md:2182
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -163,7 +253,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1883
+# chapters/tensors/blas.md:2195
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="companion bench")
@@ -180,7 +270,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1899
+# chapters/tensors/blas.md:2211
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -189,12 +279,15 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:1910
+# chapters/tensors/blas.md:2222
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
+    if found["peer_name"] is None:  # nobody to compare with
+        return f"{start} {found['ours']:8.2f} {found['unit']}"
     if found["ratio"] is None:
-        return f"{start}  {found['peer_name']} is not installed"
+        reason = found.get("refused", "it is not installed")
+        return f"{start}  no ratio to {found['peer_name']}: {reason}"
     limit = found["limit_fraction"]  # not everything has one
     share = "" if limit is None else f" {100 * limit:4.0f} %"
     return (f"{start} {found['ours']:8.1f} {found['unit']}{share}"
@@ -202,11 +295,11 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2073
+# chapters/tensors/blas.md:2430
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:675
+# chapters/tensors/activations.md:1150
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -214,7 +307,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:682
+# chapters/tensors/activations.md:1157
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -234,7 +327,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:707
+    # chapters/tensors/activations.md:1182
     def __repr__(self) -> str:
         return self.name
 
@@ -243,6 +336,10 @@ class Timed:
 
     def host(self, buffer: Buffer) -> Buffer:
         return self.device.host(buffer)
+
+    def __deepcopy__(self, _: Any) -> Timed:
+        """Itself: a copied tensor stays on its device."""
+        return self
 
     def table(self) -> str:
         """Calls, milliseconds and megabytes for each primitive."""
@@ -258,9 +355,9 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:659
+# chapters/gradients/mnist.md:668
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2176
+# chapters/gradients/gpu.md:2184
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

@@ -1,15 +1,18 @@
-# Tangled from training: edit there, `make tangle`. sha256:e69551dac366
+# Tangled from training: edit there, `make tangle`. sha256:a6693fb413f9
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import math
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,7 +23,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from companion.autograd import no_grad
-from companion.dtype import float32, float64
+from companion.dtype import DTYPES, FROM_NUMPY, float32, float64
 from companion.layers import Module
 from companion.optim import Optimizer, listed
 from companion.tensor import (
@@ -28,12 +31,13 @@ from companion.tensor import (
     Generator,
     Tensor,
     from_numpy,
+    narrowed,
     rand,
     widened,
 )
 
 
-# chapters/gradients/training.md:143
+# chapters/gradients/training.md:150
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -53,6 +57,12 @@ class Batches:
         self.tensors, self.size, self.seed = tensors, size, seed
         self.go_to(0, 0)
 
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.tensors[0])
+
+    # chapters/gradients/training.md:179
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         self.epoch, self.index = epoch, index
@@ -61,10 +71,10 @@ class Batches:
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
         draw = Generator(self.seed * 1_000_003 + self.epoch)
-        keys = rand(len(self.tensors[0]), dtype=float64, generator=draw)
+        keys = rand(self.examples, dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
-    # chapters/gradients/training.md:178
+    # chapters/gradients/training.md:195
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -76,60 +86,90 @@ class Batches:
         return tuple(t[rows] for t in self.tensors)
 
 
-# chapters/gradients/training.md:203
+# chapters/gradients/training.md:220
 class Source(Protocol):
     """Where batches come from, and how to return to a place in them.
 
     (epoch, index) is the place of the next batch. After `go_to` with
     values read earlier, `next` gives the batch that came then, bit for
-    bit, in any process.
+    bit, in any process. An epoch is made of so many `examples`.
     """
 
     epoch: int
     index: int
+
+    @property
+    def examples(self) -> int: ...
 
     def go_to(self, epoch: int, index: int) -> None: ...
 
     def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:236
+# chapters/gradients/training.md:256
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:239
+# chapters/gradients/training.md:259
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:243
+# chapters/gradients/training.md:263
+def half_cosine(begin: float, end: float, done: float) -> float:
+    """From `begin` to `end` along half a cosine; `done` up to 1."""
+    return end + (begin - end) * (1 + math.cos(math.pi * min(done, 1))) / 2
+
+
+# chapters/gradients/training.md:268
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min((step - warmup) / max(steps - warmup, 1), 1.0)
-        return floor + (1 - floor) * (1 + math.cos(math.pi * done)) / 2
-    return factor
+    return functools.partial(warmed_up, steps, warmup, floor)
 
 
-# chapters/gradients/training.md:254
+# chapters/gradients/training.md:274
+def warmed_up(steps: int, warmup: int, floor: float, step: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return half_cosine(1, floor, (step - warmup) / max(steps - warmup, 1))
+
+
+# chapters/gradients/training.md:280
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
-    def factor(step: int) -> float:
-        top = peak * steps
-        if step < top:
-            up = (1 - math.cos(math.pi * step / top)) / 2
-            return start + (1 - start) * up
-        done = min((step - top) / max(steps - top, 1), 1.0)
-        low = start / 1e4
-        return low + (1 - low) * (1 + math.cos(math.pi * done)) / 2
-    return factor
+    return functools.partial(cycled, steps, peak * steps, start)
 
 
-# chapters/gradients/training.md:323
+# chapters/gradients/training.md:288
+def cycled(steps: int, top: float, start: float, step: int) -> float:
+    if step < top:
+        return half_cosine(start, 1, step / top)
+    return half_cosine(1, start / 1e4, (step - top) / max(steps - top, 1))
+
+
+# chapters/gradients/training.md:351
+def norm_of(gradients: list[Tensor]) -> float:
+    """The Euclidean length of all together, in float32 or wider."""
+    length = math.sqrt(squares(gradients))
+    if 1e-15 < length < math.inf:
+        return length
+    largest = max([float(g.abs().max()) for g in gradients if g.size],
+                  default=0.0)
+    if not 0 < largest < math.inf:
+        return length
+    unit = 2.0 ** max(math.frexp(largest)[1], -100)
+    small = [widened(g) * (1 / unit) for g in gradients]
+    return math.sqrt(squares(small)) * unit
+
+
+# chapters/gradients/training.md:365
+def squares(gradients: list[Tensor]) -> float:
+    return sum([float(widened(g).square().sum()) for g in gradients])
+
+
+# chapters/gradients/training.md:371
 def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
                     max_norm: float) -> float:
     """Scale all gradients so that their common length is ≤ `max_norm`.
@@ -144,23 +184,21 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
         parameters = [parameters]
     moving = [(p, p.grad) for p in parameters if p.grad is not None]
     with no_grad():
-        norm = math.sqrt(sum(
-            [float(widened(g).square().sum()) for _, g in moving]))
+        norm = norm_of([g for _, g in moving])
         if norm > max_norm:
             for p, g in moving:
-                p.grad = g * (max_norm / norm)
+                p.grad = narrowed(widened(g) * (max_norm / norm), g)
     return norm
 
 
-# chapters/gradients/training.md:394
+# chapters/gradients/training.md:441
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
 
     `loss_of(model, *batch)` computes the loss; `rate` maps the step to
     a factor on each group's learning rate; `clip` limits the length of
-    the gradient; `accumulate` batches make one step; `observers` look
-    on.
+    the gradient; `accumulate` batches make a step; `observers` watch.
     """
 
     model: Module
@@ -176,14 +214,16 @@ class Trainer:
     history: list[dict[str, float]] = field(default_factory=list)
     saved: str = "none was written"
     journal: Journal | None = None
+    first: list[Any] | None = None  # its first batch: see next_batch
 
     def __post_init__(self) -> None:
+        self.generators = generators_of(self.model)
         if self.accumulate < 1 or not self.clip >= 0:
             raise ValueError(
                 f"Trainer: expected accumulate of at least 1 and clip of "
                 f"at least 0, got {self.accumulate} and {self.clip}")
 
-    # chapters/gradients/training.md:446
+    # chapters/gradients/training.md:514
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started, before = time.perf_counter(), self.place()
@@ -194,37 +234,39 @@ class Trainer:
         except BaseException:  # the key that stops a cell, too
             self.go_to(before)
             raise
-        factor = self.rate(self.steps)
+        factor = float(self.rate(self.steps))
         with scaled(self.optimizer.param_groups, factor):
             self.optimizer.step()
         self.steps += 1
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:636
+    # chapters/gradients/training.md:844
     def backward(self) -> float:
         """Add the gradient of one batch to what is there; its loss."""
-        batch, place = next(self.batches), GENERATOR.place
+        batch, place = self.next_batch(), self.place()
         loss = self.loss_of(self.model, *batch)
         value = loss.item()
         if not math.isfinite(value):
-            GENERATOR.place = place  # the same dropout once more
+            self.go_to(place)  # the same dropout once more
             raise NotFinite(self, f"the loss is {value}",
                             suspect(self, batch))
         (loss / self.accumulate).backward()
         return value / self.accumulate
 
-    # chapters/gradients/training.md:474
-    def place(self) -> tuple[int, int, int]:
-        """Where the next batch and the next random number come from."""
-        return self.batches.epoch, self.batches.index, GENERATOR.place
+    # chapters/gradients/training.md:542
+    def place(self) -> list[Any]:
+        """Where the next batch and the next random numbers come from."""
+        return [self.batches.epoch, self.batches.index,
+                [[draw.seed, draw.place] for draw in self.generators]]
 
-    def go_to(self, place: tuple[int, int, int]) -> None:
+    def go_to(self, place: list[Any]) -> None:
         """As if nothing had been read since."""
         self.batches.go_to(*place[:2])
-        GENERATOR.place = place[2]
+        for draw, (seed, at) in zip(self.generators, place[2], strict=True):
+            draw.go_to(seed, at)
 
-    # chapters/gradients/training.md:654
+    # chapters/gradients/training.md:716
     def clipped(self) -> float:
         """Limit the gradient; its length before, if that is a number."""
         norm = clip_grad_norm_(self.model.parameters(), self.clip)
@@ -236,34 +278,66 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return norm
 
-    # chapters/gradients/training.md:695
+    # chapters/gradients/training.md:757
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "batches": [self.batches.epoch, self.batches.index],
-            "generator": [GENERATOR.seed, GENERATOR.place],
+            "batches": self.place()[:2],
+            "generators": self.place()[2],
+            "first": self.first,
             "schedule": [self.steps, self.stopped],
             "observers": [[type(o).__name__, o.state_dict()]
                           for o in self.observers],
         }
 
+    # chapters/gradients/training.md:775
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there, if model and optimizer both fit."""
-        before = self.optimizer.state_dict()
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from there, if all of it fits; else nothing changes."""
+        before = deepcopy(self.state_dict())
         try:
-            self.model.load_state_dict(state["model"])
+            self.take_over(state)
         except Exception:
-            self.optimizer.load_state_dict(before)
+            self.take_over(before | {"first": None})
+            self.first = before["first"]
             raise
-        self.batches.go_to(*state["batches"])
-        GENERATOR.seed, GENERATOR.place = state["generator"]
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Load part after part, and compare the first batch."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if len(state["generators"]) != len(self.generators):
+            raise ValueError(
+                f"load_state_dict: expected {len(self.generators)} random "
+                f"generators, got {len(state['generators'])}; give the "
+                f"model's modules the generators that they had")
+        self.first = state["first"]
+        if self.first is not None:
+            self.check_first(*self.first)
+        self.go_to([*state["batches"], state["generators"]])
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:953
+    # chapters/gradients/training.md:819
+    def next_batch(self) -> tuple[Any, ...]:
+        """The next batch; of the first one a checksum is kept."""
+        place, batch = self.place(), next(self.batches)
+        if self.first is None:
+            self.first = [place, checksum(batch), self.batches.examples]
+        return batch
+
+    def check_first(self, place: list[Any], *expected: int) -> None:
+        """Refuse data whose size or first batch is not what it was."""
+        self.go_to(place)
+        found = checksum(next(self.batches)), self.batches.examples
+        if found != expected:
+            raise ValueError(
+                "load_state_dict: the first batch is not the one that this "
+                "run began with; expected the same data, seed, order and "
+                "batch size. (A state whose \"first\" is None is not asked.)")
+
+    # chapters/gradients/training.md:1128
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = journal_of(path)
@@ -277,15 +351,21 @@ class Trainer:
         for name, p in self.model.named_parameters():
             if not finite(p):
                 raise NotFinite(self, "a weight is not finite", name)
+        arrays: dict[str, np.ndarray] = {}
+        run = json.dumps(packed(self.state_dict(), "run", arrays))
+        if len(run) > HEADER:
+            raise ValueError(
+                f"save: the state has {len(run):,} bytes besides its "
+                f"tensors, and a safetensors file has room for {HEADER:,}; "
+                f"make tensors of an observer's long lists")
         journal = self.note(Path(path))
         to_disk(journal.path)
-        arrays: dict[str, np.ndarray] = {}
-        tree = packed(self.state_dict() | {
-            "journal": [journal.end, journal.rows]}, "run", arrays)
-        write_atomically(Path(path), save(arrays, {"run": json.dumps(tree)}))
+        rows = json.dumps([journal.end, journal.rows])
+        write_atomically(Path(path),
+                         save(arrays, {"run": run, "journal": rows}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:983
+    # chapters/gradients/training.md:1164
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -293,15 +373,15 @@ class Trainer:
             left.unlink()  # half written by a process that was killed
         if not path.exists():
             return False
-        state = read_checkpoint(path)
-        journal = Journal(journal_of(path), *state["journal"])
+        state, rows = read_checkpoint(path)
+        journal = Journal(journal_of(path), *rows)
         history = journal.read()
         self.load_state_dict(state)
         self.history, self.journal = history, journal
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:1050
+    # chapters/gradients/training.md:1257
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -320,10 +400,10 @@ class Trainer:
                 observer.begin(self, steps)
                 stack.callback(observer.end, self)
             while self.steps < steps and not self.stopped:
-                row = self.step()
+                self.history.append(self.step())
                 for observer in self.observers:
-                    observer.look(self, row)
-                self.history.append(row)
+                    self.history[-1] = seen_by(observer, self,
+                                               self.history[-1])
                 last = self.stopped or self.steps == steps
                 if path is not None:
                     self.note(path)
@@ -332,7 +412,25 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:429
+# chapters/gradients/training.md:477
+def generators_of(model: Module) -> list[Generator]:
+    """The common generator, then those that modules have to themselves."""
+    own = [draw for _, module in named_modules(model)
+           for _, draw in module.parts((Generator,))]
+    return list(dict.fromkeys([GENERATOR, *own]))
+
+
+# chapters/gradients/training.md:484
+def named_modules(module: Module, name: str = "") -> Iterator[
+        tuple[str, Module]]:
+    """The module and all below it, deepest first."""
+    for own, part in module.parts():
+        if isinstance(part, Module):
+            yield from named_modules(part, f"{name}{own}.")
+    yield name.rstrip(".") or "the model", module
+
+
+# chapters/gradients/training.md:497
 @contextmanager
 def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
     """Learning rates times `factor`, inside the block."""
@@ -346,24 +444,14 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
             group["lr"] = rate
 
 
-# chapters/gradients/training.md:555
-def named_modules(module: Module, name: str = "") -> Iterator[
-        tuple[str, Module]]:
-    """The module and all below it, deepest first."""
-    for own, part in module.parts():
-        if isinstance(part, Module):
-            yield from named_modules(part, f"{name}{own}.")
-    yield name.rstrip(".") or "the model", module
-
-
-# chapters/gradients/training.md:564
+# chapters/gradients/training.md:626
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:572
+# chapters/gradients/training.md:634
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first module whose output is not finite, or its input."""
     found: list[str] = []
@@ -386,7 +474,7 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:603
+# chapters/gradients/training.md:665
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -403,7 +491,7 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     return place or "the loss itself"
 
 
-# chapters/gradients/training.md:619
+# chapters/gradients/training.md:681
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -414,7 +502,19 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:724
+# chapters/gradients/training.md:806
+def checksum(batch: Iterable[Any]) -> int:
+    """A number that changes with any bit of the tensors in a batch."""
+    found = 0
+    for part in batch:
+        if isinstance(part, Tensor | np.ndarray):
+            array = np.asarray(part, order="C")
+            head = f"{array.shape} {array.dtype}".encode()
+            found = zlib.crc32(head + array.tobytes(), found)
+    return found
+
+
+# chapters/gradients/training.md:859
 def remind(observers: list[Observer], states: list[Any]) -> None:
     """Give each observer the next state that one of its class left."""
     waiting: dict[str, list[Any]] = {}
@@ -425,38 +525,65 @@ def remind(observers: list[Observer], states: list[Any]) -> None:
             observer.load_state_dict(left.pop(0))
 
 
-# chapters/gradients/training.md:782
-TENSOR = "/tensor"  # no attribute has such a name
+# chapters/gradients/training.md:919
+PLAIN = (type(None), bool, int, float, str)  # JSON gives these back
+ARRAYS = {Tensor: "tensor", np.ndarray: "array"}
 
 
-# chapters/gradients/training.md:785
+# chapters/gradients/training.md:923
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
-    """The tree with names in place of tensors, which go to `arrays`."""
-    if isinstance(tree, Tensor):
-        arrays[name] = np.asarray(tree.numpy(), order="C")
-        return {TENSOR: name}
-    if isinstance(tree, Mapping):
-        return {str(key): packed(value, f"{name}/{key}", arrays)
-                for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [packed(value, f"{name}/{i}", arrays)
-                for i, value in enumerate(tree)]
-    return tree
+    """The tree as JSON, its arrays by name; those go to `arrays`."""
+    kind = type(tree)
+    if kind in PLAIN:
+        return tree
+    if kind in ARRAYS or isinstance(tree, np.generic):
+        return {ARRAYS.get(kind, "scalar"): put(tree, name, arrays)}
+    if kind in (list, tuple):
+        parts = [packed(value, f"{name}/{i}", arrays)
+                 for i, value in enumerate(tree)]
+        return parts if kind is list else {"tuple": parts}
+    if kind is dict:
+        return {"dict": [[packed(part, f"{name}/{key}", arrays)
+                          for part in (key, value)]
+                         for key, value in tree.items()]}
+    raise TypeError(f"{name} is a {kind.__name__}, which would not come "
+                    f"back as one; expected numbers, texts, None, tensors "
+                    f"and arrays, in lists, tuples and dicts")
 
 
-# chapters/gradients/training.md:799
+# chapters/gradients/training.md:945
+def put(value: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
+    """Add a tensor, array or NumPy number; the name that it got."""
+    array = np.asarray(value, order="C")
+    if array.dtype not in FROM_NUMPY:
+        raise TypeError(f"{name} holds {array.dtype}, which has no dtype "
+                        f"here; expected one of {', '.join(DTYPES)}")
+    while name in arrays:  # {"a/b": x, "a": {"b": y}}
+        name += "'"
+    arrays[name] = array
+    return name
+
+
+UNPACK: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
+    "tensor": lambda name, arrays: from_numpy(arrays[name]),
+    "array": lambda name, arrays: arrays[name],
+    "scalar": lambda name, arrays: arrays[name][()],
+    "tuple": lambda parts, arrays: tuple(unpacked(parts, arrays)),
+    "dict": lambda pairs, arrays: dict(unpacked(pairs, arrays))}
+
+
+# chapters/gradients/training.md:965
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The tree with its tensors, as it was before `packed`."""
+    """The tree as it was before `packed`."""
     if isinstance(tree, list):
         return [unpacked(value, arrays) for value in tree]
     if not isinstance(tree, dict):
         return tree
-    if TENSOR in tree:
-        return from_numpy(arrays[tree[TENSOR]])
-    return {key: unpacked(value, arrays) for key, value in tree.items()}
+    (kind, inside), = tree.items()
+    return UNPACK[kind](inside, arrays)
 
 
-# chapters/gradients/training.md:836
+# chapters/gradients/training.md:1001
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -470,7 +597,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:849
+# chapters/gradients/training.md:1014
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -480,7 +607,7 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:891
+# chapters/gradients/training.md:1056
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -496,51 +623,63 @@ class Journal:
         """Append the rows that are new in `history`."""
         lines = [json.dumps(row) + "\n" for row in history[self.rows:]]
         with open(self.path, "ab") as file:
+            self.check(file.seek(0, os.SEEK_END))
             file.truncate(self.end)
             file.seek(self.end)
             file.write("".join(lines).encode())
             self.end = file.tell()
         self.rows = len(history)
 
-    # chapters/gradients/training.md:917
+    def check(self, size: int) -> None:
+        """Refuse a file that has lost rows."""
+        if size < self.end:
+            raise ValueError(
+                f"{self.path} has {size} bytes, its checkpoint counts on "
+                f"{self.end}: put the journal back, or delete the "
+                f"checkpoint to start anew")
+
+    # chapters/gradients/training.md:1091
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
-        if len(data) < self.end:
-            raise ValueError(
-                f"{self.path} has {len(data)} bytes, its checkpoint counts "
-                f"on {self.end}: put the journal back, or delete the "
-                f"checkpoint to start anew")
+        self.check(len(data))
         return [json.loads(line) for line in
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:944
+# chapters/gradients/training.md:1114
 def journal_of(checkpoint: Path) -> Path:
     """The journal beside a checkpoint, under the whole of its name."""
     return checkpoint.with_name(f"{checkpoint.name}.jsonl")
 
 
-# chapters/gradients/training.md:999
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint; a clear error if it is none."""
+# chapters/gradients/training.md:1121
+HEADER = 50_000_000  # bytes: half of what the format allows in all
+
+
+# chapters/gradients/training.md:1182
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
+    """The state in a checkpoint, and how much of the journal counts."""
     try:
         with safe_open(path, "numpy") as file:
             arrays = {key: file.get_tensor(key)
                       for key in sorted(file.keys())}
-            return unpacked(json.loads(file.metadata()["run"]), arrays)
+            run, rows = [json.loads(file.metadata()[name])
+                         for name in ("run", "journal")]
+            return unpacked(run, arrays), rows
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no checkpoint of a Trainer ({error}); delete it "
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:1023
+# chapters/gradients/training.md:1208
 class Observer:
     """Looks on while a run trains; override what you need.
 
-    `look` may add numbers to the row, and may set `run.stopped`. What
-    an observer remembers between steps belongs into its state.
+    `look` may add numbers and texts to the row, and may set
+    `run.stopped`. What an observer remembers between steps belongs into
+    its state: tensors and plain values, in lists, tuples and dicts.
     """
 
     def begin(self, run: Trainer, steps: int) -> None:
@@ -559,7 +698,25 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1104
+# chapters/gradients/training.md:1236
+def seen_by(observer: Observer, run: Trainer,
+            row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row after an observer has looked at it, fit for the journal."""
+    seen = dict(row)
+    observer.look(run, seen)
+    for name, value in seen.items():
+        if isinstance(value, np.generic | np.ndarray | Tensor) and (
+                value.size == 1):
+            seen[name] = value = value.item()
+        if type(value) not in PLAIN or type(name) is not str:
+            raise TypeError(
+                f"{type(observer).__name__}: row[{name!r}] is a "
+                f"{type(value).__name__}; expected a number, a text or "
+                f"None under a name")
+    return seen
+
+
+# chapters/gradients/training.md:1311
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -573,8 +730,13 @@ class ProgressBar(Observer):
     def end(self, run: Trainer) -> None:
         self.bar.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Its settings: a copy begins with a bar and a picture anew."""
+        return {name: value for name, value in vars(self).items()
+                if name not in ("bar", "draw")}
 
-# chapters/gradients/training.md:1122
+
+# chapters/gradients/training.md:1334
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -583,7 +745,10 @@ class LossPlot(ProgressBar):
 
     def __init__(self, pause: float = 1.0):
         self.pause, self.drawn = pause, 0.0
+
+    def begin(self, run: Trainer, steps: int) -> None:
         self.draw = canvas() if in_notebook() else draw_nothing
+        super().begin(run, steps)
 
     def look(self, run: Trainer, row: dict[str, float]) -> None:
         super().look(run, row)
@@ -596,7 +761,7 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1145
+# chapters/gradients/training.md:1360
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -605,12 +770,12 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1153
+# chapters/gradients/training.md:1368
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1159
+# chapters/gradients/training.md:1374
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -627,7 +792,7 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1175
+# chapters/gradients/training.md:1390
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -639,7 +804,7 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1221
+# chapters/gradients/training.md:1436
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -657,7 +822,7 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1244
+# chapters/gradients/training.md:1459
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -677,13 +842,13 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1263
+# chapters/gradients/training.md:1478
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1278
+# chapters/gradients/training.md:1493
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -711,10 +876,13 @@ class EarlyStopping(Observer):
         if self.waited >= self.patience:
             run.stopped = True
 
-    # chapters/gradients/training.md:1310
+    # chapters/gradients/training.md:1525
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state.keys() != self.state_dict().keys():
+            raise ValueError(f"EarlyStopping: expected a state of "
+                             f"{[*self.state_dict()]}, got {[*state]}")
         vars(self).update(state)

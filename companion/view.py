@@ -1,10 +1,11 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:6d0a68153f9f
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:77dd2a52f2fc  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # chapters/tensors/arrays.md:362
@@ -119,3 +120,21 @@ def row_major(shape: Shape) -> tuple[int, ...]:
         strides.append(step)
         step *= n
     return tuple(reversed(strides))
+
+
+# chapters/tensors/activations.md:660
+Axis = tuple[int, ...]  # a length, and the step of each array along it
+
+
+# chapters/tensors/activations.md:663
+def merged(axes: Iterable[Axis]) -> list[Axis]:
+    """Neighbours that every array walks as one axis, made one."""
+    found: list[Axis] = []
+    for n, *steps in axes:
+        if n == 1:
+            continue
+        if found and all(far == n * near
+                         for far, near in zip(found[-1][1:], steps)):
+            n *= found.pop()[0]
+        found.append((n, *steps))
+    return found

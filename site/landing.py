@@ -101,13 +101,16 @@ def add_picture(app, pagename, templatename, context, doctree):
     """Give the landing page the framework; the tools stay behind it."""
     if templatename != "landing.html":
         return
-    chapters = [c for c in LOOM.chapters.values() if not c.beside]
+    chapters = [c for c in LOOM.chapters.values() if c.cells and not c.beside]
     paths = {c.path for c in chapters}
     made = LOOM.library.definitions
     drawn = [d for d in made if d.line and d.path in paths]
     files = {d.file: LOOM.library.files[d.file] for d in drawn}
     context["picture"] = picture(chapters, files, drawn)
     context["numbers"] = numbers(chapters, files, drawn)
+    last = chapters[-1]
+    page = last.path.removesuffix(".md")
+    context["last"] = {"title": last.title, "page": page}
 
 
 def setup(app):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from companion.literate.source import read_book
+
 COLAB = ("ipykernel", "nbclient", "numpy", "matplotlib")
 NOTEBOOKS = Path(__file__).parents[1] / "site" / "notebooks"
 NAMES = sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb"))
@@ -50,6 +52,5 @@ def test_notebook_runs(name, colab, tmp_path):
 
 
 def test_every_chapter_with_code_has_a_notebook(root):
-    pages = (root / "chapters").rglob("*.md")
-    with_code = [x.stem for x in pages if "```{code-cell}" in x.read_text()]
-    assert sorted(with_code) == NAMES
+    pages = read_book(root).chapters
+    assert sorted(page.name for page in pages if page.cells) == NAMES

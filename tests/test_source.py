@@ -112,8 +112,58 @@ def test_no_file_to_tangle_to(tmp_path):
 def test_a_file_that_is_not_utf8(tmp_path):
     text = b"# Title\n\nna\xefve\n"
     assert message(chapter, tmp_path, text) == (
-        "x.md:3: byte 0xef is not UTF-8: save the file as UTF-8"
+        "x.md:3: byte 0xef is not UTF-8 text: save it as UTF-8"
     )
+    text = b"# Title\r\rx\0"
+    assert message(chapter, tmp_path, text) == (
+        "x.md:3: byte 0x00 is not UTF-8 text: save it as UTF-8"
+    )
+
+
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_line_ends_of_every_kind(tmp_path, end, mark):
+    text = FRONT + "Text.\n\n" + cell("a = 1\n\nb = 2", "tangle")
+    usual = chapter(tmp_path, text)
+    assert chapter(tmp_path, mark + text.replace("\n", end)) == usual
+    assert usual.cells[0].line == 10
+
+
+def test_line_ends_in_a_notebook(tmp_path):
+    code = {"cell_type": "code", "metadata": {"tags": ["tangle"]}}
+    cells = [{**code, "source": ["a = 1\r\n", "b = 2\r", "c = 3"]}]
+    front = {"companion": {"module": "view.py"}}
+    text = json.dumps({"cells": cells, "metadata": front})
+    (found,) = chapter(tmp_path, text, "x.ipynb").cells
+    assert found.source == "a = 1\nb = 2\nc = 3"
+
+
+@pytest.mark.parametrize("indent", ["\t", "  ", ""])
+@pytest.mark.parametrize("end", ["\t", ""])
+def test_options_may_be_indented_as_in_jupytext(tmp_path, indent, end):
+    text = cell("x = 1", "tangle").replace(":tags:", indent + ":tags:")
+    text = FRONT + text.replace("[tangle]", "[tangle]" + end)
+    (found,) = chapter(tmp_path, text).cells
+    assert (found.tags, found.source, found.line) == (("tangle",), "x = 1", 8)
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    (":tags:[tangle]", "12: an option needs a space behind its colon:"
+     " `:tags: …`"),
+    ("\t:tags:[tangle]", "12: an option needs a space behind its colon:"
+     " `:tags: …`"),
+    (":file: x.py\n\t:tags:[tangle]", "13: an option needs a space behind"
+     " its colon: `:tags: …`"),
+    ("\n:tags: [tangle]", "13: options stand directly below the fence:"
+     " `:key: value`"),
+    ("---\ntags: [tangle]\n---", "12: options stand directly below the"
+     " fence: `:key: value`"),
+    (":tags [tangle]", "12: YAML: expected `key: value` lines"),
+])
+def test_options_that_are_none(tmp_path, options, told):
+    text = cell("y = 1", "tangle") + cell("x = 1").replace(
+        "python\n", f"python\n{options}\n")
+    assert message(chapter, tmp_path, FRONT + text) == f"x.md:{told}"
 
 
 def test_a_solved_exercise(tmp_path):
@@ -174,12 +224,53 @@ def test_tools_come_before_all_others(tmp_path):
          " file"),
         (TOC + "  - file: a/x\n  - file: b/x\n", ("a/x", "b/x"),
          "_toc.yml:8: b/x.md and a/x.md share a name: rename one"),
+        (TOC + "  - file: chapters/a\n  - file: chapters/a\n",
+         ("chapters/a",),
+         "_toc.yml:8: chapters/a.md stands here twice: drop one of the two"),
+        (TOC + "  - file: chapters/a\n  - file: chapters/a.md\n",
+         ("chapters/a",),
+         "_toc.yml:8: chapters/a.md stands here twice: drop one of the two"),
+        (TOC + "  - file: intro\n", (),
+         "_toc.yml:7: intro.md stands here twice: drop one of the two"),
+        (TOC + "  - file: chapters/ab\n  - file: chapters/a\n",
+         ("chapters/ab",),
+         "_toc.yml:8: chapters/a.md does not exist: write it or drop this"
+         " entry"),
+        (TOC + "  - chapters/a\n", (),
+         "_toc.yml:7: expected `- file: PAGE`, found chapters/a"),
+        (TOC + "  - file:\n", (), "_toc.yml:7: `file:` names no page"),
+        (TOC + "  - file: [a]\n", (), "_toc.yml:7: `file:` names no page"),
     ],
 )
 def test_bad_table_of_contents(tmp_path, toc, pages, told):
     for name in pages:
         (tmp_path / name).parent.mkdir(exist_ok=True)
     assert message(book, tmp_path, toc, *pages) == told
+
+
+@pytest.mark.parametrize("name", [
+    ".ipynb_checkpoints/a-checkpoint.md", ".#a.md", "._a.md", "#a.md",
+    "~$a.md", ".a.md", "part/.#b.md", ".trash/c.md"])
+def test_what_editors_leave_is_no_page(tmp_path, name):
+    left = tmp_path / "chapters" / name
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"\0\xff")
+    found = book(tmp_path, TOC + "  - file: chapters/a\n", "chapters/a")
+    assert [page.name for page in found.chapters] == ["intro", "a"]
+
+
+def test_an_editors_lock_and_a_folder_are_no_pages(tmp_path):
+    (tmp_path / "chapters/b.md").mkdir(parents=True)
+    (tmp_path / "chapters/.#a.md").symlink_to("someone@somewhere.1")
+    found = book(tmp_path, TOC + "  - file: chapters/a\n", "chapters/a")
+    assert [page.name for page in found.chapters] == ["intro", "a"]
+
+
+def test_a_link_and_a_name_with_a_dot_in_the_toc(tmp_path):
+    toc = TOC + "  - file: chapters/v1.5\n  - url: https://example.org\n"
+    found = book(tmp_path, toc, "chapters/v1.5")
+    assert found.numbers == {"v1.5": "1"}
+    assert found.chapters[1].path == "chapters/v1.5.md"
 
 
 def test_no_book_here(tmp_path):

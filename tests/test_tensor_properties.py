@@ -97,7 +97,7 @@ def test_functions_of_one_half(shape, seed, dtype):
         agree(x**0, np.ones_like(a))
         agree(x**3, a * a * a, rtol=unit)
         agree(x**-1, one / a)
-        agree(x**0.5, np.sqrt(a))
+        agree(x**0.5, np.power(a, a.dtype.type(0.5)))
     assert not np.signbit(abs(x).numpy()[a == 0]).any()
 
 
@@ -112,7 +112,8 @@ def test_functions_of_one_integer(shape, seed, dtype):
     agree(x.floor(), a)
     agree(x.ceil(), a)
     with np.errstate(all="ignore"):
-        agree(x.exp(), np.exp(a.astype(np.float32)))
+        wide = a.astype(np.float32)
+        agree(x.exp(), np.exp(wide), rtol=UNIT[float32])
         agree(x.sqrt(), np.sqrt(a.astype(np.float32)))
     if dtype is not bool_:
         agree(-x, -a)
@@ -182,10 +183,9 @@ def test_division_is_floating(shapes, seed, dtypes):
 @given(SHAPE_PAIRS, SEEDS)
 def test_powers_by_tensors(shapes, seed):
     a, b = [
-        values(s, float64, seed + i) + 0.0  # no -0.0
+        values(s, float64, seed + i)
         for i, s in enumerate(shapes.input_shapes)
     ]
-    a = np.where(a == -math.inf, -2.0, a)
     b = np.where(np.abs(b) < 2, np.round(b * 4) / 2, b)
     with np.errstate(all="ignore"):
         agree(Tensor(a) ** Tensor(b), np.power(a, b), rtol=1e-13)
@@ -213,7 +213,7 @@ def test_numbers_beside_tensors(shape, seed, dtype):
         agree(x == 1, whole == 1)
         agree(x != 1, whole != 1)
         agree(x.clamp(0, 1), np.clip(whole, 0, 1).astype(whole.dtype))
-        seven = np.where(a == 0, 7, whole).astype(whole.dtype)
+        seven = np.where(a == 0, 7, a).astype(a.dtype)
         agree(x.masked_fill(x == 0, 7), seven)
 
 
@@ -228,7 +228,8 @@ def test_numpy_operands_on_either_side(shape, seed):
         agree(a - x, a - b)
         agree(np.float32(2) * x, 2 * b)
         agree(a < x, a < b)
-        agree(a.astype(float) / x, a.astype(float) * (1 / b.astype(float)))
+        agree(a.astype(float) / x, a.astype(float) / b)
+        agree(x / a, b / a)
         assert (a.astype(float) ** x).dtype is float64
     assert isinstance(np.float64(1) / x, Tensor)
 

@@ -1,7 +1,7 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:2b085263e18b
+# Tangled from tangle: edit there, `make tangle`. sha256:e4aeea0d532c
 """The tools that turn chapters into a library, notebooks and a site."""
 
-from companion.literate.runtime import extend, glue, test
+from companion.literate.runtime import claim, extend, glue, test
 
-# chapters/appendix/tangle.md:2667
-__all__ = ["extend", "glue", "test"]
+# chapters/appendix/tangle.md:2960
+__all__ = ["claim", "extend", "glue", "test"]

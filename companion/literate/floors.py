@@ -1,93 +1,113 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:73b7644bfa8b
+# Tangled from tangle: edit there, `make tangle`. sha256:7cd97369fd5e
 """The floors of the house: who may import whom."""
+
+from collections.abc import Callable
+from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
+from typing import NamedTuple
 
 from companion.literate.source import SourceError
 
-# chapters/appendix/tangle.md:1342
+# chapters/appendix/tangle.md:1480
 FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
     "autograd tensor",
     "activations layers losses optim training data milestones",
     "cuda gpu",
-    "convolution tokenizer embedding sequence attention transformer",
-    "compiler",
+    "convolution tokenizer embedding sequence attention transformer "
+    "vocabulary",
+    "compiler graph rewrite schedule lower render runtime jit",
     "profile cache quantize compress accelerate distributed benchmark",
 )
 
 BESIDE = "literate __init__ __main__"
 
 
-# chapters/appendix/tangle.md:1360
+# chapters/appendix/tangle.md:1499
 def room(file: str) -> str:
     """`view` for companion/view.py, `kernels` for what is in there."""
     return file.split("/")[1].removesuffix(".py")
 
 
-# chapters/appendix/tangle.md:1365
+# chapters/appendix/tangle.md:1504
 def beside(file: str) -> bool:
     """Whether a file is one of the tools beside the house."""
     return room(file) in BESIDE.split()
 
 
-# chapters/appendix/tangle.md:1370
-def floor(file: str) -> int | None:
-    """The floor a file stands on; None for what the table lacks."""
+# chapters/appendix/tangle.md:1509
+def planned(file: str) -> int | None:
+    """The floor that the plan promises a file; None without a promise."""
     for number, rooms in enumerate(FLOORS):
         if room(file) in rooms.split():
             return number
     return None
 
 
-# chapters/appendix/tangle.md:2040
-def check_floors(modules, links) -> None:
-    """Every module stands on a floor and imports only downwards."""
-    for module in modules:
-        if floor(module.file) is None and not beside(module.file):
-            message = "stands on no floor: name it in FLOORS"
-            path, line = module.body[0].place()
-            raise SourceError(path, line, f"{module.file} {message}")
-    for file, other, blame in links:
-        if not may_import(file, other):
-            raise blame(
-                f"{file} stands {height(file)} and cannot import {other}, "
-                f"{height(other)}: move one of the two")
+# chapters/appendix/tangle.md:2217
+class Link(NamedTuple):
+    """A name that one file imports from another.
+
+    `used` and `made` count the book's pages: where the name is used
+    first, and where it was defined first.
+    """
+
+    file: str
+    other: str
+    name: str
+    error: Callable[[str], SourceError]
+    used: int
+    made: int
 
 
-# chapters/appendix/tangle.md:2054
-def may_import(file: str, other: str) -> bool:
-    """Whether an import leads downwards, or stays among the tools."""
-    if beside(other):
-        return True
-    return not beside(file) and (floor(file) or 0) >= (floor(other) or 0)
+# chapters/appendix/tangle.md:2232
+def graph_of(links) -> dict[str, dict[str, None]]:
+    """For each file, the files that it imports."""
+    graph: dict[str, dict[str, None]] = {}
+    for link in links:
+        graph.setdefault(link.file, {}).setdefault(link.other)
+    return graph
 
 
-# chapters/appendix/tangle.md:2061
-def height(file: str) -> str:
-    """Where a file stands, in words."""
-    return "beside the house" if beside(file) else f"on floor {floor(file)}"
-
-
-# chapters/appendix/tangle.md:2078
+# chapters/appendix/tangle.md:2246
 def check_cycles(links) -> None:
     """No module imports itself by way of others."""
-    graph: dict[str, dict] = {}
-    for file, other, blame in links:
-        graph.setdefault(file, {}).setdefault(other, blame)
-    done: set[str] = set()
-    for file in graph:
-        walk(file, (), graph, done)
+    try:
+        TopologicalSorter(graph_of(links)).prepare()
+    except CycleError as error:
+        cycle = error.args[1][:0:-1]
+    else:
+        return
+    arrows = set(pairwise([*cycle, cycle[0]]))
+    guilty = max((link for link in links if link[:2] in arrows),
+                 key=lambda link: (max(link.made - link.used, 0), link.used))
+    at = cycle.index(guilty.file)
+    shown = " → ".join([*cycle[at:], *cycle[:at], guilty.file])
+    raise guilty.error(f"import cycle {shown}, by way of {guilty.name}: "
+                       "move what both need down")
 
 
-# chapters/appendix/tangle.md:2088
-def walk(file, path, graph, done) -> None:
-    """Follow the imports of a file that `path` led to."""
-    if file in path:
-        cycle = [*path[path.index(file) :], file]
-        blame = graph[cycle[-2]][file]
-        message = f"import cycle {' → '.join(cycle)}: move what both need"
-        raise blame(f"{message} down")
-    if file not in done:
-        for other in graph.get(file, ()):
-            walk(other, (*path, file), graph, done)
-    done.add(file)
+# chapters/appendix/tangle.md:2269
+def floors(files, links) -> dict[str, int]:
+    """The floor of each file: as planned, or as its imports put it."""
+    graph = graph_of(links)
+    found: dict[str, int] = {}
+    for file in TopologicalSorter(graph).static_order():
+        below = [found.get(other, 0) for other in graph.get(file, ())]
+        plan = planned(file)
+        found[file] = max(below, default=0) if plan is None else plan
+    house = [file for file in files if not beside(file)]
+    return {file: found.get(file, planned(file) or 0) for file in house}
+
+
+# chapters/appendix/tangle.md:2281
+def check_floors(house: dict[str, int], links) -> None:
+    """Imports lead downwards; the tools import nothing of the house."""
+    for link in links:
+        floor, other = house.get(link.file, -1), house.get(link.other, -1)
+        if floor < other:
+            place = "beside the house" if floor < 0 else f"on floor {floor}"
+            raise link.error(
+                f"{link.file} stands {place} and cannot import {link.other}, "
+                f"on floor {other}: move one of the two")

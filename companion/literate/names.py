@@ -1,13 +1,14 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0a11082166ac
+# Tangled from tangle: edit there, `make tangle`. sha256:4a1825f4aa81
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
 import builtins
 import symtable
+from bisect import bisect_left
 from functools import cache
 from typing import NamedTuple
 
-# chapters/appendix/tangle.md:1108
+# chapters/appendix/tangle.md:1232
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
 
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
@@ -15,7 +16,7 @@ KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
-# chapters/appendix/tangle.md:1115
+# chapters/appendix/tangle.md:1239
 class Use(NamedTuple):
     """A name taken from outside, in a scope that begins at `line`.
 
@@ -27,7 +28,7 @@ class Use(NamedTuple):
     now: bool
 
 
-# chapters/appendix/tangle.md:1130
+# chapters/appendix/tangle.md:1254
 class Names(NamedTuple):
     """What a text binds at its top level, and what it uses."""
 
@@ -35,7 +36,7 @@ class Names(NamedTuple):
     uses: list[Use]
 
 
-# chapters/appendix/tangle.md:1137
+# chapters/appendix/tangle.md:1261
 def names_in(text: str) -> Names:
     """The names of a text, builtins too."""
     top = symtable.symtable(text, "cell", "exec")
@@ -45,32 +46,35 @@ def names_in(text: str) -> Names:
     return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1150
+# chapters/appendix/tangle.md:1274
 @cache
 def lines_of(text: str) -> dict[str, list[int]]:
-    """The lines on which each name of a text stands."""
+    """The lines on which each name of a text stands, in order."""
     lines: dict[str, list[int]] = {}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Name):
-            lines.setdefault(node.id, []).append(node.lineno)
+    names = (n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Name))
+    for node in sorted(names, key=lambda node: node.lineno):
+        lines.setdefault(node.id, []).append(node.lineno)
     return lines
 
 
-# chapters/appendix/tangle.md:1160
+# chapters/appendix/tangle.md:1284
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
-    lines = lines_of(text).get(use.name, ())
-    return min([n for n in lines if n >= use.line], default=use.line)
+    lines = lines_of(text).get(use.name, [])
+    at = bisect_left(lines, use.line)
+    return lines[at] if at < len(lines) else use.line
 
 
-# chapters/appendix/tangle.md:1170
+# chapters/appendix/tangle.md:1295
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
-    found = scope.get_symbols()
+    inner = {child.get_name() for child in scope.get_children()}
+    names = set(scope.get_identifiers()) - (inner - set(AT_ONCE))
+    found = map(scope.lookup, names)
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1176
+# chapters/appendix/tangle.md:1303
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

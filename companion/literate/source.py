@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0e0df45e224f
+# Tangled from tangle: edit there, `make tangle`. sha256:770aa64892e6
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 
-# chapters/appendix/tangle.md:171
+# chapters/appendix/tangle.md:176
 class SourceError(Exception):
     """Bad input: where it stands, what is wrong, how to mend it."""
 
@@ -22,7 +22,7 @@ class SourceError(Exception):
         return f"{self.path}:{self.line}: {self.message}"
 
 
-# chapters/appendix/tangle.md:196
+# chapters/appendix/tangle.md:201
 CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
 
 DISPLAY_TAGS = (
@@ -35,7 +35,7 @@ TAGS = CONTENT_TAGS + DISPLAY_TAGS
 SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
 
-# chapters/appendix/tangle.md:214
+# chapters/appendix/tangle.md:219
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -52,6 +52,12 @@ class Cell:
     options: dict = field(default_factory=dict, compare=False)
 
     @property
+    def flags(self) -> list[str]:
+        """What the magic of a C cell tells the compiler."""
+        first = self.source.split("\n", 1)[0]
+        return [] if self.language == "python" else first.split()[2:]
+
+    @property
     def target(self) -> str | None:
         """The file this cell is tangled to, relative to the root."""
         inside = self.file is None or self.file.startswith("tests/")
@@ -62,7 +68,7 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
-# chapters/appendix/tangle.md:246
+# chapters/appendix/tangle.md:257
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -85,7 +91,7 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
-# chapters/appendix/tangle.md:272
+# chapters/appendix/tangle.md:283
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -107,7 +113,7 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
-    # chapters/appendix/tangle.md:302
+    # chapters/appendix/tangle.md:313
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -123,7 +129,7 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# chapters/appendix/tangle.md:334
+# chapters/appendix/tangle.md:345
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
 
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
@@ -131,7 +137,7 @@ NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
-# chapters/appendix/tangle.md:341
+# chapters/appendix/tangle.md:352
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -147,7 +153,7 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
-# chapters/appendix/tangle.md:356
+# chapters/appendix/tangle.md:367
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -157,7 +163,7 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
-# chapters/appendix/tangle.md:371
+# chapters/appendix/tangle.md:382
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -170,45 +176,60 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
-# chapters/appendix/tangle.md:383
+# chapters/appendix/tangle.md:394
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:388
+# chapters/appendix/tangle.md:399
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:407
+# chapters/appendix/tangle.md:418
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-# chapters/appendix/tangle.md:412
+# chapters/appendix/tangle.md:423
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
-    taken = 0
-    while taken < len(lines) and lines[taken].startswith(":"):
-        taken += 1
-    return "\n".join(line[1:] for line in lines[:taken]), taken
+    found = [line.lstrip() for line in lines]
+    taken = next((n for n, x in enumerate(found) if x[:1] != ":"), len(found))
+    return "\n".join(line[1:] for line in found[:taken]), taken
 
 
-# chapters/appendix/tangle.md:420
+# chapters/appendix/tangle.md:430
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
-# chapters/appendix/tangle.md:438
-def load_yaml(text: str, path: str, line: int) -> dict:
+# chapters/appendix/tangle.md:448
+def check_options(path: str, body: list[str], first: int, taken: int) -> None:
+    """Refuse options that YAML, or jupytext, would read otherwise."""
+    for n, line in enumerate(body[:taken]):
+        tight = re.match(r"\s*(:[\w-]+:)\S", line)
+        if tight:
+            message = "an option needs a space behind its colon:"
+            raise SourceError(path, first + n, f"{message} `{tight[1]} …`")
+    for n, line in enumerate(body[taken:], taken):
+        if re.match(r"\s*:[\w-]+:|---\s*$", line):
+            message = "options stand directly below the fence: `:key: value`"
+            raise SourceError(path, first + n, message)
+        if line.strip():
+            break
+
+
+# chapters/appendix/tangle.md:467
+def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
-        data = yaml.load(text, LOADER) or {}
+        data = yaml.load(text, loader) or {}
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         last = line + text.count("\n")
@@ -220,7 +241,7 @@ def load_yaml(text: str, path: str, line: int) -> dict:
     return data
 
 
-# chapters/appendix/tangle.md:457
+# chapters/appendix/tangle.md:486
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -240,7 +261,7 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
-# chapters/appendix/tangle.md:476
+# chapters/appendix/tangle.md:505
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     for tag in cell.tags:
@@ -252,7 +273,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:493
+# chapters/appendix/tangle.md:522
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -274,20 +295,28 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:531
+# chapters/appendix/tangle.md:562
+def unix(text: str) -> str:
+    """The text, each of its lines ended by a line feed."""
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+# chapters/appendix/tangle.md:567
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
+    bad = data.find(0)
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        if bad < 0:
+            return unix(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        byte = data[error.start]
-        message = f"byte 0x{byte:02x} is not UTF-8: save the file as UTF-8"
-        raise SourceError(shown, line, message) from None
+        bad = error.start
+    line = unix(data[:bad].decode("latin-1")).count("\n") + 1
+    message = f"byte 0x{data[bad]:02x} is not UTF-8 text: save it as UTF-8"
+    raise SourceError(shown, line, message)
 
 
-# chapters/appendix/tangle.md:543
+# chapters/appendix/tangle.md:581
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -299,7 +328,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:558
+# chapters/appendix/tangle.md:596
 def check_front(front: dict, path: str) -> None:
     """The front matter's own part must be a mapping, if it is there."""
     own = front.get("companion", {})
@@ -308,7 +337,7 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:570
+# chapters/appendix/tangle.md:608
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -327,7 +356,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:592
+# chapters/appendix/tangle.md:630
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -336,6 +365,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
             continue
         body = lines[first + 1 : last]
         text, taken = split_options(body)
+        check_options(chapter.path, body, first + 2, taken)
         options = load_yaml(text, chapter.path, first + 2)
         if body[taken : taken + 1] and not body[taken].strip():
             taken += 1
@@ -345,7 +375,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:613
+# chapters/appendix/tangle.md:652
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -364,7 +394,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
             f"{path}[{n}]",
             n - 1,
             1,
-            "".join(cell["source"]).rstrip(),
+            unix("".join(cell["source"])).rstrip(),
             cell.get("metadata", {}),
         )
         for n, cell in enumerate(found, 1)
@@ -372,7 +402,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:643
+# chapters/appendix/tangle.md:682
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -387,37 +417,89 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:663
-def toc_files(node) -> list[str]:
+# chapters/appendix/tangle.md:702
+class Marked(str):
+    """A text of the table of contents, with its line there."""
+
+    line = 1
+
+
+# chapters/appendix/tangle.md:708
+class TocLoader(LOADER):  # type: ignore[misc, valid-type]
+    """Reads YAML and marks its texts."""
+
+    def construct_scalar(self, node):
+        text = Marked(super().construct_scalar(node))
+        text.line = node.start_mark.line + 1
+        return text
+
+
+# chapters/appendix/tangle.md:721
+def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
         return [file for item in node for file in toc_files(item)]
-    own = [node[key] for key in ("root", "file") if key in node]
+    if not isinstance(node, dict):
+        raise toc_error(node, f"expected `- file: PAGE`, found {node}")
+    own = []
+    for key in node:
+        if key in ("root", "file"):
+            own.append(node[key])
+            if not isinstance(own[-1], Marked):
+                raise toc_error(key, f"`{key}:` names no page")
     below = ("parts", "chapters", "sections")
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:672
-def check_toc(root: Path, text: str, files: list[str]) -> None:
+# chapters/appendix/tangle.md:737
+def toc_error(text, message: str) -> SourceError:
+    """An error at the line of a text of the table of contents."""
+    return SourceError("_toc.yml", getattr(text, "line", 1), message)
+
+
+# chapters/appendix/tangle.md:753
+def hidden(path: Path) -> bool:
+    """Whether a file, or its folder, is what an editor keeps aside."""
+    return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
+
+
+# chapters/appendix/tangle.md:758
+def files_below(folder: Path) -> list[Path]:
+    """The files of a folder and its folders, less the hidden ones."""
+    found = sorted(folder.rglob("*"))
+    return [path for path in found if path.is_file()
+            and not hidden(path.relative_to(folder))]
+
+
+# chapters/appendix/tangle.md:777
+def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
-    names: dict[str, str] = {}
-    for file in files:
-        stem = file.removesuffix(".md")
-        line = text[: text.index(stem)].count("\n") + 1
+    known: dict[str, str] = {}
+    for entry, file in zip(entries, files):
         if not (root / file).exists():
             message = f"{file} does not exist: write it or drop this entry"
-            raise SourceError("_toc.yml", line, message)
-        if names.setdefault(Path(file).stem, file) != file:
-            message = f"{file} and {names[Path(file).stem]} share a name"
-            raise SourceError("_toc.yml", line, f"{message}: rename one")
-    for page in sorted((root / "chapters").rglob("*.md")):
+            raise toc_error(entry, message)
+        twice = clash(file, known)
+        if twice:
+            raise toc_error(entry, twice)
+    for page in files_below(root / "chapters"):
         shown = page.relative_to(root).as_posix()
-        if shown not in files:
+        if page.suffix == ".md" and shown not in files:
             message = "is not in _toc.yml: add it there or delete the file"
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:695
+# chapters/appendix/tangle.md:794
+def clash(file: str, known: dict[str, str]) -> str:
+    """What is wrong where a page of this name is known, if one is."""
+    other = known.get(Path(file).stem)
+    known[Path(file).stem] = file
+    if other == file:
+        return f"{file} stands here twice: drop one of the two"
+    return f"{file} and {other} share a name: rename one" if other else ""
+
+
+# chapters/appendix/tangle.md:807
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -428,14 +510,15 @@ def read_book(root: str | Path = ".") -> Book:
             f"not found in {root}: run this in the folder of the book",
         )
     text = read_text(root / "_toc.yml", "_toc.yml")
-    toc = load_yaml(text, "_toc.yml", 1)
-    files = [str(PurePosixPath(f).with_suffix(".md")) for f in toc_files(toc)]
-    check_toc(root, text, files)
+    toc = load_yaml(text, "_toc.yml", 1, TocLoader)
+    entries = toc_files(toc)
+    files = [page_file(entry) for entry in entries]
+    check_toc(root, entries, files)
     chapters = tuple(read_chapter(file, root) for file in files)
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:716
+# chapters/appendix/tangle.md:829
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -443,9 +526,22 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     for part in toc.get("parts", [toc]):
         if not {**toc.get("defaults", {}), **part}.get("numbered"):
             continue
-        for item in part.get("chapters") or []:
+        for item in pages_in(part, "chapters"):
             count += 1
-            numbers[Path(item["file"]).stem] = str(count)
-            for n, section in enumerate(item.get("sections") or [], 1):
-                numbers[Path(section["file"]).stem] = f"{count}.{n}"
+            numbers[Path(page_file(item["file"])).stem] = str(count)
+            for n, section in enumerate(pages_in(item, "sections"), 1):
+                name = Path(page_file(section["file"])).stem
+                numbers[name] = f"{count}.{n}"
     return numbers
+
+
+# chapters/appendix/tangle.md:845
+def page_file(entry: str) -> str:
+    """The file of an entry, which may end in .md or not."""
+    return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
+
+
+# chapters/appendix/tangle.md:850
+def pages_in(node: dict, key: str) -> list[dict]:
+    """The entries below `key` that are pages, and no links elsewhere."""
+    return [item for item in node.get(key) or [] if "file" in item]

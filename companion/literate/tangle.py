@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:9e7d221b832d
+# Tangled from tangle: edit there, `make tangle`. sha256:d4babefada99
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -11,11 +11,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from companion.literate.csource import c_piece, check_c
-from companion.literate.floors import beside, check_cycles, check_floors
+from companion.literate.csource import CARD, c_piece, check_source
+from companion.literate.floors import (
+    Link,
+    beside,
+    check_cycles,
+    check_floors,
+    floors,
+)
 from companion.literate.imports import Import, import_block, imports_of
-from companion.literate.names import KNOWN, Names, Use, line_of, names_in
+from companion.literate.names import KNOWN, Use, line_of, names_in
 from companion.literate.pieces import (
     Layout,
     Piece,
@@ -31,13 +38,14 @@ from companion.literate.source import (
     Cell,
     Chapter,
     SourceError,
+    clash,
     read_book,
     read_chapter,
 )
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1218
+# chapters/appendix/tangle.md:1345
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -60,16 +68,28 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1243
+# chapters/appendix/tangle.md:1370
 @dataclass
 class Library:
-    """The tangled files, and every definition in the book's order."""
+    """The tangled files, and every definition in the book's order.
+
+    `floors` has the files of the house, and not the tools beside it.
+    """
 
     files: dict[str, str] = field(default_factory=dict)
     definitions: list[Definition] = field(default_factory=list)
+    floors: dict[str, int] = field(default_factory=dict)
 
 
-# chapters/appendix/tangle.md:1310
+# chapters/appendix/tangle.md:1441
+class Reason(NamedTuple):
+    """Why a module imports a name: the page that needs it, and where."""
+
+    chapter: str
+    error: Callable[[str], SourceError]
+
+
+# chapters/appendix/tangle.md:1448
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -78,9 +98,9 @@ class Module:
     tool: bool
     doc: list[str] = field(default_factory=list)
     body: list[Piece] = field(default_factory=list)
-    chapters: list[str] = field(default_factory=list)
+    chapters: dict[str, None] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
-    reasons: dict[str, Callable] = field(default_factory=dict)
+    reasons: dict[str, Reason] = field(default_factory=dict)
 
     @property
     def dotted(self) -> str:
@@ -94,7 +114,7 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1389
+# chapters/appendix/tangle.md:1528
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -106,7 +126,7 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1403
+# chapters/appendix/tangle.md:1542
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -116,7 +136,7 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1412
+# chapters/appendix/tangle.md:1551
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -130,13 +150,41 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1430
+# chapters/appendix/tangle.md:1912
+class Reading:
+    """A piece as the library will print it, and the names in it."""
+
+    def __init__(self, piece: Piece):
+        self.piece = piece
+        self.layout = alone(piece)
+        self.text = self.layout.text
+        self.bound, self.uses = names_in(self.text)
+        parts = [piece, *piece.body]
+        self.mixed = len({part.cell.chapter for part in parts}) > 1
+
+    def place(self, use: Use) -> tuple[Cell, int]:
+        """The cell that uses a name, and the line in it."""
+        part, line = self.layout.origins[line_of(use, self.text)]
+        return part.cell, line
+
+    def reason(self, use: Use) -> Reason:
+        """The page that uses a name; its line, if there is an error."""
+        cell = self.place(use)[0] if self.mixed else self.piece.cell
+        return Reason(cell.chapter, partial(self.error, use))
+
+    def error(self, use: Use, message: str) -> SourceError:
+        """An error at the line where the name is used."""
+        cell, line = self.place(use)
+        return cell.error(line, message)
+
+
+# chapters/appendix/tangle.md:1569
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
     def __init__(self):
         self.modules: dict[str, Module] = {}
-        self.index: dict[tuple[str, str], Entry] = {}
+        self.index: dict[str, dict[str, Entry]] = {}
         self.entries: list[Entry] = []
         self.made: dict[int, list[Entry]] = {}
         self.pages: dict[str, dict[str, Import]] = {}
@@ -150,7 +198,7 @@ class Tangler:
             if cell.target:
                 module = self.module(cell.target, chapter.beside)
                 self.take(module, cell)
-                self.check_replaced(cell)
+                self.check_replaced(module, cell)
 
     def module(self, file: str, tool: bool) -> Module:
         """The module in the making that becomes `file`."""
@@ -158,7 +206,7 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1465
+    # chapters/appendix/tangle.md:1604
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -171,7 +219,7 @@ class Tangler:
             for name in names_in(text).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1500
+    # chapters/appendix/tangle.md:1639
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -191,12 +239,13 @@ class Tangler:
         self.sign(module, piece.cell)
         for new in imports_of(piece.node):
             old = module.imports.setdefault(new.binds, new)
-            module.reasons[new.binds] = piece.error
+            reason = Reason(piece.cell.chapter, piece.error)
+            module.reasons[new.binds] = reason
             if old != new:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1530
+    # chapters/appendix/tangle.md:1670
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
         if decorated(piece, "extend"):
@@ -212,7 +261,7 @@ class Tangler:
     def extend(self, module: Module, piece: Piece) -> None:
         """Put members at the end of the class they extend."""
         node = piece.node
-        entry = self.index.get(self.key(module, node.name, anywhere=True))
+        entry = self.find(module, node.name, anywhere=True)
         if not entry or not entry.piece.body:
             raise piece.error(f"@extend found no class {node.name}: "
                               "define it in an earlier tangled cell")
@@ -225,7 +274,7 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1568
+    # chapters/appendix/tangle.md:1708
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -241,7 +290,7 @@ class Tangler:
     def old(self, module: Module, name: str, piece: Piece) -> Entry | None:
         """What `name` meant before; an error unless it is replaced."""
         told = name in piece.cell.replaces
-        entry = self.index.get(self.key(module, name, told))
+        entry = self.find(module, name, told)
         if entry and not told:
             path, line = entry.piece.place()
             raise piece.error(
@@ -249,7 +298,7 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1597
+    # chapters/appendix/tangle.md:1737
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -263,23 +312,19 @@ class Tangler:
             entry.body.remove(old)
         for piece in [old, *old.body]:
             for name in [*piece.names, *table_entries(piece)]:
-                self.index.pop(self.key(entry.module, name), None)
+                home = self.home(entry.module, name)
+                self.index[name].pop(home, None)
 
-    def check_replaced(self, cell: Cell) -> None:
+    def check_replaced(self, module: Module, cell: Cell) -> None:
         """What a cell says it replaces is what it replaced."""
         for name in cell.replaces:
-            done = [
-                entry
-                for entry in self.entries
-                if entry.name == name
-                and entry.piece.cell is cell
-                and entry.definition.action == "replace"
-            ]
-            if not done:
+            new = self.find(module, name, anywhere=True)
+            known = new and (new.piece.cell, new.definition.action)
+            if known != (cell, "replace"):
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1632
+    # chapters/appendix/tangle.md:1768
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -287,7 +332,8 @@ class Tangler:
             self.old(module, name, piece)
             new = definition(module, name, piece, action, replaced)
             entry = Entry(name, module, body, piece, new)
-            self.index[self.key(module, name)] = entry
+            homes = self.index.setdefault(name, {})
+            homes[self.home(module, name)] = entry
             if name in piece.names:
                 self.entries.append(entry)
                 self.made.setdefault(id(piece), []).append(entry)
@@ -296,53 +342,57 @@ class Tangler:
 
     def sign(self, module: Module, cell: Cell) -> None:
         """Note that a chapter writes in a module, in its own dialect."""
-        if cell.chapter not in module.chapters:
-            module.chapters.append(cell.chapter)
+        module.chapters.setdefault(cell.chapter)
         future = self.pages[cell.chapter].get("annotations")
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1662
-    def key(self, module, name, anywhere=False) -> tuple[str, str]:
-        """Where the index keeps a name that a cell of `module` says."""
+    # chapters/appendix/tangle.md:1798
+    def home(self, module, name, anywhere=False) -> str:
+        """The file in which a name stands that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
         own = name == base and not anywhere
-        if not own and (module.file, base) not in self.index:
+        if not own and module.file not in self.index.get(base, ()):
             others = self.definers(base, module)
             if len(others) == 1:
-                return others[0].file, name
-        return module.file, name
+                return others[0].file
+        return module.file
+
+    def find(self, module, name, anywhere=False) -> Entry | None:
+        """What the index has of a name that a cell of `module` says."""
+        homes = self.index.get(name, {})
+        return homes.get(self.home(module, name, anywhere)) if homes else None
 
     def definers(self, name: str, module: Module) -> list[Module]:
         """The other modules, on this side of the house, that define it."""
+        others = [entry.module for entry in self.index.get(name, {}).values()]
         return [
             other
-            for other in self.modules.values()
-            if (other.file, name) in self.index
-            and other.library
+            for other in others
+            if other.library
             and other.tool == module.tool
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:1791
-    def resolve_all(self, module: Module, found: dict[int, Names]) -> None:
+    # chapters/appendix/tangle.md:1946
+    def resolve_all(self, module: Module, read: dict[int, Reading]) -> None:
         """Give the module the imports that its free names need."""
         own = set(module.imports)
         for piece in module.body:
-            own |= set(piece.names) or found[id(piece)].bound
+            own |= set(piece.names) or read[id(piece)].bound
         for piece in module.body:
-            for use in found[id(piece)].uses:
+            reading = read[id(piece)]
+            for use in reading.uses:
                 if use.name in own:
                     continue
-                blame = partial(error_at, piece, use)
-                chapter = user(piece, use).cell.chapter
-                needed = self.resolve(module, use.name, chapter, blame)
+                reason = reading.reason(use)
+                needed = self.resolve(module, use.name, *reason)
                 if needed:
                     module.imports[use.name] = needed
-                    module.reasons[use.name] = blame
+                    module.reasons[use.name] = reason
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:1814
+    # chapters/appendix/tangle.md:1969
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -360,7 +410,7 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:1837
+    # chapters/appendix/tangle.md:1992
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -368,7 +418,7 @@ class Tangler:
             other
             for other in others
             if (said and said.module == other.dotted)
-            or self.index[other.file, name].piece.cell.chapter == chapter
+            or self.index[name][other.file].piece.cell.chapter == chapter
         ]
 
     def hint(self, name: str, chapter: str, others: list[Module]) -> str:
@@ -379,12 +429,11 @@ class Tangler:
             return f"is defined in {files}: import the one meant on the page"
         if loose:
             return f"comes from the untagged cell at line {loose.line}: tag it"
-        names = [name for _, name in self.index]
-        near = difflib.get_close_matches(name, names, 1, 0.75)
+        near = difflib.get_close_matches(name, self.index, 1, 0.75)
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:1935
+    # chapters/appendix/tangle.md:2105
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
@@ -392,33 +441,34 @@ class Tangler:
         for module in modules:
             library.files[module.file] = self.finish(module)
         links = list(self.links(modules))
-        check_floors([m for m in modules if m.library and m.body], links)
         check_cycles(links)
+        library.floors = floors([m.file for m in modules if m.library], links)
+        check_floors(library.floors, links)
         library.definitions = [entry.definition for entry in self.entries]
         return library
 
     def finish(self, module: Module) -> str:
         """The text of a file."""
         if module.file.endswith(".py"):
-            found = {id(p): names_in(alone(p).text) for p in module.body}
-            module.body = in_order(module, found)
-            self.resolve_all(module, found)
+            read = {id(piece): Reading(piece) for piece in module.body}
+            module.body = Order(module, read).ordered
+            self.resolve_all(module, read)
             layout, head = Layout(), top(module)
         else:
-            layout, head, found = Layout('#line {line} "{path}"'), [], {}
+            layout, head, read = Layout('#line {line} "{path}"'), [], {}
         layout.add(module.body)
-        self.note(module, layout, found, len(head) + 1)
+        self.note(module, layout, read, len(head) + 1)
         return with_header(module.file, module.chapters, head + layout.lines)
 
-    # chapters/appendix/tangle.md:1977
-    def note(self, module, layout, found, shift) -> None:
+    # chapters/appendix/tangle.md:2148
+    def note(self, module, layout, read, shift) -> None:
         """Complete the definitions with what the layout knows."""
-        known = {n for file, n in self.index if file == module.file}
+        known = {n for piece in module.body for n in piece.names}
         known |= {n for n, i in module.imports.items() if i.ours}
         previous = ""
         for piece in module.body:
-            names = found.get(id(piece), Names(set(), []))
-            used = known & {use.name for use in names.uses}
+            uses = read[id(piece)].uses if read else ()
+            used = known & {use.name for use in uses}
             previous = self.note_piece(piece, previous, used)
         for key, (first, _) in layout.spans.items():
             for entry in self.made.get(key, ()):
@@ -436,17 +486,23 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:2008
+    # chapters/appendix/tangle.md:2179
     def links(self, modules):
-        """Yield (file, file it imports, how to blame the need)."""
+        """Yield each import of one module by another, as a Link."""
+        order = {chapter: n for n, chapter in enumerate(self.pages)}
+        first = {(entry.module.file, entry.name): entry.definition.chapter
+                 for entry in reversed(self.entries)}
         for module in modules:
             for name, found in module.imports.items():
                 if module.library and found.ours:
                     other = found.file(self.modules)
-                    yield module.file, other, module.reasons[name]
+                    used, error = module.reasons[name]
+                    made = first.get((other, found.name), used)
+                    yield Link(module.file, other, name, error,
+                               order[used], order[made])
 
 
-# chapters/appendix/tangle.md:1481
+# chapters/appendix/tangle.md:1620
 def readable(cell: Cell) -> str:
     """What Python can read of a page's own cell: magics left out."""
     text = re.sub(r"(?m)^[ \t]*[%!].*$", "", cell.source)
@@ -457,69 +513,67 @@ def readable(cell: Cell) -> str:
     return text
 
 
-# chapters/appendix/tangle.md:1770
-def user(piece: Piece, use: Use) -> Piece:
-    """The piece itself, or the member given later, that uses a name."""
-    chapters = {part.cell.chapter for part in [piece, *piece.body]}
-    if len(chapters) == 1:
-        return piece
-    layout = alone(piece)
-    return layout.origins[line_of(use, layout.text)][0]
-
-
-# chapters/appendix/tangle.md:1779
-def error_at(piece: Piece, use: Use, message: str) -> SourceError:
-    """An error at the line where a piece uses a name."""
-    layout = alone(piece)
-    part, line = layout.origins[line_of(use, layout.text)]
-    return part.cell.error(line, message)
-
-
-# chapters/appendix/tangle.md:1879
-def in_order(module: Module, found: dict[int, Names]) -> list[Piece]:
+# chapters/appendix/tangle.md:2033
+class Order:
     """The book's order, with what a piece needs at import before it."""
-    made = {n: p for p in module.body for n in p.names if n.isidentifier()}
-    lazy = "annotations" in module.imports
-    ordered: list[Piece] = []
-    begun: set[int] = set()
 
-    def visit(piece):
-        if id(piece) in begun:
+    def __init__(self, module: Module, read: dict[int, Reading]):
+        self.read = read
+        self.made = {name: piece for piece in module.body
+                     for name in piece.names if name.isidentifier()}
+        self.lazy = "annotations" in module.imports
+        self.begun: set[int] = set()
+        self.settled: set[str] = set()
+        self.ordered: list[Piece] = []
+        for piece in sorted(module.body, key=is_main):
+            self.visit(piece)
+
+    def visit(self, piece: Piece) -> None:
+        """Place a piece, after what it needs and is not placed yet."""
+        if id(piece) in self.begun:
             return
-        begun.add(id(piece))
-        later = {n: p for n, p in made.items() if id(p) not in begun}
-        for name in needs(piece, made, found, later, lazy):
-            visit(made[name])
-        ordered.append(piece)
+        self.begun.add(id(piece))
+        needed = self.needs(self.read[id(piece)])
+        for name in needed:
+            self.visit(self.made[name])
+        self.settled.update(needed)
+        self.ordered.append(piece)
 
-    for piece in sorted(module.body, key=is_main):
-        visit(piece)
-    return ordered
+    # chapters/appendix/tangle.md:2072
+    def needs(self, reading: Reading) -> list[str]:
+        """The names that must exist when a piece runs, nearest first."""
+        names = list(dict.fromkeys(filter(self.open, self.at_once(reading))))
+        known = set(names)
+        for name in names:
+            piece = self.made[name]
+            if KINDS.get(type(piece.node)) == "function":
+                inner = {use.name: 0 for use in self.read[id(piece)].uses}
+                names += [n for n in inner if self.open(n) and n not in known]
+                known.update(inner)
+        return names
+
+    def open(self, name: str) -> bool:
+        """Whether the module makes a name that is not settled yet."""
+        return name in self.made and name not in self.settled
+
+    def at_once(self, reading: Reading) -> list[str]:
+        """The names used at import; an annotation may not be among them."""
+        now = [use.name for use in reading.uses if use.now]
+        pieces = [self.made[name] for name in now if name in self.made]
+        if self.lazy and any(id(p) not in self.begun for p in pieces):
+            lazy = names_in(LAZY + reading.text).uses
+            now = [use.name for use in lazy if use.now]
+        return now
 
 
-# chapters/appendix/tangle.md:1903
-def needs(piece: Piece, made, found, later, lazy) -> list[str]:
-    """The names that must exist when a piece runs, nearest first."""
-    uses = found[id(piece)].uses
-    if lazy and any(use.now and use.name in later for use in uses):
-        uses = names_in(LAZY + alone(piece).text).uses
-    names = [use.name for use in uses if use.now and use.name in made]
-    for name in names:
-        if KINDS.get(type(made[name].node)) == "function":
-            inner = found[id(made[name])].uses
-            more = [use.name for use in inner if use.name in made]
-            names += [n for n in more if n not in names]
-    return names
-
-
-# chapters/appendix/tangle.md:1920
+# chapters/appendix/tangle.md:2059
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:1964
+# chapters/appendix/tangle.md:2135
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -528,7 +582,7 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:2022
+# chapters/appendix/tangle.md:2199
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -537,7 +591,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:2675
+# chapters/appendix/tangle.md:2968
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -556,7 +610,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:2696
+# chapters/appendix/tangle.md:2989
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -565,18 +619,18 @@ def run(options: argparse.Namespace) -> int | None:
         raise SourceError(options.sources[0], 1, message)
     book = book_of(options.sources)
     files = tangle(book, options.upto).files
-    check_kernels(files, Path(out))
+    check_kernels(book, files, Path(out))
     if options.check:
         found = check(files, out)
         print("\n".join(found) or f"{len(files)} files as tangled")
         return 1 if found else 0
-    changed = write(files, out, options.force)
+    changed = write(files, out, options.force, options.remove)
     print(f"{len(files)} files tangled, {len(changed)} changed")
     mine = Path(out, "companion/literate").resolve() == Path(__file__).parent
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:2720
+# chapters/appendix/tangle.md:3013
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -592,17 +646,19 @@ def arguments() -> argparse.ArgumentParser:
     for flag, purpose in (
         ("--check", "say what differs, write nothing"),
         ("--force", "overwrite what was edited by hand"),
+        ("--remove", "remove files that no cell makes any more"),
     ):
         parser.add_argument(flag, action="store_true", help=purpose)
     return parser
 
 
-# chapters/appendix/tangle.md:2743
+# chapters/appendix/tangle.md:3037
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
         return read_book()
-    own = [read_chapter(source) for source in sources]
+    known: dict[str, str] = {}
+    own = [reader_page(Path(source).as_posix(), known) for source in sources]
     names = {chapter.name for chapter in own}
     here = Path("_toc.yml").exists()
     pages = read_book().chapters if here else (installed(),)
@@ -610,7 +666,20 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:2755
+# chapters/appendix/tangle.md:3050
+def reader_page(source: str, known: dict[str, str]) -> Chapter:
+    """A chapter that a reader named, once, and that makes something."""
+    twice = clash(source, known)
+    if twice:
+        raise SourceError(source, 1, twice)
+    page = read_chapter(source)
+    if not any(cell.target for cell in page.cells):
+        raise SourceError(source, 1, "no cell is tagged `tangle`: tag those "
+                          "that belong to the library")
+    return page
+
+
+# chapters/appendix/tangle.md:3065
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -626,11 +695,24 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:2773
-def check_kernels(files: dict[str, str], out: Path) -> None:
-    """Let the compiler read the C files that changed."""
+# chapters/appendix/tangle.md:3083
+def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
+    """Let the compiler read the C and CUDA files that changed."""
+    cells = (cell for page in book.chapters for cell in page.cells)
+    spoken: dict[str | None, list[Cell]] = {}
+    for cell in cells:
+        if cell.language != "python":
+            spoken.setdefault(cell.target, []).append(cell)
     for file, text in files.items():
         path = out / file
         old = path.read_text() if path.exists() else ""
-        if file.endswith(".c") and text != old:
-            check_c(text)
+        if file in spoken and text != old:
+            check_source(spoken[file], text, card(files))
+
+
+# chapters/appendix/tangle.md:3097
+def card(files: dict[str, str]) -> str:
+    """The header of the emulated card: the book's, or the installed."""
+    ours = Path(__file__).parents[1] / CARD
+    there = ours.read_text() if ours.exists() else ""
+    return files.get(f"companion/{CARD}", there)

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:ba13574ca9b1
+# Tangled from tangle: edit there, `make tangle`. sha256:1361d0c81c29
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -8,22 +8,23 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
-from companion.literate.source import SUFFIXES, SourceError
+from companion.literate.source import SUFFIXES, SourceError, files_below
 
-# chapters/appendix/tangle.md:2115
+# chapters/appendix/tangle.md:2325
 FOLDERS = ("companion", "tests/chapters")
 
 HEADER = "Tangled from {}: edit there, `make tangle`. {}"
-SEAL = re.compile(r"(?:# |/\* )Tangled from .*(sha256:\w+)(?: .*)?$")
+SEAL = re.compile(r"(?:# |/\* )Tangled from (.*): edit.*(sha256:\w+)(?: .*)?$")
 
 JOURNAL = ".tangle"
 
 
-# chapters/appendix/tangle.md:2123
-def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
+# chapters/appendix/tangle.md:2333
+def with_header(file: str, chapters: Iterable[str], lines: list[str]) -> str:
     """A file's text below the line that says where to edit it."""
     text = "\n".join(lines).rstrip("\n") + "\n"
     header = HEADER.format(", ".join(chapters), digest(text))
@@ -33,53 +34,66 @@ def with_header(file: str, chapters: list[str], lines: list[str]) -> str:
     return f"# {header}{long}\n{text}"
 
 
-# chapters/appendix/tangle.md:2137
+# chapters/appendix/tangle.md:2347
 def digest(text: str) -> str:
     """The seal of a generated text: a later edit by hand breaks it."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# chapters/appendix/tangle.md:2142
-def seal(text: str) -> str | None:
-    """The seal in a generated file's first line."""
+# chapters/appendix/tangle.md:2352
+def header(text: str) -> tuple[str, str]:
+    """The chapters and the seal in a generated file's first line."""
     match = SEAL.match(text.split("\n", 1)[0])
-    return match and match[1]
+    return (match[1], match[2]) if match else ("", "")
 
 
-# chapters/appendix/tangle.md:2148
+# chapters/appendix/tangle.md:2358
 def edited(text: str) -> bool:
     """Whether a text is not what tangle wrote."""
-    return seal(text) != digest(text.partition("\n")[2])
+    return header(text)[1] != digest(text.partition("\n")[2])
 
 
-# chapters/appendix/tangle.md:2198
+# chapters/appendix/tangle.md:2408
 def present(out: Path) -> dict[str, str]:
     """The library's files that stand in a folder."""
-    found = (p for folder in FOLDERS for p in (out / folder).rglob("*"))
+    found = (p for folder in FOLDERS for p in files_below(out / folder))
     return {
         path.relative_to(out).as_posix(): path.read_text("utf-8", "replace")
-        for path in sorted(found)
+        for path in found
         if path.suffix in SUFFIXES
     }
 
 
-# chapters/appendix/tangle.md:2208
-def changes(files: dict[str, str], out: Path, force=False):
+# chapters/appendix/tangle.md:2418
+def changes(files: dict[str, str], out: Path, force=False, remove=False):
     """What has to be written, and what has to go.
 
-    Nothing that was written or edited by hand is touched, unless forced.
+    Nothing that was written or edited by hand is touched, unless forced,
+    and nothing is removed without a word.
     """
     now = present(out)
     new = {f: t for f, t in files.items() if now.get(f) != t}
-    gone = [f for f, t in now.items() if f not in files and seal(t)]
+    gone = [f for f, t in now.items() if f not in files and header(t)[1]]
     for file in [*new, *gone]:
         if file in now and edited(now[file]) and not force:
             text = files.get(file, "")
             raise hand_edited(file, now[file], text)
+    if gone and not remove:
+        raise lost(gone, now)
     return new, gone
 
 
-# chapters/appendix/tangle.md:2227
+# chapters/appendix/tangle.md:2442
+def lost(gone: list[str], now: dict[str, str]) -> SourceError:
+    """The error for files that no cell makes any more."""
+    makers = [name for f in gone for name in header(now[f])[0].split(", ")]
+    pages = ", ".join(dict.fromkeys(makers))
+    return SourceError(
+        gone[0], 1, f"no cell of {pages} makes {', '.join(gone)} any more: "
+        "give the cells their tags back, or say `tangle --remove`")
+
+
+# chapters/appendix/tangle.md:2455
 def hand_edited(file: str, old: str, new: str) -> SourceError:
     """The error for a file that tangle would have to overwrite."""
     lines = different_lines(old, new)
@@ -89,7 +103,7 @@ def hand_edited(file: str, old: str, new: str) -> SourceError:
     return SourceError(file, int(re.split("[-,]", lines)[0]), message)
 
 
-# chapters/appendix/tangle.md:2236
+# chapters/appendix/tangle.md:2464
 def different_lines(old: str, new: str) -> str:
     """The lines of `old` that `new` does not have, as `3, 7-9`."""
     a, b = old.split("\n")[1:], new.split("\n")[1:]
@@ -103,7 +117,7 @@ def different_lines(old: str, new: str) -> str:
     return ", ".join(words) or "1"
 
 
-# chapters/appendix/tangle.md:2260
+# chapters/appendix/tangle.md:2488
 def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     """What differs between a folder and `files`, one line each."""
     now = present(Path(out))
@@ -111,24 +125,25 @@ def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     return [line for f in every if (line := verdict(f, files, now))]
 
 
-# chapters/appendix/tangle.md:2267
+# chapters/appendix/tangle.md:2495
 def verdict(file: str, files, now) -> str | None:
     """What is wrong with one file, if anything is."""
     if file not in now:
         return f"{file}: missing: run `make tangle`"
     if now[file] == files.get(file):
         return None
-    if seal(now[file]) is None:
+    if not header(now[file])[1]:
         return f"{file}:1: written by hand: move it into a chapter"
     if edited(now[file]):
         return str(hand_edited(file, now[file], files.get(file, "")))
     if file in files:
         return f"{file}: out of date: run `make tangle`"
-    return f"{file}: no chapter makes it: run `make tangle`"
+    return f"{file}: no cell makes it any more: `tangle --remove` removes it"
 
 
-# chapters/appendix/tangle.md:2301
-def write(files: dict[str, str], out=".", force=False) -> list[str]:
+# chapters/appendix/tangle.md:2529
+def write(files: dict[str, str], out=".", force=False,
+          remove=False) -> list[str]:
     """Bring a folder to the state `files`: wholly, or not at all.
 
     Returns the files it changed.
@@ -137,14 +152,14 @@ def write(files: dict[str, str], out=".", force=False) -> list[str]:
     out.mkdir(parents=True, exist_ok=True)
     with only_one(out):
         finish(out)
-        new, gone = changes(files, out, force)
+        new, gone = changes(files, out, force, remove)
         if new or gone:
             prepare(out, new, gone)
             finish(out)
         return [*new, *gone]
 
 
-# chapters/appendix/tangle.md:2317
+# chapters/appendix/tangle.md:2546
 @contextmanager
 def only_one(out: Path):
     """Let one process at a time write in a folder."""
@@ -156,11 +171,10 @@ def only_one(out: Path):
         os.close(handle)
 
 
-# chapters/appendix/tangle.md:2332
+# chapters/appendix/tangle.md:2561
 def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     """Write all new texts beside the old; the last step decides."""
     waiting = out / f"{JOURNAL}-new"
-    shutil.rmtree(waiting, ignore_errors=True)
     try:
         for file, text in new.items():
             save(waiting / file, text)
@@ -171,7 +185,7 @@ def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     os.replace(waiting, out / JOURNAL)
 
 
-# chapters/appendix/tangle.md:2346
+# chapters/appendix/tangle.md:2574
 def save(path: Path, text: str) -> None:
     """Write a file and see that it reaches the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -181,10 +195,12 @@ def save(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-# chapters/appendix/tangle.md:2359
+# chapters/appendix/tangle.md:2587
 def finish(out: Path) -> None:
-    """Move what was prepared into place; begin again where it stopped."""
-    journal = out / JOURNAL
+    """Clear what was not decided; do what was, where it stopped."""
+    journal, waiting = out / JOURNAL, out / f"{JOURNAL}-new"
+    if waiting.exists():
+        shutil.rmtree(waiting)
     if not journal.exists():
         return
     new, gone = json.loads((journal / "files.json").read_text())
@@ -194,5 +210,5 @@ def finish(out: Path) -> None:
             os.replace(journal / file, out / file)
     for file in gone:
         (out / file).unlink(missing_ok=True)
-    os.replace(journal, out / f"{JOURNAL}-new")
-    shutil.rmtree(out / f"{JOURNAL}-new")
+    os.replace(journal, waiting)
+    shutil.rmtree(waiting)

@@ -1,6 +1,7 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:46f40b60ca0e
+# Tangled from mnist: edit there, `make tangle`. sha256:41e8345acd4b
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -14,14 +15,14 @@ from companion.layers import Linear, Sequential
 from companion.losses import cross_entropy
 from companion.optim import SGD
 from companion.tensor import from_numpy
-from companion.timing import compare, limits, machine, steadiest, versions
+from companion.timing import compare, limits, machine, versions
 
-# chapters/gradients/mnist.md:526
+# chapters/gradients/mnist.md:536
 Step = Callable[[np.ndarray], float]  # rows of the batch to its loss
 RATE, BATCH, EPOCH = 0.1, 128, 60_000 // 128
 
 
-# chapters/gradients/mnist.md:530
+# chapters/gradients/mnist.md:540
 def ours(x: np.ndarray, t: np.ndarray, weights: list[np.ndarray]) -> Step:
     """784-128-10 with this library, eager."""
     model = Sequential(Linear(784, 128), relu, Linear(128, 10))
@@ -39,7 +40,7 @@ def ours(x: np.ndarray, t: np.ndarray, weights: list[np.ndarray]) -> Step:
     return step
 
 
-# chapters/gradients/mnist.md:550
+# chapters/gradients/mnist.md:560
 def torchs(x: np.ndarray, t: np.ndarray,
            weights: list[np.ndarray]) -> Step:
     """The same with PyTorch, eager."""
@@ -63,7 +64,7 @@ def torchs(x: np.ndarray, t: np.ndarray,
     return step
 
 
-# chapters/gradients/mnist.md:576
+# chapters/gradients/mnist.md:586
 def by_hand(x: np.ndarray, t: np.ndarray,
             weights: list[np.ndarray]) -> Step:
     """The same in NumPy, with the derivatives worked out on paper."""
@@ -88,11 +89,11 @@ def by_hand(x: np.ndarray, t: np.ndarray,
     return step
 
 
-# chapters/gradients/mnist.md:603
+# chapters/gradients/mnist.md:613
 PEERS = {"torch": torchs, "numpy": by_hand}
 
 
-# chapters/gradients/mnist.md:606
+# chapters/gradients/mnist.md:616
 def task(seed: int = 0) -> tuple[np.ndarray, np.ndarray,
                                  list[np.ndarray]]:
     """Random pictures, labels and first weights: time knows no other."""
@@ -104,7 +105,7 @@ def task(seed: int = 0) -> tuple[np.ndarray, np.ndarray,
                   for s in shapes]
 
 
-# chapters/gradients/mnist.md:617
+# chapters/gradients/mnist.md:627
 def epoch(step: Step, steps: int) -> Callable[[], list[float]]:
     """`steps` steps on shuffled rows, as a function to be timed."""
     order = np.random.default_rng(1).permutation(60_000)
@@ -112,19 +113,18 @@ def epoch(step: Step, steps: int) -> Callable[[], list[float]]:
     return lambda: [step(r) for r in rows]
 
 
-# chapters/gradients/mnist.md:627
+# chapters/gradients/mnist.md:637
 def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
     """Milliseconds an epoch of ours and of one peer, in turn."""
     if name == "torch" and importlib.util.find_spec("torch") is None:
         return dict.fromkeys(
             ("ours", "peer", "ratio", "spread", "limit_fraction"))
     given, steps = task(), 10 if quick else 40
-    mine, theirs = [epoch(make(*given), steps)
-                    for make in (ours, PEERS[name])]
-    np.testing.assert_allclose(mine(), theirs(), rtol=1e-3)
-    found = steadiest(lambda: compare(
-        mine, theirs, rounds=5 if quick else 15,
-        pause=0.03 if threads > 1 else 0.0), tries=2 if quick else 5)
+    found = compare(
+        lambda: epoch(ours(*given), steps),
+        lambda: epoch(PEERS[name](*given), steps),
+        rounds=5 if quick else 15, tries=2 if quick else 5,
+        agree=functools.partial(np.testing.assert_allclose, rtol=1e-3))
     scale = 1e3 * EPOCH / steps
     work = 2e-9 * BATCH * steps * (2 * 784 * 128 + 3 * 128 * 10)
     return {"ours": scale * found.ours, "peer": scale * found.peer,
@@ -132,7 +132,7 @@ def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
             "limit_fraction": work / found.ours / limits(threads).peak}
 
 
-# chapters/gradients/mnist.md:646
+# chapters/gradients/mnist.md:655
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """An epoch of a small network, beside each peer."""
     for name in PEERS:

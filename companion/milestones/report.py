@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:6c41a160f64f  # noqa: E501
+# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:5ffca1b8fc74  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -57,7 +57,7 @@ def run(year: str, folder: Path) -> Report:
     return report
 
 
-# chapters/gradients/mnist.md:240
+# chapters/gradients/mnist.md:241
 def main(argv: list[str]) -> int:
     """Run milestones; exit with 1 if any is below its target."""
     parser = argparse.ArgumentParser(prog="companion milestone")
@@ -73,12 +73,12 @@ def main(argv: list[str]) -> int:
 MILESTONES["1969"] = "companion.milestones.xor"
 
 
-# chapters/gradients/mnist.md:221
+# chapters/gradients/mnist.md:222
 class Unmeasured(RuntimeError):
     """The data for a verdict is missing: says how to get it."""
 
 
-# chapters/gradients/mnist.md:225
+# chapters/gradients/mnist.md:226
 def reached(year: str, folder: Path) -> bool:
     """Run a milestone and print what it says; whether it is reached."""
     try:
@@ -90,5 +90,5 @@ def reached(year: str, folder: Path) -> bool:
     return report.passed
 
 
-# chapters/gradients/mnist.md:254
+# chapters/gradients/mnist.md:255
 MILESTONES["1986"] = "companion.milestones.mnist"

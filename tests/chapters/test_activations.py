@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:8ec8eb3616d3
+# Tangled from activations: edit there, `make tangle`. sha256:426421fb1fdd
 from __future__ import annotations
 
 import math
@@ -6,19 +6,21 @@ import math
 import numpy as np
 
 from companion.activations import gelu, leaky_relu, relu, silu
-from companion.device import CPU
+from companion.buffer import Buffer
+from companion.device import CPU, erf
 from companion.dtype import DTYPES, bfloat16, float16, float32, float64
+from companion.native import POOL, set_threads
 from companion.ops import FAMILIES, GATHER, WRITE
-from companion.tensor import Tensor, randn, where, zeros
+from companion.tensor import Tensor, manual_seed, randn, where, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/activations.md:921
+# chapters/tensors/activations.md:1404
 def reference(f, values):
     return np.array([f(v) for v in values.astype(np.float64)])
 
 
-# chapters/tensors/activations.md:925
+# chapters/tensors/activations.md:1408
 def logistic(v):
     e = math.exp(-abs(v))
     return (e if v < 0 else 1) / (1 + e)
@@ -39,7 +41,7 @@ POINTS = np.concatenate(
     [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
 
 
-# chapters/tensors/activations.md:948
+# chapters/tensors/activations.md:1431
 def test_values_are_right_to_the_last_digits():
     for name, (f, exact) in EXACT.items():
         for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
@@ -49,7 +51,7 @@ def test_values_are_right_to_the_last_digits():
             assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
 
 
-# chapters/tensors/activations.md:958
+# chapters/tensors/activations.md:1441
 def test_tanh_and_sigmoid_keep_their_relative_precision():
     x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
     for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
@@ -58,7 +60,7 @@ def test_tanh_and_sigmoid_keep_their_relative_precision():
         assert error.max() < 5e-7
 
 
-# chapters/tensors/activations.md:969
+# chapters/tensors/activations.md:1452
 def test_gelu_by_tanh_keeps_its_left_tail():
     f, exact = EXACT["gelu by tanh"]
     x = -np.logspace(-3, 0.9, 200).astype(np.float32)
@@ -66,7 +68,7 @@ def test_gelu_by_tanh_keeps_its_left_tail():
     assert error.max() < 3e-5  # the cubic's rounding, times 2u
 
 
-# chapters/tensors/activations.md:977
+# chapters/tensors/activations.md:1460
 def test_nothing_overflows_at_ten_thousand():
     x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
     for name, (f, _) in EXACT.items():
@@ -77,7 +79,7 @@ def test_nothing_overflows_at_ten_thousand():
     assert x.log_softmax(0)[0].item() == -2e4
 
 
-# chapters/tensors/activations.md:990
+# chapters/tensors/activations.md:1473
 def test_nan_passes_through_and_infinity_saturates():
     x = Tensor([math.nan, math.inf, -math.inf])
     assert np.isnan([f(x).numpy()[0] for f in (
@@ -86,7 +88,7 @@ def test_nan_passes_through_and_infinity_saturates():
     assert x.tanh().tolist()[1:] == [1.0, -1.0]
 
 
-# chapters/tensors/activations.md:999
+# chapters/tensors/activations.md:1482
 def test_sigmoid_has_no_corner_at_zero():
     h = 1e-4
     left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
@@ -95,7 +97,7 @@ def test_sigmoid_has_no_corner_at_zero():
     assert abs((middle - left) / h - 0.25) < 1e-6
 
 
-# chapters/tensors/activations.md:1008
+# chapters/tensors/activations.md:1491
 def test_shapes_without_elements_and_without_axes():
     for name, (f, _) in EXACT.items():
         assert f(zeros(0, 3)).shape == (0, 3), name
@@ -103,7 +105,7 @@ def test_shapes_without_elements_and_without_axes():
     assert zeros(0, 3).softmax(1).shape == (0, 3)
 
 
-# chapters/tensors/activations.md:1018
+# chapters/tensors/activations.md:1501
 def test_strided_operands_give_the_same_values():
     x = randn(6, 4)
     for name, (f, _) in EXACT.items():
@@ -111,7 +113,7 @@ def test_strided_operands_give_the_same_values():
     assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
 
 
-# chapters/tensors/activations.md:1026
+# chapters/tensors/activations.md:1509
 def test_rows_of_softmax_add_up_and_ignore_a_shift():
     x = randn(7, 5, dtype=float64)
     assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
@@ -119,13 +121,13 @@ def test_rows_of_softmax_add_up_and_ignore_a_shift():
     assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
 
 
-# chapters/tensors/activations.md:1034
+# chapters/tensors/activations.md:1517
 def test_logsumexp_of_nothing_possible():
     assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
     assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
 
 
-# chapters/tensors/activations.md:1042
+# chapters/tensors/activations.md:1525
 def test_halves_stay_halves():
     for dtype in (float16, bfloat16):
         x = Tensor([-3.0, 0.5, 3.0], dtype)
@@ -136,7 +138,7 @@ def test_halves_stay_halves():
             assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
 
 
-# chapters/tensors/activations.md:1053
+# chapters/tensors/activations.md:1536
 def test_many_halves_share_one():
     even = zeros(70_000, dtype=float16)
     share = even.softmax(0)
@@ -145,12 +147,113 @@ def test_many_halves_share_one():
     assert abs(even.logsumexp(0).item() - math.log(7e4)) < 0.01
 
 
-# chapters/tensors/activations.md:1062
+# chapters/tensors/activations.md:1545
 def test_a_leak_has_the_slope_it_was_given():
     assert leaky_relu(Tensor([-2.0, 3.0]), 0.5).tolist() == [-1.0, 3.0]
 
 
-# chapters/tensors/activations.md:1071
+# chapters/tensors/activations.md:1553
+def last_places(found, exact, x):
+    """The largest error of `found`, in units of the last place."""
+    truth = np.array([exact(v) for v in x.astype(np.float64)])
+    step = np.spacing(np.abs(truth).astype(x.dtype)).astype(np.float64)
+    return (np.abs(found.astype(np.float64) - truth) / step).max()
+
+
+# chapters/tensors/activations.md:1561
+def test_exp_and_erf_are_right_to_two_last_places():
+    tiny = np.logspace(-44, -3, 300)
+    for dtype, low, high in ((float32, -103, 88.7), (float64, -740, 709)):
+        wide = np.concatenate([np.linspace(low, high, 20_001), tiny, -tiny])
+        x = wide.astype(dtype.numpy)
+        assert last_places(Tensor(x).exp().numpy(), math.exp, x) < 2
+        x = np.concatenate([np.linspace(-6, 6, 20_001), tiny, -tiny])
+        x = x.astype(dtype.numpy)
+        assert last_places(Tensor(x).erf().numpy(), math.erf, x) < 2
+
+
+# chapters/tensors/activations.md:1576
+def test_exp_and_erf_of_special_values():
+    for dtype in (float16, bfloat16, float32, float64):
+        x = Tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4],
+                   dtype)
+        e, f = x.exp().tolist(), x.erf().tolist()
+        assert math.isnan(e[0]) and math.isnan(f[0])
+        assert e[1:] == [math.inf, 0.0, 1.0, 1.0, math.inf, 0.0]
+        assert f[1:] == [1.0, -1.0, 0.0, -0.0, 1.0, -1.0]
+        assert math.copysign(1, f[4]) == -1
+    assert Tensor(-103.5).exp().item() == 2.0 ** -149  # the least there is
+    assert zeros(0, 3).exp().shape == zeros(3, 0).T.erf().shape == (0, 3)
+
+
+# chapters/tensors/activations.md:1591
+def arranged(a):
+    """An array of three axes, (8, 40, 32), under many views."""
+    wide = np.broadcast_to
+    return [a, a[::-1], a[:, ::-1], a[..., ::-2], a.swapaxes(0, 1),
+            a.swapaxes(1, 2), wide(a[:1], a.shape), wide(a[:, :1], a.shape),
+            wide(a[..., :1], a.shape), wide(a[0, 0, 0], a.shape),
+            a[:, 3], a[..., 5], a[:, :, :1], a[:1, :1], a[:, :0]]
+
+
+# chapters/tensors/activations.md:1601
+def test_loops_in_c_agree_with_numpy_on_every_view():
+    draw = np.random.default_rng(4)
+    for dtype in (np.float32, np.float64, np.int32):
+        a = draw.integers(1, 9, (8, 40, 32)).astype(dtype)
+        for left in arranged(a):
+            x = Tensor(left)
+            if dtype is not np.int32:
+                assert np.allclose(x.exp().numpy(), np.exp(left), 1e-6)
+            for right in (v for v in arranged(a) if v.shape == left.shape):
+                y = Tensor(right)
+                assert ((x + y).numpy() == left + right).all()
+                assert ((x - y).numpy() == left - right).all()
+                assert ((x * y).numpy() == left * right).all()
+
+
+# chapters/tensors/activations.md:1619
+def test_folds_agree_with_numpy_on_every_view():
+    draw = np.random.default_rng(5)
+    for dtype in (np.float32, np.float64):
+        a = draw.integers(-9, 9, (8, 40, 32)).astype(dtype)
+        for view in arranged(a):
+            x, axes = Tensor(view), range(view.ndim)
+            for axis in [*axes, (0, 1), tuple(axes), (0, view.ndim - 1)]:
+                total = x.sum(axis).numpy()
+                assert (total == view.sum(axis)).all()
+                if view.size:
+                    most = x.max(axis).numpy()
+                    assert (most == view.max(axis)).all()
+    bad = np.zeros((40, 100), np.float32)
+    bad[7, 61] = math.nan
+    for axis in (0, 1, (0, 1)):
+        assert np.isnan(Tensor(bad).max(axis).numpy()).sum() == 1
+
+
+# chapters/tensors/activations.md:1641
+def test_loops_give_the_same_bits_on_any_number_of_threads():
+    manual_seed(6)
+    x, before, found = randn(3, 70_001), POOL.threads, set()
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        parts = x.sum(), x.sum(0), x.max(1), x.exp(), x - x[:, :1], x.erf()
+        found.add(b"".join(y.numpy().tobytes() for y in parts))
+    set_threads(before)
+    assert len(found) == 1
+
+
+# chapters/tensors/activations.md:1657
+def test_without_a_compiler_erf_is_the_same():
+    x, out = randn(6, 5).T, Buffer.empty((5, 6), float32)
+    erf(out, x.buffer, None)
+    assert np.allclose(out.array, x.erf().numpy(), atol=1e-7)
+    halves, short = x.to(bfloat16), Buffer.empty((5, 6), bfloat16)
+    erf(short, halves.buffer, None)
+    assert (short.array == halves.erf().numpy()).all()
+
+
+# chapters/tensors/activations.md:1671
 def test_where_chooses_in_every_dtype_and_layout():
     draw = np.random.default_rng(1)
     for dtype in DTYPES.values():
@@ -170,7 +273,7 @@ def test_where_chooses_in_every_dtype_and_layout():
     assert math.isnan(where(Tensor(False), 1.0, math.nan).item())
 
 
-# chapters/tensors/activations.md:1093
+# chapters/tensors/activations.md:1693
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -188,7 +291,7 @@ def test_a_timed_device_gives_the_same_values():
     assert timed.calls[-1][2] == 2 * 2 * 6 * 4 + 2 * 8
 
 
-# chapters/tensors/activations.md:1111
+# chapters/tensors/activations.md:1711
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")

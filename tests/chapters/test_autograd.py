@@ -1,19 +1,24 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:855cce209029
+# Tangled from autograd: edit there, `make tangle`. sha256:2a50e3af2105
 from __future__ import annotations
 
 import math
+import pickle
 import sys
 import tracemalloc
 import weakref
+from copy import copy, deepcopy
 
 import numpy as np
 
 from companion.autograd import GRADIENT, NEEDS, RECORDING, no_grad
 from companion.device import Device
 from companion.dtype import bool_, float16, float32, float64, int64
+from companion.layers import Linear
 from companion.ops import (
     ADD,
+    AND,
     CAST,
+    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -28,15 +33,15 @@ from companion.ops import (
     MAXIMUM,
     MOD,
     MUL,
-    NEG,
     PAD,
     PERMUTE,
-    RECIP,
+    POW,
     RESHAPE,
     SCATTER,
     SHRINK,
     SIN,
     SQRT,
+    SUB,
     SUM,
     WHERE,
 )
@@ -54,7 +59,7 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1131
+# chapters/gradients/autograd.md:1343
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -65,7 +70,7 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1327
+# chapters/gradients/autograd.md:1541
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -90,14 +95,14 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1353
+# chapters/gradients/autograd.md:1567
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1359
+# chapters/gradients/autograd.md:1573
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -108,7 +113,7 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1480
+# chapters/gradients/autograd.md:1695
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -117,12 +122,13 @@ def wide(*shape, low=-1.0):
 
 ROWS = Tensor([2, 0, 2, -1])
 EXAMPLES = {
-    NEG: ([wide(3, 4)], None), SIN: ([wide(4)], None),
+    SIN: ([wide(4)], None), SUB: ([wide(3, 4), wide(3, 4)], None),
     EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
-    ERF: ([wide(3)], None), RECIP: ([wide(3, low=0.3)], None),
+    ERF: ([wide(3)], None), DIV: ([wide(3), wide(3, low=0.3)], None),
     LOG: ([wide(3, low=0.3)], None), SQRT: ([wide(3, low=0.3)], None),
     ADD: ([wide(3), wide(3)], None), MUL: ([wide(3), wide(3)], None),
     MAXIMUM: ([wide(9), wide(9)], None),
+    POW: ([wide(5, low=0.3), wide(5)], None),
     MOD: ([wide(4, low=0.7), wide(4, low=0.3)], None),
     WHERE: ([wide(5) > 0, wide(5), wide(5)], None),
     SUM: ([wide(2, 3, 4)], (0, 2)), MAX: ([wide(2, 3, 4)], (0, 2)),
@@ -134,10 +140,10 @@ EXAMPLES = {
     MATMUL: ([wide(2, 3, 4), wide(2, 4, 5)], None),
     GATHER: ([wide(3, 2), ROWS], None), SCATTER: ([wide(4, 2), ROWS], 3),
 }
-FLAT = {LESS, EQUAL, IDIV}
+FLAT = {LESS, EQUAL, IDIV, AND}
 
 
-# chapters/gradients/autograd.md:1511
+# chapters/gradients/autograd.md:1727
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -146,7 +152,7 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1520
+# chapters/gradients/autograd.md:1736
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -157,7 +163,7 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1534
+# chapters/gradients/autograd.md:1750
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -166,7 +172,7 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1543
+# chapters/gradients/autograd.md:1759
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -175,7 +181,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1555
+# chapters/gradients/autograd.md:1771
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -183,50 +189,52 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1563
+# chapters/gradients/autograd.md:1779
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
-        needs = [values[i] for i in NEEDS.get(op, ())]
-        seen = [v if any(v is n for n in needs) else spoilt(v)
-                for v in values]
-        g = ones_like(values[-1])
-        for rule in filter(None, GRADIENT[op]):
+        g, nothing = ones_like(values[-1]), ((),) * op.arity
+        for rule, reads in zip(GRADIENT[op], NEEDS.get(op, nothing)):
+            needs = [values[i] for i in reads]
+            seen = [v if any(v is n for n in needs) else spoilt(v)
+                    for v in values]
+            if rule is None:
+                continue
             with no_grad():
                 clean = rule(g, values[-1], *inputs, arg).numpy()
                 dirty = rule(g, seen[-1], *seen[:-1], arg).numpy()
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1582
+# chapters/gradients/autograd.md:1800
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1587
+# chapters/gradients/autograd.md:1805
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1594
+# chapters/gradients/autograd.md:1812
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1599
+# chapters/gradients/autograd.md:1817
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1604
+# chapters/gradients/autograd.md:1822
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1612
+# chapters/gradients/autograd.md:1830
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -236,7 +244,45 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1622
+# chapters/gradients/autograd.md:1840
+def test_corners_have_the_slopes_that_frameworks_give():
+    flat, ends = [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]
+    for f, slopes in ((Tensor.relu, flat), (lambda x: x.clamp(0, 1), ends),
+                      (lambda x: x.clamp(min=0), [0.0, 1.0, 1.0, 1.0]),
+                      (lambda x: x.clamp(max=1), [1.0, 1.0, 1.0, 0.0]),
+                      (lambda x: x.clamp(zeros(4), ones(4)), ends),
+                      (abs, [-1.0, 0.0, 1.0, 1.0])):
+        x = Tensor([-1.0, 0.0, 1.0, 2.0]).requires_grad_()
+        f(x).sum().backward()
+        assert x.grad.tolist() == slopes
+
+
+# chapters/gradients/autograd.md:1855
+def test_slopes_of_powers_where_logarithms_end():
+    inf, nan = math.inf, math.nan
+    for base, power, slopes in (
+            (0, 0.3, (inf, 0)), (0, -0.3, (-inf, -inf)), (0, 0, (0, 0)),
+            (0, 1, (1, 0)), (0, 2, (0, 0)), (0, -1, (-inf, -inf)),
+            (-2, 3, (12, nan)), (-2, 0.5, (nan, nan)), (nan, 0, (0, nan)),
+            (inf, 2, (inf, inf)), (2, inf, (inf, inf)), (1, inf, (inf, 0))):
+        x, y = [Tensor(float(v)).requires_grad_() for v in (base, power)]
+        (x ** y).backward()
+        found = x.grad.item(), y.grad.item()
+        assert np.array_equal(found, slopes, equal_nan=True), (base, power)
+    x = Tensor([-2.0, 0.0]).requires_grad_()
+    (x ** 0).sum().backward()
+    assert x.grad.tolist() == [0.0, 0.0]
+
+
+# chapters/gradients/autograd.md:1874
+def test_second_slopes_of_powers_at_zero():
+    for power, bend in ((1, 0.0), (2, 2.0), (3, 0.0), (0, 0.0)):
+        x, y = Tensor(0.0).requires_grad_(), Tensor(float(power))
+        (g,) = grad(x ** y.requires_grad_(), x, create_graph=True)
+        assert grad(g, x)[0].item() == bend
+
+
+# chapters/gradients/autograd.md:1882
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -247,7 +293,7 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1635
+# chapters/gradients/autograd.md:1895
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -255,14 +301,14 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1643
+# chapters/gradients/autograd.md:1903
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1653
+# chapters/gradients/autograd.md:1913
 def message(call):
     try:
         call()
@@ -271,7 +317,7 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1662
+# chapters/gradients/autograd.md:1922
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -284,7 +330,7 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1677
+# chapters/gradients/autograd.md:1937
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -297,13 +343,13 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1690
+# chapters/gradients/autograd.md:1950
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1696
+# chapters/gradients/autograd.md:1956
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -316,7 +362,7 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1711
+# chapters/gradients/autograd.md:1971
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -324,14 +370,14 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1719
+# chapters/gradients/autograd.md:1979
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1728
+# chapters/gradients/autograd.md:1988
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -340,7 +386,7 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:1737
+# chapters/gradients/autograd.md:1997
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -349,7 +395,126 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:1751
+# chapters/gradients/autograd.md:2008
+def test_leaves_are_copied_whole_and_graphs_are_not():
+    x = Tensor([1.0, 2.0]).requires_grad_()
+    y = x.square().sum()
+    z = y.exp()
+    y.backward()
+    for computed in y, z:  # of one the graph has been let go
+        for way in deepcopy, pickle.dumps:
+            words = message(lambda way=way, x=computed: way(x))
+            assert "its whole graph" in words and ".detach()" in words
+        assert copy(computed).record is computed.record
+        assert deepcopy(computed.detach()).item() == computed.item()
+    for twin in (deepcopy(x), pickle.loads(pickle.dumps(x))):
+        assert twin.requires_grad and twin.grad.tolist() == [2.0, 4.0]
+        twin.detach().assign(0.0)
+        assert x.tolist() == [1.0, 2.0]
+
+
+# chapters/gradients/autograd.md:2028
+def test_a_value_overwritten_in_place_keeps_both_pasts():
+    w, v = wide(3), wide(3)
+
+    def steps(w, v):
+        h, early = w * v, []
+        early.append(h + 0)
+        h += v
+        early.append(h * 3)
+        h *= 2
+        h -= w
+        h /= 4
+        total = zeros((), dtype=float64)
+        total += (h + early[0] * early[1]).sum()
+        total += h.square().sum()
+        return total
+    gradcheck(steps, w, v)
+    x = Tensor([1.0, 2.0]).requires_grad_()
+    h = x * 3
+    before, name = h + 0, h
+    h *= 9
+    assert h is name and h.tolist() == [27, 54]
+    g, = grad(h.sum(), [h], retain_graph=True)
+    assert g.tolist() == [1, 1]
+    assert grad(before.sum(), [x])[0].tolist() == [3, 3]
+
+
+# chapters/gradients/autograd.md:2055
+def test_in_place_under_no_grad_moves_the_parameter():
+    model = Linear(2, 1)
+    was = [p.tolist() for p in model.parameters()]
+    model(ones(4, 2)).sum().backward()
+    with no_grad():
+        for p in model.parameters():
+            p -= p.grad
+    assert [p.tolist() for p in model.parameters()] == [
+        (Tensor(old) - p.grad).tolist()
+        for old, p in zip(was, model.parameters())]
+    assert all(p.is_leaf and p.requires_grad for p in model.parameters())
+
+
+# chapters/gradients/autograd.md:2071
+def test_writes_that_no_record_could_tell_are_refused():
+    def overwriting(act):
+        x = Tensor([1.0, 2.0]).requires_grad_()
+        act(x, x * 3)
+
+    def behind_its_back(x, h):
+        total = h.sum()
+        h.detach().assign(0)
+        total.backward()
+        assert x.grad.tolist() == [3, 3]
+        (h + 1).sum()
+
+    def the_root_itself(x, h):
+        total = h.sum()
+        total.detach().assign(0)
+        total.backward()
+
+    def a_part(x, h):
+        h[0] += 1
+
+    def a_view_of_it(x, h):
+        turned = h.flip()
+        turned *= 2
+        h.sum()
+
+    def needed(x, h):
+        y = h * x
+        h *= x
+        y.sum().backward()
+
+    for act, words in [(lambda x, h: x.__iadd__(1), "leaf"),
+                       (a_part, "a part"), (behind_its_back, "another"),
+                       (the_root_itself, "another"),
+                       (a_view_of_it, "another"), (needed, "after it was")]:
+        assert words in message(lambda act=act: overwriting(act)), act
+    data = zeros(2)
+    data += Tensor([1.0, 2.0]).requires_grad_()
+    assert data.requires_grad and not data.is_leaf
+    data //= 2
+    assert not data.requires_grad and data.is_leaf
+
+
+# chapters/gradients/autograd.md:2116
+def test_numpy_does_not_lose_a_gradient_in_silence():
+    w, plain = wide(2), rand(2, dtype=float64)
+    for act in (np.exp, np.asarray, np.array, Tensor, np.from_dlpack,
+                lambda w: np.maximum(w, 0), lambda w: np.add(1, w),
+                lambda w: Tensor([w[0]]), lambda w: np.ones(2).dot(w),
+                lambda w: plain.assign([w[0], w[1]]), Tensor.from_dlpack):
+        for x in (w, w * 2):
+            assert ".detach()" in message(lambda x=x, act=act: act(x)), act
+        act(w.detach()) if act is not Tensor else None
+    gradcheck(lambda w: np.ones(2) * w + np.float64(2) * w - w / np.ones(2),
+              w)
+    with no_grad():
+        assert np.exp(w).shape == (2,)
+    assert w.numpy() is not None and w[0].item() and w.tolist()
+
+
+# chapters/gradients/autograd.md:2138
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -368,7 +533,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:1771
+# chapters/gradients/autograd.md:2158
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -377,7 +542,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:1779
+# chapters/gradients/autograd.md:2166
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -386,7 +551,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:1790
+# chapters/gradients/autograd.md:2177
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -399,7 +564,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:1805
+# chapters/gradients/autograd.md:2192
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -409,7 +574,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1815
+# chapters/gradients/autograd.md:2202
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -417,11 +582,12 @@ def test_overwritten_values_are_noticed():
         x = Tensor([1.0, 2.0]).requires_grad_()
         a = x * 3
         y = f(x, a)
+        total = y.sum()
         (y if write_over == "y" else a).detach().assign(0)
-        assert "written to after" in message(y.sum().backward)
+        assert "written to after" in message(total.backward)
 
 
-# chapters/gradients/autograd.md:1827
+# chapters/gradients/autograd.md:2215
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -431,14 +597,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:1839
+# chapters/gradients/autograd.md:2227
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:1846
+# chapters/gradients/autograd.md:2234
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -449,7 +615,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:1859
+# chapters/gradients/autograd.md:2247
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -458,7 +624,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1868
+# chapters/gradients/autograd.md:2256
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -468,7 +634,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1880
+# chapters/gradients/autograd.md:2268
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 

@@ -1,9 +1,12 @@
-# Tangled from operations: edit there, `make tangle`. sha256:0980e7bedbdd
+# Tangled from operations: edit there, `make tangle`. sha256:b1aa8ee5ff4b
 from __future__ import annotations
 
 import math
+import operator
 import pickle
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
 
@@ -25,12 +28,14 @@ from companion.dtype import (
 )
 from companion.ops import BUFFER, DTYPE, FAMILIES, RANDOM, SCATTER, SHAPE
 from companion.tensor import (
+    GENERATOR,
     Generator,
     Tensor,
     align,
     alike,
     arange,
     cat,
+    eye,
     from_numpy,
     full,
     one_hot,
@@ -43,7 +48,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1321
+# chapters/tensors/operations.md:1377
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -52,7 +57,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2163
+# chapters/tensors/operations.md:2296
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -65,7 +70,7 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2675
+# chapters/tensors/operations.md:2850
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -73,11 +78,11 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:3247
+# chapters/tensors/operations.md:3495
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:3251
+# chapters/tensors/operations.md:3499
 @settings(max_examples=200, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -88,7 +93,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3264
+# chapters/tensors/operations.md:3512
 @settings(max_examples=200, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -100,7 +105,7 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3276
+# chapters/tensors/operations.md:3524
 @settings(max_examples=200, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -112,7 +117,7 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3292
+# chapters/tensors/operations.md:3540
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -120,10 +125,10 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3300
+# chapters/tensors/operations.md:3548
 def test_a_refused_shape_takes_no_numbers():
     draw = Generator(1)
-    for shape in ((-2, 3), (-3,)):
+    for shape in ((-2, 3), (-3,), (-2, -3)):
         try:
             rand(*shape, generator=draw)
         except ValueError:
@@ -132,7 +137,7 @@ def test_a_refused_shape_takes_no_numbers():
             raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3312
+# chapters/tensors/operations.md:3560
 def test_a_vector_has_no_matrix_to_transpose():
     try:
         _ = ones(2).mT
@@ -142,7 +147,7 @@ def test_a_vector_has_no_matrix_to_transpose():
         raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3324
+# chapters/tensors/operations.md:3572
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -151,7 +156,35 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3335
+# chapters/tensors/operations.md:3581
+def test_threads_draw_numbers_of_their_own():
+    def twenty(draw):
+        return [rand(40, generator=draw).tolist() for _ in range(20)]
+
+    draw, alone = Generator(3), Generator(3)
+    pause = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as crowd:
+            found = [numbers for drawn in crowd.map(twenty, [draw] * 8)
+                     for numbers in drawn]
+    finally:
+        sys.setswitchinterval(pause)
+    assert sorted(found) == sorted(twenty(alone) + [
+        numbers for _ in range(7) for numbers in twenty(alone)])
+
+
+# chapters/tensors/operations.md:3601
+def test_generators_are_copied_and_the_common_one_is_not():
+    draw = Generator(5)
+    rand(7, generator=draw)
+    for copied in (deepcopy, lambda x: pickle.loads(pickle.dumps(x))):
+        twin, again, common = copied([draw, draw, GENERATOR])
+        assert twin is again is not draw and common is GENERATOR
+        assert (twin.seed, twin.place) == (5, 4)
+
+
+# chapters/tensors/operations.md:3613
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -162,15 +195,15 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3350
+# chapters/tensors/operations.md:3628
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
-    assert len(words) == len(set(words)) == 32
+    assert len(words) == len(set(words)) == 34
     assert set(DTYPE) == set(words)
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3358
+# chapters/tensors/operations.md:3636
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -180,7 +213,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3371
+# chapters/tensors/operations.md:3649
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -195,7 +228,7 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/operations.md:3388
+# chapters/tensors/operations.md:3666
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -209,7 +242,35 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3402
+# chapters/tensors/operations.md:3683
+def test_sums_are_right_along_every_axis():
+    for dtype, bound in ((float32, 1e-6), (float16, 1e-3), (bfloat16, 4e-3)):
+        row = Tensor([300.1, -0.7], dtype)
+        truth = row.to(float64).numpy()
+        for x, axis in ((row.expand(1 << 18, 2), 0),
+                        (row.expand(1 << 18, 2).contiguous(), 0),
+                        (row.expand(3, 1 << 16, 2), 1),
+                        (row.expand(1 << 9, 1 << 9, 2), (0, 1)),
+                        (row.expand(1 << 18, 2).T, 1)):
+            found = x.mean(axis)
+            assert found.dtype is dtype
+            assert np.abs(found.to(float64).numpy() / truth - 1).max() < bound
+    alike = Tensor([300.1, -0.7]).expand(1 << 20, 2)
+    assert alike.std(0).tolist() == [0.0, 0.0]
+
+
+# chapters/tensors/operations.md:3703
+def test_a_place_named_very_often_has_the_whole_sum():
+    for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
+        x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
+        sums = Tensor.apply(SCATTER, x, zeros(1 << 18, dtype=int64), arg=2)
+        truth = x[0].to(float64).numpy() * 2 ** 18
+        found = sums.to(float64).numpy()
+        assert np.abs(found[0] / truth - 1).max() < bound
+        assert not found[1].any()
+
+
+# chapters/tensors/operations.md:3716
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -218,7 +279,7 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3414
+# chapters/tensors/operations.md:3728
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -228,7 +289,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3424
+# chapters/tensors/operations.md:3738
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -247,7 +308,60 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3445
+# chapters/tensors/operations.md:3759
+def test_in_place_operators_write_where_the_tensor_lies():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    name, row, turned = x, x[1], x.T
+    x += 1
+    x -= np.ones(2)
+    x *= x
+    row /= 2
+    turned[0] **= 2
+    assert name is x and x.tolist() == [[1.0, 4.0], [20.25, 8.0]]
+    n = Tensor([12, 7], int8)
+    n //= 2
+    n %= 4
+    n <<= 3
+    n |= 1
+    n ^= 2
+    n &= 0x7B
+    n >>= 1
+    assert n.tolist() == [9, 13] and n.dtype is int8
+    half = Tensor([1.0], float16)
+    half += Tensor([0.5], float64)
+    assert half.dtype is float16 and half.item() == 1.5
+    m = eye(2)
+    m += m.T
+    assert m.tolist() == [[2, 0], [0, 2]]
+
+
+# chapters/tensors/operations.md:3786
+def test_in_place_operators_refuse_what_does_not_fit():
+    n, x, wide = arange(3), ones(3), ones(1).expand(3)
+    for act in (lambda: operator.itruediv(n, 2), lambda: operator.iadd(n, .5),
+                lambda: operator.iand(x > 0, 1),
+                lambda: operator.iadd(x, ones(2, 3))):
+        assert "does not fit into" in complaint(ValueError, act)
+    assert "clone" in complaint(ValueError, lambda: operator.iadd(wide, 1))
+    complaint(TypeError, lambda: operator.iadd(x, "1"))
+    assert n.tolist() == [0, 1, 2] and x.tolist() == [1, 1, 1]
+
+
+# chapters/tensors/operations.md:3798
+def test_arrays_join_the_tensor_on_its_device():
+    far, beside = Device(), np.array([1.0, 2.0])
+    far.name = "far"
+    x = Tensor([3.0, 4.0], device=far)
+    results = [x + beside, beside - x, x / beside, x ** beside, beside < x,
+               x.maximum(beside), x.clamp(beside), where(x > 3, beside, x),
+               where(beside > 1, x, 0.0), x.assign(beside)]
+    assert all(y.device is far for y in results)
+    x += beside
+    x[x > 2] = np.float64(0)
+    assert x.tolist() == [2, 0]
+
+
+# chapters/tensors/operations.md:3814
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -260,7 +374,7 @@ def test_refusals_of_indices_and_writes():
     assert "wider" in complaint(OverflowError, lambda: x.to(int8) + 200)
     assert "wider" in complaint(OverflowError, lambda: Tensor([256], uint8))
     assert "wider" in complaint(OverflowError, lambda: Tensor([3e2], uint8))
-    assert "with axes" in complaint(TypeError, lambda: x[Tensor(True)])
+    assert "or masks" in complaint(TypeError, lambda: x[Tensor(1.5)])
     fixed = from_numpy(np.broadcast_to(np.ones(1), (1,)))
     assert "clone" in complaint(ValueError, lambda: fixed.assign(0))
     assert "rows of equal" in complaint(ValueError, lambda: Tensor([[1], 2]))
@@ -269,7 +383,7 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3471
+# chapters/tensors/operations.md:3840
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:e695f4657eb0
+# Tangled from training: edit there, `make tangle`. sha256:c50d85a12f38
 from __future__ import annotations
 
 import functools
@@ -8,21 +8,24 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
 import time
 from contextlib import redirect_stderr
+from copy import deepcopy
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 
-from companion.dtype import float16, float32, int64
+from companion.dtype import bfloat16, float16, float32, float64, int64
 from companion.layers import Dropout, Linear, Module, Sequential
 from companion.losses import cross_entropy
 from companion.optim import SGD, Adam, AdamW
 from companion.tensor import (
+    GENERATOR,
     Generator,
     Tensor,
     grad,
@@ -31,12 +34,15 @@ from companion.tensor import (
     rand,
     randn,
     where,
+    zeros,
 )
 from companion.training import (
     Batches,
     EarlyStopping,
     LossPlot,
     NotFinite,
+    Observer,
+    ProgressBar,
     Trainer,
     accuracy,
     clip_grad_norm_,
@@ -44,13 +50,14 @@ from companion.training import (
     evaluate,
     journal_of,
     one_cycle,
+    read_checkpoint,
     warmup_cosine,
     write_atomically,
     write_history,
 )
 
 
-# chapters/gradients/training.md:66
+# chapters/gradients/training.md:73
 def spirals(n, seed=0):
     """n points on two spiral arms, and which arm each is on."""
     draw = Generator(seed)
@@ -63,18 +70,18 @@ def spirals(n, seed=0):
     return Tensor(points, float32), arm
 
 
-# chapters/gradients/training.md:78
+# chapters/gradients/training.md:85
 def classifier(width=32):
     return Sequential(Linear(2, width), Tensor.tanh,
                       Linear(width, width), Tensor.tanh, Linear(width, 2))
 
 
-# chapters/gradients/training.md:83
+# chapters/gradients/training.md:90
 def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:516
+# chapters/gradients/training.md:587
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -85,7 +92,7 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1326
+# chapters/gradients/training.md:1544
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -99,7 +106,7 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1419
+# chapters/gradients/training.md:1637
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -115,7 +122,7 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1434
+# chapters/gradients/training.md:1652
 def start(work, folder):
     """`work` in a process of its own."""
     process = multiprocessing.get_context("fork").Process(
@@ -124,7 +131,7 @@ def start(work, folder):
     return process
 
 
-# chapters/gradients/training.md:1444
+# chapters/gradients/training.md:1662
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
     run = start(work, folder)
@@ -136,12 +143,12 @@ def finished(folder, work=train):
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1455
+# chapters/gradients/training.md:1673
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1459
+# chapters/gradients/training.md:1677
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
@@ -154,7 +161,7 @@ def killed(folder, seconds):
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1474
+# chapters/gradients/training.md:1692
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -169,12 +176,12 @@ def test_a_killed_run_resumes_bit_for_bit():
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1492
+# chapters/gradients/training.md:1710
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1496
+# chapters/gradients/training.md:1714
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
@@ -189,7 +196,7 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1512
+# chapters/gradients/training.md:1730
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
@@ -200,7 +207,7 @@ def survives(n, expected):
         return run.exitcode == -signal.SIGKILL
 
 
-# chapters/gradients/training.md:1523
+# chapters/gradients/training.md:1741
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -209,7 +216,7 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1535
+# chapters/gradients/training.md:1753
 def message(call, kind=ValueError):
     try:
         call()
@@ -218,7 +225,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1544
+# chapters/gradients/training.md:1762
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -228,7 +235,7 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1556
+# chapters/gradients/training.md:1774
 def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -245,7 +252,7 @@ def test_what_the_killed_left_behind_is_cleared_away():
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:1573
+# chapters/gradients/training.md:1791
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -260,7 +267,7 @@ def test_what_is_broken_is_refused():
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1590
+# chapters/gradients/training.md:1808
 def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
     with tempfile.TemporaryDirectory() as folder:
         path, run, synced = Path(folder) / "run", make_run(10), []
@@ -272,7 +279,7 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
             journal_of(path), path, Path(folder))]
 
 
-# chapters/gradients/training.md:1602
+# chapters/gradients/training.md:1820
 def test_runs_side_by_side_keep_their_own_journals():
     with tempfile.TemporaryDirectory() as folder:
         losses = {}
@@ -284,7 +291,7 @@ def test_runs_side_by_side_keep_their_own_journals():
             assert again.history == rows
 
 
-# chapters/gradients/training.md:1613
+# chapters/gradients/training.md:1831
 class Scaled(Module):
     """A parameter without axes, and one called array."""
 
@@ -293,7 +300,7 @@ class Scaled(Module):
         self.scale = Tensor(0.5).requires_grad_()
 
 
-# chapters/gradients/training.md:1624
+# chapters/gradients/training.md:1842
 def test_any_shape_and_any_name_is_saved():
     runs = [Trainer(net, SGD(net.parameters(), lr=0.1),
                     Batches(ones(4), size=2),
@@ -308,21 +315,244 @@ def test_any_shape_and_any_name_is_saved():
         assert a.shape == b.shape and a.tolist() == b.tolist()
 
 
-# chapters/gradients/training.md:1641
+# chapters/gradients/training.md:1860
+class Remembers(Observer):
+    """An observer whose state is whatever it was given."""
+
+    def __init__(self, state):
+        self.kept = state
+
+    def state_dict(self):
+        return self.kept
+
+    def load_state_dict(self, state):
+        self.kept = state
+
+
+# chapters/gradients/training.md:1873
+def run_with(state, steps=9):
+    run = make_run(steps)
+    run.observers = [Remembers(state)]
+    return run
+
+
+# chapters/gradients/training.md:1879
+def returned(state):
+    """A state after its way through a checkpoint."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, again = Path(folder) / "run", run_with(None)
+        run_with(state).save(path)
+        again.resume(path)
+        return again.observers[0].kept
+
+
+# chapters/gradients/training.md:1890
+def same(a, b):
+    """Equal, and of equal types, all the way down."""
+    if isinstance(a, dict):
+        return type(b) is dict and same(list(a.items()), list(b.items()))
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and len(a) == len(b) and all(
+            map(same, a, b))
+    if isinstance(a, Tensor | np.ndarray):
+        return (type(a) is type(b) and a.dtype is b.dtype
+                and np.array_equal(np.asarray(a), np.asarray(b)))
+    return type(a) is type(b) and repr(a) == repr(b)
+
+
+# chapters/gradients/training.md:1906
+def test_what_is_saved_comes_back_as_it_was():
+    x = Tensor([1.0, 2.0], bfloat16)
+    for state in (
+            {}, None, [], (), {"": {}}, {1: "a", "1": "b", (2, "x"): "c"},
+            {"steps": (1, [2, (3.5,)]), "on": True, "nothing": None},
+            {"a/b": x, "a": {"b": Tensor(3)}, "a/b'": Tensor([])},
+            {"tensor": {"tuple": {"dict": ["tensor"]}}},
+            {"Größe 大小": np.float32(0.1), "many.dots": np.arange(3)},
+            {"far": math.inf, "none": math.nan, "long": 10 ** 30,
+             "half": np.float16(2.5), "yes": np.bool_(True)},
+            [Tensor(np.ones((2, 0, 3))), Tensor(True), np.array(2.0)]):
+        assert same(returned(state), state), state
+
+
+# chapters/gradients/training.md:1923
+def test_what_would_not_come_back_is_refused_and_nothing_written():
+    for state, words in (
+            ({"seen": {1, 2}}, "run/observers/0/1/seen is a set"),
+            ({"at": {2: [Path()]}}, "run/observers/0/1/at/2/0 is a Posix"),
+            ({"z": np.ones(2, complex)}, "/z holds complex128"),
+            ({1 + 2j: 0}, "is a complex")):
+        with tempfile.TemporaryDirectory() as folder:
+            run = run_with(state)
+            text = message(lambda run=run, at=folder: run.save(
+                Path(at) / "run"), TypeError)
+            assert words in text and "expected" in text, text
+            assert os.listdir(folder) == []
+    with mock.patch.dict(vars(sys.modules[Trainer.save.__module__]),
+                         HEADER=1000):
+        assert "has room for 1,000" in message(
+            lambda: returned(["long"] * 999))
+
+
+# chapters/gradients/training.md:1943
+class Extra(Observer):
+    def __init__(self, value, name="extra"):
+        self.value, self.name = value, name
+
+    def look(self, run, row):
+        row[self.name] = self.value
+
+
+# chapters/gradients/training.md:1952
+def test_an_observer_hears_what_cannot_be_noted_and_the_run_goes_on():
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "run", make_run(9)
+        for wrong, words in ((Extra(ones(2)), "row['extra'] is a Tensor"),
+                             (Extra({1}), "row['extra'] is a set"),
+                             (Extra(1, 2), "row[2] is a int")):
+            run.observers = [Extra(0.5, "fine"), wrong]
+            text = message(lambda: run.fit(9, path), TypeError)
+            assert words in text and text.startswith("Extra: ")
+        run.observers = [Extra(np.float32(0.5)), Extra(Tensor([3]), "n"),
+                         Extra(np.array(True), "ok"), Extra("é", "word")]
+        again, history = make_run(9), run.fit(9, path)
+        again.resume(path)
+        assert again.history == history and len(history) == 9
+        assert history[0]["fine"] == 0.5 and "extra" not in history[0]
+        assert [history[-1][name] for name in (
+            "extra", "n", "ok", "word")] == [0.5, 3, True, "é"]
+        assert type(history[-1]["extra"]) is float
+
+
+# chapters/gradients/training.md:1976
+def on(make, seed=0, size=64, rows=slice(None)):
+    """The same model, on batches of `make`."""
+    x, t = spirals(400)
+    run = make_run(9)
+    run.batches = make(x[rows], t[rows], size=size, seed=seed)
+    return run
+
+
+# chapters/gradients/training.md:1985
+def test_other_data_is_refused_and_changes_nothing():
+    backwards = np.arange(400)[::-1].copy()
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "run", on(Batches)
+        run.fit(9, path)
+        assert on(Batches).resume(path)
+        for other in ({"seed": 1}, {"size": 32}, {"rows": slice(399)},
+                      {"rows": Tensor(backwards)}):
+            again = on(Batches, **other)
+            before = again.state_dict() | {"model": deepcopy(
+                again.model.state_dict())}
+            assert "the first batch is not the one" in message(
+                lambda again=again: again.resume(path))
+            assert same(again.state_dict(), before)
+            assert again.journal is None and again.history == []
+            GENERATOR.go_to(0, 0)
+        state, _ = read_checkpoint(path)
+        again.load_state_dict(state | {"first": None})
+        assert again.steps == 9
+
+
+# chapters/gradients/training.md:2008
+def half_way(*observers):
+    """A run with all that a run can have, in its middle."""
+    run = make_run(9)
+    run.accumulate, run.rate = 2, one_cycle(9)
+    run.observers = [ProgressBar(), EarlyStopping(weight, 2, patience=9),
+                     *observers]
+    with redirect_stderr(io.StringIO()):
+        run.fit(4)
+    return run
+
+
+# chapters/gradients/training.md:2019
+def weight(model):
+    return model[0].weight.detach().square().sum().item()
+
+
+# chapters/gradients/training.md:2023
+def ended(run):
+    with redirect_stderr(io.StringIO()):
+        history = run.fit(9)
+    return [row | {"seconds": 0} for row in history]
+
+
+# chapters/gradients/training.md:2030
+def test_a_copied_run_goes_on_as_the_first():
+    expected = None
+    for way in (lambda run: run, deepcopy,
+                lambda run: pickle.loads(pickle.dumps(run)),
+                lambda run: deepcopy([run.observers, run])[1]):
+        found = ended(way(half_way()))
+        expected = expected or found
+        assert found == expected and len(found) == 9
+
+
+# chapters/gradients/training.md:2043
+def test_a_run_can_be_copied_by_an_observer():
+    class Twins(Observer):
+        def look(self, run, row):
+            runs.append(deepcopy(run))
+
+    runs = []
+    expected = ended(half_way(Twins()))
+    assert len(runs) == 9 and expected[-1]["step"] == 9
+    assert [run.steps for run in runs] == [*range(1, 10)]
+    assert len(ended(runs[3])) == 9
+
+
+# chapters/gradients/training.md:2058
+def test_a_generator_of_a_modules_own_is_part_of_the_run():
+    def private(copies=2):
+        run, draw = make_run(9), Generator(5)
+        net = Sequential(Dropout(0.5, draw), run.model, *[
+            Dropout(0.3, draw)] * copies, Dropout(0.1, Generator(6)))
+        return Trainer(net, SGD(net.parameters(), lr=0.1), run.batches,
+                       loss_of)
+
+    expected = [row["loss"] for row in private().fit(6)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run"
+        private().fit(3, path)
+        again = private()
+        assert [row["loss"] for row in again.fit(6, path)] == expected
+        assert "expected 1 random generators, got 3" in message(
+            lambda: make_run(9).load_state_dict(again.state_dict() | {
+                part: make_run(9).state_dict()[part]
+                for part in ("model", "optimizer")}))
+
+
+# chapters/gradients/training.md:2081
+def test_a_journal_that_lost_rows_is_not_filled_up():
+    with tempfile.TemporaryDirectory() as folder:
+        path, run = Path(folder) / "run", make_run(9)
+        run.fit(3, path)
+        journal_of(path).write_text("")
+        assert "put the journal back" in message(lambda: run.fit(4, path))
+
+
+# chapters/gradients/training.md:2090
 def test_a_state_that_does_not_fit_changes_nothing():
     run, other = make_run(10), make_run(10)
     other.fit(2)
+    run.observers = [EarlyStopping(None, 2, 2)]
     state, before = other.state_dict(), run.model[0].weight.tolist()
     for part, wrong in (("optimizer", {"state": {}, "param_groups": []}),
-                        ("model", Linear(1, 1).state_dict())):
+                        ("model", Linear(1, 1).state_dict()),
+                        ("batches", [0, -5, 3]), ("generators", []),
+                        ("observers", [["EarlyStopping", {"worst": 1}]])):
         spoilt = state | {part: wrong}
         message(functools.partial(run.load_state_dict, spoilt),
-                (ValueError, KeyError))
+                (ValueError, KeyError, TypeError))
+        assert run.place()[:2] == [0, 0] and run.steps == 0
+        assert run.first is None and run.observers[0].best == math.inf
         assert run.model[0].weight.tolist() == before
         assert run.optimizer.state_dict()["state"] == {}
 
 
-# chapters/gradients/training.md:1657
+# chapters/gradients/training.md:2111
 def test_a_step_that_was_interrupted_has_not_begun():
     expected = [row["loss"] for row in make_run(9).fit(6)]
     run, losses = make_run(9), []
@@ -344,7 +574,7 @@ def test_a_step_that_was_interrupted_has_not_begun():
     assert [v for v in losses if v is not None] == expected
 
 
-# chapters/gradients/training.md:1681
+# chapters/gradients/training.md:2135
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -364,7 +594,7 @@ def test_not_a_number_names_step_and_place():
         assert len(rates) == 6 and max(rates) <= 1
 
 
-# chapters/gradients/training.md:1703
+# chapters/gradients/training.md:2157
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -375,7 +605,7 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:1715
+# chapters/gradients/training.md:2169
 class Masked(Module):
     """Adds a mask, given by name, and scales."""
 
@@ -383,7 +613,7 @@ class Masked(Module):
         return where(mask == 0, x, 0) * scale
 
 
-# chapters/gradients/training.md:1722
+# chapters/gradients/training.md:2176
 class Outer(Module):
     def __init__(self, scale, hidden=-math.inf):
         self.inner, self.linear = Masked(), Linear(2, 1)
@@ -394,14 +624,14 @@ class Outer(Module):
         return self.linear(self.inner(x, mask=mask, scale=self.scale))
 
 
-# chapters/gradients/training.md:1732
+# chapters/gradients/training.md:2186
 def place_of(net, loss_of):
     run = Trainer(net, SGD(net.parameters(), lr=0.1),
                   Batches(ones(4, 2), size=2), loss_of)
     return message(run.step, NotFinite).partition("first in ")[2]
 
 
-# chapters/gradients/training.md:1741
+# chapters/gradients/training.md:2195
 def test_the_search_survives_names_masks_and_penalties():
     inner = place_of(Outer(math.inf, 1.0), lambda net, x: net(x).sum())
     assert inner.startswith("the output of inner (Masked)")
@@ -420,7 +650,7 @@ def test_the_search_survives_names_masks_and_penalties():
     assert "cannot be computed again" in place_of(Outer(1.0), once)
 
 
-# chapters/gradients/training.md:1760
+# chapters/gradients/training.md:2214
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -433,7 +663,7 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:1775
+# chapters/gradients/training.md:2229
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -447,7 +677,7 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:1789
+# chapters/gradients/training.md:2243
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -457,7 +687,29 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:1801
+# chapters/gradients/training.md:2255
+def test_no_square_is_too_large_or_too_small():
+    for values, dtype in (([3e20, 4e20], float32), ([3e-25, 4e-25], float32),
+                          ([3e38, 0.0], float32), ([1e-44, 0.0], float32),
+                          ([3e200, 4e200], float64), ([3e4, 4e4], float16),
+                          ([3e38, 1e38], bfloat16)):
+        p = Tensor([0.0, 0.0], dtype).requires_grad_()
+        p.grad = Tensor(values, dtype)
+        g = p.grad.to(float64).numpy()
+        length = math.hypot(*g)
+        assert math.isclose(clip_grad_norm_([p], 0.5), length, rel_tol=1e-6)
+        expected = g * min(0.5 / length, 1)
+        assert np.allclose(p.grad.to(float64).numpy(), expected, rtol=1e-2,
+                           atol=0), (values, dtype)
+    p.grad = zeros(2)
+    assert clip_grad_norm_([p], 0.5) == 0 == clip_grad_norm_([], 0.5)
+    p.grad = Tensor([math.inf, 1.0])
+    assert clip_grad_norm_([p], math.inf) == math.inf
+    p.grad = Tensor([1.0, math.nan])
+    assert math.isnan(clip_grad_norm_([p], 1.0))
+
+
+# chapters/gradients/training.md:2279
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -465,9 +717,11 @@ def test_schedules_begin_peak_and_end_where_they_should():
     cycle = one_cycle(100)
     assert max(range(100), key=cycle) == 30 and cycle(100) < 1e-5
     assert cycle(30) == 1.0
+    for factor in schedule, cycle:
+        assert pickle.loads(pickle.dumps(factor))(50) == factor(50)
 
 
-# chapters/gradients/training.md:1811
+# chapters/gradients/training.md:2291
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -477,7 +731,7 @@ def test_every_row_comes_once_in_an_epoch():
     assert "got -1" in message(lambda: Batches(ones(3), size=1, seed=-1))
 
 
-# chapters/gradients/training.md:1821
+# chapters/gradients/training.md:2303
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -489,14 +743,14 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert "length 0" in message(lambda: evaluate(net, accuracy, x[:0]))
 
 
-# chapters/gradients/training.md:1835
+# chapters/gradients/training.md:2317
 def test_a_short_last_batch_counts_by_its_rows():
     mean = evaluate(Linear(1, 1), lambda _, x: x.mean(),
                     Tensor([1.0, 1.0, 4.0]), size=2)
     assert mean == 2.0
 
 
-# chapters/gradients/training.md:1844
+# chapters/gradients/training.md:2326
 def test_one_norm_for_all_gradients():
     a, b = [Tensor([v]).requires_grad_() for v in (1.0, 2.0)]
     a.grad, b.grad = Tensor([3.0]), Tensor([4.0])
@@ -511,7 +765,7 @@ def test_one_norm_for_all_gradients():
     assert "got -1" in message(lambda: clip_grad_norm_([a], -1))
 
 
-# chapters/gradients/training.md:1861
+# chapters/gradients/training.md:2343
 def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     a, b = [Tensor([0.0]).requires_grad_() for _ in range(2)]
     net = Module()
@@ -531,7 +785,7 @@ def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     assert "every" in message(lambda: run.fit(9, every=0))
 
 
-# chapters/gradients/training.md:1883
+# chapters/gradients/training.md:2365
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -552,7 +806,7 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:1906
+# chapters/gradients/training.md:2388
 def test_two_observers_neither_overrule_nor_impersonate_each_other():
     falling = itertools.count(0, -1)
     run = make_run(50)
@@ -565,7 +819,7 @@ def test_two_observers_neither_overrule_nor_impersonate_each_other():
     assert [o.best for o in again.observers] == [1.0, -2.0]
 
 
-# chapters/gradients/training.md:1919
+# chapters/gradients/training.md:2401
 def test_early_stopping_asks_for_more_than_its_tolerance():
     values = iter((1.0, 0.95, 0.9, 0.8))
     run = make_run(50)
@@ -573,20 +827,22 @@ def test_early_stopping_asks_for_more_than_its_tolerance():
     assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
 
 
-# chapters/gradients/training.md:1929
+# chapters/gradients/training.md:2411
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
+    run.observers = [LossPlot()]
     try:
-        run.observers = [LossPlot()]
+        with redirect_stderr(io.StringIO()) as shown:
+            run.fit(3)
     finally:
         sys.modules.update({"IPython": kept} if kept else {})
     assert run.observers[0].draw is draw_nothing
-    with redirect_stderr(io.StringIO()) as shown:
-        run.fit(3)
+    twin = pickle.loads(pickle.dumps(run.observers[0]))
+    assert vars(twin).keys() == {"pause", "drawn"}
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:1942
+# chapters/gradients/training.md:2426
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5

@@ -1,0 +1,90 @@
+/* Tangled from activations: edit there, `make tangle`. sha256:83296f29f8fa */
+#line 791 "chapters/tensors/activations.md"
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#endif
+#ifdef MOST
+#define JOIN(a, b) ((b) > (a) | (b) != (b) ? (b) : (a))
+typedef REAL total;
+#else
+#define JOIN(a, b) ((a) + (b))
+typedef double total;
+#endif
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+enum { LANES = 32, ROOM = 4096 };
+
+typedef void task(void *job, long i);
+typedef void pool(task *f, void *job, long n, long threads);
+/* x[outer, n, inner]; steps of its first two axes */
+struct fold {
+  long outer, n, inner, far, step, pieces, threads;
+  pool *parallel;
+};
+struct job { struct fold f; const REAL *x; REAL *out; total *room; };
+
+#line 819 "chapters/tensors/activations.md"
+/* s[w] = n rows of w elements, `step` apart, folded */
+static inline void columns(long n, long w, const REAL *x, long step,
+                           total *restrict s) {
+  for (long j = 0; j < w; j++) s[j] = x[j];
+  for (x += step; --n > 0; x += step)
+    for (long j = 0; j < w; j++) {
+      total v = x[j];
+      s[j] = JOIN(s[j], v);
+    }
+}
+
+/* the same where rows lie side by side: so many of them are one row */
+static void dense(long n, long w, long many, const REAL *x, total *s) {
+  total lane[LANES];
+  long all = many * w, i = n / many * all;
+  if (all == LANES) columns(n / many, LANES, x, LANES, lane);
+  else columns(n / many, all, x, all, lane);
+  for (; i < n * w; i += w)
+    for (long j = 0; j < w; j++) {
+      total v = x[i + j];
+      lane[j] = JOIN(lane[j], v);
+    }
+  for (; all > w; all /= 2)
+    for (long j = 0; j < all / 2; j++)
+      lane[j] = JOIN(lane[j], lane[j + all / 2]);
+  memcpy(s, lane, w * sizeof *s);
+}
+
+#line 853 "chapters/tensors/activations.md"
+/* one piece of up to LANES neighbouring results */
+static void part(void *job, long t) {
+  struct job g = *(struct job *)job;
+  struct fold f = g.f;
+  total s[LANES];
+  long panels = (f.inner + LANES - 1) / LANES, piece = t % f.pieces;
+  long j = t / f.pieces % panels * LANES, o = t / f.pieces / panels;
+  long i = f.n * piece / f.pieces, n = f.n * (piece + 1) / f.pieces - i;
+  long w = MIN(LANES, f.inner - j), many = w == f.inner, to;
+  const REAL *x = g.x + o * f.far + i * f.step + j;
+  while (f.step == f.inner && 2 * many * w <= LANES && 2 * many <= n && many)
+    many *= 2;
+  if (many > 1) dense(n, w, many, x, s);
+  else if (w == LANES) columns(n, LANES, x, f.step, s);
+  else columns(n, w, x, f.step, s);
+  to = (piece * f.outer + o) * f.inner + j;
+  for (long k = 0; k < w; k++)
+    if (f.pieces > 1) g.room[to + k] = s[k];
+    else g.out[to + k] = s[k];
+}
+
+#line 878 "chapters/tensors/activations.md"
+/* out[outer, inner] = x[outer, n, inner] folded along n */
+void fold_all(const struct fold *f, const REAL *x, REAL *out) {
+  total room[ROOM];
+  struct job g = {*f, x, out, room};
+  long m = f->outer * f->inner, panels = (f->inner + LANES - 1) / LANES;
+  f->parallel(part, &g, f->outer * panels * f->pieces, f->threads);
+  for (long i = 0; i < m && f->pieces > 1; i++) {
+    for (long p = 1; p < f->pieces; p++)
+      room[i] = JOIN(room[i], room[p * m + i]);
+    out[i] = room[i];
+  }
+}

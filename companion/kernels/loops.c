@@ -1,0 +1,115 @@
+/* Tangled from activations: edit there, `make tangle`. sha256:b12e8e58680b */
+#line 533 "chapters/tensors/activations.md"
+#include <math.h>
+#include <string.h>
+
+#ifndef REAL
+#define REAL float
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+typedef void task(void *job, long i);
+typedef void pool(task *f, void *job, long n, long threads);
+typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
+                  long dx, long dy);
+/* m rows of n elements; steps of out, x and y from row to row, in a row */
+struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
+struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
+
+#line 553 "chapters/tensors/activations.md"
+/* some of the rows; of a lone row, some of its elements */
+static void part(void *job, long p) {
+  struct job g = *(struct job *)job;
+  long lone = g.w.m == 1, n = lone ? g.w.n : g.w.m;
+  long i = n * p / g.w.parts, end = n * (p + 1) / g.w.parts;
+  long *to = lone ? g.w.step : g.w.row;
+  for (; i < end; i += lone ? end - i : 1)
+    g.f(lone ? end - i : g.w.n, g.out + i * to[0], g.x + i * to[1],
+        g.y + i * to[2], g.w.step[1], g.w.step[2]);
+}
+
+static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
+                const REAL *y) {
+  struct job g = {*w, f, out, x, y};
+  w->parallel(part, &g, w->parts, w->parts);
+}
+
+#line 574 "chapters/tensors/activations.md"
+#define EACH for (long i = 0; i < n; i++)
+#define LOOP(name, code)                                              \
+  static void name##_row(long n, REAL *out, const REAL *x,            \
+                         const REAL *y, long dx, long dy) {           \
+    REAL a = *x, b = *y;                                              \
+    if (!dx) EACH b = y[i], out[i] = code;                            \
+    else if (!dy) EACH a = x[i], out[i] = code;                       \
+    else EACH a = x[i], b = y[i], out[i] = code;                      \
+  }                                                                   \
+  void name(const struct walk *w, REAL *out, const REAL *x,           \
+            const REAL *y) { run(name##_row, w, out, x, y); }
+
+LOOP(add, a + b)
+LOOP(subtract, a - b)
+LOOP(multiply, a * b)
+LOOP(divide, a / b)
+
+#line 607 "chapters/tensors/activations.md"
+enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
+       BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
+typedef __typeof__(__builtin_choose_expr(WIDE, 0l, 0)) whole;
+
+static INLINE whole bits(REAL x) {
+  whole k;
+  memcpy(&k, &x, sizeof k);
+  return k;
+}
+
+/* 2^k, where that is a normal number */
+static INLINE REAL power(whole k) {
+  REAL x;
+  k = (k + BIAS) << DIGITS;
+  memcpy(&x, &k, sizeof x);
+  return x;
+}
+
+#line 629 "chapters/tensors/activations.md"
+/* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
+static INLINE REAL exponential(REAL x) {
+  const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
+  const double most = WIDE ? 0x1.62e42fep-1 : 0x1.62e4p-1;
+  const REAL high = most, low = ln2 - most + tail;
+  const REAL magic = WIDE ? 0x1.8p52 : 0x1.8p23;
+  static const double c[] = {
+    1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800.,
+    1 / 362880., 1 / 40320., 1 / 5040., 1 / 720., 1 / 120., 1 / 24.,
+    1 / 6., 1 / 2.};
+  REAL k = x * (REAL)0x1.71547652b82fep0 + magic, p = c[13 - TERMS];
+  whole n = bits(k) - bits(magic), half = n >> 1;
+  k -= magic;
+  REAL r = x - k * high - k * low;
+#pragma GCC unroll 16
+  for (int j = 14 - TERMS; j < 12; j++) p = p * r + (REAL)c[j];
+  p = (1 + (r + r * r * p)) * power(half) * power(n - half);
+  return x > (WIDE ? 710 : 89) ? INFINITY : x < (WIDE ? -746 : -105) ? 0 : p;
+}
+LOOP(exponentiate, exponential(a))
+
+#line 979 "chapters/tensors/activations.md"
+/* its series near 0, less x; else 1 - erfc, by a fit to log erfc */
+static INLINE REAL error(REAL x) {
+  static const REAL near[] = {
+    -1.22905553e-9, 1.48071928e-8, -1.63658447e-7, 1.64621144e-6,
+    -1.49256504e-5, 1.2055333e-4, -8.54832702e-4, 5.22397763e-3,
+    -2.68661706e-2, 0.112837917, -0.376126389, 0.128379167};
+  static const REAL far[] = {
+    1.8657989e-4, -2.94923257e-3, 2.18428956e-2, -0.103114029,
+    -0.638139418, -1.12709084, -3.41474646e-4};
+  REAL t = x < 0 ? -x : x, p = near[0], q = far[0];
+  t = t > 4 ? 4 : t;
+#pragma GCC unroll 16
+  for (int j = 1; j < 12; j++) p = p * (t * t) + near[j];
+#pragma GCC unroll 16
+  for (int j = 1; j < 7; j++) q = q * t + far[j];
+  q = 1 - exponential(q);
+  return t < 1 ? x + x * p : x < 0 ? -q : q;
+}
+LOOP(error_function, WIDE ? erf(a) : error(a))

@@ -1,0 +1,59 @@
+"""Where nothing can be compiled or loaded, every kernel has a way round."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from companion import Tensor, blas, device, native
+from companion.dtype import float32
+
+LOADERS = {
+    "matrix products": lambda: blas.product.__wrapped__(float32),
+    "erf": lambda: device.erf_for.__wrapped__(float32),
+    "rows": lambda: device.row_copier.__wrapped__(),
+}
+X = np.linspace(-2, 2, 400 * 200, dtype="f4").reshape(400, 200)
+AT = np.arange(300) % 7
+WORK = {
+    "product": lambda: (Tensor(X) @ Tensor(X).T).numpy(),
+    "erf": lambda: Tensor(X[:9]).erf().numpy(),
+    "rows": lambda: Tensor(X)[Tensor(AT)].numpy(),
+}
+
+
+def refuse(*_):
+    raise OSError("failed to map segment from shared object")
+
+
+def refuse_to_compile(*_):
+    raise native.CompileError("no C compiler found")
+
+
+@pytest.fixture(params=[refuse, refuse_to_compile])
+def nothing_loads(request, monkeypatch):
+    """A machine that lets no compiled code in, or has no compiler."""
+    loaders = blas.product, device.erf_for, device.row_copier
+    expected = {name: work() for name, work in WORK.items()}
+    monkeypatch.setattr(blas, "TOLD", {})
+    if request.param is refuse:
+        monkeypatch.setattr(ctypes, "CDLL", refuse)
+    monkeypatch.setattr(native, "build", request.param)
+    for loader in loaders:
+        loader.cache_clear()
+    yield expected
+    for loader in loaders:
+        loader.cache_clear()
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_loader_says_what_happens_without_it(name, nothing_loads, capsys):
+    assert [LOADERS[name](), LOADERS[name]()] == [None, None]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and told[0].startswith(f"companion: {name} ")
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_the_way_round_gives_the_same(name, nothing_loads):
+    np.testing.assert_allclose(WORK[name](), nothing_loads[name],
+                               rtol=1e-4, atol=1e-5)

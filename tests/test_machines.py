@@ -1,0 +1,27 @@
+"""The machines that are played differ in what they are meant to differ."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from machines import beyond, levels, machine
+
+ASK = """
+import json
+from numpy._core._multiarray_umath import __cpu_features__ as has
+from companion.native import POOL, march
+print(json.dumps([march(), POOL.threads, [f for f in has if has[f]]]))
+"""
+
+
+@pytest.mark.parametrize("level", levels())
+def test_a_machine_is_what_it_plays(level):
+    told = machine(level)
+    shown = subprocess.check_output(
+        [sys.executable, "-c", ASK], env=os.environ | told, text=True
+    )
+    flag, threads, has = json.loads(shown)
+    assert flag.endswith(f"={level}") and not {*has} & {*beyond(level)}
+    assert threads == int(told["COMPANION_THREADS"])
