@@ -1,15 +1,18 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:3f38eb4ff5f6  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:a928495b17b7  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-# chapters/appendix/tangle.md:2590
+from companion import __version__
+
+# chapters/appendix/tangle.md:2863
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -18,25 +21,44 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2598
+# chapters/appendix/tangle.md:2871
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
-    if not argv or argv[0] not in COMMANDS:
-        wrong = f"no command {argv[0]!r}\n" if argv else ""
-        print(wrong + usage(), file=sys.stderr)
-        return 1
-    return import_module(COMMANDS[argv[0]]).main(argv[1:])
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:2], "--help"]
+    word, *rest = argv or [""]
+    if word in ANSWERS:
+        print(ANSWERS[word]())
+        return 0
+    if word not in COMMANDS:
+        print(unknown(word) + usage(), file=sys.stderr)
+        return 2
+    return import_module(COMMANDS[word]).main(rest)
 
 
-# chapters/appendix/tangle.md:2611
+# chapters/appendix/tangle.md:2885
+def unknown(word: str) -> str:
+    """What to say of a word that is no command; nothing of no word."""
+    near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
+    hint = f": did you mean {near[0]}?" if near else ""
+    return f"no command {word!r}{hint}\n" if word else ""
+
+
+# chapters/appendix/tangle.md:2896
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
     lines += [f"  {n:10} {purpose(m)}" for n, m in COMMANDS.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "COMMAND --help says more."])
 
 
-# chapters/appendix/tangle.md:2618
+# chapters/appendix/tangle.md:2903
+def version() -> str:
+    """What is installed."""
+    return f"companion {__version__}"
+
+
+# chapters/appendix/tangle.md:2911
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -45,16 +67,19 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/record.md:1460
+# chapters/appendix/tangle.md:2908
+ANSWERS = {"-h": usage, "--help": usage, "--version": version}
+
+# chapters/appendix/record.md:1540
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1925
+# chapters/tensors/blas.md:2240
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
-# chapters/appendix/tangle.md:2626
+# chapters/appendix/tangle.md:2919
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

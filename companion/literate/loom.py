@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:65dad6a6ae56
+# Tangled from weave: edit there, `make tangle`. sha256:fd090fa8383e
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -81,13 +81,13 @@ class Loom:
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1089
+    # chapters/appendix/weave.md:1088
     def files_after(self, count):
         """The bare files, tests included, that the first chapters make."""
         chapters = self.book.tangle_order[:count]
         return bare_files(replace(self.book, chapters=chapters))
 
-    # chapters/appendix/weave.md:1213
+    # chapters/appendix/weave.md:1212
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -107,7 +107,7 @@ class Loom:
         outputs = outputs_of(page)
         return hash_of(self.book.numbers, earlier, replacing, outputs)
 
-    # chapters/appendix/weave.md:1238
+    # chapters/appendix/weave.md:1237
     def outline(self):
         """What an index says: bare files, and who defines what where."""
         made = [(d.file, d.name, d.action, d.path, d.cell_index,
@@ -194,13 +194,13 @@ def hash_of(*parts):
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1245
+# chapters/appendix/weave.md:1244
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1250
+# chapters/appendix/weave.md:1249
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:2353585959b3
+# Tangled from weave: edit there, `make tangle`. sha256:0e16d768c414
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -13,7 +13,7 @@ from pygments.lexers import get_lexer_for_filename
 from sphinx.util.docutils import SphinxDirective
 
 from companion.literate.execute import ORIGIN_LINE
-from companion.literate.floors import FLOORS, floor
+from companion.literate.floors import FLOORS
 from companion.literate.loom import (
     LOOM,
     anchor_of,
@@ -185,18 +185,17 @@ class Modules(Index):
 # chapters/appendix/weave.md:1010
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
-    found = floor(file)
-    return len(FLOORS) if found is None else found
+    return LOOM.library.floors.get(file, len(FLOORS))
 
 
-# chapters/appendix/weave.md:1021
+# chapters/appendix/weave.md:1020
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:1027
+# chapters/appendix/weave.md:1026
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:5dd1043d28a5
+# Tangled from weave: edit there, `make tangle`. sha256:8b33c9c3ea38
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -209,7 +209,7 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1054
+# chapters/appendix/weave.md:1053
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -229,7 +229,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1097
+# chapters/appendix/weave.md:1096
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -241,7 +241,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1129
+# chapters/appendix/weave.md:1128
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -255,13 +255,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1146
+# chapters/appendix/weave.md:1145
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1151
+# chapters/appendix/weave.md:1150
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -272,20 +272,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1161
+# chapters/appendix/weave.md:1160
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1168
+# chapters/appendix/weave.md:1167
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1174
+# chapters/appendix/weave.md:1173
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -303,7 +303,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1259
+# chapters/appendix/weave.md:1258
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -313,7 +313,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1268
+# chapters/appendix/weave.md:1267
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -322,7 +322,7 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1350
+# chapters/appendix/weave.md:1349
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -330,7 +330,7 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1357
+# chapters/appendix/weave.md:1356
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -342,7 +342,7 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1374
+# chapters/appendix/weave.md:1373
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -363,18 +363,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1394
+# chapters/appendix/weave.md:1393
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1402
+# chapters/appendix/weave.md:1401
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1405
+# chapters/appendix/weave.md:1404
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -398,7 +398,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1432
+# chapters/appendix/weave.md:1431
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -408,7 +408,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1467
+# chapters/appendix/weave.md:1466
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     app.add_css_file("weave.css")

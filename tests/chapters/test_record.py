@@ -1,7 +1,9 @@
-# Tangled from record: edit there, `make tangle`. sha256:42e0cda719d5
+# Tangled from record: edit there, `make tangle`. sha256:731c8a0722c5
+import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
@@ -9,6 +11,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 from companion.literate.execute import (
     Room,
     cached,
+    check_claims,
     code_cells,
     execute,
     paired,
@@ -23,7 +26,7 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:261
+# chapters/appendix/record.md:275
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -42,7 +45,7 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:285
+# chapters/appendix/record.md:299
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -52,14 +55,14 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:294
+# chapters/appendix/record.md:308
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:300
+# chapters/appendix/record.md:314
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -75,7 +78,7 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:461
+# chapters/appendix/record.md:475
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -92,7 +95,7 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:710
+# chapters/appendix/record.md:724
 def is_free(file):
     """Whether one more may share a locked file."""
     try:
@@ -103,7 +106,7 @@ def is_free(file):
     return True
 
 
-# chapters/appendix/record.md:721
+# chapters/appendix/record.md:735
 def test_a_cell_that_is_alone_has_no_neighbour():
     with TemporaryDirectory() as folder, Room(Path(folder)) as room:
         for alone in (False, True, False):
@@ -116,7 +119,7 @@ def test_a_cell_that_is_alone_has_no_neighbour():
             assert not is_free(room.gate)
 
 
-# chapters/appendix/record.md:1105
+# chapters/appendix/record.md:1119
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -132,7 +135,7 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1255
+# chapters/appendix/record.md:1302
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -146,7 +149,7 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1330
+# chapters/appendix/record.md:1377
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -163,7 +166,37 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1879
+# chapters/appendix/record.md:1397
+def refusal(function, *arguments):
+    """What a function has against its arguments."""
+    try:
+        function(*arguments)
+    except SourceError as error:
+        return str(error)
+    return "none"
+
+
+# chapters/appendix/record.md:1407
+def test_a_false_claim_stops_the_reference():
+    text = """from companion.literate import claim
+claim("cheap", 1 > 0, "a cent", "a fortune")
+claim("fast", 2 > 3, "fast", "slow here")"""
+    timed, compared = cell(text, "timing"), cell(text)
+    with TemporaryDirectory() as folder:
+        book = write_book(folder, only=page("Only", "only.py", timed))
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE=""):
+            done = execute(book, "only")
+        with mock.patch.dict(os.environ, COMPANION_REFERENCE="this one"):
+            assert refusal(execute, book, "only") == (
+                "chapters/only.md:10: the claim fast does not hold, and "
+                "COMPANION_REFERENCE is set: mend the program or the "
+                "sentence; the page says 'slow here'")
+        book = write_book(folder, only=page("Only", "only.py", compared))
+        told = refusal(check_claims, book.chapter("only"), done)
+        assert "only.md:8: the claim cheap depends on what was" in told
+
+
+# chapters/appendix/record.md:1959
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -171,7 +204,7 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:2212
+# chapters/appendix/record.md:2292
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -189,7 +222,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2615
+# chapters/appendix/record.md:2695
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
