@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e04b64ccf0c3  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:94bf72fbcf6c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class Tensor:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
-    # chapters/gradients/autograd.md:1249
+    # chapters/gradients/autograd.md:1247
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         check_leaving(self)
@@ -1897,7 +1897,7 @@ def check_overwrite(x: Tensor) -> None:
                            f"memory, whose record would not know; {remedy}")
 
 
-# chapters/gradients/autograd.md:1259
+# chapters/gradients/autograd.md:1257
 def check_leaving(x: Tensor) -> None:
     """Refuse to drop a gradient in silence."""
     if x.requires_grad and RECORDING.get():
@@ -1907,7 +1907,7 @@ def check_leaving(x: Tensor) -> None:
             "say .detach() to leave the gradient behind")
 
 
-# chapters/gradients/autograd.md:1289
+# chapters/gradients/autograd.md:1292
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1924,7 +1924,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1632
+# chapters/gradients/autograd.md:1635
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1950,7 +1950,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1660
+# chapters/gradients/autograd.md:1663
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

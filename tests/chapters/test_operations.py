@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:b1aa8ee5ff4b
+# Tangled from operations: edit there, `make tangle`. sha256:2b1220332c7f
 from __future__ import annotations
 
 import math
@@ -335,7 +335,7 @@ def test_in_place_operators_write_where_the_tensor_lies():
     assert m.tolist() == [[2, 0], [0, 2]]
 
 
-# chapters/tensors/operations.md:3786
+# chapters/tensors/operations.md:3788
 def test_in_place_operators_refuse_what_does_not_fit():
     n, x, wide = arange(3), ones(3), ones(1).expand(3)
     for act in (lambda: operator.itruediv(n, 2), lambda: operator.iadd(n, .5),
@@ -347,7 +347,7 @@ def test_in_place_operators_refuse_what_does_not_fit():
     assert n.tolist() == [0, 1, 2] and x.tolist() == [1, 1, 1]
 
 
-# chapters/tensors/operations.md:3798
+# chapters/tensors/operations.md:3802
 def test_arrays_join_the_tensor_on_its_device():
     far, beside = Device(), np.array([1.0, 2.0])
     far.name = "far"
@@ -361,7 +361,7 @@ def test_arrays_join_the_tensor_on_its_device():
     assert x.tolist() == [2, 0]
 
 
-# chapters/tensors/operations.md:3814
+# chapters/tensors/operations.md:3818
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -383,7 +383,7 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3840
+# chapters/tensors/operations.md:3844
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]
