@@ -22,7 +22,7 @@ from companion.literate import growth, tangle as command, write as writing
 from companion.literate.floors import FLOORS
 from companion.literate.names import line_of, names_in
 from companion.literate.origin import annotate, origin
-from companion.literate.source import SourceError, read_book
+from companion.literate.source import Cell, SourceError, read_book
 from companion.literate.tangle import tangle
 from companion.literate.write import check, write
 from companion.timing import row_of
@@ -251,6 +251,11 @@ def test_a_function_may_be_called_top():
     ("cells", "told"),
     {
         (code("x = (1"),): "8: Python cannot read this: '(' was never closed",
+        (cell("x = (1"),): "7: Python cannot read this: '(' was never closed",
+        (code("return 1"),): "8: Python cannot read this: 'return' outside"
+        " function",
+        (cell("x = 1\n\ndef f(a, a): ..."),): "9: Python cannot read this:"
+        " duplicate argument 'a' in function definition",
         (VIEW, VIEW): "16: View is already defined at chapters/a.md:8:"
         " rename one of them or say `:replaces: View`",
         (VIEW, GROW, GROW): "26: View.first is already defined at"
@@ -775,6 +780,51 @@ def test_a_readers_notebooks_give_their_library(tmp_path):
     assert {f: plain(t) for f, t in mine.items()} == {
         f: plain(t) for f, t in ours.items()}
     assert "# a.ipynb[2]:3\n    def first" in mine["companion/view.py"]
+
+
+BROKEN = {
+    "def f(:": (1, "invalid syntax"),
+    "%time y = 1\nx = (y": (2, "'(' was never closed"),
+    "x = 1\nbreak": (2, "'break' outside loop"),
+    "x\0": (1, "source code string cannot contain null bytes"),
+}
+
+
+@pytest.mark.parametrize("source", BROKEN)
+def test_a_broken_cell_of_a_notebook(tmp_path, source):
+    book = save_book(tmp_path, a=("view.py", VIEW, cell("0")))
+    text = notebook(book.chapter("a")).replace('"0"', json.dumps(source))
+    (tmp_path / "a.ipynb").write_text(text)
+    line, problem = BROKEN[source]
+    assert told(tmp_path, "a.ipynb", "--out", "mine") == (
+        f"a.ipynb[2]:{line}: Python cannot read this: {problem}")
+    assert not (tmp_path / "mine").exists()
+
+
+IPYTHON = {
+    "%matplotlib inline\ny = 1": "\ny = 1",
+    "!pip install a \\\n  b (\ny = 1": "\n\ny = 1",
+    "for f in files:\n    !cat {f}": "for f in files:\n    pass",
+    "y = !ls don't\ny?\n?y": "",
+    "await y": "await y",
+    "    y = 1": "y = 1",
+    "y = ('%s'\n     % y)\n%time y": "y = ('%s'\n     % y)\n",
+    ">>> y = 1": "",
+    "%%time\nimport re": "\nimport re",
+    "%%bash\nls -l $HOME": "",
+}
+
+
+@pytest.mark.parametrize("source", IPYTHON)
+def test_what_ipython_reads_is_no_error(source):
+    found = command.readable(Cell("a", "a.md", 0, 1, source)).source
+    left = re.sub(r"(?m)^pass$", "", found)
+    assert left.rstrip() == IPYTHON[source].rstrip()
+
+
+def test_a_page_may_show_an_error():
+    shown = Cell("a", "a.md", 0, 1, "def f(:", ("raises-exception",))
+    assert command.readable(shown).source == ""
 
 
 def test_a_reader_without_the_book_gets_a_library_too(tmp_path):

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:545a9ab4cf67
+# Tangled from tangle: edit there, `make tangle`. sha256:2bd5f69780e1
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
@@ -57,21 +57,25 @@ class Piece:
 @cache
 def parse(cell: Cell) -> list[ast.stmt]:
     """The statements of a cell."""
+    flags = 0 if cell.target else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
-        return ast.parse(cell.source).body
-    except SyntaxError as error:
-        message = f"Python cannot read this: {error.msg}"
-        raise cell.error(error.lineno or 1, message) from None
+        tree = ast.parse(cell.source)
+        compile(tree, cell.path, "exec", flags, dont_inherit=True)
+        return tree.body
+    except (SyntaxError, ValueError) as error:
+        what, line = getattr(error, "msg", error), getattr(error, "lineno", 1)
+        message = f"Python cannot read this: {what}"
+        raise cell.error(line or 1, message) from None
 
 
-# chapters/appendix/tangle.md:982
+# chapters/appendix/tangle.md:988
 def pieces(cell: Cell) -> list[Piece]:
     """The statements of a cell, each with its text."""
     lines = cell.source.split("\n")
     return cut(cell, lines, parse(cell), 0, len(lines), "")
 
 
-# chapters/appendix/tangle.md:988
+# chapters/appendix/tangle.md:994
 def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     """Cut lines[start:stop] into the pieces that `nodes` span."""
     found: list[Piece] = []
@@ -92,13 +96,13 @@ def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     return found
 
 
-# chapters/appendix/tangle.md:1008
+# chapters/appendix/tangle.md:1014
 def deepest(piece: Piece) -> Piece:
     """The piece that ends the text of `piece`."""
     return deepest(piece.body[-1]) if piece.body else piece
 
 
-# chapters/appendix/tangle.md:1019
+# chapters/appendix/tangle.md:1025
 def open_class(piece: Piece, lines: list[str], owner: str) -> None:
     """Separate the head of a class from its members."""
     node = piece.node
@@ -110,7 +114,7 @@ def open_class(piece: Piece, lines: list[str], owner: str) -> None:
                          node.end_lineno, inside)
 
 
-# chapters/appendix/tangle.md:1030
+# chapters/appendix/tangle.md:1036
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
     values = [*node.bases, *(word.value for word in node.keywords)]
@@ -122,7 +126,7 @@ def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     return at
 
 
-# chapters/appendix/tangle.md:1047
+# chapters/appendix/tangle.md:1053
 def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     """What a statement defines, members and table entries included."""
     if isinstance(node, BLOCKS):
@@ -134,7 +138,7 @@ def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     return [owner + ast.unparse(target) for target in targets]
 
 
-# chapters/appendix/tangle.md:1058
+# chapters/appendix/tangle.md:1064
 def leaves(target: ast.expr) -> list[ast.expr]:
     """The single targets of an assignment."""
     if isinstance(target, ast.Starred):
@@ -144,7 +148,7 @@ def leaves(target: ast.expr) -> list[ast.expr]:
     return [target]
 
 
-# chapters/appendix/tangle.md:1067
+# chapters/appendix/tangle.md:1073
 def function_names(node) -> list[str]:
     """A function's name; none for what Python expects to be repeated."""
     for decorator in node.decorator_list:
@@ -156,7 +160,7 @@ def function_names(node) -> list[str]:
     return [] if node.name == "_" else [node.name]
 
 
-# chapters/appendix/tangle.md:1089
+# chapters/appendix/tangle.md:1095
 def table_entries(piece: Piece) -> list[str]:
     """The entries of a table that is written as a whole."""
     table = getattr(piece.node, "value", None)
@@ -166,14 +170,14 @@ def table_entries(piece: Piece) -> list[str]:
     return [f"{piece.names[0]}[{key}]" for key in keys]
 
 
-# chapters/appendix/tangle.md:1098
+# chapters/appendix/tangle.md:1104
 def decorated(piece: Piece, name: str) -> bool:
     """Whether a definition's first decorator is `@name`."""
     marks = getattr(piece.node, "decorator_list", [])
     return bool(marks) and ast.unparse(marks[0]) == name
 
 
-# chapters/appendix/tangle.md:1104
+# chapters/appendix/tangle.md:1110
 def without_decorator(piece: Piece) -> Piece:
     """The piece without the line of its first decorator."""
     at = piece.node.decorator_list[0].lineno - piece.first
@@ -182,7 +186,7 @@ def without_decorator(piece: Piece) -> Piece:
     return piece
 
 
-# chapters/appendix/tangle.md:1136
+# chapters/appendix/tangle.md:1142
 class Layout:
     """Writes pieces one below the other and says where they came from."""
 
@@ -204,7 +208,7 @@ class Layout:
         if self.next:
             self.next = (self.next[0], self.next[1] + 1)
 
-    # chapters/appendix/tangle.md:1164
+    # chapters/appendix/tangle.md:1170
     def add(self, body: list[Piece], depth: int = 0) -> "Layout":
         """All the pieces of a module or of a class."""
         previous = None
@@ -230,7 +234,7 @@ class Layout:
         self.spans[id(piece)] = (begin, len(self.lines))
 
 
-# chapters/appendix/tangle.md:1193
+# chapters/appendix/tangle.md:1199
 def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     """How many blank lines stand between two pieces."""
     if previous is None:
@@ -243,7 +247,7 @@ def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     return max(own if same else 1, int(previous.docstring))
 
 
-# chapters/appendix/tangle.md:1205
+# chapters/appendix/tangle.md:1211
 def alone(piece: Piece) -> Layout:
     """The layout of one piece of a module."""
     return Layout().add([piece])
