@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:793f74ff073e  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:6abd52840848  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2931
+# chapters/appendix/tangle.md:2967
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2935
+# chapters/appendix/tangle.md:2971
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
@@ -24,7 +24,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2946
+# chapters/appendix/tangle.md:2982
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
