@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:eef2aae94776  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:fc76772119ec  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -404,11 +404,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2268
+# chapters/tensors/operations.md:2269
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2271
+# chapters/tensors/operations.md:2272
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -424,11 +424,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2308
+# chapters/tensors/operations.md:2309
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2311
+# chapters/tensors/operations.md:2312
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:06d1c6fdde3c  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:98d70d970b62  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2949
+# chapters/tensors/operations.md:2950
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2946
+# chapters/tensors/operations.md:2947
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/operations.md:1227
@@ -378,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1719
+    # chapters/tensors/operations.md:1720
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1735
+    # chapters/tensors/operations.md:1736
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1761
+    # chapters/tensors/operations.md:1762
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1796
+    # chapters/tensors/operations.md:1797
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -446,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1858
+    # chapters/tensors/operations.md:1859
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -465,14 +465,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1921
+    # chapters/tensors/operations.md:1922
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1959
+    # chapters/tensors/operations.md:1960
     def maximum(self, other: Any) -> Tensor:
         return larger(self, required(other, self))
 
@@ -488,7 +488,7 @@ class Tensor:
         return low if max is None else smaller(
             low, required(max, self), tie=0)
 
-    # chapters/tensors/operations.md:1986
+    # chapters/tensors/operations.md:1987
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,7 +514,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2043
+    # chapters/tensors/operations.md:2044
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self)
@@ -530,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2086
+    # chapters/tensors/operations.md:2087
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -543,7 +543,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2222
+    # chapters/tensors/operations.md:2223
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -551,7 +551,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2497
+    # chapters/tensors/operations.md:2498
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -575,13 +575,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2544
+    # chapters/tensors/operations.md:2545
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2554
+    # chapters/tensors/operations.md:2555
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -595,7 +595,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2590
+    # chapters/tensors/operations.md:2591
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -615,7 +615,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2816
+    # chapters/tensors/operations.md:2817
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,7 +631,7 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2860
+    # chapters/tensors/operations.md:2861
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         if self.size and self.buffer.view.repeats:
@@ -645,7 +645,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2892
+    # chapters/tensors/operations.md:2893
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -678,7 +678,7 @@ class Tensor:
                              born=version(self)) if told else None
         return self
 
-    # chapters/tensors/operations.md:2971
+    # chapters/tensors/operations.md:2972
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -693,7 +693,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:3004
+    # chapters/tensors/operations.md:3005
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -717,7 +717,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:3034
+    # chapters/tensors/operations.md:3035
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -743,7 +743,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3120
+    # chapters/tensors/operations.md:3121
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -764,7 +764,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3174
+    # chapters/tensors/operations.md:3175
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -774,7 +774,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3198
+    # chapters/tensors/operations.md:3199
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1228,17 +1228,18 @@ def quotient(x: Any, y: Any) -> Tensor:
     dtype = dtype if dtype.is_float else float32
     numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
     wide = promote(dtype, float32) if numbers else dtype
-    x, y = [as_tensor(t, wide, home(x, y), shape) for t in (x, y)]
+    device = home(x, y)
+    x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1824
+# chapters/tensors/operations.md:1825
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1829
+# chapters/tensors/operations.md:1830
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1246,13 +1247,13 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1836
+# chapters/tensors/operations.md:1837
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1843
+# chapters/tensors/operations.md:1844
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1264,7 +1265,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1895
+# chapters/tensors/operations.md:1896
 def required(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, *beside)
@@ -1274,7 +1275,7 @@ def required(value: Any, *beside: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1904
+# chapters/tensors/operations.md:1905
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     a, b = required(a, condition, b), required(b, condition, a)
@@ -1288,36 +1289,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1928
+# chapters/tensors/operations.md:1929
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1939
+# chapters/tensors/operations.md:1940
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1944
+# chapters/tensors/operations.md:1945
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1950
+# chapters/tensors/operations.md:1951
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2026
+# chapters/tensors/operations.md:2027
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2029
+# chapters/tensors/operations.md:2030
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1326,13 +1327,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2072
+# chapters/tensors/operations.md:2073
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2077
+# chapters/tensors/operations.md:2078
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1340,7 +1341,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2109
+# chapters/tensors/operations.md:2110
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1348,34 +1349,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2116
+# chapters/tensors/operations.md:2117
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2121
+# chapters/tensors/operations.md:2122
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2126
+# chapters/tensors/operations.md:2127
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2130
+# chapters/tensors/operations.md:2131
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2134
+# chapters/tensors/operations.md:2135
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2146
+# chapters/tensors/operations.md:2147
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1392,7 +1393,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2164
+# chapters/tensors/operations.md:2165
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1400,7 +1401,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2171
+# chapters/tensors/operations.md:2172
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1412,7 +1413,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2195
+# chapters/tensors/operations.md:2196
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1421,14 +1422,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2203
+# chapters/tensors/operations.md:2204
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2211
+# chapters/tensors/operations.md:2212
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1438,7 +1439,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2345
+# chapters/tensors/operations.md:2346
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1465,7 +1466,7 @@ class Generator:
             return "GENERATOR"
         return super().__reduce_ex__(protocol)
 
-    # chapters/tensors/operations.md:2376
+    # chapters/tensors/operations.md:2377
     def advance(self, numbers: int) -> list[int]:
         """The key of so many numbers, which are nobody else's now."""
         with DRAWING:
@@ -1488,11 +1489,11 @@ os.register_at_fork(before=DRAWING.acquire,
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2407
+# chapters/tensors/operations.md:2408
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2410
+# chapters/tensors/operations.md:2411
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1510,7 +1511,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2429
+# chapters/tensors/operations.md:2430
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1522,7 +1523,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2440
+# chapters/tensors/operations.md:2441
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1535,7 +1536,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2477
+# chapters/tensors/operations.md:2478
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1545,13 +1546,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2537
+# chapters/tensors/operations.md:2538
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2568
+# chapters/tensors/operations.md:2569
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1562,11 +1563,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2626
+# chapters/tensors/operations.md:2627
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2629
+# chapters/tensors/operations.md:2630
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1583,7 +1584,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2653
+# chapters/tensors/operations.md:2654
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1606,7 +1607,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2686
+# chapters/tensors/operations.md:2687
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1619,7 +1620,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2702
+# chapters/tensors/operations.md:2703
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1640,14 +1641,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2733
+# chapters/tensors/operations.md:2734
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2739
+# chapters/tensors/operations.md:2740
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1655,7 +1656,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2748
+# chapters/tensors/operations.md:2749
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
@@ -1679,7 +1680,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2775
+# chapters/tensors/operations.md:2776
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1692,7 +1693,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2787
+# chapters/tensors/operations.md:2788
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1701,7 +1702,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2797
+# chapters/tensors/operations.md:2798
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1717,7 +1718,7 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2878
+# chapters/tensors/operations.md:2879
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value, x), x.ndim - mask.ndim
@@ -1730,7 +1731,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3064
+# chapters/tensors/operations.md:3065
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1739,7 +1740,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3084
+# chapters/tensors/operations.md:3085
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1759,14 +1760,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3103
+# chapters/tensors/operations.md:3104
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3165
+# chapters/tensors/operations.md:3166
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1774,7 +1775,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3188
+# chapters/tensors/operations.md:3189
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1783,7 +1784,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3220
+# chapters/tensors/operations.md:3221
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
