@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:e52f899a45f3  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:fd14af43689b  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1957
-    @property
+    # chapters/tensors/blas.md:1955
+    @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; NumPy is asked once."""
-        if self.start is None:
-            self.start = self.memory.__array_interface__["data"][0]
-        return self.start
+        return self.memory.__array_interface__["data"][0]
 
     # chapters/tensors/arrays.md:115
     @property
@@ -52,9 +50,6 @@ class Storage:
     # chapters/tensors/arrays.md:1168
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
-
-    # chapters/tensors/blas.md:1955
-    start: int | None = None
 
     # chapters/gradients/autograd.md:370
     version = 0
