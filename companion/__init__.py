@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:075a5a2a2044  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:31e0e8cfb18c  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1919
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1725
+# chapters/tensors/activations.md:1741
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
 EXPORTS["silu"] = "companion.activations"
 
-# chapters/tensors/layers.md:1511
+# chapters/tensors/layers.md:1512
 EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:995
+# chapters/tensors/losses.md:996
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
