@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d5cefe5ee72d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:cb19aa3d23cc  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import math
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -389,7 +390,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1584
+# chapters/gradients/gpu.md:1588
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -598,6 +599,9 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1575
+# chapters/gradients/gpu.md:1576
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
+os.register_at_fork(before=MAKING.acquire,
+                    after_in_parent=MAKING.release,
+                    after_in_child=MAKING.release)
