@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:76577cefa3cd  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:3af8be4ef71a  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2955
+# chapters/tensors/operations.md:2956
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2952
+# chapters/tensors/operations.md:2953
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/operations.md:1227
@@ -631,10 +631,10 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2868
+    # chapters/tensors/operations.md:2869
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
-        check_writable(self)
+        check_apart(self)
         found = operand(value, self)
         if found is None:
             found = Tensor(value, self.dtype, self.device)
@@ -642,7 +642,7 @@ class Tensor:
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2897
+    # chapters/tensors/operations.md:2898
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -655,7 +655,7 @@ class Tensor:
             raise TypeError(
                 "x[tensor] = value: an index may repeat, so the order of "
                 "writing would matter; use where, or x[mask] = value")
-        check_writable(self)
+        check_apart(self)
         basic(self, entries).assign(value)
 
     # chapters/gradients/autograd.md:1166
@@ -676,7 +676,7 @@ class Tensor:
                              born=version(self)) if told else None
         return self
 
-    # chapters/tensors/operations.md:2977
+    # chapters/tensors/operations.md:2978
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -691,7 +691,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:3010
+    # chapters/tensors/operations.md:3011
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -715,7 +715,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:3040
+    # chapters/tensors/operations.md:3041
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -741,7 +741,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3126
+    # chapters/tensors/operations.md:3127
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -762,7 +762,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3180
+    # chapters/tensors/operations.md:3181
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -772,7 +772,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3204
+    # chapters/tensors/operations.md:3205
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1717,14 +1717,15 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
 
 
 # chapters/tensors/operations.md:2859
-def check_writable(x: Tensor) -> None:
+def check_apart(x: Tensor) -> None:
+    """Refuse to write where one element stands at several places."""
     if x.buffer.view.repeats:
         raise ValueError(
             f"assign: several elements of this {x.shape} view "
             f"share memory; .clone() it first")
 
 
-# chapters/tensors/operations.md:2883
+# chapters/tensors/operations.md:2884
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value, x), x.ndim - mask.ndim
@@ -1737,7 +1738,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3070
+# chapters/tensors/operations.md:3071
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1746,7 +1747,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3090
+# chapters/tensors/operations.md:3091
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1766,14 +1767,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3109
+# chapters/tensors/operations.md:3110
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3171
+# chapters/tensors/operations.md:3172
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1781,7 +1782,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3194
+# chapters/tensors/operations.md:3195
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1790,7 +1791,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3226
+# chapters/tensors/operations.md:3227
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
