@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PY      = .venv/bin/python
 PYTEST  = $(PY) -m pytest -q -rs -n auto --maxprocesses 4 --dist loadfile
-SITE    = _build/site.built
+SITE    = _build/html/.built
 SOURCES = $(shell find 2>/dev/null chapters site intro.md _config.yml _toc.yml \
             companion/*/*.py companion/*.py requirements.txt \
             _build/executed/*.ipynb -not -path '*/__pycache__*')
@@ -15,7 +15,7 @@ help: ## list the verbs
 
 book: tangle ## set up, tangle, execute what changed, build the site
 	$(PY) -m companion execute
-	@$(MAKE) --no-print-directory $(SITE)
+	@$(MAKE) -s $(SITE)
 	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
 
 test: book ## every test: tools, library, notebooks, pages
