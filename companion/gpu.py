@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:17182a1a2ddf
+# Tangled from gpu: edit there, `make tangle`. sha256:d041b9bf46f3
 from __future__ import annotations
 
 import functools
@@ -705,11 +705,11 @@ def columns(batch: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-# chapters/gradients/gpu.md:2106
+# chapters/gradients/gpu.md:2108
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2109
+# chapters/gradients/gpu.md:2111
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -726,7 +726,7 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2128
+# chapters/gradients/gpu.md:2130
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -749,7 +749,7 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2153
+# chapters/gradients/gpu.md:2155
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -765,7 +765,7 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2168
+# chapters/gradients/gpu.md:2170
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     try:

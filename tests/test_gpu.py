@@ -404,7 +404,7 @@ def test_folds_have_no_races(how, kept, along):
 
 def test_scatter_has_no_races():
     """Rows that want one place add to it one after the other."""
-    x, out = draw((8, 3), float32), np.zeros((4, 3), np.float32)
+    x, out = draw((8, 3), float32), np.zeros((4, 3))  # sums in double
     index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(3, np.int64)
     seen = trace(program(Emulator(), float32), "scatter", 1, 256,
                  walk((8, 3), (0, 1), (1, 0), (3, 1)), np.int64(4),

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:a1c18339708a
+# Tangled from gpu: edit there, `make tangle`. sha256:7fd4f8c839f1
 from __future__ import annotations
 
 import copy
@@ -104,7 +104,7 @@ def test_a_batch_is_not_there_before_it_arrived():
     assert tensor.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/gpu.md:2216
+# chapters/gradients/gpu.md:2218
 def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     """Run `op` here and there, on what is seen through a strange view."""
     found = []
@@ -116,7 +116,7 @@ def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     assert np.allclose(*found, rtol=1e-6), op
 
 
-# chapters/gradients/gpu.md:2231
+# chapters/gradients/gpu.md:2233
 def test_every_kernel_agrees_with_the_cpu():
     random = np.random.default_rng(0)
     x, y = random.uniform(0.5, 2, (2, 5, 5)).astype(np.float32)
@@ -135,7 +135,7 @@ def test_every_kernel_agrees_with_the_cpu():
     both(WRITE, x.copy(), y)
 
 
-# chapters/gradients/gpu.md:2253
+# chapters/gradients/gpu.md:2255
 def test_a_wrong_index_costs_one_operation_and_not_the_device():
     table = Tensor([[1.0], [2.0]]).to("emulated")
     for wrong in (2, -3):
@@ -144,7 +144,7 @@ def test_a_wrong_index_costs_one_operation_and_not_the_device():
     assert table.sum().item() == 3
 
 
-# chapters/gradients/gpu.md:2262
+# chapters/gradients/gpu.md:2264
 def test_operands_must_be_on_one_device():
     x = Tensor([1.0])
     assert ".to(device)" in complaint(
