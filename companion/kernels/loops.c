@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:bd076b5b3284 */
+/* Tangled from activations: edit there, `make tangle`. sha256:afc21e3179c2 */
 #line 533 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -97,18 +97,18 @@ LOOP(exponentiate, exponential(a))
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
-    7.88152667e-5, -8.01856286e-4, 5.18927833e-3, -2.68543104e-2,
-    0.11283597, -0.376126268, 0.128379166};
+    -7.62788428e-6, 1.04242343e-4, -8.3461737e-4, 5.20973019e-3,
+    -2.68606448e-2, 0.112836856, -0.376126311, 0.128379166};
   static const REAL far[] = {
-    1.56560937e-5, -4.00183328e-5, -1.50578132e-3, 1.02685859e-2,
-    -7.07508519e-3, -6.55097933e-2, -0.142949384, 1.00037601};
+    1.73542732e-4, -2.73167707e-3, 1.41093297e-2, -1.4172429e-2,
+    -5.77689775e-2, -0.147566572, 1.00153878};
   REAL t = x < 0 ? -x : x, p = near[0], q = far[0];
   t = t > 4 ? 4 : t;
 #pragma GCC unroll 16
-  for (int j = 1; j < 7; j++) p = p * (t * t) + near[j];
+  for (int j = 1; j < 8; j++) p = p * (t * t) + near[j];
 #pragma GCC unroll 16
-  for (int j = 1; j < 8; j++) q = q * t + far[j];
+  for (int j = 1; j < 7; j++) q = q * t + far[j];
   q *= q, q *= q, q = 1 - q * q;
-  return t < 1 ? x + x * p : x < 0 ? -q : q;
+  return t < 1.25f ? x + x * p : x < 0 ? -q : q;
 }
 LOOP(error_function, WIDE ? erf(a) : error(a))
