@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:eb3e1306a467  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:da9831d91ad4  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -358,6 +358,6 @@ class Timed:
 # chapters/gradients/mnist.md:668
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2188
+# chapters/gradients/gpu.md:2190
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")
