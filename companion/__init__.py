@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:8f6aae578edd  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:180a9545b486  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:3237
+# chapters/tensors/operations.md:3239
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -44,27 +44,27 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1919
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1725
+# chapters/tensors/activations.md:1741
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
 EXPORTS["silu"] = "companion.activations"
 
-# chapters/tensors/layers.md:1511
+# chapters/tensors/layers.md:1512
 EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:995
+# chapters/tensors/losses.md:996
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:2292
+# chapters/gradients/autograd.md:2305
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"
 
-# chapters/gradients/optimizers.md:1439
+# chapters/gradients/optimizers.md:1430
 EXPORTS |= dict.fromkeys((
     "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
 
@@ -74,14 +74,14 @@ EXPORTS |= dict.fromkeys((
     "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
     "warmup_cosine"), "companion.training")
 
-# chapters/gradients/data.md:2641
+# chapters/gradients/data.md:2648
 EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:2274
+# chapters/gradients/gpu.md:2278
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:aca6c8628ddb  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:fd14af43689b  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Storage:
     def nbytes(self) -> int:
         return self.memory.nbytes
 
-    @property
+    @functools.cached_property
     def bytes(self) -> np.ndarray:
         """The memory one byte after another."""
         return self.memory.reshape(-1).view(np.uint8)

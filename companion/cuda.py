@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:bb5139ac1356  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:bd78f028b063  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -195,7 +195,7 @@ class Emulator:
         return Program(source, flags, lambda name: functools.partial(
             run_grid, source, library, self.order, name))
 
-    # chapters/gradients/gpu.md:136
+    # chapters/gradients/gpu.md:137
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -214,12 +214,12 @@ class Emulator:
     def copy(self, target: int, source: int, nbytes: int) -> None:
         ctypes.memmove(target, source, nbytes)
 
-    # chapters/gradients/gpu.md:174
+    # chapters/gradients/gpu.md:175
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1473
+    # chapters/gradients/gpu.md:1474
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -231,12 +231,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1788
+    # chapters/gradients/gpu.md:1792
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1927
+    # chapters/gradients/gpu.md:1931
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -473,7 +473,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:84
+    # chapters/gradients/gpu.md:85
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -498,7 +498,7 @@ class Card:
             runtime.memcpyAsync(target, source, nbytes,
                                 runtime.memcpyDefault, stream.ptr)
 
-    # chapters/gradients/gpu.md:1425
+    # chapters/gradients/gpu.md:1426
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -513,7 +513,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1699
+    # chapters/gradients/gpu.md:1703
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -521,13 +521,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1795
+    # chapters/gradients/gpu.md:1799
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1885
+    # chapters/gradients/gpu.md:1889
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -536,7 +536,7 @@ class Card:
     # copies under way: event, memory they read, memory they write
     sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1899
+    # chapters/gradients/gpu.md:1903
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -649,7 +649,7 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1385
+# chapters/gradients/gpu.md:1386
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -666,7 +666,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1401
+# chapters/gradients/gpu.md:1402
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -676,7 +676,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1414
+# chapters/gradients/gpu.md:1415
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -686,7 +686,7 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1446
+# chapters/gradients/gpu.md:1447
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -703,14 +703,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1462
+# chapters/gradients/gpu.md:1463
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1762
+# chapters/gradients/gpu.md:1766
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -724,7 +724,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1775
+# chapters/gradients/gpu.md:1779
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:c9c4417ea6c8
+# Tangled from data: edit there, `make tangle`. sha256:fb19a2f4eeee
 from __future__ import annotations
 
 import contextlib
@@ -464,11 +464,11 @@ def travels(error: Exception) -> bool:
         return False
 
 
-# chapters/gradients/data.md:1246
+# chapters/gradients/data.md:1253
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1249
+# chapters/gradients/data.md:1256
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -483,7 +483,7 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1351
+# chapters/gradients/data.md:1358
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -510,17 +510,17 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1387
+# chapters/gradients/data.md:1394
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1391
+# chapters/gradients/data.md:1398
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1399
+# chapters/gradients/data.md:1406
 def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if packed and name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -538,7 +538,7 @@ def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1425
+# chapters/gradients/data.md:1432
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -563,7 +563,7 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1464
+# chapters/gradients/data.md:1471
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -579,7 +579,7 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1483
+# chapters/gradients/data.md:1490
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -593,7 +593,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1500
+# chapters/gradients/data.md:1507
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -615,7 +615,7 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}{holdings(name)}")
 
 
-# chapters/gradients/data.md:1545
+# chapters/gradients/data.md:1552
 def folder_of_yours() -> Path | None:
     """What COMPANION_DATA names; None if it is not set."""
     told = os.environ.get("COMPANION_DATA")
@@ -625,7 +625,7 @@ def folder_of_yours() -> Path | None:
     return Path(told) if told else None
 
 
-# chapters/gradients/data.md:1554
+# chapters/gradients/data.md:1561
 def own(name: str) -> Path | None:
     """Where a file of the user's is, in one of the usual forms."""
     folder = folder_of_yours()
@@ -633,11 +633,11 @@ def own(name: str) -> Path | None:
     return next(filter(Path.exists, places), None)
 
 
-# chapters/gradients/data.md:1565
+# chapters/gradients/data.md:1572
 FOLDERS = {"mnist": ("mnist/", "MNIST/raw/", "MNIST/", "")}
 
 
-# chapters/gradients/data.md:1568
+# chapters/gradients/data.md:1575
 def usual_names(name: str) -> Iterator[str]:
     """The names under which a file may lie in a folder of the user's."""
     folder, _, file = name.partition("/")
@@ -647,7 +647,7 @@ def usual_names(name: str) -> Iterator[str]:
             yield place + form
 
 
-# chapters/gradients/data.md:1577
+# chapters/gradients/data.md:1584
 def holdings(name: str) -> str:
     """What lies where the user has files, for an error that looked there."""
     folder = folder_of_yours()
@@ -661,7 +661,7 @@ def holdings(name: str) -> str:
             f"{', '.join(found[:8]) or 'nothing'}{more}")
 
 
-# chapters/gradients/data.md:1594
+# chapters/gradients/data.md:1601
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -677,12 +677,12 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:1632
+# chapters/gradients/data.md:1639
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:1636
+# chapters/gradients/data.md:1643
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -697,7 +697,7 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:1652
+# chapters/gradients/data.md:1659
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -707,7 +707,7 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:1661
+# chapters/gradients/data.md:1668
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -719,7 +719,7 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1699
+# chapters/gradients/data.md:1706
 class ArraysOnly(pickle.Unpickler):
     """Reads pickles of plain values and NumPy arrays, and nothing else."""
 
@@ -732,7 +732,7 @@ class ArraysOnly(pickle.Unpickler):
                         f"no such thing")
 
 
-# chapters/gradients/data.md:1711
+# chapters/gradients/data.md:1718
 def cifar_records(data: bytes) -> bytes:
     """The records in a file of CIFAR-10's Python form."""
     try:
@@ -747,7 +747,7 @@ def cifar_records(data: bytes) -> bytes:
                         f"({type(error).__name__}: {error})") from None
 
 
-# chapters/gradients/data.md:1727
+# chapters/gradients/data.md:1734
 CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)],
          "test": ["test_batch"]}
 CIFAR_FORMS = (
@@ -755,7 +755,7 @@ CIFAR_FORMS = (
     ("cifar-10-python.tar.gz", "cifar-10-batches-py", "", cifar_records))
 
 
-# chapters/gradients/data.md:1734
+# chapters/gradients/data.md:1741
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and records of CIFAR-10's files: unpacked, or in a tar."""
     for _, folder, end, records in CIFAR_FORMS:
@@ -773,7 +773,7 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
             yield file, records(member.read())
 
 
-# chapters/gradients/data.md:1753
+# chapters/gradients/data.md:1760
 def unpacked_file(path: Path, records: Callable[[bytes], bytes]
                   ) -> Iterator[tuple[str, bytes]]:
     """The name of a file of the user's, and the records in it."""
@@ -786,11 +786,11 @@ def unpacked_file(path: Path, records: Callable[[bytes], bytes]
         raise DataError(f"{path}: {error}; mend it or remove it") from None
 
 
-# chapters/gradients/data.md:1767
+# chapters/gradients/data.md:1774
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:1770
+# chapters/gradients/data.md:1777
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -810,7 +810,7 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:1805
+# chapters/gradients/data.md:1812
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -820,7 +820,7 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:1814
+# chapters/gradients/data.md:1821
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -832,7 +832,7 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:1838
+# chapters/gradients/data.md:1845
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -848,7 +848,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:1855
+# chapters/gradients/data.md:1862
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -858,13 +858,13 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:1864
+# chapters/gradients/data.md:1871
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:1869
+# chapters/gradients/data.md:1876
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d5cefe5ee72d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:4b278ea8ec09  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import math
+import os
 import struct
 import threading
 from collections.abc import Callable
@@ -389,7 +390,7 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1584
+# chapters/gradients/gpu.md:1588
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -404,11 +405,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2273
+# chapters/tensors/operations.md:2269
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2276
+# chapters/tensors/operations.md:2272
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -424,11 +425,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2313
+# chapters/tensors/operations.md:2309
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2316
+# chapters/tensors/operations.md:2312
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -543,11 +544,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:895
+# chapters/tensors/activations.md:901
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:898
+# chapters/tensors/activations.md:904
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -566,17 +567,20 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:920
+# chapters/tensors/activations.md:926
+@functools.cache
+def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
+    """The fold in C; None where `dtype` has none."""
+    library = (compiled("kernels/folds.c", dtype, *flags)
+               if dtype in FLOATS else None)
+    return unchecked(library, "fold_all", 2) if library else None
+
+
+# chapters/tensors/activations.md:934
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
-    @functools.cache
-    def fold(dtype: DType) -> Callable[..., None] | None:
-        library = (compiled("kernels/folds.c", dtype, *flags)
-                   if dtype in FLOATS else None)
-        return unchecked(library, "fold_all", 2) if library else None
-
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        whole = fold(x.dtype)
+        whole = folder(x.dtype, *flags)
         job = whole and folding(x.view, out.view, POOL.threads)
         if whole and job:
             whole(job, x.address, out.address)
@@ -589,7 +593,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1005
+# chapters/tensors/activations.md:1021
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])
@@ -598,6 +602,9 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1575
+# chapters/gradients/gpu.md:1576
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
+os.register_at_fork(before=MAKING.acquire,
+                    after_in_parent=MAKING.release,
+                    after_in_child=MAKING.release)

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:65c98c82169d
+# Tangled from optimizers: edit there, `make tangle`. sha256:576b1c5d0685
 from __future__ import annotations
 
 import math
@@ -159,10 +159,10 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:990
+# chapters/gradients/optimizers.md:224
 def descend(p: Tensor, way: Tensor, rate: float) -> None:
-    """p -= way · rate, in the memory of p; the sign goes to the number."""
-    p.assign(p + way * -rate)
+    """p -= way · rate, in the memory of p."""
+    p.assign(p - way * rate)
 
 
 # chapters/gradients/optimizers.md:293
@@ -232,7 +232,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, *self.direction(p, m, s, group))
 
-    # chapters/gradients/optimizers.md:1000
+    # chapters/gradients/optimizers.md:992
     def direction(self, p: Tensor, m: Tensor, s: Tensor,
                   group: dict[str, Any]) -> tuple[Tensor, float]:
         """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.

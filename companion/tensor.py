@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:e04b64ccf0c3  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:3af8be4ef71a  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2954
+# chapters/tensors/operations.md:2956
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2951
+# chapters/tensors/operations.md:2953
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/operations.md:1227
@@ -177,7 +177,7 @@ class Tensor:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
-    # chapters/gradients/autograd.md:1249
+    # chapters/gradients/autograd.md:1247
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         check_leaving(self)
@@ -352,7 +352,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1634
+    # chapters/tensors/operations.md:1630
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -367,7 +367,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1670
+    # chapters/tensors/operations.md:1666
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -378,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1723
+    # chapters/tensors/operations.md:1720
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1739
+    # chapters/tensors/operations.md:1736
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1765
+    # chapters/tensors/operations.md:1762
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, floating(self))
 
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1800
+    # chapters/tensors/operations.md:1797
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -446,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return either(self > other, self == other)
 
-    # chapters/tensors/operations.md:1862
+    # chapters/tensors/operations.md:1859
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -465,30 +465,30 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1926
+    # chapters/tensors/operations.md:1922
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, beside(self, value), self)
 
-    # chapters/tensors/operations.md:1964
+    # chapters/tensors/operations.md:1960
     def maximum(self, other: Any) -> Tensor:
-        return larger(self, required(other, self.device))
+        return larger(self, required(other, self))
 
     def minimum(self, other: Any) -> Tensor:
-        return smaller(self, required(other, self.device))
+        return smaller(self, required(other, self))
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
         """Values below `min` become min, values above `max` max."""
         if min is None and max is None:
             raise ValueError("clamp: expected min, max or both, got none")
         low = self if min is None else larger(
-            self, required(min, self.device), tie=0)
+            self, required(min, self), tie=0)
         return low if max is None else smaller(
-            low, required(max, self.device), tie=0)
+            low, required(max, self), tie=0)
 
-    # chapters/tensors/operations.md:1991
+    # chapters/tensors/operations.md:1987
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,10 +514,10 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2048
+    # chapters/tensors/operations.md:2044
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
-        exponent = operand(exponent, self.device)
+        exponent = operand(exponent, self)
         if isinstance(exponent, (int, float)):
             x = self.cast(common(self, exponent))
             if exponent in PRODUCTS:
@@ -530,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2091
+    # chapters/tensors/operations.md:2087
     def __lshift__(self, other: Any) -> Tensor:
         return logical(doubled, self, other, "iu")
 
@@ -543,7 +543,7 @@ class Tensor:
     def __rrshift__(self, other: Any) -> Tensor:
         return logical(halved, other, self, "iu")
 
-    # chapters/tensors/operations.md:2227
+    # chapters/tensors/operations.md:2223
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
         return where(ahead(self) <= diagonal, self, False)
@@ -551,7 +551,7 @@ class Tensor:
     def triu(self, diagonal: int = 0) -> Tensor:
         return where(ahead(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2502
+    # chapters/tensors/operations.md:2498
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -575,13 +575,13 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2549
+    # chapters/tensors/operations.md:2545
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
         return narrowed(total / count(self, axis), self)
 
-    # chapters/tensors/operations.md:2559
+    # chapters/tensors/operations.md:2555
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
@@ -595,7 +595,7 @@ class Tensor:
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2595
+    # chapters/tensors/operations.md:2591
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
@@ -615,7 +615,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return mirror(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2821
+    # chapters/tensors/operations.md:2817
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,21 +631,18 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2865
+    # chapters/tensors/operations.md:2869
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
-        if self.size and self.buffer.view.repeats:
-            raise ValueError(
-                f"assign: several elements of this {self.shape} view "
-                f"share memory; .clone() it first")
-        found = operand(value, self.device)
+        check_apart(self)
+        found = operand(value, self)
         if found is None:
             found = Tensor(value, self.dtype, self.device)
         source = as_tensor(found, self.dtype, self.device, self.shape)
         Tensor.apply(WRITE, self, source)
         return self
 
-    # chapters/tensors/operations.md:2897
+    # chapters/tensors/operations.md:2898
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -658,6 +655,7 @@ class Tensor:
             raise TypeError(
                 "x[tensor] = value: an index may repeat, so the order of "
                 "writing would matter; use where, or x[mask] = value")
+        check_apart(self)
         basic(self, entries).assign(value)
 
     # chapters/gradients/autograd.md:1166
@@ -678,7 +676,7 @@ class Tensor:
                              born=version(self)) if told else None
         return self
 
-    # chapters/tensors/operations.md:2976
+    # chapters/tensors/operations.md:2978
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -693,7 +691,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:3009
+    # chapters/tensors/operations.md:3011
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -717,7 +715,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:3039
+    # chapters/tensors/operations.md:3041
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -743,7 +741,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3125
+    # chapters/tensors/operations.md:3127
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -764,7 +762,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3179
+    # chapters/tensors/operations.md:3181
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -774,7 +772,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3203
+    # chapters/tensors/operations.md:3205
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -797,7 +795,7 @@ class Tensor:
         a, b = self, other
         if not (isinstance(b, Tensor) and a.dtype is b.dtype
                 and a.device is b.device):
-            a, b = alike(a, required(b, a.device))
+            a, b = alike(a, required(b, a))
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
@@ -819,11 +817,11 @@ class Tensor:
         return self.matmul(other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return required(other, self.device).matmul(self)
+        return required(other, self).matmul(self)
 
     def dot(self, other: Tensor) -> Tensor:
         """The inner product of two vectors."""
-        other = required(other, self.device)
+        other = required(other, self)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: use @")
@@ -831,7 +829,7 @@ class Tensor:
 
     def outer(self, other: Tensor) -> Tensor:
         """All products of an element of self and one of other."""
-        other = required(other, self.device)
+        other = required(other, self)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"outer: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: flatten them")
@@ -888,7 +886,7 @@ class Tensor:
         x = x - top(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1019
+    # chapters/tensors/activations.md:1035
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, floating(self))
@@ -1163,87 +1161,83 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
 
 
 # chapters/tensors/operations.md:1591
-def operand(value: Any, device: Device = CPU) -> Any:
+def operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; None for anything else.
 
-    An array of NumPy's lies on no device, and is brought to `device`.
+    An array of NumPy's lies on no device: it is brought to where the
+    first tensor among those `beside` it is.
     """
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if isinstance(value, np.generic):
         return operand(value.item())
     if isinstance(value, np.ndarray):
-        return Tensor(value, device=device)
+        return Tensor(value, device=home(*beside))
     return None
 
 
-# chapters/tensors/operations.md:1605
-def operands(*values: Any) -> list[Any]:
-    """Each as an operand, arrays where the first tensor is."""
-    device = home(*values)
-    return [operand(value, device) for value in values]
-
-
-# chapters/tensors/operations.md:1613
+# chapters/tensors/operations.md:1608
 def fit(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
-            and x.dtype is y.dtype and x.shape == y.shape
+            and x.buffer.dtype is y.buffer.dtype
+            and x.buffer.view.shape == y.buffer.view.shape
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1620
+# chapters/tensors/operations.md:1616
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if fit(x, y):
         return Tensor.apply(op, x, y)
-    x, y = operands(x, y)
+    x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
         return NotImplemented
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1689
+# chapters/tensors/operations.md:1685
 def floating(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1694
+# chapters/tensors/operations.md:1690
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1699
+# chapters/tensors/operations.md:1695
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1706
+# chapters/tensors/operations.md:1702
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if fit(x, y) and x.dtype.is_float:
         return Tensor.apply(DIV, x, y)
-    x, y = operands(x, y)
+    x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
         return NotImplemented
     dtype, shape = meeting(outline(x), outline(y))
     dtype = dtype if dtype.is_float else float32
     numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
     wide = promote(dtype, float32) if numbers else dtype
-    x, y = [as_tensor(t, wide, home(x, y), shape) for t in (x, y)]
+    device = home(x, y)
+    x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1828
+# chapters/tensors/operations.md:1825
 def both(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1833
+# chapters/tensors/operations.md:1830
 def either(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1251,17 +1245,17 @@ def either(a: Tensor, b: Tensor) -> Tensor:
     return a + b - both(a, b)
 
 
-# chapters/tensors/operations.md:1840
+# chapters/tensors/operations.md:1837
 def exactly_one(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
 
 
-# chapters/tensors/operations.md:1847
+# chapters/tensors/operations.md:1844
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
-    x, y = operands(x, y)
+    x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
         return NotImplemented
     x, y = (x, y) if fit(x, y) else align(x, y)
@@ -1269,22 +1263,21 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1899
-def required(value: Any, device: Device = CPU) -> Any:
+# chapters/tensors/operations.md:1896
+def required(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
-    found = operand(value, device)
+    found = operand(value, *beside)
     if found is None:
         raise TypeError(f"expected a tensor or a number, got "
                         f"{value!r:.60}; make it a Tensor first")
     return found
 
 
-# chapters/tensors/operations.md:1908
+# chapters/tensors/operations.md:1905
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
-    device = home(condition, a, b)
-    condition = operand(condition, device)
-    a, b = required(a, device), required(b, device)
+    a, b = required(a, condition, b), required(b, condition, a)
+    condition = operand(condition, a, b)
     if getattr(condition, "dtype", None) is not bool_:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
@@ -1294,36 +1287,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1933
+# chapters/tensors/operations.md:1929
 def beside(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1944
+# chapters/tensors/operations.md:1940
 def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1949
+# chapters/tensors/operations.md:1945
 def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [mirror(x) for x in align(a, b)]
     return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1955
+# chapters/tensors/operations.md:1951
 def mirror(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2031
+# chapters/tensors/operations.md:2027
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2034
+# chapters/tensors/operations.md:2030
 def power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1332,13 +1325,13 @@ def power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2077
+# chapters/tensors/operations.md:2073
 def doubled(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2082
+# chapters/tensors/operations.md:2078
 def halved(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1346,7 +1339,7 @@ def halved(x: Tensor, times: Tensor) -> Tensor:
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2114
+# chapters/tensors/operations.md:2110
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
@@ -1354,34 +1347,34 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
     return as_tensor(value, dtype, device, sequence([shape])).clone()
 
 
-# chapters/tensors/operations.md:2121
+# chapters/tensors/operations.md:2117
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2126
+# chapters/tensors/operations.md:2122
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
     return full(sequence(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2131
+# chapters/tensors/operations.md:2127
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2135
+# chapters/tensors/operations.md:2131
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2139
+# chapters/tensors/operations.md:2135
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2151
+# chapters/tensors/operations.md:2147
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1398,7 +1391,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2169
+# chapters/tensors/operations.md:2165
 def natural(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
     if whole(n) < 0:
@@ -1406,7 +1399,7 @@ def natural(name: str, n: Any) -> int:
     return whole(n)
 
 
-# chapters/tensors/operations.md:2176
+# chapters/tensors/operations.md:2172
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
@@ -1418,7 +1411,7 @@ def linspace(start: float, stop: float, steps: int,
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2200
+# chapters/tensors/operations.md:2196
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
@@ -1427,14 +1420,14 @@ def eye(n: int, m: int | None = None, dtype: DType = float32,
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2208
+# chapters/tensors/operations.md:2204
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
     classes = arange(natural("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2216
+# chapters/tensors/operations.md:2212
 def ahead(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
@@ -1444,7 +1437,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2350
+# chapters/tensors/operations.md:2346
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1471,7 +1464,7 @@ class Generator:
             return "GENERATOR"
         return super().__reduce_ex__(protocol)
 
-    # chapters/tensors/operations.md:2381
+    # chapters/tensors/operations.md:2377
     def advance(self, numbers: int) -> list[int]:
         """The key of so many numbers, which are nobody else's now."""
         with DRAWING:
@@ -1494,11 +1487,11 @@ os.register_at_fork(before=DRAWING.acquire,
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2412
+# chapters/tensors/operations.md:2408
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2415
+# chapters/tensors/operations.md:2411
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
@@ -1516,7 +1509,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2434
+# chapters/tensors/operations.md:2430
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1528,7 +1521,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2445
+# chapters/tensors/operations.md:2441
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1541,7 +1534,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2482
+# chapters/tensors/operations.md:2478
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1551,13 +1544,13 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2542
+# chapters/tensors/operations.md:2538
 def count(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2573
+# chapters/tensors/operations.md:2569
 def spread(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
@@ -1568,11 +1561,11 @@ def spread(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2631
+# chapters/tensors/operations.md:2627
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2634
+# chapters/tensors/operations.md:2630
 def span(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1589,7 +1582,7 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2658
+# chapters/tensors/operations.md:2654
 def basic(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
@@ -1612,7 +1605,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2691
+# chapters/tensors/operations.md:2687
 def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1625,7 +1618,7 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2707
+# chapters/tensors/operations.md:2703
 def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1646,14 +1639,14 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2738
+# chapters/tensors/operations.md:2734
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2744
+# chapters/tensors/operations.md:2740
 def width(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1661,7 +1654,7 @@ def width(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2753
+# chapters/tensors/operations.md:2749
 def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
@@ -1685,7 +1678,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2780
+# chapters/tensors/operations.md:2776
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
@@ -1698,7 +1691,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/operations.md:2792
+# chapters/tensors/operations.md:2788
 def indexes(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1707,7 +1700,7 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2802
+# chapters/tensors/operations.md:2798
 def spelled_out(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1723,10 +1716,19 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2883
+# chapters/tensors/operations.md:2859
+def check_apart(x: Tensor) -> None:
+    """Refuse to write where one element stands at several places."""
+    if x.buffer.view.repeats:
+        raise ValueError(
+            f"assign: several elements of this {x.shape} view "
+            f"share memory; .clone() it first")
+
+
+# chapters/tensors/operations.md:2884
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
-    value, rest = required(value, x.device), x.ndim - mask.ndim
+    value, rest = required(value, x), x.ndim - mask.ndim
     ndim = value.ndim if isinstance(value, Tensor) else 0
     if mask.shape != x.shape[:mask.ndim] or ndim > rest:
         raise IndexError(
@@ -1736,7 +1738,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3069
+# chapters/tensors/operations.md:3071
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1745,7 +1747,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3089
+# chapters/tensors/operations.md:3091
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1765,14 +1767,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3108
+# chapters/tensors/operations.md:3110
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3170
+# chapters/tensors/operations.md:3172
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1780,7 +1782,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3193
+# chapters/tensors/operations.md:3195
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1789,7 +1791,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3225
+# chapters/tensors/operations.md:3227
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1897,7 +1899,7 @@ def check_overwrite(x: Tensor) -> None:
                            f"memory, whose record would not know; {remedy}")
 
 
-# chapters/gradients/autograd.md:1259
+# chapters/gradients/autograd.md:1257
 def check_leaving(x: Tensor) -> None:
     """Refuse to drop a gradient in silence."""
     if x.requires_grad and RECORDING.get():
@@ -1907,7 +1909,7 @@ def check_leaving(x: Tensor) -> None:
             "say .detach() to leave the gradient behind")
 
 
-# chapters/gradients/autograd.md:1289
+# chapters/gradients/autograd.md:1292
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1924,7 +1926,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1632
+# chapters/gradients/autograd.md:1635
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1950,7 +1952,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1660
+# chapters/gradients/autograd.md:1663
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:2dc07eaf51c3  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:eb3e1306a467  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -299,7 +299,7 @@ def row_of(found: dict) -> str:
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:1150
+# chapters/tensors/activations.md:1166
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -307,7 +307,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:1157
+# chapters/tensors/activations.md:1173
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -327,7 +327,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:1182
+    # chapters/tensors/activations.md:1198
     def __repr__(self) -> str:
         return self.name
 
@@ -358,6 +358,6 @@ class Timed:
 # chapters/gradients/mnist.md:668
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2184
+# chapters/gradients/gpu.md:2188
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

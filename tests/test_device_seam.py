@@ -20,6 +20,7 @@ from companion import (
     float64,
     full,
     grad,
+    gradcheck,
     linspace,
     one_hot,
     rand,
@@ -269,3 +270,40 @@ def test_states_are_loaded_where_the_parameters_are():
     assert np.isclose(step(near, trained, CPU), step(far, adam, FAR))
     for p, q in zip(near.parameters(), far.parameters()):
         np.testing.assert_allclose(q.numpy(), p.numpy(), rtol=1e-5)
+
+
+def test_numpy_arrays_join_a_tensor_wherever_it_is(device):
+    beside = np.array([1.0, 2.0], np.float32)
+    x = Tensor([3.0, 4.0], device=device)
+    for y in (x + beside, beside - x, x / beside, x.maximum(beside),
+              where(x > 3, beside, x), x.assign(beside)):
+        assert y.device is device
+    x *= beside
+    x[1:] -= np.float32(1)
+    assert x.tolist() == [1, 3]
+
+
+def test_gradients_are_checked_wherever_the_tensor_is(device):
+    x = Tensor([0.5, -1.5], float64, device).requires_grad_()
+    weight = np.array([2.0, 3.0])
+    gradcheck(lambda x: (x * weight).sin() / (x - 4), x)
+    h = x * 2
+    h += weight
+    h.sum().backward()
+    assert x.grad.device is device and x.grad.tolist() == [2, 2]
+
+
+ROWS = 17_500_000
+
+
+def test_a_bias_hears_of_every_row():
+    bias = Tensor([1.0, 2.0]).requires_grad_()
+    bias.expand(ROWS, 2).sum().backward()
+    assert bias.grad.tolist() == [ROWS, ROWS]
+
+
+@pytest.mark.slow
+def test_a_row_of_a_table_hears_of_every_use():
+    table = Tensor([[1.0], [2.0]]).requires_grad_()
+    table[Tensor([1]).expand(ROWS)].sum().backward()
+    assert table.grad.tolist() == [[0], [ROWS]]

@@ -815,7 +815,9 @@ EXCLUDED = {
         __init__ from_dlpack from_numpy arange eye full linspace ones
         zeros""",
     "writes in place: test_tensor_properties, chapters": """
-        assign __setitem__""",
+        assign copy_ __setitem__ __iadd__ __isub__ __imul__ __itruediv__
+        __ifloordiv__ __imod__ __ipow__ __imatmul__ __iand__ __ior__
+        __ixor__ __ilshift__ __irshift__""",
     "drawn at random: the chapters test the distribution": """
         rand randn randint randperm Generator manual_seed Dropout he
         xavier""",

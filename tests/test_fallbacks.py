@@ -10,13 +10,17 @@ from companion.dtype import float32
 
 LOADERS = {
     "matrix products": lambda: blas.product.__wrapped__(float32),
-    "erf": lambda: device.erf_for.__wrapped__(float32),
+    "loops": lambda: (device.loop.__wrapped__("add", float32)
+                      or device.folder.__wrapped__(float32)),
     "rows": lambda: device.row_copier.__wrapped__(),
 }
 X = np.linspace(-2, 2, 400 * 200, dtype="f4").reshape(400, 200)
 AT = np.arange(300) % 7
 WORK = {
     "product": lambda: (Tensor(X) @ Tensor(X).T).numpy(),
+    "sum": lambda: Tensor(X[:, 1:-1]).sum(0).numpy(),
+    "difference": lambda: (Tensor(X) - X[:, :1]).numpy(),
+    "exp": lambda: Tensor(X[:9]).exp().numpy(),
     "erf": lambda: Tensor(X[:9]).erf().numpy(),
     "rows": lambda: Tensor(X)[Tensor(AT)].numpy(),
 }
@@ -33,7 +37,7 @@ def refuse_to_compile(*_):
 @pytest.fixture(params=[refuse, refuse_to_compile])
 def nothing_loads(request, monkeypatch):
     """A machine that lets no compiled code in, or has no compiler."""
-    loaders = blas.product, device.erf_for, device.row_copier
+    loaders = blas.product, device.loop, device.folder, device.row_copier
     expected = {name: work() for name, work in WORK.items()}
     monkeypatch.setattr(blas, "TOLD", {})
     if request.param is refuse:

@@ -134,3 +134,13 @@ def test_a_star_brings_every_public_name():
     names: dict[str, object] = {}
     exec("from companion import *", names)
     assert EXPORTS and set(EXPORTS) <= set(names)
+
+
+def test_no_compiled_code_changes_the_process(root):
+    """Code linked with these flags flushes small numbers, in all threads."""
+    flag = re.compile(r"-(ffast-math|Ofast|funsafe-math-optimizations)\b")
+    for page in (root / "chapters").rglob("*.md"):
+        magics = re.findall(r"(?m)^%%(?:c|cuda) .*", page.read_text())
+        assert not list(filter(flag.search, magics)), page
+    for module in (root / "companion").rglob("*.py"):
+        assert not flag.search(module.read_text()), module

@@ -156,6 +156,7 @@ def test_batches_of_one_dataset_in_many_loops():
 FORK = """
 import os, sys, threading
 from companion import manual_seed, rand
+from companion.device import DEVICES, named
 from companion.native import load
 
 sys.setswitchinterval(1e-6)
@@ -168,12 +169,18 @@ def busy():
         load("int one(void) { return 1; }")
 
 
-threads = [threading.Thread(target=busy) for _ in range(3)]
+def make():
+    while not stop.is_set():
+        DEVICES.pop("emulated", None), named("emulated")
+
+
+threads = [threading.Thread(target=run) for run in (busy, busy, make)]
 [thread.start() for thread in threads]
 for _ in range(30):
     child = os.fork()
     if not child:
         rand(4), load("int one(void) { return 1; }")
+        DEVICES.pop("emulated", None), named("emulated")
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 stop.set()

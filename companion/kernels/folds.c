@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:83296f29f8fa */
+/* Tangled from activations: edit there, `make tangle`. sha256:e176c6a9f0d3 */
 #line 791 "chapters/tensors/activations.md"
 #include <string.h>
 
@@ -36,7 +36,15 @@ static inline void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-/* the same where rows lie side by side: so many of them are one row */
+/* s[w] = what lanes, `all` of them, hold for w columns */
+static inline void halves(long all, long w, total *lane, total *s) {
+  for (; all > w; all /= 2)
+    for (long j = 0; j < all / 2; j++)
+      lane[j] = JOIN(lane[j], lane[j + all / 2]);
+  memcpy(s, lane, w * sizeof *s);
+}
+
+/* columns where rows lie side by side: so many of them are one row */
 static void dense(long n, long w, long many, const REAL *x, total *s) {
   total lane[LANES];
   long all = many * w, i = n / many * all;
@@ -47,13 +55,11 @@ static void dense(long n, long w, long many, const REAL *x, total *s) {
       total v = x[i + j];
       lane[j] = JOIN(lane[j], v);
     }
-  for (; all > w; all /= 2)
-    for (long j = 0; j < all / 2; j++)
-      lane[j] = JOIN(lane[j], lane[j + all / 2]);
-  memcpy(s, lane, w * sizeof *s);
+  if (all == LANES && w == 1) halves(LANES, 1, lane, s);
+  else halves(all, w, lane, s);
 }
 
-#line 853 "chapters/tensors/activations.md"
+#line 859 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -75,7 +81,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 878 "chapters/tensors/activations.md"
+#line 884 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:89f3805cc0cc
+# Tangled from optimizers: edit there, `make tangle`. sha256:658dc0760b7c
 from __future__ import annotations
 
 import functools
@@ -145,7 +145,7 @@ def faults(run):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-# chapters/gradients/optimizers.md:1123
+# chapters/gradients/optimizers.md:1114
 def curved(p):
     """A loss with unequal, changing curvature."""
     return ((p[1:] - p[:-1] * p[:-1]).square() * 10
@@ -166,7 +166,7 @@ SETTINGS = [
     (AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
 ]
 
-# chapters/gradients/optimizers.md:1146
+# chapters/gradients/optimizers.md:1137
 GOLDEN64 = [
     [-0.753080222466, 0.654118568029, 0.438249912948, 0.135398997109],
     [-0.748993968378, 0.64957621423, 0.434235307656, 0.133159396703],
@@ -197,7 +197,7 @@ GOLDEN32 = [
 ]
 
 
-# chapters/gradients/optimizers.md:1179
+# chapters/gradients/optimizers.md:1170
 def test_trajectories_are_the_recorded_ones():
     for dtype, golden, error in ((float64, GOLDEN64, 1e-11),
                                  (float32, GOLDEN32, 3e-5)):
@@ -208,7 +208,7 @@ def test_trajectories_are_the_recorded_ones():
                 make, setting, dtype)
 
 
-# chapters/gradients/optimizers.md:1195
+# chapters/gradients/optimizers.md:1186
 def twins(make, start=(0.5, -0.5), steps=200):
     """How far two paths are apart that begin one rounding apart."""
     def bent(p):
@@ -220,13 +220,13 @@ def twins(make, start=(0.5, -0.5), steps=200):
     return np.abs(paths[0] - paths[1]).max(axis=1)
 
 
-# chapters/gradients/optimizers.md:1230
+# chapters/gradients/optimizers.md:1221
 def test_rmsprop_amplifies_one_rounding_and_momentum_does_not():
     assert twins(lambda p: RMSprop(p, lr=0.02, alpha=0.95)).max() > 1e-4
     assert twins(lambda p: SGD(p, lr=0.02, momentum=0.9)).max() < 1e-13
 
 
-# chapters/gradients/optimizers.md:1236
+# chapters/gradients/optimizers.md:1227
 def test_a_heavy_ball_can_roll_for_ever():
     ball = rolled(600, lr=1 / 9, momentum=4 / 9)
     assert abs(ball[-1] - ball[-4]) < 1e-9 < abs(ball[-1] - ball[-2])
@@ -234,7 +234,7 @@ def test_a_heavy_ball_can_roll_for_ever():
     assert abs(ahead[-1]) < 1e-6
 
 
-# chapters/gradients/optimizers.md:1248
+# chapters/gradients/optimizers.md:1239
 def test_freed_memory_is_used_again():
     x = ones(1 << 19)  # 2 MB, 512 pages
     kept = keep_freed(1 << 28)
@@ -243,12 +243,12 @@ def test_freed_memory_is_used_again():
     assert count < 64 or not kept
 
 
-# chapters/gradients/optimizers.md:1259
+# chapters/gradients/optimizers.md:1250
 def test_a_state_handed_over_continues_the_same_path():
     assert interrupted(handed_over) == interrupted(handed_over, stop=99)
 
 
-# chapters/gradients/optimizers.md:1264
+# chapters/gradients/optimizers.md:1255
 def test_a_copied_pair_goes_on_as_a_pair():
     """Model and optimizer, in either order, shared weights, two groups."""
     def pair():
@@ -275,7 +275,7 @@ def test_a_copied_pair_goes_on_as_a_pair():
         assert found[0][0].weight is found[0][1].weight
 
 
-# chapters/gradients/optimizers.md:1293
+# chapters/gradients/optimizers.md:1284
 def test_a_parameter_that_left_its_group_leaves_no_memory():
     a, b = [Tensor([1.0]).requires_grad_() for _ in range(2)]
     optimizer = Adam([{"params": [a]}, {"params": [b]}])
@@ -285,7 +285,7 @@ def test_a_parameter_that_left_its_group_leaves_no_memory():
     assert list(optimizer.state_dict()["state"]) == [0]
 
 
-# chapters/gradients/optimizers.md:1303
+# chapters/gradients/optimizers.md:1294
 def test_states_restore_settings_and_copy_memory():
     p = Tensor([1.0, 2.0]).requires_grad_()
     p.grad, old = ones(2), Adam([p], lr=0.5, betas=(0.8, 0.9))
@@ -300,7 +300,7 @@ def test_states_restore_settings_and_copy_memory():
         p, "exp_avg").tolist()
 
 
-# chapters/gradients/optimizers.md:1319
+# chapters/gradients/optimizers.md:1310
 def message(call, kind=ValueError):
     try:
         call()
@@ -309,7 +309,7 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/optimizers.md:1328
+# chapters/gradients/optimizers.md:1319
 def test_a_state_of_pytorchs_is_taken_over():
     p = ones(2).requires_grad_()
     group = {"lr": 0.5, "momentum": 0.0, "dampening": 0, "foreach": None,
@@ -325,7 +325,7 @@ def test_a_state_of_pytorchs_is_taken_over():
     assert "maximize" in message(lambda: optimizer.load_state_dict(state))
 
 
-# chapters/gradients/optimizers.md:1346
+# chapters/gradients/optimizers.md:1337
 def test_states_that_do_not_fit_change_nothing():
     p, q = (ones(n).requires_grad_() for n in (2, 3))
     p.grad, q.grad = ones(2), ones(3)
@@ -346,7 +346,7 @@ def test_states_that_do_not_fit_change_nothing():
     assert str(one.state_dict()) == before
 
 
-# chapters/gradients/optimizers.md:1369
+# chapters/gradients/optimizers.md:1360
 def test_only_parameters_with_gradients_move():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = AdamW([a, b], lr=0.1)
@@ -357,7 +357,7 @@ def test_only_parameters_with_gradients_move():
     assert a.grad is None
 
 
-# chapters/gradients/optimizers.md:1380
+# chapters/gradients/optimizers.md:1371
 def test_groups_have_settings_of_their_own():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
@@ -366,7 +366,7 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1391
+# chapters/gradients/optimizers.md:1382
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
@@ -375,20 +375,20 @@ def test_memory_is_none_one_or_two_times_the_parameters():
         assert remembered(optimizer) == times * weights, name
 
 
-# chapters/gradients/optimizers.md:1400
+# chapters/gradients/optimizers.md:1391
 def test_steps_sweep_no_more_than_they_did():
     found = {name: sweeps(make)[0] for name, make in MAKERS.items()}
     assert found == {"SGD": 7, "momentum": 14, "RMSprop": 26,
                      "Adam": 35, "AdamW": 39}, found
 
 
-# chapters/gradients/optimizers.md:1407
+# chapters/gradients/optimizers.md:1398
 def test_decay_beside_the_gradient_is_what_was_asked_for():
     end = shaken(lambda p: AdamW(p, lr=1e-3, weight_decay=0.5))
     assert abs(end - (1 - 1e-3 * 0.5) ** 200) < 2e-3
 
 
-# chapters/gradients/optimizers.md:1415
+# chapters/gradients/optimizers.md:1406
 def test_bad_requests_say_what_to_do():
     p = Tensor([1.0]).requires_grad_()
     assert "comes twice" in message(lambda: SGD([p, p]))
