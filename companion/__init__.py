@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:134f0b7fe7bc  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:eaa0e24ef2df  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ EXPORTS |= dict.fromkeys((
     "shakespeare"), "companion.data")
 EXPORTS["randperm"] = "companion.tensor"
 
-# chapters/gradients/gpu.md:2274
+# chapters/gradients/gpu.md:2286
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"
