@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:e176c6a9f0d3 */
+/* Tangled from activations: edit there, `make tangle`. sha256:fe86c53f0948 */
 #line 791 "chapters/tensors/activations.md"
 #include <string.h>
 
@@ -13,6 +13,7 @@ typedef REAL total;
 typedef double total;
 #endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define INLINE inline __attribute__((always_inline))
 enum { LANES = 32, ROOM = 4096 };
 
 typedef void task(void *job, long i);
@@ -24,9 +25,9 @@ struct fold {
 };
 struct job { struct fold f; const REAL *x; REAL *out; total *room; };
 
-#line 819 "chapters/tensors/activations.md"
+#line 820 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
-static inline void columns(long n, long w, const REAL *x, long step,
+static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
   for (long j = 0; j < w; j++) s[j] = x[j];
   for (x += step; --n > 0; x += step)
@@ -36,30 +37,30 @@ static inline void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-/* s[w] = what lanes, `all` of them, hold for w columns */
-static inline void halves(long all, long w, total *lane, total *s) {
-  for (; all > w; all /= 2)
-    for (long j = 0; j < all / 2; j++)
-      lane[j] = JOIN(lane[j], lane[j + all / 2]);
-  memcpy(s, lane, w * sizeof *s);
+static INLINE void halve(long n, total *lane) {
+  for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
 
-/* columns where rows lie side by side: so many of them are one row */
-static void dense(long n, long w, long many, const REAL *x, total *s) {
+/* the same where rows lie side by side: so many of them are one row */
+static INLINE void dense(long n, long w, long many, const REAL *x,
+                         total *s) {
   total lane[LANES];
   long all = many * w, i = n / many * all;
-  if (all == LANES) columns(n / many, LANES, x, LANES, lane);
-  else columns(n / many, all, x, all, lane);
+  columns(n / many, all, x, all, lane);
   for (; i < n * w; i += w)
     for (long j = 0; j < w; j++) {
       total v = x[i + j];
       lane[j] = JOIN(lane[j], v);
     }
-  if (all == LANES && w == 1) halves(LANES, 1, lane, s);
-  else halves(all, w, lane, s);
+  if (all == 32 * w) halve(16 * w, lane);
+  if (all >= 16 * w) halve(8 * w, lane);
+  if (all >= 8 * w) halve(4 * w, lane);
+  if (all >= 4 * w) halve(2 * w, lane);
+  halve(w, lane);
+  memcpy(s, lane, w * sizeof *s);
 }
 
-#line 859 "chapters/tensors/activations.md"
+#line 860 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -72,7 +73,8 @@ static void part(void *job, long t) {
   const REAL *x = g.x + o * f.far + i * f.step + j;
   while (f.step == f.inner && 2 * many * w <= LANES && 2 * many <= n && many)
     many *= 2;
-  if (many > 1) dense(n, w, many, x, s);
+  if (many == LANES) dense(n, 1, LANES, x, s);
+  else if (many > 1) dense(n, w, many, x, s);
   else if (w == LANES) columns(n, LANES, x, f.step, s);
   else columns(n, w, x, f.step, s);
   to = (piece * f.outer + o) * f.inner + j;
@@ -81,7 +83,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 884 "chapters/tensors/activations.md"
+#line 886 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];

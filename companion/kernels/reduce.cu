@@ -1,10 +1,10 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:4f2dc8b619e0 */
+/* Tangled from kernels: edit there, `make tangle`. sha256:8fdf360559aa */
 #line 299 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
 #ifndef WIDE
-#define WIDE float
+#define WIDE double
 #endif
 #ifndef OP
 #define OP Sum
