@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:bd78f028b063  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:dc944b6809d7  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -621,7 +621,7 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1408
+# chapters/gradients/kernels.md:1412
 class Processor(NamedTuple):
     """What a streaming multiprocessor holds; memory in bytes."""
 
@@ -637,7 +637,7 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1423
+# chapters/gradients/kernels.md:1427
 def occupancy(use: Usage, threads: int, arch: str) -> float:
     """The share of a multiprocessor's threads that blocks fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)

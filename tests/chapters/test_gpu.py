@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:7fd4f8c839f1
+# Tangled from gpu: edit there, `make tangle`. sha256:db5c4224865a
 from __future__ import annotations
 
 import copy
@@ -135,7 +135,19 @@ def test_every_kernel_agrees_with_the_cpu():
     both(WRITE, x.copy(), y)
 
 
-# chapters/gradients/gpu.md:2255
+# chapters/gradients/gpu.md:2252
+def test_a_large_number_hides_none_of_many_ones():
+    """Their sum in float32 would stay at the first, 2 ** 24."""
+    x, gpu = np.ones((301, 2), np.float32), GPU("emulated", Emulator())
+    x[0] = 2 ** 24
+    tall, wide, index = map(gpu.adopt, (x, x.T.copy(), np.zeros(301, int)))
+    for op, src, arg in ((SUM, [tall], (0,)), (SUM, [wide], (1,)),
+                         (SCATTER, [tall, index], 1)):
+        found = gpu.host(gpu.run(op, *src, arg=arg)).array
+        assert found.ravel().tolist() == [2.0 ** 24 + 300] * 2, op
+
+
+# chapters/gradients/gpu.md:2267
 def test_a_wrong_index_costs_one_operation_and_not_the_device():
     table = Tensor([[1.0], [2.0]]).to("emulated")
     for wrong in (2, -3):
@@ -144,7 +156,7 @@ def test_a_wrong_index_costs_one_operation_and_not_the_device():
     assert table.sum().item() == 3
 
 
-# chapters/gradients/gpu.md:2264
+# chapters/gradients/gpu.md:2276
 def test_operands_must_be_on_one_device():
     x = Tensor([1.0])
     assert ".to(device)" in complaint(
