@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:c6fb0980bd9d
+# Tangled from activations: edit there, `make tangle`. sha256:796d712d87cc
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# chapters/tensors/activations.md:1068
+# chapters/tensors/activations.md:1074
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -34,7 +34,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:1083
+# chapters/tensors/activations.md:1089
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

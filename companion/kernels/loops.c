@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:70bf10e048cb */
+/* Tangled from activations: edit there, `make tangle`. sha256:65649fcdeec1 */
 #line 533 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -93,7 +93,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 998 "chapters/tensors/activations.md"
+#line 1004 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
