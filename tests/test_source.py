@@ -86,7 +86,7 @@ def test_a_longer_fence_may_hold_a_code_cell(tmp_path):
         " never closed: end it with a line ```",
         ":::{code-cell} python\nx\n:::\n": "x.md:6: the fence of a code cell"
         " is ```, or longer",
-        "```{code-cell} python\n:tags: tangle\nx\n```\n": "x.md:7: tags are"
+        "```{code-cell} python\n:tags: tangle\nx\n```\n": "x.md:8: tags are"
         " a list: `:tags: [tangle]`",
         "```{code-cell} python\n:tags:\nx\n```\n": "x.md:8: tags are a list:"
         " `:tags: [tangle]`",
