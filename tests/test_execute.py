@@ -351,9 +351,10 @@ def test_what_a_run_is_expected_to_take(tmp_path):
     assert 0 < run.expected() < 7
 
 
-def test_a_cell_that_jupytext_reads_otherwise(tmp_path):
-    first = page("first", cell("---\ntags: [tangle]\n---\nx = 1"))
+@pytest.mark.parametrize("end", "\f\x85\u2028")
+def test_a_cell_that_jupytext_reads_otherwise(tmp_path, end):
+    first = page("first", cell(f"x = 'a{end}b'"))
     assert fails(small_book(tmp_path, first=first)) == (
-        "chapters/first.md:9: jupytext reads this cell otherwise: "
-        "write its options as `:key: value` lines"
+        "chapters/first.md:9: jupytext reads this cell otherwise: write a"
+        " character that ends a line (form feed, U+0085, U+2028) as an escape"
     )

@@ -84,6 +84,12 @@ def test_a_longer_fence_may_hold_a_code_cell(tmp_path):
         " end it with a line ```",
         "```{code-cell} python\nx\n\n" + cell("y"): "x.md:6: this fence is"
         " never closed: end it with a line ```",
+        ":::{code-cell} python\nx\n:::\n": "x.md:6: the fence of a code cell"
+        " is ```, or longer",
+        "```{code-cell} python\n:tags: tangle\nx\n```\n": "x.md:8: tags are"
+        " a list: `:tags: [tangle]`",
+        "```{code-cell} python\n:tags:\nx\n```\n": "x.md:8: tags are a list:"
+        " `:tags: [tangle]`",
         ":::{note}\n" + cell("x") + ":::\n": "x.md:7: a code cell inside"
         " {note} of line 6 is not run: put it at top level",
         "- item\n\n  " + cell("x"): "x.md:8: a code cell inside a list or a"

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:62b6586b6553
+# Tangled from record: edit there, `make tangle`. sha256:a76c4006ae39
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -76,29 +76,30 @@ def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
         if cell.source.rstrip() != ours.source:
-            raise ours.error(1, "jupytext reads this cell otherwise: write"
-                                " its options as `:key: value` lines")
+            raise ours.error(1, "jupytext reads this cell otherwise: write a"
+                                " character that ends a line (form feed,"
+                                " U+0085, U+2028) as an escape")
 
 
-# chapters/appendix/record.md:583
+# chapters/appendix/record.md:584
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:588
+# chapters/appendix/record.md:589
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:593
+# chapters/appendix/record.md:594
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:611
+# chapters/appendix/record.md:612
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -110,7 +111,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:651
+# chapters/appendix/record.md:652
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -127,14 +128,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:667
+# chapters/appendix/record.md:668
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:681
+# chapters/appendix/record.md:682
 class Room:
     """Where cells run: with others, or alone while they take the time.
 
@@ -159,7 +160,7 @@ class Room:
         """A file to lock, opened."""
         return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT)
 
-    # chapters/appendix/record.md:710
+    # chapters/appendix/record.md:711
     def enter(self, alone: bool = False) -> None:
         """Leave, and come back when there is room for the next cell."""
         mode, begin = (LOCK_EX if alone else LOCK_SH), perf_counter()
@@ -170,7 +171,7 @@ class Room:
         self.waited += perf_counter() - begin
 
 
-# chapters/appendix/record.md:753
+# chapters/appendix/record.md:754
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -197,27 +198,27 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:790
+    # chapters/appendix/record.md:791
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:782
+# chapters/appendix/record.md:783
 def tell(note: str) -> None:
     """Write over the last line of a terminal; a file is told nothing."""
     if sys.stderr.isatty():
         print(f"\r{note}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# chapters/appendix/record.md:800
+# chapters/appendix/record.md:801
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:805
+# chapters/appendix/record.md:806
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -235,7 +236,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:831
+# chapters/appendix/record.md:832
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -251,13 +252,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:850
+# chapters/appendix/record.md:851
 def needs_gpu(chapter: Chapter) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any("gpu" in cell.tags for cell in chapter.cells)
 
 
-# chapters/appendix/record.md:855
+# chapters/appendix/record.md:856
 @cache
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
@@ -270,7 +271,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:867
+# chapters/appendix/record.md:868
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -279,13 +280,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:879
+# chapters/appendix/record.md:880
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:884
+# chapters/appendix/record.md:885
 def run_cells(chapter: Chapter, folder: Path, room: Room):
     """The chapter's notebook, run with `folder` on PYTHONPATH."""
     notebook, begin = as_notebook(chapter), perf_counter()
@@ -307,25 +308,25 @@ def run_cells(chapter: Chapter, folder: Path, room: Room):
     return notebook
 
 
-# chapters/appendix/record.md:919
+# chapters/appendix/record.md:920
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/record.md:925
+# chapters/appendix/record.md:926
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/record.md:940
+# chapters/appendix/record.md:941
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(]|\([^)]*\))*", re.M)
 
 
-# chapters/appendix/record.md:943
+# chapters/appendix/record.md:944
 def outline(book: Book) -> str:
     """A hash of all that decides what a book tangles to, bare."""
     pages = [[chapter.front.get("companion"), *map(essence, chapter.cells)]
@@ -333,14 +334,14 @@ def outline(book: Book) -> str:
     return hashed(json.dumps([pages, tools_at_work()]))
 
 
-# chapters/appendix/record.md:950
+# chapters/appendix/record.md:951
 @cache
 def tools_at_work() -> dict[str, list[str]]:
     """The bare files of the tools that are running."""
     return {path: bare(text) for path, text in lent().items()}
 
 
-# chapters/appendix/record.md:956
+# chapters/appendix/record.md:957
 def essence(cell: Cell) -> list:
     """What tangle reads of a cell; of one that stays here, its imports."""
     if not cell.target:
@@ -348,13 +349,13 @@ def essence(cell: Cell) -> list:
     return [cell.target, cell.language, cell.source, cell.tags, cell.replaces]
 
 
-# chapters/appendix/record.md:971
+# chapters/appendix/record.md:972
 BARE = "_build/bare"
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
               nbformat.ValidationError)
 
 
-# chapters/appendix/record.md:976
+# chapters/appendix/record.md:977
 def bare_files(book: Book) -> dict[str, list[str]]:
     """The files that a book tangles to, bare; kept from run to run."""
     order = " ".join(chapter.name for chapter in book.tangle_order)
@@ -369,25 +370,25 @@ def bare_files(book: Book) -> dict[str, list[str]]:
     return files
 
 
-# chapters/appendix/record.md:994
+# chapters/appendix/record.md:995
 KERNEL_PACKAGES = ("ipykernel", "nbclient")
 NAMED = re.compile(r"""["']([a-z]\w*)["']""")
 
 
-# chapters/appendix/record.md:998
+# chapters/appendix/record.md:999
 @cache
 def providers() -> dict[str, list[str]]:
     """Which installed packages bring a module of a name."""
     return dict(packages_distributions())
 
 
-# chapters/appendix/record.md:1004
+# chapters/appendix/record.md:1005
 def mentioned(source: str) -> set[str]:
     """The modules that a text imports, or a part of it might."""
     return set(re.findall(r"\w+", " ".join(IMPORT.findall(source))))
 
 
-# chapters/appendix/record.md:1009
+# chapters/appendix/record.md:1010
 @cache
 def installed(package: str) -> tuple[str, frozenset[str]]:
     """A package with its version, and the packages it needs."""
@@ -400,7 +401,7 @@ def installed(package: str) -> tuple[str, frozenset[str]]:
     return f"{package}=={found.version}", frozenset(n[0] for n in names if n)
 
 
-# chapters/appendix/record.md:1023
+# chapters/appendix/record.md:1024
 def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     """Name and version of all that a chapter can import."""
     modules = set()
@@ -419,7 +420,7 @@ def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     return sorted(found.values())
 
 
-# chapters/appendix/record.md:1056
+# chapters/appendix/record.md:1057
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
     program = [[cell.source, cell.tags] for cell in chapter.cells]
@@ -430,14 +431,14 @@ def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:1066
+# chapters/appendix/record.md:1067
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools, tests = "companion/literate/", "tests/"
     return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:1095
+# chapters/appendix/record.md:1096
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -447,7 +448,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:1104
+# chapters/appendix/record.md:1105
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -460,11 +461,11 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:1136
+# chapters/appendix/record.md:1137
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:1141
+# chapters/appendix/record.md:1142
 class Run:
     """A chapter on its stage, or on the "final" library."""
 
@@ -490,7 +491,7 @@ class Run:
             return json.loads(text)["metadata"]["execution"]
         return {}
 
-    # chapters/appendix/record.md:1171
+    # chapters/appendix/record.md:1172
     def done(self):
         """The executed notebook: what was kept, or of a new run."""
         with locked(self.path):
@@ -502,7 +503,7 @@ class Run:
                 replace_file(self.path, nbformat.writes(done))
             return done
 
-    # chapters/appendix/record.md:1434
+    # chapters/appendix/record.md:1435
     def expected(self) -> float | None:
         """The seconds that the last run took, here or in the record."""
         found = self.last().get("seconds")
@@ -512,7 +513,7 @@ class Run:
         return found
 
 
-# chapters/appendix/record.md:1185
+# chapters/appendix/record.md:1186
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -528,7 +529,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:1202
+# chapters/appendix/record.md:1203
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -540,7 +541,7 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:1220
+# chapters/appendix/record.md:1221
 def check_claims(chapter: Chapter, notebook) -> None:
     """Refuse claims that are compared, or false on the reference."""
     reference = os.environ.get("COMPANION_REFERENCE")
@@ -556,7 +557,7 @@ def check_claims(chapter: Chapter, notebook) -> None:
                                f" or the sentence; the page says {text!r}")
 
 
-# chapters/appendix/record.md:1235
+# chapters/appendix/record.md:1236
 def claims(cells) -> Iterator[tuple]:
     """The cell, name, text and truth of each claim among the outputs."""
     for cell, source in cells:
@@ -567,11 +568,11 @@ def claims(cells) -> Iterator[tuple]:
                 yield source, about["scrapbook"]["name"], text, about["holds"]
 
 
-# chapters/appendix/record.md:1251
+# chapters/appendix/record.md:1252
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:1254
+# chapters/appendix/record.md:1255
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -584,7 +585,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:1266
+# chapters/appendix/record.md:1267
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -596,7 +597,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:1279
+# chapters/appendix/record.md:1280
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -605,7 +606,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1287
+# chapters/appendix/record.md:1288
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -618,7 +619,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1319
+# chapters/appendix/record.md:1320
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -631,7 +632,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1443
+# chapters/appendix/record.md:1444
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -639,7 +640,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/appendix/record.md:1450
+# chapters/appendix/record.md:1451
 def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     """How long runs will take that took these times; None: unknown."""
     known = [one for one in seconds if one is not None]
@@ -650,7 +651,7 @@ def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     return f"about {duration(about)}"
 
 
-# chapters/appendix/record.md:1462
+# chapters/appendix/record.md:1463
 def duration(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     if seconds < 100:
@@ -658,7 +659,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# chapters/appendix/record.md:1476
+# chapters/appendix/record.md:1477
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
@@ -679,7 +680,7 @@ def run_chapters(options) -> int:
     return 0
 
 
-# chapters/appendix/record.md:1498
+# chapters/appendix/record.md:1499
 def run_all(runs: Iterable[Run]) -> int:
     """Execute chapters side by side; 1 if any of them fails."""
     waiting, failed = iter(runs), 0
@@ -695,7 +696,7 @@ def run_all(runs: Iterable[Run]) -> int:
                 failed |= reported(print_run, jobs.pop(job), job)
 
 
-# chapters/appendix/record.md:1513
+# chapters/appendix/record.md:1514
 def print_run(run: Run, job: Future) -> None:
     """Print the line of a chapter that is done."""
     seconds = job.result()
@@ -703,13 +704,13 @@ def print_run(run: Run, job: Future) -> None:
     print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
 
 
-# chapters/appendix/record.md:1520
+# chapters/appendix/record.md:1521
 def run_one(run: Run) -> float:
     """Execute one chapter; the seconds it took."""
     return run.done().metadata["execution"]["seconds"]
 
 
-# chapters/appendix/record.md:1529
+# chapters/appendix/record.md:1530
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:770aa64892e6
+# Tangled from tangle: edit there, `make tangle`. sha256:c4338209f469
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -264,6 +264,8 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
 # chapters/appendix/tangle.md:505
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
+    if not isinstance(cell.options.get("tags", []), list):
+        raise cell.error(1, "tags are a list: `:tags: [tangle]`")
     for tag in cell.tags:
         if tag not in TAGS:
             near = difflib.get_close_matches(tag, TAGS, 1, 0.75)
@@ -273,7 +275,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:522
+# chapters/appendix/tangle.md:524
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -295,13 +297,13 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:562
+# chapters/appendix/tangle.md:564
 def unix(text: str) -> str:
     """The text, each of its lines ended by a line feed."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# chapters/appendix/tangle.md:567
+# chapters/appendix/tangle.md:569
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -316,7 +318,7 @@ def read_text(path: Path, shown: str) -> str:
     raise SourceError(shown, line, message)
 
 
-# chapters/appendix/tangle.md:581
+# chapters/appendix/tangle.md:583
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -328,7 +330,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:596
+# chapters/appendix/tangle.md:598
 def check_front(front: dict, path: str) -> None:
     """The front matter's own part must be a mapping, if it is there."""
     own = front.get("companion", {})
@@ -337,7 +339,7 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:608
+# chapters/appendix/tangle.md:610
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -356,13 +358,16 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:630
+# chapters/appendix/tangle.md:632
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
     for first, last, info in fences(chapter.path, lines):
         if not info.startswith("{code-cell}"):
             continue
+        if lines[first].startswith(":"):
+            message = f"the fence of a code cell is {'`' * 3}, or longer"
+            raise SourceError(chapter.path, first + 1, message)
         body = lines[first + 1 : last]
         text, taken = split_options(body)
         check_options(chapter.path, body, first + 2, taken)
@@ -375,7 +380,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:652
+# chapters/appendix/tangle.md:657
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -402,7 +407,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:682
+# chapters/appendix/tangle.md:687
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -417,14 +422,14 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:702
+# chapters/appendix/tangle.md:707
 class Marked(str):
     """A text of the table of contents, with its line there."""
 
     line = 1
 
 
-# chapters/appendix/tangle.md:708
+# chapters/appendix/tangle.md:713
 class TocLoader(LOADER):  # type: ignore[misc, valid-type]
     """Reads YAML and marks its texts."""
 
@@ -434,7 +439,7 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:721
+# chapters/appendix/tangle.md:726
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -451,19 +456,19 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:737
+# chapters/appendix/tangle.md:742
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:753
+# chapters/appendix/tangle.md:758
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:758
+# chapters/appendix/tangle.md:763
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -471,7 +476,7 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:777
+# chapters/appendix/tangle.md:782
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -489,7 +494,7 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:794
+# chapters/appendix/tangle.md:799
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -499,7 +504,7 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:807
+# chapters/appendix/tangle.md:812
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -518,7 +523,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:829
+# chapters/appendix/tangle.md:834
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -535,13 +540,13 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:845
+# chapters/appendix/tangle.md:850
 def page_file(entry: str) -> str:
     """The file of an entry, which may end in .md or not."""
     return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
 
 
-# chapters/appendix/tangle.md:850
+# chapters/appendix/tangle.md:855
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
