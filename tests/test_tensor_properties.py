@@ -188,7 +188,10 @@ def test_powers_by_tensors(shapes, seed):
     ]
     b = np.where(np.abs(b) < 2, np.round(b * 4) / 2, b)
     with np.errstate(all="ignore"):
-        agree(Tensor(a) ** Tensor(b), np.power(a, b), rtol=1e-13)
+        power = Tensor(a) ** Tensor(b)
+        # Of a repeated 0.5 NumPy takes the root, and -inf has none.
+        expected = np.power(a, np.broadcast_to(b, power.shape).copy())
+        agree(power, expected, rtol=1e-13)
 
 
 @many
