@@ -20,7 +20,7 @@ book: tangle ## set up, tangle, execute what changed, build the site
 
 test: book ## every test: tools, library, notebooks, pages
 	$(PYTEST) -m "" --nbval $(NOTEBOOKS) tests site/notebooks
-	$(PY) tests/machines.py
+	$(PY) -m tests.machines
 
 $(SITE): $(SOURCES)
 	.venv/bin/jupyter-book build . -W -n --keep-going

@@ -1,6 +1,6 @@
 """Run the book's tests and notebooks as other processors would.
 
-    python tests/machines.py [--all]
+    python -m tests.machines [--all]
 
 Another machine has other instructions and another number of threads, so
 its sums are rounded otherwise. Here our kernels are built for an older
