@@ -18,12 +18,13 @@ class Column:
 
     def __init__(self, x, texts):
         self.x, self.texts = x, texts
-        room = HEIGHT - GAP * max(len(texts) - 1, 0)
+        gap = min(GAP, HEIGHT / 4 / max(len(texts), 1))
+        room = HEIGHT - gap * max(len(texts) - 1, 0)
         self.scale = room / max(sum(map(lines, texts.values())), 1)
         self.tops, y = {}, 0.0
         for name, text in texts.items():
             self.tops[name] = y
-            y += lines(text) * self.scale + GAP
+            y += lines(text) * self.scale + gap
 
     def point(self, name, line):
         """The height of one line of one text."""

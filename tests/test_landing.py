@@ -1,0 +1,30 @@
+"""The landing page's picture, drawn by site/landing.py."""
+
+import importlib.util
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def landing(root):
+    """The extension as a module; no package holds it."""
+    path = root / "site" / "landing.py"
+    spec = importlib.util.spec_from_file_location("landing", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("many", [2, 20, 60, 200])
+def test_the_largest_file_is_named_however_many_there_are(landing, many):
+    texts = {f"companion/m{i}.py": "x\n" * 100 for i in range(many)}
+    texts["companion/tensor.py"] = "x\n" * 100 * many
+    drawn = "".join(landing.Column(490, texts).draw("start"))
+    assert ">tensor.py</text>" in drawn
+
+
+def test_a_column_fills_its_height_and_no_more(landing):
+    column = landing.Column(490, {f"m{i}.py": "x\n" * 9 for i in range(80)})
+    below = column.point("m79.py", 9) + column.scale / 2
+    assert below == pytest.approx(landing.HEIGHT)
+    assert list(column.tops.values()) == sorted(column.tops.values())
