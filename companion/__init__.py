@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:b74d02bac74e  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:201ea769f988  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:3239
+# chapters/tensors/operations.md:3243
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -59,7 +59,7 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:2305
+# chapters/gradients/autograd.md:2310
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:8074c621b5a8  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:1509b935c36c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:2956
+# chapters/tensors/operations.md:2960
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2953
+# chapters/tensors/operations.md:2957
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/operations.md:1227
@@ -631,18 +631,14 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2869
+    # chapters/tensors/operations.md:2877
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         check_apart(self)
-        found = operand(value, self)
-        if found is None:
-            found = Tensor(value, self.dtype, self.device)
-        source = as_tensor(found, self.dtype, self.device, self.shape)
-        Tensor.apply(WRITE, self, source)
+        Tensor.apply(WRITE, self, to_write(value, self))
         return self
 
-    # chapters/tensors/operations.md:2898
+    # chapters/tensors/operations.md:2902
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -664,11 +660,11 @@ class Tensor:
 
         What is recorded of `value` is the past of this tensor, from now on.
         """
-        told = isinstance(value, Tensor) and value.requires_grad
+        source = to_write(value, self)
+        told = source.requires_grad
         if not RECORDING.get() or not (self.requires_grad or told):
-            return self.assign(value)
+            return self.assign(source)
         check_overwrite(self)
-        source = as_tensor(value, self.dtype, self.device, self.shape)
         with no_grad():
             self.assign(source)
         self.requires_grad = told
@@ -676,7 +672,7 @@ class Tensor:
                              born=version(self)) if told else None
         return self
 
-    # chapters/tensors/operations.md:2978
+    # chapters/tensors/operations.md:2982
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -691,7 +687,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:3011
+    # chapters/tensors/operations.md:3015
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -715,7 +711,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, beside(self, value))
 
-    # chapters/tensors/operations.md:3041
+    # chapters/tensors/operations.md:3045
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -741,7 +737,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3127
+    # chapters/tensors/operations.md:3131
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = sequence(times)
@@ -762,7 +758,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3181
+    # chapters/tensors/operations.md:3185
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -772,7 +768,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3205
+    # chapters/tensors/operations.md:3209
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1725,7 +1721,16 @@ def check_apart(x: Tensor) -> None:
             f"share memory; .clone() it first")
 
 
-# chapters/tensors/operations.md:2884
+# chapters/tensors/operations.md:2867
+def to_write(value: Any, x: Tensor) -> Tensor:
+    """`value` as a tensor that can be written over `x`."""
+    found = operand(value, x)
+    if found is None:
+        found = Tensor(value, x.dtype, x.device)
+    return as_tensor(found, x.dtype, x.device, x.shape)
+
+
+# chapters/tensors/operations.md:2888
 def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required(value, x), x.ndim - mask.ndim
@@ -1738,7 +1743,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:3071
+# chapters/tensors/operations.md:3075
 def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1747,7 +1752,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3091
+# chapters/tensors/operations.md:3095
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1767,14 +1772,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/operations.md:3110
+# chapters/tensors/operations.md:3114
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3172
+# chapters/tensors/operations.md:3176
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1782,7 +1787,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3195
+# chapters/tensors/operations.md:3199
 def last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1791,7 +1796,7 @@ def last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
 
 
-# chapters/tensors/operations.md:3227
+# chapters/tensors/operations.md:3231
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

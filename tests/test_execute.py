@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -300,6 +302,40 @@ def test_what_is_killed_leaves_nothing_locked(tmp_path, root):
         held.kill()
     with Room(tmp_path) as room:  # waits for ever if it does not hold
         room.enter(alone=True)
+
+
+WAITING = """\
+import os, pathlib, time
+pathlib.Path({!r}).write_text(f"{{os.getpid()}} {{os.getppid()}}")
+time.sleep(600)"""
+
+
+def alive(process):
+    """Whether there is a process of that number, other than a zombie."""
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(")")[2][1] != "Z"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_what_is_killed_takes_its_workers_along(tmp_path, root):
+    told = tmp_path / "told"
+    waiting = cell(WAITING.format(str(told)))
+    small_book(tmp_path, first=page("first", waiting))
+    command = [sys.executable, "-m", "companion", "execute", "first"]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen(command, cwd=tmp_path, env=env) as run:
+        while not (told.exists() and told.read_text()):
+            assert run.poll() is None
+            time.sleep(0.1)
+        run.kill()
+    kernel, worker = told.read_text().split()
+    for process in (worker, kernel):
+        for _ in range(600):
+            if not alive(process):
+                break
+            time.sleep(0.1)
+        assert not alive(process)
 
 
 @pytest.mark.parametrize("where", ["run_cells", "mkstemp"])

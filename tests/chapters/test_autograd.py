@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:664219a3f666
+# Tangled from autograd: edit there, `make tangle`. sha256:864672fa88d6
 from __future__ import annotations
 
 import math
@@ -503,9 +503,14 @@ def test_writes_that_no_record_could_tell_are_refused():
     assert data.requires_grad and not data.is_leaf
     data //= 2
     assert not data.requires_grad and data.is_leaf
+    whole, h = arange(2), Tensor([1.0, 2.0]).requires_grad_() * 3
+    whole.copy_(h)
+    assert whole.tolist() == [3, 6] and not whole.requires_grad
+    h.copy_([7.0, 8.0])
+    assert h.tolist() == [7, 8] and not h.requires_grad and h.is_leaf
 
 
-# chapters/gradients/autograd.md:2126
+# chapters/gradients/autograd.md:2131
 def test_numpy_does_not_lose_a_gradient_in_silence():
     w, plain = wide(2), rand(2, dtype=float64)
     for act in (np.exp, np.asarray, np.array, Tensor, np.from_dlpack,
@@ -522,7 +527,7 @@ def test_numpy_does_not_lose_a_gradient_in_silence():
     assert w.numpy() is not None and w[0].item() and w.tolist()
 
 
-# chapters/gradients/autograd.md:2148
+# chapters/gradients/autograd.md:2153
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -541,7 +546,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:2168
+# chapters/gradients/autograd.md:2173
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -550,7 +555,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:2176
+# chapters/gradients/autograd.md:2181
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -559,7 +564,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:2187
+# chapters/gradients/autograd.md:2192
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -572,7 +577,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:2202
+# chapters/gradients/autograd.md:2207
 def test_a_hundred_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -582,7 +587,7 @@ def test_a_hundred_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:2212
+# chapters/gradients/autograd.md:2217
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -595,7 +600,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(total.backward)
 
 
-# chapters/gradients/autograd.md:2228
+# chapters/gradients/autograd.md:2233
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -605,14 +610,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:2240
+# chapters/gradients/autograd.md:2245
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:2247
+# chapters/gradients/autograd.md:2252
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -623,7 +628,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:2260
+# chapters/gradients/autograd.md:2265
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -632,7 +637,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:2269
+# chapters/gradients/autograd.md:2274
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -642,7 +647,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:2281
+# chapters/gradients/autograd.md:2286
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 
