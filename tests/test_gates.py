@@ -65,6 +65,8 @@ def test_a_chapter_that_uses_a_later_name(book):
     line = plant(book / ARRAYS, *cell("from companion.tensor import Tensor"))
     status, told = run(book, "-m", "companion", "execute", "arrays")
     assert status == 1
+    forecast, _, told = told.partition("\n")
+    assert forecast.startswith("1 of 1 chapters to execute")
     assert told.startswith(f"{ARRAYS}:{line + 3}: ModuleNotFoundError: ")
 
 
