@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:e3efdf164154  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:422c1818ca74  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Buffer:
 
     def moved(self, view: View) -> Buffer:
         """Another window on the same storage."""
-        return Buffer(self.storage, view, self.dtype)
+        return type(self)(self.storage, view, self.dtype)
 
     @property
     def shape(self) -> Shape:
@@ -142,7 +142,7 @@ class Buffer:
 
     # chapters/tensors/arrays.md:1174
     def __reduce__(self) -> tuple[Any, ...]:
-        return Buffer, (self.storage, self.view, self.dtype)
+        return type(self), (self.storage, self.view, self.dtype)
 
 
 # chapters/tensors/arrays.md:474

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:fa3b468c444e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e84b5943ad85  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -362,6 +362,16 @@ class Device:
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
+
+    # chapters/tensors/operations.md:2347
+    def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
+             ) -> dict[str, Buffer]:
+        """What `numbers` returns now, on this device.
+
+        A device that captures a program calls `numbers` again before
+        each replay, and writes what it returns over these buffers.
+        """
+        return {name: self.adopt(n) for name, n in numbers().items()}
 
 
 # chapters/tensors/operations.md:819

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:ec5f72687f9a  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:97547909cdd3  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -333,7 +333,7 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:958
+# chapters/gradients/optimizers.md:991
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:576b1c5d0685
+# Tangled from optimizers: edit there, `make tangle`. sha256:3978959b1a9b
 from __future__ import annotations
 
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 from companion.autograd import no_grad
 from companion.layers import Module
-from companion.tensor import Tensor, zeros_like
+from companion.tensor import Tensor, feed, zeros_like
 
 
 # chapters/gradients/optimizers.md:87
@@ -29,21 +29,33 @@ class Optimizer:
         check_groups(self.param_groups, defaults)
         self.state: dict[Tensor, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:180
+    # chapters/gradients/optimizers.md:182
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
             for group in self.param_groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        own = self.state.setdefault(p, {"step": 0})
-                        own["step"] += 1
-                        self.update(p, p.grad, group)
+                        self.state.setdefault(p, {"step": 0})
+                        self.update(p, p.grad, group | self.fed(p, group))
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         raise NotImplementedError(
             f"{type(self).__name__} has no update: define one")
 
+    def numbers(self, p: Tensor, group: dict[str, Any]) -> dict[str, float]:
+        """What is another number at each step of p, by its name."""
+        return {"lr": group["lr"]}
+
+    def fed(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """Count the step, and bring its numbers to where p is."""
+        def count() -> dict[str, np.ndarray]:
+            self.state[p]["step"] += 1
+            return {name: np.asarray(n, p.dtype.numpy)
+                    for name, n in self.numbers(p, group).items()}
+        return feed(count, p.device)
+
+    # chapters/gradients/optimizers.md:212
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         for group in self.param_groups:
@@ -56,7 +68,7 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:723
+    # chapters/gradients/optimizers.md:756
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -69,7 +81,7 @@ class Optimizer:
                           for p, i in places.items() if p in self.state},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:750
+    # chapters/gradients/optimizers.md:783
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -159,13 +171,13 @@ def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:224
-def descend(p: Tensor, way: Tensor, rate: float) -> None:
+# chapters/gradients/optimizers.md:242
+def descend(p: Tensor, way: Tensor, rate: Tensor) -> None:
     """p -= way · rate, in the memory of p."""
     p.assign(p - way * rate)
 
 
-# chapters/gradients/optimizers.md:293
+# chapters/gradients/optimizers.md:311
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -188,13 +200,13 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:315
+# chapters/gradients/optimizers.md:333
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:483
+# chapters/gradients/optimizers.md:501
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -211,7 +223,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:521
+# chapters/gradients/optimizers.md:539
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -230,23 +242,26 @@ class Adam(Optimizer):
         m, s = self.kept(p, "exp_avg"), self.kept(p, "exp_avg_sq")
         m.assign(m * first + g * (1 - first))
         s.assign(s * second + g * g * (1 - second))
-        descend(p, *self.direction(p, m, s, group))
+        descend(p, self.direction(m, s, group), group["lr"])
 
-    # chapters/gradients/optimizers.md:992
-    def direction(self, p: Tensor, m: Tensor, s: Tensor,
-                  group: dict[str, Any]) -> tuple[Tensor, float]:
-        """Which way to go, and how far: lr · m̂ / (√ŝ + eps) in all.
+    # chapters/gradients/optimizers.md:1025
+    def numbers(self, p: Tensor, group: dict[str, Any]) -> dict[str, float]:
+        """lr and eps, combined with the corrections c = 1 - β^step.
 
-        Numbers are combined before they meet an array: with c = 1 - β^t
-        it is m / (√s + eps · √c₂), and the rest, √c₂ / c₁, a number.
+        lr · m̂ / (√ŝ + eps) is m / (√s + eps · √c_s) · lr · √c_s / c_m.
         """
         (first, second), t = group["betas"], self.state[p]["step"]
         root = math.sqrt(1 - second ** t)
-        way = m / (s.sqrt() + group["eps"] * root)
-        return way, group["lr"] * root / (1 - first ** t)
+        return {"lr": group["lr"] * root / (1 - first ** t),
+                "eps": group["eps"] * root}
+
+    def direction(self, m: Tensor, s: Tensor,
+                  group: dict[str, Any]) -> Tensor:
+        """Which way to go: m / (√s + eps), by the numbers above."""
+        return m / (s.sqrt() + group["eps"])
 
 
-# chapters/gradients/optimizers.md:608
+# chapters/gradients/optimizers.md:636
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -257,11 +272,16 @@ class AdamW(Adam):
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
         if group["weight_decay"]:
-            p.assign(p * (1 - group["lr"] * group["weight_decay"]))
+            p.assign(p * group["keep"])
         super().update(p, g, group | {"weight_decay": 0.0})
 
+    def numbers(self, p: Tensor, group: dict[str, Any]) -> dict[str, float]:
+        """Those of Adam, and what part of p is to be kept."""
+        lost = group["lr"] * group["weight_decay"]
+        return super().numbers(p, group) | {"keep": 1 - lost}
 
-# chapters/gradients/optimizers.md:652
+
+# chapters/gradients/optimizers.md:685
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -272,7 +292,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:776
+# chapters/gradients/optimizers.md:809
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:28745654ed85  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:5085547cf85d  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -337,10 +337,15 @@ class Timed:
     def host(self, buffer: Buffer) -> Buffer:
         return self.device.host(buffer)
 
+    def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
+             ) -> dict[str, Buffer]:
+        return self.device.feed(numbers)
+
     def __deepcopy__(self, _: Any) -> Timed:
         """Itself: a copied tensor stays on its device."""
         return self
 
+    # chapters/tensors/activations.md:1229
     def table(self) -> str:
         """Calls, milliseconds and megabytes for each primitive."""
         totals: dict[Op, list[float]] = {}

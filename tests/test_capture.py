@@ -1,0 +1,156 @@
+"""A device that records a training step and plays it again."""
+import copy
+
+import numpy as np
+import pytest
+
+from companion.buffer import Buffer, Storage
+from companion.device import CPU, MOVE, QUIET, Device
+from companion.dtype import float64
+from companion.layers import Dropout, Linear, Sequential
+from companion.losses import mse_loss
+from companion.ops import CONST, PERMUTE
+from companion.optim import SGD, Adam, AdamW, RMSprop
+from companion.tensor import (
+    Generator,
+    Tensor,
+    arange,
+    feed,
+    ones,
+    randn,
+    where,
+    zeros,
+)
+from companion.training import clip_grad_norm_
+from companion.view import View
+
+
+class Recorder(Device):
+    """The CPU, with a memory for what it did and what it was fed."""
+
+    def __init__(self):
+        self.name = "recorder"
+        self.program = []
+
+    def run(self, op, *src, arg=None):
+        out = super().run(op, *src, arg=arg)
+        if op not in MOVE and op is not CONST:
+            self.program.append(
+                lambda: QUIET.copy().run(self.kernels[op], out, *src, arg))
+        return out
+
+    def feed(self, numbers):
+        fed = super().feed(numbers)
+
+        def again():
+            for name, number in numbers().items():
+                np.copyto(fed[name].array, number)
+        self.program.append(again)
+        return fed
+
+    def replay(self):
+        for act in self.program:
+            act()
+
+
+def network(device):
+    draw = Generator(1)
+    net = Sequential(Linear(3, 4), Tensor.tanh, Dropout(0.5, draw),
+                     Linear(4, 2))
+    for p in net.parameters():
+        p.detach().assign(randn(*p.shape, generator=draw))
+    return net.to(device), draw
+
+
+def batches(steps):
+    draw = Generator(2)
+    return [(randn(5, 3, generator=draw), randn(5, 2, generator=draw))
+            for _ in range(steps)]
+
+
+def train(net, optimizer, x, t):
+    optimizer.zero_grad()
+    loss = mse_loss(net(x), t)
+    loss.backward()
+    clip_grad_norm_(net.parameters(), 0.5)
+    optimizer.step()
+
+
+MAKERS = {
+    "sgd": lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "rmsprop": lambda p: RMSprop(p, lr=0.01),
+    "adam": lambda p: Adam(p, lr=0.01, weight_decay=0.01),
+    "adamw": lambda p: AdamW(p, lr=0.01, weight_decay=0.1),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+def test_a_recorded_step_played_again_is_the_next_step(make):
+    """Counts, rates and dropout masks go on; nothing is frozen."""
+    device = Recorder()
+    (net, draw), (twin, other) = network(device), network(CPU)
+    optimizer, plain = make(net.parameters()), make(twin.parameters())
+    x, t = [b.to(device).clone() for b in batches(1)[0]]
+    for i, batch in enumerate(batches(6)):
+        for place, values in zip((x, t), batch):
+            np.copyto(place.buffer.array, values.numpy())
+        for group in (*optimizer.param_groups, *plain.param_groups):
+            group["lr"] = 0.1 / (i + 1)
+        if i < 2:  # the first step makes the memory, the second is kept
+            device.program.clear()
+            train(net, optimizer, x, t)
+        else:
+            device.replay()
+        train(twin, plain, *batch)
+        for p, q in zip(net.parameters(), twin.parameters()):
+            assert np.array_equal(p.numpy(), q.numpy()), i
+    assert draw.place == other.place
+    counts = [[m["step"] for m in o.state.values()]
+              for o in (optimizer, plain)]
+    assert counts[0] == counts[1] == [6] * 4
+
+
+def test_a_step_reads_nothing_from_the_device():
+    """What is read would be frozen, and would have to be waited for."""
+    device = Recorder()
+    net, _ = network(device)
+    optimizer = AdamW(net.parameters())
+    x, t = [b.to(device) for b in batches(1)[0]]
+    train(net, optimizer, x, t)
+    device.host = lambda buffer: pytest.fail("a value was read")
+    train(net, optimizer, x, t)
+
+
+def test_a_position_that_moves_is_an_operand():
+    """A ring of 5 rows: written at a place, read from the last three on."""
+    device, clock = Recorder(), iter(range(100))
+    ring, row = zeros(5, 2).to(device).clone(), ones(2).to(device).clone()
+    rows = arange(5, device=device).reshape(5, 1)
+
+    def act():
+        t = feed(lambda: {"t": np.array(next(clock))}, device)["t"]
+        ring.assign(where(rows == t % 5, row * t, ring))
+        return ring[(t - arange(3, device=device)) % 5]
+
+    act()
+    device.program.clear()
+    last = act()
+    for t in range(2, 12):
+        device.replay()
+        expected = [[max(t - i, 0)] * 2 for i in range(3)]
+        assert last.tolist() == expected, t
+
+
+class Promise(Buffer):
+    """What a device of another kind would hand out."""
+
+    __slots__ = ()
+
+
+def test_a_buffer_of_another_kind_stays_what_it_is():
+    storage = Storage(np.arange(6.0))
+    buffer = Promise(storage, View.dense((2, 3)), float64)
+    turned = CPU.run(PERMUTE, buffer, arg=(1, 0))
+    copied = copy.deepcopy(turned)
+    assert type(turned) is type(copied) is Promise
+    assert copied.array.tolist() == [[0, 3], [1, 4], [2, 5]]
