@@ -1,9 +1,10 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:48d5878f5d63  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:d3e0ba341779  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from importlib import import_module
@@ -23,6 +24,18 @@ COMMANDS = {
 
 # chapters/appendix/tangle.md:2912
 def main(argv: list[str]) -> int:
+    """Run a command, for as long as somebody reads what it prints."""
+    try:
+        status = obey(argv)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as every program that SIGPIPE ends
+
+
+# chapters/appendix/tangle.md:2923
+def obey(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["help"]:
         argv = [*argv[1:2], "--help"]
@@ -36,7 +49,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[word]).main(rest)
 
 
-# chapters/appendix/tangle.md:2926
+# chapters/appendix/tangle.md:2937
 def unknown(word: str) -> str:
     """What to say of a word that is no command; nothing of no word."""
     near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
@@ -44,7 +57,7 @@ def unknown(word: str) -> str:
     return f"no command {word!r}{hint}\n" if word else ""
 
 
-# chapters/appendix/tangle.md:2937
+# chapters/appendix/tangle.md:2948
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -52,13 +65,13 @@ def usage() -> str:
     return "\n".join([*lines, "", "COMMAND --help says more."])
 
 
-# chapters/appendix/tangle.md:2944
+# chapters/appendix/tangle.md:2955
 def version() -> str:
     """What is installed."""
     return f"companion {__version__}"
 
 
-# chapters/appendix/tangle.md:2952
+# chapters/appendix/tangle.md:2963
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -67,10 +80,10 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/tangle.md:2949
+# chapters/appendix/tangle.md:2960
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
-# chapters/appendix/record.md:1557
+# chapters/appendix/record.md:1559
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
@@ -80,6 +93,6 @@ COMMANDS["bench"] = "companion.timing"
 # chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
-# chapters/appendix/tangle.md:2960
+# chapters/appendix/tangle.md:2971
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

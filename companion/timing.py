@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:5085547cf85d  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:8906f418a56c  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -256,7 +256,7 @@ MISSING = dict.fromkeys(
 # chapters/tensors/blas.md:2199
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
-    parser = argparse.ArgumentParser(prog="companion bench")
+    parser = argparse.ArgumentParser(prog="python -m companion bench")
     parser.add_argument("name", choices=BENCHES)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")

@@ -1078,8 +1078,19 @@ def test_help_lists_the_commands(words):
 def test_every_command_has_help(name):
     result = line(name, "--help")
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("usage: ")
+    assert result.stdout.startswith(f"usage: python -m companion {name} ")
     assert line("help", name).stdout == result.stdout
+
+
+@pytest.mark.parametrize("words", ["help", "stage"])
+def test_a_reader_who_has_seen_enough(words):
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run(
+        [sys.executable, "-m", "companion", *words.split()], cwd=ROOT,
+        stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_the_version():

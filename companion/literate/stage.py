@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:374615f59011
+# Tangled from record: edit there, `make tangle`. sha256:515f8807082c
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
@@ -110,6 +110,8 @@ def reported(work: Callable, *arguments) -> int:
         return work(*arguments) or 0
     except SourceError as error:
         print(error, file=sys.stderr)
+    except BrokenPipeError:
+        raise
     except OSError as error:
         print(f"{error.filename or '.'}: {error.strerror}: mend that, and run"
               " it again", file=sys.stderr)
@@ -118,7 +120,7 @@ def reported(work: Callable, *arguments) -> int:
     return 1
 
 
-# chapters/appendix/record.md:530
+# chapters/appendix/record.md:532
 def print_stages(options) -> None:
     """Stage the chosen chapters; print their folders."""
     book = read_book()
@@ -126,7 +128,7 @@ def print_stages(options) -> None:
         print(stage(book, name, options.out))
 
 
-# chapters/appendix/record.md:537
+# chapters/appendix/record.md:539
 def main(argv: list[str]) -> int:
     """Write the library as it stood before each chapter."""
     parser = chapter_parser("stage", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:5ffca1b8fc74  # noqa: E501
+# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:2570f958a854  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -60,7 +60,7 @@ def run(year: str, folder: Path) -> Report:
 # chapters/gradients/mnist.md:241
 def main(argv: list[str]) -> int:
     """Run milestones; exit with 1 if any is below its target."""
-    parser = argparse.ArgumentParser(prog="companion milestone")
+    parser = argparse.ArgumentParser(prog="python -m companion milestone")
     parser.add_argument("year", choices=[*MILESTONES, "all"])
     parser.add_argument("--out", default="_build/milestones", type=Path)
     options = parser.parse_args(argv)
