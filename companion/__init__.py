@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:a0e250c804f7  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:9ceff19e5268  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2986
+# chapters/appendix/tangle.md:2989
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2990
+# chapters/appendix/tangle.md:2993
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
@@ -24,14 +24,14 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:3001
+# chapters/appendix/tangle.md:3004
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 
 
 install()
 
-# chapters/tensors/operations.md:3283
+# chapters/tensors/operations.md:3288
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",
@@ -44,7 +44,7 @@ EXPORTS |= dict.fromkeys((
 # chapters/tensors/blas.md:1919
 EXPORTS["set_threads"] = "companion.native"
 
-# chapters/tensors/activations.md:1759
+# chapters/tensors/activations.md:1760
 EXPORTS["gelu"] = "companion.activations"
 EXPORTS["leaky_relu"] = "companion.activations"
 EXPORTS["relu"] = "companion.activations"
@@ -55,11 +55,11 @@ EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:996
+# chapters/tensors/losses.md:997
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-# chapters/gradients/autograd.md:2310
+# chapters/gradients/autograd.md:2314
 EXPORTS["grad"] = "companion.tensor"
 EXPORTS["gradcheck"] = "companion.tensor"
 EXPORTS["no_grad"] = "companion.autograd"

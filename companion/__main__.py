@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:f6600916a42e  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:37b3b97adafa  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2912
+# chapters/appendix/tangle.md:2915
 def main(argv: list[str]) -> int:
     """Run a command, for as long as somebody reads what it prints."""
     try:
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         return 128 + 13  # as every program that SIGPIPE ends
 
 
-# chapters/appendix/tangle.md:2923
+# chapters/appendix/tangle.md:2926
 def obey(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["help"]:
@@ -49,7 +49,7 @@ def obey(argv: list[str]) -> int:
     return import_module(COMMANDS[word]).main(rest)
 
 
-# chapters/appendix/tangle.md:2940
+# chapters/appendix/tangle.md:2943
 def unknown(word: str) -> str:
     """What to say of a word that is no command; nothing of no word."""
     near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
@@ -57,7 +57,7 @@ def unknown(word: str) -> str:
     return f"no command {word!r}{hint}\n" if word else ""
 
 
-# chapters/appendix/tangle.md:2951
+# chapters/appendix/tangle.md:2954
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -65,13 +65,13 @@ def usage() -> str:
     return "\n".join([*lines, "", "COMMAND --help says more."])
 
 
-# chapters/appendix/tangle.md:2958
+# chapters/appendix/tangle.md:2961
 def version() -> str:
     """What is installed."""
     return f"companion {__version__}"
 
 
-# chapters/appendix/tangle.md:2966
+# chapters/appendix/tangle.md:2969
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -80,7 +80,7 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/tangle.md:2963
+# chapters/appendix/tangle.md:2966
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
 # chapters/appendix/record.md:1559
@@ -93,6 +93,6 @@ COMMANDS["bench"] = "companion.timing"
 # chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
-# chapters/appendix/tangle.md:2974
+# chapters/appendix/tangle.md:2977
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:fdc9c7015d39
+# Tangled from autograd: edit there, `make tangle`. sha256:8463614d39cf
 from __future__ import annotations
 
 import math
@@ -67,7 +67,7 @@ class Record:
             "gradient, and its whole graph would come along; copy its "
             ".detach(), or compute it again from copies")
 
-    # chapters/gradients/autograd.md:868
+    # chapters/gradients/autograd.md:872
     def release(self) -> None:
         """Let go of the operands; what is left says that it served."""
         self.op, self.src, self.arg = SPENT, (), None
@@ -194,7 +194,8 @@ GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
 
 
 # chapters/gradients/autograd.md:491
-def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
+def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
+                     wins: bool | None) -> Any:
     """What a maximum passes on to one operand: all, nothing, its share.
 
     `wins` says whether a tie is its own; None, that it is shared.
@@ -205,40 +206,40 @@ def share(g: Any, y: Any, mine: Any, other: Any, wins: bool | None) -> Any:
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-# chapters/gradients/autograd.md:502
+# chapters/gradients/autograd.md:503
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
 
 GRADIENT[MAXIMUM] = (
-    lambda g, y, a, b, tie: share(g, y, a, b, wins(tie, 0)),
-    lambda g, y, a, b, tie: share(g, y, b, a, wins(tie, 1)))
+    lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
+    lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1)))
 
 
-# chapters/gradients/autograd.md:543
-def inverse(order: tuple[int, ...]) -> tuple[int, ...]:
+# chapters/gradients/autograd.md:544
+def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:548
-def stretched(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+# chapters/gradients/autograd.md:549
+def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
     return tuple([i for i, m in enumerate(shape)
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:555
-def inside(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
+# chapters/gradients/autograd.md:556
+def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
         (before, before + max(n - 1, 0) * step + min(n, 1), step)
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:562
-def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
+# chapters/gradients/autograd.md:563
+def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
     lasts = [walk[-1] if walk else walk.start - 1 for walk in walks]
@@ -246,32 +247,34 @@ def around(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:579
+# chapters/gradients/autograd.md:581
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
-    lambda g, y, x, order: g.apply(PERMUTE, g, arg=inverse(order)),)
+    lambda g, y, x, order: g.apply(
+        PERMUTE, g, arg=inverse_permutation(order)),)
 GRADIENT[FLIP] = (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),)
 GRADIENT[EXPAND] = (
     lambda g, y, x, shape: g.apply(
-        SUM, g, arg=stretched(x, shape)).reshape(x.shape),)
+        SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),)
 GRADIENT[PAD] = (
-    lambda g, y, x, margins: g.apply(SHRINK, g, arg=inside(x, margins)),)
+    lambda g, y, x, margins: g.apply(
+        SHRINK, g, arg=pad_to_shrink(x, margins)),)
 GRADIENT[SHRINK] = (
-    lambda g, y, x, ranges: g.apply(PAD, g, arg=around(x, ranges)),)
+    lambda g, y, x, ranges: g.apply(PAD, g, arg=shrink_to_pad(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:620
-def among_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
+# chapters/gradients/autograd.md:624
+def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
     return hits * (g / hits.sum(axes, keepdim=True))
 
 
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
-GRADIENT[MAX] = (lambda g, y, x, axes: among_ties(g, y, x, axes),)
+GRADIENT[MAX] = (lambda g, y, x, axes: split_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:640
+# chapters/gradients/autograd.md:644
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
                     lambda g, y, a, b, _: (g.mT @ a).mT)
 GRADIENT[GATHER] = (
@@ -282,7 +285,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:727
+# chapters/gradients/autograd.md:731
 def lineage(root: Any) -> list[tuple[Any, Record]]:
     """What `root` was computed from, and how, operands before results.
 
@@ -304,7 +307,7 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
     return order
 
 
-# chapters/gradients/autograd.md:812
+# chapters/gradients/autograd.md:816
 def flow(y: Any, record: Record,
          g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
     """The operands that want a gradient, their pasts and their shares."""
@@ -319,7 +322,7 @@ def flow(y: Any, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:835
+# chapters/gradients/autograd.md:839
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -344,11 +347,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:863
+# chapters/gradients/autograd.md:867
 SPENT = Op("SPENT", 0)
 
 
-# chapters/gradients/autograd.md:874
+# chapters/gradients/autograd.md:878
 def check_unspent(order: list[tuple[Any, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(record.op is SPENT for _, record in order):
@@ -357,7 +360,7 @@ def check_unspent(order: list[tuple[Any, Record]]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1120
+# chapters/gradients/autograd.md:1124
 RESULT = -1
 NEEDS |= {
     EXP: ((RESULT,),), SQRT: ((RESULT,),),

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e84b5943ad85  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e01d6780bce4  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -327,7 +327,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1109
+    # chapters/gradients/autograd.md:1113
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -363,7 +363,7 @@ class Device:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2347
+    # chapters/tensors/operations.md:2349
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -415,11 +415,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2269
+# chapters/tensors/operations.md:2271
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2272
+# chapters/tensors/operations.md:2274
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -435,11 +435,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2309
+# chapters/tensors/operations.md:2311
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2312
+# chapters/tensors/operations.md:2314
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -458,11 +458,11 @@ KERNELS[RANDOM] = random
 # chapters/tensors/blas.md:1848
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:679
+# chapters/tensors/activations.md:680
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:682
+# chapters/tensors/activations.md:683
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -478,7 +478,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:700
+# chapters/tensors/activations.md:701
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -486,7 +486,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:707
+# chapters/tensors/activations.md:708
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -497,7 +497,7 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:717
+# chapters/tensors/activations.md:718
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -507,11 +507,11 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:731
+# chapters/tensors/activations.md:732
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:734
+# chapters/tensors/activations.md:735
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -524,7 +524,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:750
+# chapters/tensors/activations.md:751
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -545,7 +545,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:773
+# chapters/tensors/activations.md:774
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -554,11 +554,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:909
+# chapters/tensors/activations.md:910
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:912
+# chapters/tensors/activations.md:913
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -577,7 +577,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:934
+# chapters/tensors/activations.md:935
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -586,7 +586,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:942
+# chapters/tensors/activations.md:943
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -603,7 +603,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1029
+# chapters/tensors/activations.md:1030
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:ae4bbd297080
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:9704155aba6a
 from __future__ import annotations
 
 import math
@@ -13,12 +13,12 @@ from companion.tensor import (
     GENERATOR,
     Generator,
     Tensor,
-    bare,
+    detached,
     narrowed,
     ones,
     rand,
     randn,
-    sequence,
+    unpack_ints,
     where,
     widened,
     zeros,
@@ -121,7 +121,7 @@ class Module:
             if name in found:
                 raise ValueError(f"state_dict: two tensors are called "
                                  f"{name}; rename one's attribute or key")
-            found[name] = bare(tensor)
+            found[name] = detached(tensor)
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -135,12 +135,12 @@ class Module:
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} does not fit:\n"
                 + "\n".join(f"  {p}" for p in problems))
-        values = [bare(v).clone() if isinstance(v, Tensor) else Tensor(v)
+        values = [detached(v).clone() if isinstance(v, Tensor) else Tensor(v)
                   for v in map(state.__getitem__, own)]
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:1030
+    # chapters/gradients/autograd.md:1034
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -152,7 +152,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:1005
+    # chapters/gradients/autograd.md:1009
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
@@ -299,7 +299,7 @@ class LayerNorm(Module):
     def __init__(self, normalized_shape: int | Sequence[int],
                  eps: float = 1e-5, bias: bool = True,
                  dtype: DType = float32, device: Device | str = CPU):
-        shape = sequence([normalized_shape])
+        shape = unpack_ints([normalized_shape])
         self.normalized_shape, self.eps = shape, eps
         at: dict[str, Any] = {"dtype": dtype, "device": device}
         self.weight = parameter(ones(shape, **at))
@@ -326,7 +326,7 @@ class RMSNorm(Module):
     def __init__(self, normalized_shape: int | Sequence[int],
                  eps: float = 1e-5, dtype: DType = float32,
                  device: Device | str = CPU):
-        self.normalized_shape = sequence([normalized_shape])
+        self.normalized_shape = unpack_ints([normalized_shape])
         self.eps = eps
         self.weight = parameter(
             ones(self.normalized_shape, dtype=dtype, device=device))

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:a8cb3711d29c
+# Tangled from losses: edit there, `make tangle`. sha256:ba0c7af607e4
 from __future__ import annotations
 
 import math
@@ -8,16 +8,16 @@ from typing import Any
 from companion.dtype import DType, int64
 from companion.tensor import (
     Tensor,
-    alike,
     arange,
-    bare,
-    floating,
+    as_float,
+    detached,
+    same_dtype,
     where,
     widened,
 )
 
 
-# chapters/tensors/losses.md:119
+# chapters/tensors/losses.md:120
 def check_tensors(name: str, x: Any, target: Any) -> None:
     """A list has neither shape nor dtype."""
     for place, value in (("input", x), ("target", target)):
@@ -27,7 +27,7 @@ def check_tensors(name: str, x: Any, target: Any) -> None:
                 f"{type(value).__name__}; wrap it in Tensor(…)")
 
 
-# chapters/tensors/losses.md:128
+# chapters/tensors/losses.md:129
 def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
     """Both in one float dtype, if they have one shape."""
     check_tensors(name, x, target)
@@ -35,7 +35,7 @@ def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
         raise ValueError(
             f"{name}: input {x.shape} and target {target.shape} must have "
             f"the same shape; reshape one of them")
-    return alike(floating(x), target)
+    return same_dtype(as_float(x), target)
 
 
 REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
@@ -45,7 +45,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-# chapters/tensors/losses.md:147
+# chapters/tensors/losses.md:148
 def reduced(loss: Tensor, reduction: str, dtype: DType,
             n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
@@ -56,7 +56,7 @@ def reduced(loss: Tensor, reduction: str, dtype: DType,
     return REDUCTIONS[reduction](loss, n).to(dtype)
 
 
-# chapters/tensors/losses.md:157
+# chapters/tensors/losses.md:158
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
     """(x - target)², averaged over all elements (Legendre, 1805)."""
@@ -65,7 +65,7 @@ def mse_loss(x: Tensor, target: Tensor,
     return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:231
+# chapters/tensors/losses.md:232
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
@@ -81,14 +81,14 @@ def bce_with_logits(x: Tensor, target: Tensor,
     return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:366
+# chapters/tensors/losses.md:367
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
-    shifted = x - bare(x.max(-1, keepdim=True))
+    shifted = x - detached(x.max(-1, keepdim=True))
     return shifted, shifted.exp().sum(-1).log()
 
 
-# chapters/tensors/losses.md:389
+# chapters/tensors/losses.md:390
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = log_sums(x)
@@ -101,7 +101,7 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return log_sum - score
 
 
-# chapters/tensors/losses.md:413
+# chapters/tensors/losses.md:414
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
@@ -116,7 +116,7 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:435
+# chapters/tensors/losses.md:436
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
@@ -125,10 +125,10 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     return inside and not 0 <= ignore_index < classes
 
 
-# chapters/tensors/losses.md:453
+# chapters/tensors/losses.md:454
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
-    x, share = alike(x, share)
+    x, share = same_dtype(x, share)
     shifted, log_sum = log_sums(x)
     if smoothing:
         share = share * (1 - smoothing) + smoothing / x.shape[-1]
@@ -137,7 +137,7 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     return -(where(absent, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:464
+# chapters/tensors/losses.md:465
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -150,7 +150,7 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:478
+# chapters/tensors/losses.md:479
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
@@ -164,7 +164,7 @@ def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"label_smoothing: expected 0 to 1, got "
                          f"{label_smoothing}")
-    wide, dtype = widened(x), floating(x).dtype
+    wide, dtype = widened(x), as_float(x).dtype
     if holds_shares(x, target):
         if ignore_index != -100:
             raise ValueError("ignore_index: targets are shares, and none "

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:c74b05f382ca
+# Tangled from operations: edit there, `make tangle`. sha256:8d028bb0a1cd
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def check_kind(op: Op | str, dtype: DType, kinds: str) -> None:
 
 
 # chapters/tensors/operations.md:348
-def same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
+def check_same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
             raise TypeError(
@@ -201,7 +201,7 @@ def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     def dtype(first: Any, *rest: Any) -> DType:
         if kinds:
             check_kind(op, first.dtype, kinds)
-        return same_dtype(op, first, rest[:-1])
+        return check_same_dtype(op, first, rest[:-1])
     return dtype
 
 
@@ -216,7 +216,7 @@ DTYPE[AND] = kept(AND, "biu")
 # chapters/tensors/operations.md:382
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
-        same_dtype(op, a, [b])
+        check_same_dtype(op, a, [b])
         return bool_
     return dtype
 
@@ -224,7 +224,7 @@ def compared(op: Op) -> Callable[..., DType]:
 # chapters/tensors/operations.md:389
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
-    return same_dtype(WHERE, a, [b])
+    return check_same_dtype(WHERE, a, [b])
 
 
 # chapters/tensors/operations.md:394

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:645d7ce60308  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:4d71920c00e9  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/operations.md:3000
+# chapters/tensors/operations.md:3003
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/operations.md:2997
+# chapters/tensors/operations.md:3000
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/operations.md:1227
@@ -142,8 +142,8 @@ class Tensor:
 
         It runs where the operands are, or on `device`: they are brought.
         """
-        device, buffers = located(op, src, device)
-        watched = RECORDING.get() and any(map(wanted, src))
+        device, buffers = place_operands(op, src, device)
+        watched = RECORDING.get() and any(map(needs_gradient, src))
         if watched:
             check_rule(op, src)
         y = wrap(device.run(op, *buffers, arg=arg), device)
@@ -177,7 +177,7 @@ class Tensor:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
-    # chapters/gradients/autograd.md:1247
+    # chapters/gradients/autograd.md:1251
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         check_leaving(self)
@@ -244,7 +244,7 @@ class Tensor:
 
         Shares memory where strides allow, copies where they do not.
         """
-        wanted = complete(self, sequence(shape))
+        wanted = complete_shape(self, unpack_ints(shape))
         if wanted == self.shape:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
@@ -252,7 +252,7 @@ class Tensor:
     # chapters/tensors/operations.md:1290
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
-        wanted = complete(self, sequence(shape))
+        wanted = complete_shape(self, unpack_ints(shape))
         if moved(RESHAPE, self.buffer.view, wanted) is None:
             raise ValueError(
                 f"view: shape {self.shape} with strides "
@@ -261,7 +261,7 @@ class Tensor:
         return self.reshape(wanted)
 
     def permute(self, *order: Any) -> Tensor:
-        axes = tuple([axis_of(self, a) for a in sequence(order)])
+        axes = tuple([axis_of(self, a) for a in unpack_ints(order)])
         if axes == tuple(range(self.ndim)):
             return self
         return Tensor.apply(PERMUTE, self, arg=axes)
@@ -324,7 +324,7 @@ class Tensor:
 
     def expand(self, *shape: Any) -> Tensor:
         """PyTorch's name for it; -1 keeps an axis."""
-        wanted = sequence(shape)
+        wanted = unpack_ints(shape)
         have = (1,) * (len(wanted) - self.ndim) + self.shape
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
@@ -352,7 +352,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/operations.md:1630
+    # chapters/tensors/operations.md:1631
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -367,7 +367,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/operations.md:1666
+    # chapters/tensors/operations.md:1667
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -378,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/operations.md:1720
+    # chapters/tensors/operations.md:1721
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/operations.md:1736
+    # chapters/tensors/operations.md:1737
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,22 +401,22 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/operations.md:1762
+    # chapters/tensors/operations.md:1763
     def exp(self) -> Tensor:
-        return Tensor.apply(EXP, floating(self))
+        return Tensor.apply(EXP, as_float(self))
 
     def log(self) -> Tensor:
-        return Tensor.apply(LOG, floating(self))
+        return Tensor.apply(LOG, as_float(self))
 
     def sin(self) -> Tensor:
-        return Tensor.apply(SIN, floating(self))
+        return Tensor.apply(SIN, as_float(self))
 
     def cos(self) -> Tensor:
-        half = (floating(self) * 0.5).sin()
+        half = (as_float(self) * 0.5).sin()
         return 1 - 2 * half.square()
 
     def sqrt(self) -> Tensor:
-        return Tensor.apply(SQRT, floating(self))
+        return Tensor.apply(SQRT, as_float(self))
 
     def rsqrt(self) -> Tensor:
         return self.sqrt().reciprocal()
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/operations.md:1797
+    # chapters/tensors/operations.md:1798
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -441,12 +441,12 @@ class Tensor:
         return equal if equal is NotImplemented else ~equal
 
     def __le__(self, other: Any) -> Tensor:
-        return either(self < other, self == other)
+        return bool_or(self < other, self == other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return either(self > other, self == other)
+        return bool_or(self > other, self == other)
 
-    # chapters/tensors/operations.md:1859
+    # chapters/tensors/operations.md:1860
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -455,40 +455,40 @@ class Tensor:
         return -(self + 1)
 
     def __and__(self, other: Any) -> Tensor:
-        return logical(both, self, other)
+        return logical(bool_and, self, other)
 
     def __or__(self, other: Any) -> Tensor:
-        return logical(either, self, other)
+        return logical(bool_or, self, other)
 
     def __xor__(self, other: Any) -> Tensor:
-        return logical(exactly_one, self, other)
+        return logical(bool_xor, self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/operations.md:1922
+    # chapters/tensors/operations.md:1924
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
-        return where(mask, beside(self, value), self)
+        return where(mask, scalar_like(self, value), self)
 
-    # chapters/tensors/operations.md:1960
+    # chapters/tensors/operations.md:1962
     def maximum(self, other: Any) -> Tensor:
-        return larger(self, required(other, self))
+        return maximum_of(self, required_operand(other, self))
 
     def minimum(self, other: Any) -> Tensor:
-        return smaller(self, required(other, self))
+        return minimum_of(self, required_operand(other, self))
 
     def clamp(self, min: Any = None, max: Any = None) -> Tensor:
         """Values below `min` become min, values above `max` max."""
         if min is None and max is None:
             raise ValueError("clamp: expected min, max or both, got none")
-        low = self if min is None else larger(
-            self, required(min, self), tie=0)
-        return low if max is None else smaller(
-            low, required(max, self), tie=0)
+        low = self if min is None else maximum_of(
+            self, required_operand(min, self), tie=0)
+        return low if max is None else minimum_of(
+            low, required_operand(max, self), tie=0)
 
-    # chapters/tensors/operations.md:1987
+    # chapters/tensors/operations.md:1989
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,14 +514,14 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/operations.md:2044
+    # chapters/tensors/operations.md:2046
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self)
         if isinstance(exponent, (int, float)):
-            x = self.cast(common(self, exponent))
+            x = self.cast(common_dtype(self, exponent))
             if exponent in PRODUCTS:
-                return power(x, int(exponent))
+                return integer_power(x, int(exponent))
             if exponent < 0 and not x.dtype.is_float:
                 raise ValueError(f"**: {x.dtype} does not hold powers of "
                                  f"{exponent}; cast to a float dtype first")
@@ -530,28 +530,28 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/operations.md:2087
+    # chapters/tensors/operations.md:2089
     def __lshift__(self, other: Any) -> Tensor:
-        return logical(doubled, self, other, "iu")
+        return logical(shifted_left, self, other, "iu")
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return logical(doubled, other, self, "iu")
+        return logical(shifted_left, other, self, "iu")
 
     def __rshift__(self, other: Any) -> Tensor:
-        return logical(halved, self, other, "iu")
+        return logical(shifted_right, self, other, "iu")
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return logical(halved, other, self, "iu")
+        return logical(shifted_right, other, self, "iu")
 
-    # chapters/tensors/operations.md:2223
+    # chapters/tensors/operations.md:2225
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
-        return where(ahead(self) <= diagonal, self, False)
+        return where(diagonal_offsets(self) <= diagonal, self, False)
 
     def triu(self, diagonal: int = 0) -> Tensor:
-        return where(ahead(self) >= diagonal, self, False)
+        return where(diagonal_offsets(self) >= diagonal, self, False)
 
-    # chapters/tensors/operations.md:2525
+    # chapters/tensors/operations.md:2527
     @torch_names
     def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Integers and bools are summed as int64."""
@@ -565,7 +565,7 @@ class Tensor:
 
     @torch_names
     def min(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return mirror(mirror(self).max(axis, keepdim))
+        return order_reversed(order_reversed(self).max(axis, keepdim))
 
     @torch_names
     def any(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -575,32 +575,32 @@ class Tensor:
     def all(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         return (self == 0).sum(axis, keepdim) == 0
 
-    # chapters/tensors/operations.md:2572
+    # chapters/tensors/operations.md:2574
     @torch_names
     def mean(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         total = widened(self).sum(axis, keepdim)
-        return narrowed(total / count(self, axis), self)
+        return narrowed(total / reduced_size(self, axis), self)
 
-    # chapters/tensors/operations.md:2582
+    # chapters/tensors/operations.md:2584
     @torch_names
     def var(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
         """Mean squared deviation over n - correction (0 as in NumPy)."""
-        return narrowed(spread(self, axis, correction, keepdim), self)
+        return narrowed(variance(self, axis, correction, keepdim), self)
 
     @torch_names
     def std(self, axis: Axes = None, correction: int = 1,
             keepdim: bool = False) -> Tensor:
-        square = spread(self, axis, correction, keepdim)
+        square = variance(self, axis, correction, keepdim)
         root = where(square == 0, 1, square).sqrt()  # its slope is finite
         return narrowed(where(square == 0, 0, root), self)
 
-    # chapters/tensors/operations.md:2618
+    # chapters/tensors/operations.md:2620
     @torch_names
     def argmax(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
         """The first place of the largest value, or of the first NaN."""
-        if axis is None or not axes_of(self, whole(axis)):
+        if axis is None or not axes_of(self, as_int(axis)):
             flat = self.flatten().argmax(0)
             return flat.reshape((1,) * self.ndim) if keepdim else flat
         at = axis_of(self, axis)
@@ -613,9 +613,9 @@ class Tensor:
     @torch_names
     def argmin(self, axis: int | None = None,
                keepdim: bool = False) -> Tensor:
-        return mirror(self).argmax(axis, keepdim)
+        return order_reversed(self).argmax(axis, keepdim)
 
-    # chapters/tensors/operations.md:2846
+    # chapters/tensors/operations.md:2849
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -623,58 +623,58 @@ class Tensor:
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
             return Tensor.apply(GATHER, self, index)
-        entries = spelled_out(self, index)
+        entries = complete_index(self, index)
         if any(isinstance(e, Tensor) for e in entries):
-            return advanced(*places(self, entries))
-        return basic(self, entries)
+            return advanced_index(*masks_to_indices(self, entries))
+        return basic_index(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/operations.md:2906
+    # chapters/tensors/operations.md:2909
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
-        check_apart(self)
-        Tensor.apply(WRITE, self, to_write(value, self))
+        check_no_repeats(self)
+        Tensor.apply(WRITE, self, as_source(value, self))
         return self
 
-    # chapters/tensors/operations.md:2940
+    # chapters/tensors/operations.md:2943
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
             index = as_index(index, self.device)
         if isinstance(index, Tensor) and index.dtype is bool_:
-            self.assign(masked(self, index, value))
+            self.assign(where_mask(self, index, value))
             return
-        entries = spelled_out(self, index)
+        entries = complete_index(self, index)
         if any(isinstance(e, Tensor) for e in entries):
             raise TypeError(
                 "x[tensor] = value: an index may repeat, so the order of "
                 "writing would matter; use where, or x[mask] = value")
-        part = basic(self, entries)
+        part = basic_index(self, entries)
         if not coincide(part, value):  # as in x[i] += y
-            check_apart(self)
+            check_no_repeats(self)
         part.assign(value)
 
-    # chapters/gradients/autograd.md:1166
+    # chapters/gradients/autograd.md:1170
     def copy_(self, value: Any) -> Tensor:
         """The elements of `value` in this memory, broadcast and cast.
 
         What is recorded of `value` is the past of this tensor, from now on.
         """
-        source = to_write(value, self)
-        told = source.requires_grad
-        if not RECORDING.get() or not (self.requires_grad or told):
+        source = as_source(value, self)
+        given = source.requires_grad
+        if not RECORDING.get() or not (self.requires_grad or given):
             return self.assign(source)
         check_overwrite(self)
         with no_grad():
             self.assign(source)
-        self.requires_grad = told
+        self.requires_grad = given
         self.record = Record(CAST, (source,), self.dtype,
-                             born=version(self)) if told else None
+                             born=version(self)) if given else None
         return self
 
-    # chapters/tensors/operations.md:3022
+    # chapters/tensors/operations.md:3025
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -689,7 +689,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/operations.md:3055
+    # chapters/tensors/operations.md:3058
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -711,15 +711,15 @@ class Tensor:
         if value == 0:
             return padded
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
-        return where(inside, padded, beside(self, value))
+        return where(inside, padded, scalar_like(self, value))
 
-    # chapters/tensors/operations.md:3085
+    # chapters/tensors/operations.md:3088
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
         """Pieces of `size` along `axis` (the last may be shorter)."""
         n = self.shape[axis_of(self, axis)]
-        sizes = list(sequence([size]))
+        sizes = list(unpack_ints([size]))
         if not isinstance(size, Sequence) and sizes[0] > 0:
             step = sizes[0]
             sizes = [min(step, n - i) for i in range(0, n, step)] or [0]
@@ -734,15 +734,15 @@ class Tensor:
     @torch_names
     def chunk(self, chunks: int, axis: int = 0) -> list[Tensor]:
         """At most `chunks` pieces of equal length (the last shorter)."""
-        if whole(chunks) < 1:
+        if as_int(chunks) < 1:
             raise ValueError(f"chunk: expected chunks >= 1, got {chunks}")
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/operations.md:3171
+    # chapters/tensors/operations.md:3174
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
-        counts = sequence(times)
+        counts = unpack_ints(times)
         if len(counts) < self.ndim:
             raise ValueError(f"repeat: expected a number for each axis of "
                              f"shape {self.shape}, got {counts}")
@@ -760,21 +760,22 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/operations.md:3225
+    # chapters/tensors/operations.md:3228
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
         x = self if self.dtype.is_float else self.cast(int64)
-        at, n, step = axis_of(x, axis, x.ndim or 1), count(x, axis), 1
+        at, n, step = axis_of(x, axis, x.ndim or 1), reduced_size(x, axis), 1
         while step < n:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/operations.md:3249
+    # chapters/tensors/operations.md:3253
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
-        x = last(self if self.dtype.is_float else self.cast(int64), axis)
+        x = self if self.dtype.is_float else self.cast(int64)
+        x = merge_axes_last(x, axis)
         n, axes = x.shape[-1], axes_of(self, axis)
         half = 1 << max(n - 1, 0).bit_length()
         x = x.pad([(0, 0)] * (x.ndim - 1) + [(0, half - n)], value=1)
@@ -793,7 +794,7 @@ class Tensor:
         a, b = self, other
         if not (isinstance(b, Tensor) and a.dtype is b.dtype
                 and a.device is b.device):
-            a, b = alike(a, required(b, a))
+            a, b = same_dtype(a, required_operand(b, a))
         if not a.ndim or not b.ndim:
             raise ValueError(f"matmul: shapes {a.shape} and {b.shape}; "
                              f"expected vectors or matrices: use *")
@@ -815,11 +816,11 @@ class Tensor:
         return self.matmul(other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
-        return required(other, self).matmul(self)
+        return required_operand(other, self).matmul(self)
 
     def dot(self, other: Tensor) -> Tensor:
         """The inner product of two vectors."""
-        other = required(other, self)
+        other = required_operand(other, self)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"dot: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: use @")
@@ -827,29 +828,29 @@ class Tensor:
 
     def outer(self, other: Tensor) -> Tensor:
         """All products of an element of self and one of other."""
-        other = required(other, self)
+        other = required_operand(other, self)
         if self.ndim != 1 or other.ndim != 1:
             raise ValueError(f"outer: shapes {self.shape} and {other.shape}; "
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:120
+    # chapters/tensors/activations.md:121
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
-        return larger(self, 0, tie=1)
+        return maximum_of(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:226
+    # chapters/tensors/activations.md:227
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
-        x = floating(self)
+        x = as_float(self)
         negative = x < 0
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
-    # chapters/tensors/activations.md:305
+    # chapters/tensors/activations.md:306
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
-        x = floating(self)
+        x = as_float(self)
         e = (x.abs() * -2).exp()
         far = (1 - e) / (1 + e) * x.sign()
         near = x.clamp(-0.625, 0.625)
@@ -858,20 +859,20 @@ class Tensor:
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:376
+    # chapters/tensors/activations.md:377
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
         x = widened(self)
-        e = (x - top(x, axis)).exp()
+        e = (x - constant_max(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:427
+    # chapters/tensors/activations.md:428
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
         x = widened(self)
-        peak = top(x, axis)
+        peak = constant_max(x, axis)
         peak = where(peak.abs() < math.inf, peak, 0)
         total = (x - peak).exp().sum(axis, keepdim=True).log() + peak
         total = total if keepdim else total.squeeze(axes_of(x, axis))
@@ -881,13 +882,13 @@ class Tensor:
     def log_softmax(self, axis: int) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
         x = widened(self)
-        x = x - top(x, axis)
+        x = x - constant_max(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1043
+    # chapters/tensors/activations.md:1044
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
-        return Tensor.apply(ERF, floating(self))
+        return Tensor.apply(ERF, as_float(self))
 
     # chapters/tensors/layers.md:178
     requires_grad = False
@@ -912,21 +913,21 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:945
+    # chapters/gradients/autograd.md:949
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
         """Add to the .grad of every leaf this was computed from."""
-        seed, taken = seed_for(self, gradient), set[int]()
+        seed, taken = initial_gradient(self, gradient), set[int]()
         with recording(create_graph):
             for x, g in sweep(self, seed, retain_graph or create_graph):
                 if x.is_leaf:
                     g = g if x.grad is None else x.grad + g
-                    x.grad = own(g, taken)
+                    x.grad = writable_gradient(g, taken)
 
     def detach(self) -> Tensor:
         """The same memory, with no past and no wish for a gradient."""
-        return bare(self)
+        return detached(self)
 
 
 # chapters/tensors/operations.md:974
@@ -945,7 +946,7 @@ def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
 
 
 # chapters/tensors/operations.md:991
-def located(op: Op, operands: Sequence[Tensor],
+def place_operands(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
     place = named(device) if device else operands[0].device
@@ -954,7 +955,7 @@ def located(op: Op, operands: Sequence[Tensor],
         if x.device is place:
             buffers.append(x.buffer)
         elif device:
-            buffers.append(carried(x, place))
+            buffers.append(transfer(x, place))
         else:
             raise ValueError(f"{op}: operands on {place} and {x.device} "
                              f"cannot meet; move one with .to(device)")
@@ -962,7 +963,7 @@ def located(op: Op, operands: Sequence[Tensor],
 
 
 # chapters/tensors/operations.md:1007
-def carried(x: Tensor, device: Device) -> Buffer:
+def transfer(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
@@ -987,11 +988,11 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
         return array
     with np.errstate(all="ignore"):
         result = array.astype(dtype.numpy)
-    return result if foreign else fitted(array, result, dtype)
+    return result if foreign else check_integers(array, result, dtype)
 
 
 # chapters/tensors/operations.md:1042
-def fitted(array: np.ndarray, result: np.ndarray,
+def check_integers(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
     if dtype.kind in "iu" and (result != np.trunc(array)).any():
@@ -1012,7 +1013,7 @@ Axes = int | Sequence[int] | None
 
 
 # chapters/tensors/operations.md:1189
-def whole(value: Any) -> int:
+def as_int(value: Any) -> int:
     """An int, or anything that stands for one; one line for the rest."""
     try:
         return operator.index(value)
@@ -1025,11 +1026,11 @@ def whole(value: Any) -> int:
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
-    if not -ndim <= whole(axis) < ndim:
+    if not -ndim <= as_int(axis) < ndim:
         raise IndexError(
             f"axis {axis} does not exist: shape {x.shape} leaves room "
             f"for {ndim} axes, counted from 0 or back from -1")
-    return whole(axis) % ndim
+    return as_int(axis) % ndim
 
 
 # chapters/tensors/operations.md:1210
@@ -1045,15 +1046,15 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
 
 
 # chapters/tensors/operations.md:1230
-def sequence(items: Sequence[Any]) -> tuple[int, ...]:
+def unpack_ints(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
         items = items[0]
-    return tuple([whole(i) for i in items])
+    return tuple([as_int(i) for i in items])
 
 
 # chapters/tensors/operations.md:1257
-def complete(x: Tensor, shape: Shape) -> Shape:
+def complete_shape(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
         return shape
@@ -1085,7 +1086,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
 
 # chapters/tensors/operations.md:1508
 @functools.lru_cache(maxsize=4096)
-def agreed(*kinds: DType | type) -> DType:
+def promoted(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
     dtype = promote(*[k for k in kinds if isinstance(k, DType)])
     for kind in kinds:
@@ -1095,19 +1096,19 @@ def agreed(*kinds: DType | type) -> DType:
 
 
 # chapters/tensors/operations.md:1518
-def kind(value: Tensor | Scalar) -> Any:
+def dtype_or_type(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
 # chapters/tensors/operations.md:1523
-def common(*operands: Tensor | Scalar) -> DType:
+def common_dtype(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
-    return agreed(*map(kind, operands))
+    return promoted(*map(dtype_or_type, operands))
 
 
 # chapters/tensors/operations.md:1528
-def home(*operands: Any) -> Device:
+def common_device(*operands: Any) -> Device:
     """The device of the first tensor among the operands, or the CPU."""
     for x in operands:
         if isinstance(x, Tensor):
@@ -1128,14 +1129,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
 
 
 # chapters/tensors/operations.md:1549
-def alike(*operands: Tensor | Scalar) -> list[Tensor]:
+def same_dtype(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
-    dtype, device = common(*operands), home(*operands)
+    dtype, device = common_dtype(*operands), common_device(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
 # chapters/tensors/operations.md:1559
-def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
+def dtype_and_shape(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
         return value.buffer.dtype, value.buffer.view.shape
@@ -1144,38 +1145,39 @@ def outline(value: Tensor | Scalar) -> tuple[Any, Shape]:
 
 # chapters/tensors/operations.md:1566
 @functools.lru_cache(maxsize=4096)
-def meeting(*outlines: tuple[Any, Shape]) -> tuple[DType, Shape]:
+def common_dtype_and_shape(*outlines: tuple[Any, Shape],
+                           ) -> tuple[DType, Shape]:
     """The dtype and the shape in which such values meet."""
     kinds, shapes = zip(*outlines)
-    return agreed(*kinds), broadcast_shape(*shapes)
+    return promoted(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/operations.md:1573
+# chapters/tensors/operations.md:1574
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
-    dtype, shape = meeting(*map(outline, operands))
-    device = home(*operands)
+    dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, operands))
+    device = common_device(*operands)
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/operations.md:1591
+# chapters/tensors/operations.md:1592
 def operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; None for anything else.
 
     An array of NumPy's lies on no device: it is brought to where the
-    first tensor among those `beside` it is.
+    first tensor among those `scalar_like` it is.
     """
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if isinstance(value, np.generic):
         return operand(value.item())
     if isinstance(value, np.ndarray):
-        return Tensor(value, device=home(*beside))
+        return Tensor(value, device=common_device(*beside))
     return None
 
 
-# chapters/tensors/operations.md:1608
-def fit(x: Any, y: Any) -> bool:
+# chapters/tensors/operations.md:1609
+def ready(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
             and x.buffer.dtype is y.buffer.dtype
@@ -1183,10 +1185,10 @@ def fit(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/operations.md:1616
+# chapters/tensors/operations.md:1617
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
-    if fit(x, y):
+    if ready(x, y):
         return Tensor.apply(op, x, y)
     x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
@@ -1194,75 +1196,75 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/operations.md:1685
-def floating(x: Tensor) -> Tensor:
+# chapters/tensors/operations.md:1686
+def as_float(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1690
+# chapters/tensors/operations.md:1691
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/operations.md:1695
+# chapters/tensors/operations.md:1696
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/operations.md:1702
+# chapters/tensors/operations.md:1703
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
-    if fit(x, y) and x.dtype.is_float:
+    if ready(x, y) and x.dtype.is_float:
         return Tensor.apply(DIV, x, y)
     x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
         return NotImplemented
-    dtype, shape = meeting(outline(x), outline(y))
+    dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, (x, y)))
     dtype = dtype if dtype.is_float else float32
     numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
     wide = promote(dtype, float32) if numbers else dtype
-    device = home(x, y)
+    device = common_device(x, y)
     x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/operations.md:1825
-def both(a: Tensor, b: Tensor) -> Tensor:
+# chapters/tensors/operations.md:1826
+def bool_and(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/operations.md:1830
-def either(a: Tensor, b: Tensor) -> Tensor:
+# chapters/tensors/operations.md:1831
+def bool_or(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
         return Tensor.apply(MAXIMUM, a, b)
-    return a + b - both(a, b)
+    return a + b - bool_and(a, b)
 
 
-# chapters/tensors/operations.md:1837
-def exactly_one(a: Tensor, b: Tensor) -> Tensor:
+# chapters/tensors/operations.md:1838
+def bool_xor(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
-    return a != b if a.dtype is bool_ else a + b - both(a, b) * 2
+    return a != b if a.dtype is bool_ else a + b - bool_and(a, b) * 2
 
 
-# chapters/tensors/operations.md:1844
+# chapters/tensors/operations.md:1845
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
     x, y = operand(x, y), operand(y, x)
     if x is None or y is None:
         return NotImplemented
-    x, y = (x, y) if fit(x, y) else align(x, y)
+    x, y = (x, y) if ready(x, y) else align(x, y)
     check_kind("& | ^ << >>", x.dtype, kinds)
     return rule(x, y)
 
 
-# chapters/tensors/operations.md:1896
-def required(value: Any, *beside: Any) -> Any:
+# chapters/tensors/operations.md:1897
+def required_operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, *beside)
     if found is None:
@@ -1271,108 +1273,109 @@ def required(value: Any, *beside: Any) -> Any:
     return found
 
 
-# chapters/tensors/operations.md:1905
+# chapters/tensors/operations.md:1906
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
-    a, b = required(a, condition, b), required(b, condition, a)
+    a, b = required_operand(a, condition, b), required_operand(b, condition, a)
     condition = operand(condition, a, b)
     if getattr(condition, "dtype", None) is not bool_:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
             f"{condition!r:.60}; compare first")
-    dtype, shape = meeting(*map(outline, (condition, a, b)))
+    outlines = map(dtype_and_shape, (condition, a, b))
+    dtype, shape = common_dtype_and_shape(*outlines)
     a, b = [as_tensor(x, dtype, condition.device, shape) for x in (a, b)]
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/operations.md:1929
-def beside(x: Tensor, value: Scalar) -> Scalar:
+# chapters/tensors/operations.md:1931
+def scalar_like(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/operations.md:1940
-def larger(a: Any, b: Any, tie: int | None = None) -> Tensor:
+# chapters/tensors/operations.md:1942
+def maximum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/operations.md:1945
-def smaller(a: Any, b: Any, tie: int | None = None) -> Tensor:
+# chapters/tensors/operations.md:1947
+def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
-    a, b = [mirror(x) for x in align(a, b)]
-    return mirror(Tensor.apply(MAXIMUM, a, b, arg=tie))
+    a, b = [order_reversed(x) for x in align(a, b)]
+    return order_reversed(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/operations.md:1951
-def mirror(x: Tensor) -> Tensor:
+# chapters/tensors/operations.md:1953
+def order_reversed(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/operations.md:2027
+# chapters/tensors/operations.md:2029
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/operations.md:2030
-def power(x: Tensor, n: int) -> Tensor:
+# chapters/tensors/operations.md:2032
+def integer_power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
         return x
-    half = power(x, n // 2)
+    half = integer_power(x, n // 2)
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/operations.md:2073
-def doubled(x: Tensor, times: Tensor) -> Tensor:
+# chapters/tensors/operations.md:2075
+def shifted_left(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/operations.md:2078
-def halved(x: Tensor, times: Tensor) -> Tensor:
+# chapters/tensors/operations.md:2080
+def shifted_right(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
-    left = both(times >= 0, times < bits)
+    left = bool_and(times >= 0, times < bits)
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
-# chapters/tensors/operations.md:2110
+# chapters/tensors/operations.md:2112
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
     dtype = dtype or scalar_dtype(value)
-    return as_tensor(value, dtype, device, sequence([shape])).clone()
+    return as_tensor(value, dtype, device, unpack_ints([shape])).clone()
 
 
-# chapters/tensors/operations.md:2117
+# chapters/tensors/operations.md:2119
 def zeros(*shape: Any, dtype: DType = float32,
           device: Device | str = CPU) -> Tensor:
-    return full(sequence(shape), 0, dtype, device)
+    return full(unpack_ints(shape), 0, dtype, device)
 
 
-# chapters/tensors/operations.md:2122
+# chapters/tensors/operations.md:2124
 def ones(*shape: Any, dtype: DType = float32,
          device: Device | str = CPU) -> Tensor:
-    return full(sequence(shape), 1, dtype, device)
+    return full(unpack_ints(shape), 1, dtype, device)
 
 
-# chapters/tensors/operations.md:2127
+# chapters/tensors/operations.md:2129
 def full_like(x: Tensor, value: Scalar) -> Tensor:
     return full(x.shape, value, x.dtype, x.device)
 
 
-# chapters/tensors/operations.md:2131
+# chapters/tensors/operations.md:2133
 def zeros_like(x: Tensor) -> Tensor:
     return full_like(x, 0)
 
 
-# chapters/tensors/operations.md:2135
+# chapters/tensors/operations.md:2137
 def ones_like(x: Tensor) -> Tensor:
     return full_like(x, 1)
 
 
-# chapters/tensors/operations.md:2147
+# chapters/tensors/operations.md:2149
 def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
            dtype: DType | None = None,
            device: Device | str = CPU) -> Tensor:
@@ -1389,44 +1392,44 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
     return (scaled + start if start else scaled).cast(dtype)
 
 
-# chapters/tensors/operations.md:2165
-def natural(name: str, n: Any) -> int:
+# chapters/tensors/operations.md:2167
+def check_length(name: str, n: Any) -> int:
     """A whole number of elements; an error below 0."""
-    if whole(n) < 0:
+    if as_int(n) < 0:
         raise ValueError(f"{name}: expected a length >= 0, got {n}")
-    return whole(n)
+    return as_int(n)
 
 
-# chapters/tensors/operations.md:2172
+# chapters/tensors/operations.md:2174
 def linspace(start: float, stop: float, steps: int,
              dtype: DType = float32,
              device: Device | str = CPU) -> Tensor:
     """`steps` evenly spaced values, both ends exact."""
-    step = (stop - start) / max(natural("linspace", steps) - 1, 1)
+    step = (stop - start) / max(check_length("linspace", steps) - 1, 1)
     index = arange(steps, dtype=float64, device=device)
     up = index * step + start
     down = (index - (steps - 1)) * step + stop
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
 
 
-# chapters/tensors/operations.md:2196
+# chapters/tensors/operations.md:2198
 def eye(n: int, m: int | None = None, dtype: DType = float32,
         device: Device | str = CPU) -> Tensor:
     """Ones on the diagonal of an n × m matrix."""
-    rows, columns = [arange(natural("eye", side), device=device)
+    rows, columns = [arange(check_length("eye", side), device=device)
                      for side in (n, n if m is None else m)]
     return (rows.unsqueeze(1) == columns).cast(dtype)
 
 
-# chapters/tensors/operations.md:2204
+# chapters/tensors/operations.md:2206
 def one_hot(index: Tensor, num_classes: int) -> Tensor:
     """1 at each index, 0 elsewhere, along a new last axis (int64)."""
-    classes = arange(natural("one_hot", num_classes), device=index.device)
+    classes = arange(check_length("one_hot", num_classes), device=index.device)
     return (index.unsqueeze(-1) == classes).cast(int64)
 
 
-# chapters/tensors/operations.md:2212
-def ahead(x: Tensor) -> Tensor:
+# chapters/tensors/operations.md:2214
+def diagonal_offsets(x: Tensor) -> Tensor:
     """column - row for every place of the last two axes."""
     if x.ndim < 2:
         raise ValueError(f"tril, triu: expected at least two axes, got "
@@ -1435,7 +1438,7 @@ def ahead(x: Tensor) -> Tensor:
     return columns - rows.unsqueeze(1)
 
 
-# chapters/tensors/operations.md:2359
+# chapters/tensors/operations.md:2361
 def feed(numbers: Callable[[], dict[str, np.ndarray]],
          device: Device | str = CPU) -> dict[str, Tensor]:
     """Numbers of this moment as tensors: see `Device.feed`."""
@@ -1444,7 +1447,7 @@ def feed(numbers: Callable[[], dict[str, np.ndarray]],
             for name, buffer in place.feed(numbers).items()}
 
 
-# chapters/tensors/operations.md:2373
+# chapters/tensors/operations.md:2375
 class Generator:
     """Counter-based random numbers: a seed, and a place in its stream.
 
@@ -1471,7 +1474,7 @@ class Generator:
             return "GENERATOR"
         return super().__reduce_ex__(protocol)
 
-    # chapters/tensors/operations.md:2404
+    # chapters/tensors/operations.md:2406
     def advance(self, numbers: int) -> list[int]:
         """The key of so many numbers, which are nobody else's now."""
         with DRAWING:
@@ -1494,18 +1497,18 @@ os.register_at_fork(before=DRAWING.acquire,
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
-# chapters/tensors/operations.md:2435
+# chapters/tensors/operations.md:2437
 GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
 
 
-# chapters/tensors/operations.md:2438
+# chapters/tensors/operations.md:2440
 def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
          generator: Generator = GENERATOR) -> Tensor:
     """Uniform in [0, 1): as many random bits as `dtype` can hold."""
     if not dtype.is_float:
         raise TypeError(f"rand: expected a float dtype, got {dtype}; "
                         f"randint draws integers")
-    size = sequence(shape)
+    size = unpack_ints(shape)
     high = generator.uniform(size, device)
     if dtype in GRAIN:
         steps = 2 ** GRAIN[dtype]
@@ -1516,7 +1519,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return high.cast(float64) + low * 2.0 ** -24
 
 
-# chapters/tensors/operations.md:2457
+# chapters/tensors/operations.md:2459
 def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
           generator: Generator = GENERATOR) -> Tensor:
     """Standard normal, by Box and Muller (1958)."""
@@ -1528,7 +1531,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-# chapters/tensors/operations.md:2468
+# chapters/tensors/operations.md:2470
 def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
@@ -1536,12 +1539,12 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
     if not 0 < high - low <= 2 ** 48:
         raise ValueError(f"randint: expected low < high at most 2**48 "
                          f"apart, got {low} and {high}")
-    u = rand(*sequence([shape]), dtype=float64, device=device,
+    u = rand(*unpack_ints([shape]), dtype=float64, device=device,
              generator=generator)
     return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
 
 
-# chapters/tensors/operations.md:2505
+# chapters/tensors/operations.md:2507
 def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     axes = axes_of(x, axis)
     result = Tensor.apply(op, x, arg=axes)
@@ -1551,29 +1554,29 @@ def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
     return Tensor.apply(RESHAPE, result, arg=kept)
 
 
-# chapters/tensors/operations.md:2565
-def count(x: Tensor, axis: Axes) -> int:
+# chapters/tensors/operations.md:2567
+def reduced_size(x: Tensor, axis: Axes) -> int:
     """How many elements one result of a reduction stands for."""
     return math.prod(x.shape[i] for i in axes_of(x, axis))
 
 
-# chapters/tensors/operations.md:2596
-def spread(x: Tensor, axis: Axes, correction: int,
+# chapters/tensors/operations.md:2598
+def variance(x: Tensor, axis: Axes, correction: int,
            keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
     wide = widened(x)
     distance = wide - wide.mean(axis, keepdim=True)
     total = distance.square().sum(axis, keepdim)
-    freedom = count(x, axis) - correction
+    freedom = reduced_size(x, axis) - correction
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/operations.md:2654
+# chapters/tensors/operations.md:2656
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/operations.md:2657
-def span(entry: Any, n: int) -> tuple[Range, bool]:
+# chapters/tensors/operations.md:2659
+def as_range(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
         i = operator.index(entry)
@@ -1589,8 +1592,8 @@ def span(entry: Any, n: int) -> tuple[Range, bool]:
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
-# chapters/tensors/operations.md:2681
-def basic(x: Tensor, entries: list[Any]) -> Tensor:
+# chapters/tensors/operations.md:2683
+def basic_index(x: Tensor, entries: list[Any]) -> Tensor:
     """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
     ranges: list[Range] = []
     flips, shape = [], []
@@ -1598,7 +1601,7 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
         if entry is None:
             shape.append(1)
             continue
-        kept, flip = span(entry, x.shape[len(ranges)])
+        kept, flip = as_range(entry, x.shape[len(ranges)])
         if flip:
             flips.append(len(ranges))
         if isinstance(entry, slice):
@@ -1612,8 +1615,8 @@ def basic(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/operations.md:2714
-def linear(index: list[Tensor], lengths: Shape) -> Tensor:
+# chapters/tensors/operations.md:2716
+def ravel_index(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
         return index[0]
@@ -1625,18 +1628,18 @@ def linear(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/operations.md:2730
-def advanced(x: Tensor, entries: list[Any]) -> Tensor:
+# chapters/tensors/operations.md:2732
+def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
                else Tensor(e, int64, x.device) for e in entries]
     at = [i for i, e in enumerate(entries) if isinstance(e, Tensor)]
-    x = basic(x, [slice(None) if isinstance(e, Tensor) else e
+    x = basic_index(x, [slice(None) if isinstance(e, Tensor) else e
                   for e in entries])
     rest = [i for i in range(x.ndim) if i not in at]
     x = x.permute(at + rest)
     lengths, others = x.shape[:len(at)], x.shape[len(at):]
-    index = linear([entries[i].cast(int64) for i in at], lengths)
+    index = ravel_index([entries[i].cast(int64) for i in at], lengths)
     flat = x.reshape((math.prod(lengths), *others))
     result = Tensor.apply(GATHER, flat, index)
     if at != list(range(at[0], at[-1] + 1)):
@@ -1646,23 +1649,24 @@ def advanced(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/operations.md:2761
+# chapters/tensors/operations.md:2763
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/operations.md:2767
-def width(entry: Any) -> int:
+# chapters/tensors/operations.md:2769
+def axes_indexed(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
         return entry.ndim
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/operations.md:2776
-def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
+# chapters/tensors/operations.md:2778
+def masks_to_indices(x: Tensor,
+                     entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
 
     A mask without axes stands for a new axis of x, of length 1.
@@ -1671,8 +1675,8 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     shape: list[int] = []
     axis = 0
     for entry in entries:
-        here = x.shape[axis:axis + width(entry)]
-        axis += width(entry)
+        here = x.shape[axis:axis + axes_indexed(entry)]
+        axis += axes_indexed(entry)
         if not isinstance(entry, Tensor) or entry.dtype is not bool_:
             result.append(entry)
             shape += here
@@ -1685,7 +1689,7 @@ def places(x: Tensor, entries: list[Any]) -> tuple[Tensor, list[Any]]:
     return x.reshape(shape), result
 
 
-# chapters/tensors/operations.md:2803
+# chapters/tensors/operations.md:2806
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if type(entry) in (int, slice):
@@ -1693,15 +1697,15 @@ def as_index(entry: Any, device: Device) -> Any:
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
         empty = isinstance(entry, (list, tuple)) and not entry
         entry = Tensor(entry, int64 if empty else None, device)
-    if not indexes(entry):
+    if not is_index(entry):
         raise TypeError(
             f"index: expected integers, slices, None, ..., tensors of "
             f"integers or masks, got {entry!r:.60}")
     return entry
 
 
-# chapters/tensors/operations.md:2817
-def indexes(entry: Any) -> bool:
+# chapters/tensors/operations.md:2820
+def is_index(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
         return entry.dtype.kind in "biu"
@@ -1709,12 +1713,12 @@ def indexes(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/operations.md:2827
-def spelled_out(x: Tensor, index: Any) -> list[Any]:
+# chapters/tensors/operations.md:2830
+def complete_index(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
                (index if isinstance(index, tuple) else (index,))]
-    spoken = sum(map(width, entries))
+    spoken = sum(map(axes_indexed, entries))
     dots = [i for i, e in enumerate(entries) if e is Ellipsis]
     if spoken > x.ndim or len(dots) > 1:
         raise IndexError(
@@ -1725,8 +1729,8 @@ def spelled_out(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/operations.md:2888
-def check_apart(x: Tensor) -> None:
+# chapters/tensors/operations.md:2891
+def check_no_repeats(x: Tensor) -> None:
     """Refuse to write where one element stands at several places."""
     if x.buffer.view.repeats:
         raise ValueError(
@@ -1734,8 +1738,8 @@ def check_apart(x: Tensor) -> None:
             f"share memory; .clone() it first")
 
 
-# chapters/tensors/operations.md:2896
-def to_write(value: Any, x: Tensor) -> Tensor:
+# chapters/tensors/operations.md:2899
+def as_source(value: Any, x: Tensor) -> Tensor:
     """`value` as a tensor that can be written over `x`."""
     found = operand(value, x)
     if found is None:
@@ -1743,10 +1747,10 @@ def to_write(value: Any, x: Tensor) -> Tensor:
     return as_tensor(found, x.dtype, x.device, x.shape)
 
 
-# chapters/tensors/operations.md:2917
-def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
+# chapters/tensors/operations.md:2920
+def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
-    value, rest = required(value, x), x.ndim - mask.ndim
+    value, rest = required_operand(value, x), x.ndim - mask.ndim
     ndim = value.ndim if isinstance(value, Tensor) else 0
     if mask.shape != x.shape[:mask.ndim] or ndim > rest:
         raise IndexError(
@@ -1756,7 +1760,7 @@ def masked(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/operations.md:2929
+# chapters/tensors/operations.md:2932
 def coincide(x: Tensor, value: Any) -> bool:
     """Whether `value` is x itself, seen through the same view."""
     return (isinstance(value, Tensor) and value.dtype is x.dtype
@@ -1764,8 +1768,8 @@ def coincide(x: Tensor, value: Any) -> bool:
             and value.buffer.view == x.buffer.view)
 
 
-# chapters/tensors/operations.md:3115
-def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
+# chapters/tensors/operations.md:3118
+def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
     front[axis] = (0, b.shape[axis])
@@ -1773,7 +1777,7 @@ def join(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/operations.md:3135
+# chapters/tensors/operations.md:3138
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1786,21 +1790,21 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
         raise ValueError(
             f"cat: shapes {', '.join(str(p.shape) for p in parts)} must "
             f"agree except along axis {at}")
-    parts = alike(*parts)
+    parts = same_dtype(*parts)
     while len(parts) > 1:
-        pairs = [join(a, b, at) for a, b in zip(parts[::2], parts[1::2])]
+        pairs = [cat_two(a, b, at) for a, b in zip(parts[::2], parts[1::2])]
         parts = pairs + parts[len(pairs) * 2:]
     return parts[0]
 
 
-# chapters/tensors/operations.md:3154
+# chapters/tensors/operations.md:3157
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/operations.md:3216
+# chapters/tensors/operations.md:3219
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1808,16 +1812,17 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/operations.md:3239
-def last(x: Tensor, axis: Axes) -> Tensor:
+# chapters/tensors/operations.md:3242
+def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
     rest = [i for i in range(x.ndim) if i not in axes]
     moved_back = x.permute(rest + list(axes))
-    return moved_back.reshape([x.shape[i] for i in rest] + [count(x, axis)])
+    lengths = [x.shape[i] for i in rest]
+    return moved_back.reshape([*lengths, reduced_size(x, axis)])
 
 
-# chapters/tensors/operations.md:3271
+# chapters/tensors/operations.md:3276
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
@@ -1825,7 +1830,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
-# chapters/tensors/activations.md:284
+# chapters/tensors/activations.md:285
 TANH_NUMERATOR = (
     -9.64399179425052238628e-1, -9.92877231001918586564e1,
     -1.61468768441708447952e3)
@@ -1834,7 +1839,7 @@ TANH_DENOMINATOR = (
     4.84406305325125486048e3)
 
 
-# chapters/tensors/activations.md:292
+# chapters/tensors/activations.md:293
 def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     """Horner's rule, highest power first."""
     value: Any = coefficients[0]
@@ -1843,26 +1848,26 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:361
-def bare(x: Tensor) -> Tensor:
+# chapters/tensors/activations.md:362
+def detached(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/tensors/activations.md:366
-def top(x: Tensor, axis: Axes) -> Tensor:
+# chapters/tensors/activations.md:367
+def constant_max(x: Tensor, axis: Axes) -> Tensor:
     """The largest along `axis`, as a constant; 0 where there is none."""
-    y = bare(x)
-    if not count(y, axis):
+    y = detached(x)
+    if not reduced_size(y, axis):
         return y.sum(axis, keepdim=True)
     return y.max(axis, keepdim=True)
 
 
 # chapters/gradients/autograd.md:307
-wanted = attrgetter("requires_grad")
+needs_gradient = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:898
+# chapters/gradients/autograd.md:902
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1876,15 +1881,15 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     if not all(x.requires_grad for x in inputs):
         raise ValueError("grad: an input asks for no gradient; call its "
                          ".requires_grad_() before computing y")
-    seed, wanted = seed_for(y, gradient), {id(x) for x in inputs}
+    seed, wanted = initial_gradient(y, gradient), {id(x) for x in inputs}
     with recording(create_graph):
         found = {id(x): g for x, g in sweep(
             y, seed, retain_graph or create_graph) if id(x) in wanted}
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:921
-def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
+# chapters/gradients/autograd.md:925
+def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
         raise RuntimeError(
@@ -1903,8 +1908,8 @@ def seed_for(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:961
-def own(g: Tensor, taken: set[int]) -> Tensor:
+# chapters/gradients/autograd.md:965
+def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
     if id(storage) in taken or not (storage.writable and view.is_dense):
@@ -1913,7 +1918,7 @@ def own(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1184
+# chapters/gradients/autograd.md:1188
 def check_overwrite(x: Tensor) -> None:
     """Refuse a write whose consequence no record could tell."""
     remedy = "write x = x + y for a new tensor, or work under no_grad()"
@@ -1925,7 +1930,7 @@ def check_overwrite(x: Tensor) -> None:
                            f"memory, whose record would not know; {remedy}")
 
 
-# chapters/gradients/autograd.md:1257
+# chapters/gradients/autograd.md:1261
 def check_leaving(x: Tensor) -> None:
     """Refuse to drop a gradient in silence."""
     if x.requires_grad and RECORDING.get():
@@ -1935,7 +1940,7 @@ def check_leaving(x: Tensor) -> None:
             "say .detach() to leave the gradient behind")
 
 
-# chapters/gradients/autograd.md:1292
+# chapters/gradients/autograd.md:1296
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1952,7 +1957,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1635
+# chapters/gradients/autograd.md:1639
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1978,7 +1983,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1663
+# chapters/gradients/autograd.md:1667
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:77dd2a52f2fc  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:893b26d19c27  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def row_major(shape: Shape) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-# chapters/tensors/activations.md:660
+# chapters/tensors/activations.md:661
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/tensors/activations.md:663
+# chapters/tensors/activations.md:664
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []

@@ -1,7 +1,7 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:f6f682fee69e
+# Tangled from tangle: edit there, `make tangle`. sha256:28816ad9e3eb
 """The tools that turn chapters into a library, notebooks and a site."""
 
 from companion.literate.runtime import claim, extend, glue, test
 
-# chapters/appendix/tangle.md:3015
+# chapters/appendix/tangle.md:3018
 __all__ = ["claim", "extend", "glue", "test"]

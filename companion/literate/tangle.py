@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:be8216464b34
+# Tangled from tangle: edit there, `make tangle`. sha256:7508f436bc5b
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -614,7 +614,7 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:3023
+# chapters/appendix/tangle.md:3026
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -635,7 +635,7 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:3046
+# chapters/appendix/tangle.md:3049
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -655,7 +655,7 @@ def run(options: argparse.Namespace) -> int | None:
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:3070
+# chapters/appendix/tangle.md:3073
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -677,7 +677,7 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:3094
+# chapters/appendix/tangle.md:3097
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -691,7 +691,7 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:3107
+# chapters/appendix/tangle.md:3110
 def reader_page(source: str, known: dict[str, str]) -> Chapter:
     """A chapter that a reader named, once, and that makes something."""
     twice = clash(source, known)
@@ -704,7 +704,7 @@ def reader_page(source: str, known: dict[str, str]) -> Chapter:
     return page
 
 
-# chapters/appendix/tangle.md:3122
+# chapters/appendix/tangle.md:3125
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -720,7 +720,7 @@ def installed() -> Chapter:
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:3140
+# chapters/appendix/tangle.md:3143
 def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C and CUDA files that changed."""
     cells = (cell for page in book.chapters for cell in page.cells)
@@ -735,7 +735,7 @@ def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
             check_source(spoken[file], text, card(files))
 
 
-# chapters/appendix/tangle.md:3154
+# chapters/appendix/tangle.md:3157
 def card(files: dict[str, str]) -> str:
     """The header of the emulated card: the book's, or the installed."""
     ours = Path(__file__).parents[1] / CARD

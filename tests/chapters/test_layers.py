@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:23ec7ef8024d
+# Tangled from layers: edit there, `make tangle`. sha256:b74a2c226a30
 from __future__ import annotations
 
 import math
@@ -24,7 +24,7 @@ from companion.tensor import (
     GENERATOR,
     Generator,
     Tensor,
-    bare,
+    detached,
     manual_seed,
     ones,
     randn,
@@ -260,7 +260,7 @@ def test_a_copied_module_shares_what_its_original_shared():
         assert twin.state_dict().keys() == net.state_dict().keys()
         assert twin[2].generator is GENERATOR
         assert twin[3].generator is twin[4].generator is not draw
-        bare(twin[0].weight).assign(0.0)
+        detached(twin[0].weight).assign(0.0)
         assert net[0].weight.abs().sum() > 0
 
 
