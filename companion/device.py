@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:e01d6780bce4  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:af885ab62735  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:439
+# chapters/tensors/operations.md:440
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +73,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:452
+# chapters/tensors/operations.md:453
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -92,7 +92,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:475
+# chapters/tensors/operations.md:476
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -100,7 +100,7 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:487
+# chapters/tensors/operations.md:488
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -114,7 +114,7 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-# chapters/tensors/operations.md:500
+# chapters/tensors/operations.md:501
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -125,11 +125,11 @@ def whole_power(out: np.ndarray, base: np.ndarray,
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:558
+# chapters/tensors/operations.md:559
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:561
+# chapters/tensors/operations.md:562
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -143,13 +143,13 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:608
+# chapters/tensors/operations.md:609
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:613
+# chapters/tensors/operations.md:614
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -166,7 +166,7 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:644
+# chapters/tensors/operations.md:645
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -176,7 +176,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:653
+# chapters/tensors/operations.md:654
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -184,7 +184,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:667
+# chapters/tensors/operations.md:668
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -195,7 +195,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:684
+# chapters/tensors/operations.md:685
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -209,7 +209,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:436
+# chapters/gradients/data.md:437
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -223,7 +223,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:422
+# chapters/gradients/data.md:423
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -232,7 +232,7 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:409
+# chapters/gradients/data.md:410
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
@@ -246,11 +246,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:705
+# chapters/tensors/operations.md:706
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:721
+# chapters/tensors/operations.md:722
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -261,7 +261,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:744
+# chapters/tensors/operations.md:745
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -272,12 +272,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:754
+# chapters/tensors/operations.md:755
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:758
+# chapters/tensors/operations.md:759
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -285,7 +285,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:770
+# chapters/tensors/operations.md:771
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -293,7 +293,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:777
+# chapters/tensors/operations.md:778
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -302,12 +302,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:790
+# chapters/tensors/operations.md:791
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:794
+# chapters/tensors/operations.md:795
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive."""
 
@@ -327,14 +327,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1113
+    # chapters/gradients/autograd.md:1115
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:840
+    # chapters/tensors/operations.md:841
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -349,7 +349,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:880
+    # chapters/tensors/operations.md:881
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -358,12 +358,12 @@ class Device:
         """The buffer in host memory; on the CPU it is there already."""
         return buffer
 
-    # chapters/tensors/operations.md:912
+    # chapters/tensors/operations.md:913
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2349
+    # chapters/tensors/operations.md:2350
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -374,14 +374,14 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:819
+# chapters/tensors/operations.md:820
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:855
+# chapters/tensors/operations.md:856
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -393,14 +393,14 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:889
+# chapters/tensors/operations.md:890
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1588
+# chapters/gradients/gpu.md:1589
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -415,11 +415,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2271
+# chapters/tensors/operations.md:2272
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2274
+# chapters/tensors/operations.md:2275
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -435,11 +435,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2311
+# chapters/tensors/operations.md:2312
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2314
+# chapters/tensors/operations.md:2315
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -455,14 +455,14 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1848
+# chapters/tensors/blas.md:1851
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:680
+# chapters/tensors/activations.md:681
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:683
+# chapters/tensors/activations.md:684
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -478,7 +478,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:701
+# chapters/tensors/activations.md:702
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -486,7 +486,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:708
+# chapters/tensors/activations.md:709
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -497,7 +497,7 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:718
+# chapters/tensors/activations.md:719
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -507,11 +507,11 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:732
+# chapters/tensors/activations.md:733
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:735
+# chapters/tensors/activations.md:736
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -524,7 +524,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:751
+# chapters/tensors/activations.md:752
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -545,7 +545,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:774
+# chapters/tensors/activations.md:775
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -554,11 +554,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:910
+# chapters/tensors/activations.md:911
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:913
+# chapters/tensors/activations.md:914
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -577,7 +577,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:935
+# chapters/tensors/activations.md:936
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -586,7 +586,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:943
+# chapters/tensors/activations.md:944
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -603,7 +603,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1030
+# chapters/tensors/activations.md:1031
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])
@@ -612,7 +612,7 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1576
+# chapters/gradients/gpu.md:1577
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,

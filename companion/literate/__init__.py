@@ -1,7 +1,7 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:28816ad9e3eb
+# Tangled from tangle: edit there, `make tangle`. sha256:4147a9f46a4c
 """The tools that turn chapters into a library, notebooks and a site."""
 
 from companion.literate.runtime import claim, extend, glue, test
 
-# chapters/appendix/tangle.md:3018
+# chapters/appendix/tangle.md:3019
 __all__ = ["claim", "extend", "glue", "test"]

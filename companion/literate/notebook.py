@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:0e51ebe57994
+# Tangled from record: edit there, `make tangle`. sha256:4860ffdc2f26
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -33,7 +33,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1994
+# chapters/appendix/record.md:1997
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:2009
+# chapters/appendix/record.md:2012
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -68,7 +68,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source) | gpu)
 
 
-# chapters/appendix/record.md:2033
+# chapters/appendix/record.md:2036
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -80,7 +80,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:2056
+# chapters/appendix/record.md:2059
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -89,7 +89,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:2064
+# chapters/appendix/record.md:2067
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -104,7 +104,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:2085
+# chapters/appendix/record.md:2088
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -117,11 +117,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:2102
+# chapters/appendix/record.md:2105
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:2105
+# chapters/appendix/record.md:2108
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -137,7 +137,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:2125
+# chapters/appendix/record.md:2128
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -159,13 +159,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:2171
+# chapters/appendix/record.md:2174
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:2176
+# chapters/appendix/record.md:2179
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -182,14 +182,14 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:2192
+# chapters/appendix/record.md:2195
 def said(cell) -> tuple:
     """What a cell has from its chapter: its source, tags and options."""
     own = {k: v for k, v in cell.metadata.items() if k != "recorded"}
     return cell.source, own
 
 
-# chapters/appendix/record.md:2201
+# chapters/appendix/record.md:2204
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -197,7 +197,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:2211
+# chapters/appendix/record.md:2214
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -210,7 +210,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:2223
+# chapters/appendix/record.md:2226
 def settled(run: Run) -> float:
     """The seconds of a run, rounded; the record's, if they are near."""
     new = round(run.last()["seconds"])
@@ -219,7 +219,7 @@ def settled(run: Run) -> float:
     return old if old and old / 2 <= new <= 2 * old else new
 
 
-# chapters/appendix/record.md:2234
+# chapters/appendix/record.md:2237
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -233,7 +233,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:2250
+# chapters/appendix/record.md:2253
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -247,7 +247,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:2263
+# chapters/appendix/record.md:2266
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))
