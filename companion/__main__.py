@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:7f3f593095c5  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:d1906ac24fd7  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def purpose(module: str) -> str:
 # chapters/appendix/tangle.md:2949
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
-# chapters/appendix/record.md:1557
+# chapters/appendix/record.md:1561
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2e377a91e98c
+# Tangled from record: edit there, `make tangle`. sha256:bbfa910a3cf9
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -412,17 +412,22 @@ def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     for path, lines in library.items():
         if path.endswith(".py"):
             modules |= mentioned("\n".join(lines))
-    waiting = {*KERNEL_PACKAGES}.union(
-        *(providers().get(name, []) for name in modules))
+    imported = (providers().get(name, []) for name in modules)
+    return sorted(needed({*KERNEL_PACKAGES}.union(*imported)).values())
+
+
+# chapters/appendix/record.md:1038
+def needed(waiting: set[str]) -> dict[str, str]:
+    """These packages and all that they need, each with its version."""
     found: dict[str, str] = {}
     while waiting:
         package = waiting.pop()
         found[package], needs = installed(package)
         waiting |= needs - set(found)
-    return sorted(found.values())
+    return found
 
 
-# chapters/appendix/record.md:1059
+# chapters/appendix/record.md:1063
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
     program = [[cell.source, cell.tags] for cell in chapter.cells]
@@ -433,14 +438,14 @@ def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:1069
+# chapters/appendix/record.md:1073
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools, tests = "companion/literate/", "tests/"
     return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:1098
+# chapters/appendix/record.md:1102
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -450,7 +455,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:1107
+# chapters/appendix/record.md:1111
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -463,11 +468,11 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:1139
+# chapters/appendix/record.md:1143
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:1144
+# chapters/appendix/record.md:1148
 class Run:
     """A chapter on its stage, or on the "final" library."""
 
@@ -493,7 +498,7 @@ class Run:
             return json.loads(text)["metadata"]["execution"]
         return {}
 
-    # chapters/appendix/record.md:1174
+    # chapters/appendix/record.md:1178
     def done(self):
         """The executed notebook: what was kept, or of a new run."""
         with locked(self.path):
@@ -505,7 +510,7 @@ class Run:
                 replace_file(self.path, nbformat.writes(done))
             return done
 
-    # chapters/appendix/record.md:1437
+    # chapters/appendix/record.md:1441
     def expected(self) -> float | None:
         """The seconds that the last run took, here or in the record."""
         found = self.last().get("seconds")
@@ -515,7 +520,7 @@ class Run:
         return found
 
 
-# chapters/appendix/record.md:1188
+# chapters/appendix/record.md:1192
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -531,7 +536,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:1205
+# chapters/appendix/record.md:1209
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -543,7 +548,7 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:1223
+# chapters/appendix/record.md:1227
 def check_claims(chapter: Chapter, notebook) -> None:
     """Refuse claims that are compared, or false on the reference."""
     reference = os.environ.get("COMPANION_REFERENCE")
@@ -559,7 +564,7 @@ def check_claims(chapter: Chapter, notebook) -> None:
                                f" or the sentence; the page says {text!r}")
 
 
-# chapters/appendix/record.md:1238
+# chapters/appendix/record.md:1242
 def claims(cells) -> Iterator[tuple]:
     """The cell, name, text and truth of each claim among the outputs."""
     for cell, source in cells:
@@ -570,11 +575,11 @@ def claims(cells) -> Iterator[tuple]:
                 yield source, about["scrapbook"]["name"], text, about["holds"]
 
 
-# chapters/appendix/record.md:1254
+# chapters/appendix/record.md:1258
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:1257
+# chapters/appendix/record.md:1261
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -587,7 +592,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:1269
+# chapters/appendix/record.md:1273
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -599,7 +604,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:1282
+# chapters/appendix/record.md:1286
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -608,7 +613,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1290
+# chapters/appendix/record.md:1294
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -621,7 +626,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1322
+# chapters/appendix/record.md:1326
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -634,7 +639,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1446
+# chapters/appendix/record.md:1450
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -642,7 +647,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/appendix/record.md:1453
+# chapters/appendix/record.md:1457
 def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     """How long runs will take that took these times; None: unknown."""
     known = [one for one in seconds if one is not None]
@@ -653,7 +658,7 @@ def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     return f"about {duration(about)}"
 
 
-# chapters/appendix/record.md:1465
+# chapters/appendix/record.md:1469
 def duration(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     if seconds < 100:
@@ -661,7 +666,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# chapters/appendix/record.md:1479
+# chapters/appendix/record.md:1483
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
@@ -682,7 +687,7 @@ def run_chapters(options) -> int:
     return 0
 
 
-# chapters/appendix/record.md:1501
+# chapters/appendix/record.md:1505
 def run_all(runs: Iterable[Run]) -> int:
     """Execute chapters side by side; 1 if any of them fails."""
     waiting, failed = iter(runs), 0
@@ -699,7 +704,7 @@ def run_all(runs: Iterable[Run]) -> int:
                 failed |= reported(print_run, jobs.pop(job), job)
 
 
-# chapters/appendix/record.md:1517
+# chapters/appendix/record.md:1521
 def print_run(run: Run, job: Future) -> None:
     """Print the line of a chapter that is done."""
     seconds = job.result()
@@ -707,13 +712,13 @@ def print_run(run: Run, job: Future) -> None:
     print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
 
 
-# chapters/appendix/record.md:1524
+# chapters/appendix/record.md:1528
 def run_one(run: Run) -> float:
     """Execute one chapter; the seconds it took."""
     return run.done().metadata["execution"]["seconds"]
 
 
-# chapters/appendix/record.md:1533
+# chapters/appendix/record.md:1537
 def end_with_parent() -> None:
     """See to it that this process does not outlive its parent."""
     def watch() -> None:
@@ -723,7 +728,7 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-# chapters/appendix/record.md:1546
+# chapters/appendix/record.md:1550
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

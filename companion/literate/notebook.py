@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:ab6b17f044ac
+# Tangled from record: edit there, `make tangle`. sha256:8ab04146bb96
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -33,7 +33,7 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:1992
+# chapters/appendix/record.md:1996
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -46,7 +46,7 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:2007
+# chapters/appendix/record.md:2011
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -68,7 +68,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source) | gpu)
 
 
-# chapters/appendix/record.md:2031
+# chapters/appendix/record.md:2035
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -80,7 +80,7 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:2054
+# chapters/appendix/record.md:2058
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of a cell that tells the time."""
     if tagged(cell, "timing") and not tagged(cell, "gpu"):
@@ -89,7 +89,7 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:2062
+# chapters/appendix/record.md:2066
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -104,7 +104,7 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:2083
+# chapters/appendix/record.md:2087
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -117,11 +117,11 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:2100
+# chapters/appendix/record.md:2104
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:2103
+# chapters/appendix/record.md:2107
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -137,7 +137,7 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:2123
+# chapters/appendix/record.md:2127
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -159,13 +159,13 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:2169
+# chapters/appendix/record.md:2173
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:2174
+# chapters/appendix/record.md:2178
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -182,14 +182,14 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:2190
+# chapters/appendix/record.md:2194
 def said(cell) -> tuple:
     """What a cell has from its chapter: its source, tags and options."""
     own = {k: v for k, v in cell.metadata.items() if k != "recorded"}
     return cell.source, own
 
 
-# chapters/appendix/record.md:2199
+# chapters/appendix/record.md:2203
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -197,7 +197,7 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:2209
+# chapters/appendix/record.md:2213
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -210,7 +210,7 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:2221
+# chapters/appendix/record.md:2225
 def settled(run: Run) -> float:
     """The seconds of a run, rounded; the record's, if they are near."""
     new = round(run.last()["seconds"])
@@ -219,7 +219,7 @@ def settled(run: Run) -> float:
     return old if old and old / 2 <= new <= 2 * old else new
 
 
-# chapters/appendix/record.md:2232
+# chapters/appendix/record.md:2236
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -233,7 +233,7 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:2248
+# chapters/appendix/record.md:2252
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -247,7 +247,7 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:2261
+# chapters/appendix/record.md:2265
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))
