@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e2814410857c  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:970ba5a61b41  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -355,7 +355,7 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:668
+# chapters/gradients/mnist.md:666
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
 # chapters/gradients/gpu.md:2190

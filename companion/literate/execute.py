@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:bbfa910a3cf9
+# Tangled from record: edit there, `make tangle`. sha256:ed9337ea7852
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -47,6 +47,7 @@ from companion.literate.source import (
     Cell,
     Chapter,
     SourceError,
+    compared,
     read_book,
 )
 from companion.literate.stage import (
@@ -98,10 +99,16 @@ def code_cells(notebook) -> list:
 # chapters/appendix/record.md:596
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
-    return tag in cell.metadata.get("tags", [])
+    return tag in tags(cell)
 
 
-# chapters/appendix/record.md:614
+# chapters/appendix/record.md:601
+def tags(cell) -> list[str]:
+    """The tags of a notebook's cell."""
+    return cell.metadata.get("tags", [])
+
+
+# chapters/appendix/record.md:619
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -113,7 +120,7 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:654
+# chapters/appendix/record.md:659
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -130,14 +137,14 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:670
+# chapters/appendix/record.md:675
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:684
+# chapters/appendix/record.md:689
 class Room:
     """Where cells run: with others, or alone while they take the time.
 
@@ -162,7 +169,7 @@ class Room:
         """A file to lock, opened."""
         return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT)
 
-    # chapters/appendix/record.md:713
+    # chapters/appendix/record.md:718
     def enter(self, alone: bool = False) -> None:
         """Leave, and come back when there is room for the next cell."""
         mode, begin = (LOCK_EX if alone else LOCK_SH), perf_counter()
@@ -173,7 +180,7 @@ class Room:
         self.waited += perf_counter() - begin
 
 
-# chapters/appendix/record.md:756
+# chapters/appendix/record.md:761
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -200,27 +207,27 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:793
+    # chapters/appendix/record.md:798
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:785
+# chapters/appendix/record.md:790
 def tell(note: str) -> None:
     """Write over the last line of a terminal; a file is told nothing."""
     if sys.stderr.isatty():
         print(f"\r{note}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# chapters/appendix/record.md:803
+# chapters/appendix/record.md:808
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:808
+# chapters/appendix/record.md:813
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -238,7 +245,7 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:834
+# chapters/appendix/record.md:839
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -254,13 +261,13 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:853
+# chapters/appendix/record.md:858
 def needs_gpu(chapter: Chapter) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any("gpu" in cell.tags for cell in chapter.cells)
 
 
-# chapters/appendix/record.md:858
+# chapters/appendix/record.md:863
 @cache
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
@@ -273,7 +280,7 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:870
+# chapters/appendix/record.md:875
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -282,13 +289,13 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:882
+# chapters/appendix/record.md:887
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:887
+# chapters/appendix/record.md:892
 def run_cells(chapter: Chapter, folder: Path, room: Room):
     """The chapter's notebook, run with `folder` on PYTHONPATH."""
     notebook, begin = as_notebook(chapter), perf_counter()
@@ -310,25 +317,25 @@ def run_cells(chapter: Chapter, folder: Path, room: Room):
     return notebook
 
 
-# chapters/appendix/record.md:922
+# chapters/appendix/record.md:927
 ORIGIN_LINE = re.compile(
     r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
     r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
 )
 
 
-# chapters/appendix/record.md:928
+# chapters/appendix/record.md:933
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
     return [line for line in lines if not ORIGIN_LINE.match(line)]
 
 
-# chapters/appendix/record.md:943
+# chapters/appendix/record.md:948
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(]|\([^)]*\))*", re.M)
 
 
-# chapters/appendix/record.md:946
+# chapters/appendix/record.md:951
 def outline(book: Book) -> str:
     """A hash of all that decides what a book tangles to, bare."""
     pages = [[chapter.front.get("companion"), *map(essence, chapter.cells)]
@@ -336,14 +343,14 @@ def outline(book: Book) -> str:
     return hashed(json.dumps([pages, tools_at_work()]))
 
 
-# chapters/appendix/record.md:953
+# chapters/appendix/record.md:958
 @cache
 def tools_at_work() -> dict[str, list[str]]:
     """The bare files of the tools that are running."""
     return {path: bare(text) for path, text in lent().items()}
 
 
-# chapters/appendix/record.md:959
+# chapters/appendix/record.md:964
 def essence(cell: Cell) -> list:
     """What tangle reads of a cell; of one that stays here, its imports."""
     if not cell.target:
@@ -351,13 +358,13 @@ def essence(cell: Cell) -> list:
     return [cell.target, cell.language, cell.source, cell.tags, cell.replaces]
 
 
-# chapters/appendix/record.md:974
+# chapters/appendix/record.md:979
 BARE = "_build/bare"
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
               nbformat.ValidationError)
 
 
-# chapters/appendix/record.md:979
+# chapters/appendix/record.md:984
 def bare_files(book: Book) -> dict[str, list[str]]:
     """The files that a book tangles to, bare; kept from run to run."""
     order = " ".join(chapter.name for chapter in book.tangle_order)
@@ -372,25 +379,25 @@ def bare_files(book: Book) -> dict[str, list[str]]:
     return files
 
 
-# chapters/appendix/record.md:997
+# chapters/appendix/record.md:1002
 KERNEL_PACKAGES = ("ipykernel", "nbclient")
 NAMED = re.compile(r"""["']([a-z]\w*)["']""")
 
 
-# chapters/appendix/record.md:1001
+# chapters/appendix/record.md:1006
 @cache
 def providers() -> dict[str, list[str]]:
     """Which installed packages bring a module of a name."""
     return dict(packages_distributions())
 
 
-# chapters/appendix/record.md:1007
+# chapters/appendix/record.md:1012
 def mentioned(source: str) -> set[str]:
     """The modules that a text imports, or a part of it might."""
     return set(re.findall(r"\w+", " ".join(IMPORT.findall(source))))
 
 
-# chapters/appendix/record.md:1012
+# chapters/appendix/record.md:1017
 @cache
 def installed(package: str) -> tuple[str, frozenset[str]]:
     """A package with its version, and the packages it needs."""
@@ -403,7 +410,7 @@ def installed(package: str) -> tuple[str, frozenset[str]]:
     return f"{package}=={found.version}", frozenset(n[0] for n in names if n)
 
 
-# chapters/appendix/record.md:1026
+# chapters/appendix/record.md:1031
 def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     """Name and version of all that a chapter can import."""
     modules = set()
@@ -416,7 +423,7 @@ def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     return sorted(needed({*KERNEL_PACKAGES}.union(*imported)).values())
 
 
-# chapters/appendix/record.md:1038
+# chapters/appendix/record.md:1043
 def needed(waiting: set[str]) -> dict[str, str]:
     """These packages and all that they need, each with its version."""
     found: dict[str, str] = {}
@@ -427,7 +434,7 @@ def needed(waiting: set[str]) -> dict[str, str]:
     return found
 
 
-# chapters/appendix/record.md:1063
+# chapters/appendix/record.md:1068
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
     program = [[cell.source, cell.tags] for cell in chapter.cells]
@@ -438,14 +445,14 @@ def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:1073
+# chapters/appendix/record.md:1078
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools, tests = "companion/literate/", "tests/"
     return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:1102
+# chapters/appendix/record.md:1107
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -455,7 +462,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:1111
+# chapters/appendix/record.md:1116
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -468,11 +475,11 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:1143
+# chapters/appendix/record.md:1148
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:1148
+# chapters/appendix/record.md:1153
 class Run:
     """A chapter on its stage, or on the "final" library."""
 
@@ -498,7 +505,7 @@ class Run:
             return json.loads(text)["metadata"]["execution"]
         return {}
 
-    # chapters/appendix/record.md:1178
+    # chapters/appendix/record.md:1183
     def done(self):
         """The executed notebook: what was kept, or of a new run."""
         with locked(self.path):
@@ -510,7 +517,7 @@ class Run:
                 replace_file(self.path, nbformat.writes(done))
             return done
 
-    # chapters/appendix/record.md:1441
+    # chapters/appendix/record.md:1446
     def expected(self) -> float | None:
         """The seconds that the last run took, here or in the record."""
         found = self.last().get("seconds")
@@ -520,7 +527,7 @@ class Run:
         return found
 
 
-# chapters/appendix/record.md:1192
+# chapters/appendix/record.md:1197
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -536,7 +543,7 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:1209
+# chapters/appendix/record.md:1214
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -548,23 +555,23 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:1227
+# chapters/appendix/record.md:1232
 def check_claims(chapter: Chapter, notebook) -> None:
     """Refuse claims that are compared, or false on the reference."""
     reference = os.environ.get("COMPANION_REFERENCE")
     cells = zip(code_cells(notebook), chapter.cells, strict=True)
     for source, name, text, holds in claims(cells):
         line = source.source.partition(f'"{name}"')[0].count("\n") + 1
-        if "timing" not in source.tags:
+        if compared(source.tags):
             raise source.error(line, f"the claim {name} depends on what was"
-                               " measured: tag its cell timing")
+                               " measured: tag its cell timing or varies")
         if reference and not holds:
             raise source.error(line, f"the claim {name} does not hold, and"
                                " COMPANION_REFERENCE is set: mend the program"
                                f" or the sentence; the page says {text!r}")
 
 
-# chapters/appendix/record.md:1242
+# chapters/appendix/record.md:1247
 def claims(cells) -> Iterator[tuple]:
     """The cell, name, text and truth of each claim among the outputs."""
     for cell, source in cells:
@@ -575,11 +582,11 @@ def claims(cells) -> Iterator[tuple]:
                 yield source, about["scrapbook"]["name"], text, about["holds"]
 
 
-# chapters/appendix/record.md:1258
+# chapters/appendix/record.md:1263
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:1261
+# chapters/appendix/record.md:1266
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -592,7 +599,7 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:1273
+# chapters/appendix/record.md:1278
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -604,7 +611,7 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:1286
+# chapters/appendix/record.md:1291
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -613,7 +620,7 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1294
+# chapters/appendix/record.md:1299
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -626,7 +633,7 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1326
+# chapters/appendix/record.md:1331
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -639,7 +646,7 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1450
+# chapters/appendix/record.md:1455
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -647,7 +654,7 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/appendix/record.md:1457
+# chapters/appendix/record.md:1462
 def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     """How long runs will take that took these times; None: unknown."""
     known = [one for one in seconds if one is not None]
@@ -658,7 +665,7 @@ def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     return f"about {duration(about)}"
 
 
-# chapters/appendix/record.md:1469
+# chapters/appendix/record.md:1474
 def duration(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     if seconds < 100:
@@ -666,7 +673,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# chapters/appendix/record.md:1483
+# chapters/appendix/record.md:1488
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
@@ -687,7 +694,7 @@ def run_chapters(options) -> int:
     return 0
 
 
-# chapters/appendix/record.md:1505
+# chapters/appendix/record.md:1510
 def run_all(runs: Iterable[Run]) -> int:
     """Execute chapters side by side; 1 if any of them fails."""
     waiting, failed = iter(runs), 0
@@ -704,7 +711,7 @@ def run_all(runs: Iterable[Run]) -> int:
                 failed |= reported(print_run, jobs.pop(job), job)
 
 
-# chapters/appendix/record.md:1521
+# chapters/appendix/record.md:1526
 def print_run(run: Run, job: Future) -> None:
     """Print the line of a chapter that is done."""
     seconds = job.result()
@@ -712,13 +719,13 @@ def print_run(run: Run, job: Future) -> None:
     print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
 
 
-# chapters/appendix/record.md:1528
+# chapters/appendix/record.md:1533
 def run_one(run: Run) -> float:
     """Execute one chapter; the seconds it took."""
     return run.done().metadata["execution"]["seconds"]
 
 
-# chapters/appendix/record.md:1537
+# chapters/appendix/record.md:1542
 def end_with_parent() -> None:
     """See to it that this process does not outlive its parent."""
     def watch() -> None:
@@ -728,7 +735,7 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-# chapters/appendix/record.md:1550
+# chapters/appendix/record.md:1555
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:a46f1f222d41
+# Tangled from record: edit there, `make tangle`. sha256:76a599d8cfd3
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -23,18 +23,18 @@ from starlette.staticfiles import StaticFiles
 from companion.literate.execute import RECORD, main as execute_book
 from companion.literate.tangle import main as tangle_book
 
-# chapters/appendix/record.md:2750
+# chapters/appendix/record.md:2755
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2754
+# chapters/appendix/record.md:2759
 def make_book() -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2762
+# chapters/appendix/record.md:2767
 def rebuild(changed_paths: Sequence[Path]) -> None:
     """Build what has changed, with what is imported already."""
     for path in changed_paths:
@@ -49,13 +49,13 @@ def rebuild(changed_paths: Sequence[Path]) -> None:
             print(error, flush=True)  # the next edit may mend it
 
 
-# chapters/appendix/record.md:2776
+# chapters/appendix/record.md:2781
 def is_tool(path: Path) -> bool:
     """Whether a change may change what has been imported."""
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2781
+# chapters/appendix/record.md:2786
 def import_sphinx() -> None:
     """Import what a build imports, in the order of the book's own site."""
     config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
@@ -65,7 +65,7 @@ def import_sphinx() -> None:
             import_module(name)
 
 
-# chapters/appendix/record.md:2793
+# chapters/appendix/record.md:2798
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -73,7 +73,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2803
+# chapters/appendix/record.md:2808
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2819
+# chapters/appendix/record.md:2824
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -98,7 +98,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2831
+# chapters/appendix/record.md:2836
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(

@@ -1,9 +1,10 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:c4338209f469
+# Tangled from tangle: edit there, `make tangle`. sha256:1d765a6dc87f
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
@@ -23,7 +24,10 @@ class SourceError(Exception):
 
 
 # chapters/appendix/tangle.md:201
-CONTENT_TAGS = ("tangle", "test", "timing", "gpu", "exercise", "solution")
+CONTENT_TAGS = (
+    "tangle", "test", "timing", "varies", "gpu", "exercise", "solution"
+)  # fmt: skip
+UNCOMPARED = frozenset({"timing", "varies"})
 
 DISPLAY_TAGS = (
     "hide-input", "hide-output", "hide-cell",
@@ -35,7 +39,13 @@ TAGS = CONTENT_TAGS + DISPLAY_TAGS
 SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
 
-# chapters/appendix/tangle.md:219
+# chapters/appendix/tangle.md:216
+def compared(tags: Iterable[str]) -> bool:
+    """Whether a cell of these tags prints the same on every machine."""
+    return UNCOMPARED.isdisjoint(tags)
+
+
+# chapters/appendix/tangle.md:227
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -68,7 +78,7 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
-# chapters/appendix/tangle.md:257
+# chapters/appendix/tangle.md:265
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -91,7 +101,7 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
-# chapters/appendix/tangle.md:283
+# chapters/appendix/tangle.md:291
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -113,7 +123,7 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
-    # chapters/appendix/tangle.md:313
+    # chapters/appendix/tangle.md:321
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -129,7 +139,7 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# chapters/appendix/tangle.md:345
+# chapters/appendix/tangle.md:353
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
 
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
@@ -137,7 +147,7 @@ NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
-# chapters/appendix/tangle.md:352
+# chapters/appendix/tangle.md:360
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -153,7 +163,7 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
-# chapters/appendix/tangle.md:367
+# chapters/appendix/tangle.md:375
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -163,7 +173,7 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
-# chapters/appendix/tangle.md:382
+# chapters/appendix/tangle.md:390
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -176,25 +186,25 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
-# chapters/appendix/tangle.md:394
+# chapters/appendix/tangle.md:402
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:399
+# chapters/appendix/tangle.md:407
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:418
+# chapters/appendix/tangle.md:426
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-# chapters/appendix/tangle.md:423
+# chapters/appendix/tangle.md:431
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
     found = [line.lstrip() for line in lines]
@@ -202,14 +212,14 @@ def split_options(lines: list[str]) -> tuple[str, int]:
     return "\n".join(line[1:] for line in found[:taken]), taken
 
 
-# chapters/appendix/tangle.md:430
+# chapters/appendix/tangle.md:438
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
-# chapters/appendix/tangle.md:448
+# chapters/appendix/tangle.md:456
 def check_options(path: str, body: list[str], first: int, taken: int) -> None:
     """Refuse options that YAML, or jupytext, would read otherwise."""
     for n, line in enumerate(body[:taken]):
@@ -225,7 +235,7 @@ def check_options(path: str, body: list[str], first: int, taken: int) -> None:
             break
 
 
-# chapters/appendix/tangle.md:467
+# chapters/appendix/tangle.md:475
 def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
@@ -241,7 +251,7 @@ def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     return data
 
 
-# chapters/appendix/tangle.md:486
+# chapters/appendix/tangle.md:494
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -261,7 +271,7 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
-# chapters/appendix/tangle.md:505
+# chapters/appendix/tangle.md:513
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     if not isinstance(cell.options.get("tags", []), list):
@@ -275,7 +285,7 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:524
+# chapters/appendix/tangle.md:532
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -297,13 +307,13 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:564
+# chapters/appendix/tangle.md:572
 def unix(text: str) -> str:
     """The text, each of its lines ended by a line feed."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# chapters/appendix/tangle.md:569
+# chapters/appendix/tangle.md:577
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -318,7 +328,7 @@ def read_text(path: Path, shown: str) -> str:
     raise SourceError(shown, line, message)
 
 
-# chapters/appendix/tangle.md:583
+# chapters/appendix/tangle.md:591
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -330,7 +340,7 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:598
+# chapters/appendix/tangle.md:606
 def check_front(front: dict, path: str) -> None:
     """The front matter's own part must be a mapping, if it is there."""
     own = front.get("companion", {})
@@ -339,7 +349,7 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:610
+# chapters/appendix/tangle.md:618
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -358,7 +368,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:632
+# chapters/appendix/tangle.md:640
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -380,7 +390,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:657
+# chapters/appendix/tangle.md:665
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -407,7 +417,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:687
+# chapters/appendix/tangle.md:695
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -422,14 +432,14 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:707
+# chapters/appendix/tangle.md:715
 class Marked(str):
     """A text of the table of contents, with its line there."""
 
     line = 1
 
 
-# chapters/appendix/tangle.md:713
+# chapters/appendix/tangle.md:721
 class TocLoader(LOADER):  # type: ignore[misc, valid-type]
     """Reads YAML and marks its texts."""
 
@@ -439,7 +449,7 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:726
+# chapters/appendix/tangle.md:734
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -456,19 +466,19 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:742
+# chapters/appendix/tangle.md:750
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:758
+# chapters/appendix/tangle.md:766
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:763
+# chapters/appendix/tangle.md:771
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -476,7 +486,7 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:782
+# chapters/appendix/tangle.md:790
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -494,7 +504,7 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:799
+# chapters/appendix/tangle.md:807
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -504,7 +514,7 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:812
+# chapters/appendix/tangle.md:820
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -523,7 +533,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:834
+# chapters/appendix/tangle.md:842
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -540,13 +550,13 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:850
+# chapters/appendix/tangle.md:858
 def page_file(entry: str) -> str:
     """The file of an entry, which may end in .md or not."""
     return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
 
 
-# chapters/appendix/tangle.md:855
+# chapters/appendix/tangle.md:863
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
