@@ -27,7 +27,7 @@ PARTS = [
     *(f"site/notebooks/{name}.ipynb" for name in NOTEBOOKS),
 ]
 BLAS = {"x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"}
-PYTEST = "-m pytest -q --nbval --played".split()
+PYTEST = "-m pytest -q --nbval".split()
 SIDE_BY_SIDE = "-n auto --maxprocesses 4".split()
 
 

@@ -1,5 +1,6 @@
 """A session of all tests: its order, its workers, its kernels."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from nbformat.v4 import new_code_cell, new_notebook, writes
 
 KERNEL = {"name": "python3", "display_name": "Python 3"}
 HOOKS = ("site/notebooks/conftest.py", "tests/conftest.py")
-WORDS = "-q --nbval --played -n 2 tests site/notebooks".split()
+WORDS = "-q --nbval -n 2 tests site/notebooks".split()
 WHERE = """\
 from pathlib import Path
 import companion, numpy, matplotlib, hypothesis, ml_dtypes
@@ -38,6 +39,7 @@ def passes(tmp_path, root):
         run = subprocess.run(
             [sys.executable, "-m", "pytest", *WORDS],
             cwd=tmp_path,
+            env={**os.environ, "COMPANION_MARCH": "native"},  # not noted
             capture_output=True,
             text=True,
         )
