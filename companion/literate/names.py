@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:a3b1b5a7bcbf
+# Tangled from tangle: edit there, `make tangle`. sha256:e15c398c0c2a
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -37,6 +37,7 @@ class Names(NamedTuple):
 
 
 # chapters/appendix/tangle.md:1280
+@cache
 def names_in(text: str) -> Names:
     """The names of a text, builtins too."""
     top = symtable.symtable(text, "cell", "exec")
@@ -46,7 +47,7 @@ def names_in(text: str) -> Names:
     return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1293
+# chapters/appendix/tangle.md:1294
 @cache
 def lines_of(text: str) -> dict[str, list[int]]:
     """The lines on which each name of a text stands, in order."""
@@ -57,7 +58,7 @@ def lines_of(text: str) -> dict[str, list[int]]:
     return lines
 
 
-# chapters/appendix/tangle.md:1303
+# chapters/appendix/tangle.md:1304
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
     lines = lines_of(text).get(use.name, [])
@@ -65,7 +66,7 @@ def line_of(use: Use, text: str) -> int:
     return lines[at] if at < len(lines) else use.line
 
 
-# chapters/appendix/tangle.md:1314
+# chapters/appendix/tangle.md:1315
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     inner = {child.get_name() for child in scope.get_children()}
@@ -74,7 +75,7 @@ def outer(scope: symtable.SymbolTable) -> set[str]:
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1322
+# chapters/appendix/tangle.md:1323
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:70c5c90a42d3
+# Tangled from tangle: edit there, `make tangle`. sha256:1da2040d952c
 """From a line of the library to the line of the chapter it came from."""
 
 import linecache
@@ -6,11 +6,11 @@ import re
 import sys
 import traceback
 
-# chapters/appendix/tangle.md:2833
+# chapters/appendix/tangle.md:2834
 ORIGIN = re.compile(r"\s*# (\S+\.(?:md|ipynb)\S*):(\d+)$")
 
 
-# chapters/appendix/tangle.md:2836
+# chapters/appendix/tangle.md:2837
 def origin(filename: str, line: int) -> str | None:
     """The chapter's `path:line` for a line of a generated file."""
     lines = linecache.getlines(filename)[:line]
@@ -23,7 +23,7 @@ def origin(filename: str, line: int) -> str | None:
     return None
 
 
-# chapters/appendix/tangle.md:2854
+# chapters/appendix/tangle.md:2855
 def annotate(error: BaseException) -> BaseException:
     """Note on an error the chapters' lines that its frames came from."""
     known = set(getattr(error, "__notes__", ()))
@@ -36,7 +36,7 @@ def annotate(error: BaseException) -> BaseException:
     return error
 
 
-# chapters/appendix/tangle.md:2870
+# chapters/appendix/tangle.md:2871
 def install() -> None:
     """Let uncaught errors show the chapter's line, in IPython too."""
     previous = sys.excepthook
@@ -51,7 +51,7 @@ def install() -> None:
             shell.set_custom_exc((Exception,), show)
 
 
-# chapters/appendix/tangle.md:2884
+# chapters/appendix/tangle.md:2885
 def show(shell, kind, error, trace, tb_offset=None):
     """IPython's own traceback, with the chapters' lines noted."""
     annotate(error)

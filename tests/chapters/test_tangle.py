@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:98d5d14f7037
+# Tangled from tangle: edit there, `make tangle`. sha256:cb322b46f2a0
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -49,7 +49,7 @@ def test_a_cell_counts_its_lines_in_the_chapter():
     assert str(found.error(2, "odd")) == f"a.md:{found.line + 1}: odd"
 
 
-# chapters/appendix/tangle.md:1347
+# chapters/appendix/tangle.md:1348
 def test_scopes_are_those_of_python():
     found = names_in("class A(B):\n    c = 1\n    def f(self): return c")
     assert found == ({"A"}, [("B", 1, True), ("c", 3, False)])
@@ -57,7 +57,7 @@ def test_scopes_are_those_of_python():
     assert found.bound == {"a", "c", "d"}
 
 
-# chapters/appendix/tangle.md:2678
+# chapters/appendix/tangle.md:2679
 def test_tangling_twice_changes_nothing():
     files = tangle(example(windows=windows)).files
     with TemporaryDirectory() as folder:
