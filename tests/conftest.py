@@ -105,11 +105,11 @@ def pytest_runtest_setup(item):
 
 
 class OneByOne(LoadScopeScheduling):
-    """Gives workers tests in order, and a notebook to one worker."""
+    """Gives workers tests in order, and files that are `WHOLE` to one."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
-        return file if file.endswith(".ipynb") else nodeid
+        return file if file.endswith(WHOLE) else nodeid
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -142,9 +142,10 @@ def leave_out_gpu(config, items):
 
 
 LONG = """
-test_machines.py site/notebooks test_colab.py test_stages.py test_milestones.py
+test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
 test_gates.py browser
 """.split()
+WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment
 
 
 def haste(item):

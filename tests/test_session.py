@@ -73,4 +73,4 @@ def test_what_takes_long_begins_first(root):
     items = [SimpleNamespace(path=Path(p)) for p in [short, *places[::-1]]]
     begin = sorted(items, key=haste)
     order = [begin[0].path.name, begin[-1].path.name]
-    assert order == ["test_machines.py", "test_tangle.py"]
+    assert order == ["test_colab.py", "test_tangle.py"]
