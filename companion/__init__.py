@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:9f28b01993c2  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:809a573ba03e  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2981
+# chapters/appendix/tangle.md:2984
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2985
+# chapters/appendix/tangle.md:2988
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
@@ -24,7 +24,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:2996
+# chapters/appendix/tangle.md:2999
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 

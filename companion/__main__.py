@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:e0517fbe3622  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:f249a9cf564d  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from companion import __version__
 
-# chapters/appendix/tangle.md:2913
+# chapters/appendix/tangle.md:2916
 COMMANDS = {
     "tangle": "companion.literate.tangle",
     "stage": "companion.literate.stage",
@@ -21,7 +21,7 @@ COMMANDS = {
 }
 
 
-# chapters/appendix/tangle.md:2921
+# chapters/appendix/tangle.md:2924
 def main(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["help"]:
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     return import_module(COMMANDS[word]).main(rest)
 
 
-# chapters/appendix/tangle.md:2935
+# chapters/appendix/tangle.md:2938
 def unknown(word: str) -> str:
     """What to say of a word that is no command; nothing of no word."""
     near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
@@ -44,7 +44,7 @@ def unknown(word: str) -> str:
     return f"no command {word!r}{hint}\n" if word else ""
 
 
-# chapters/appendix/tangle.md:2946
+# chapters/appendix/tangle.md:2949
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -52,13 +52,13 @@ def usage() -> str:
     return "\n".join([*lines, "", "COMMAND --help says more."])
 
 
-# chapters/appendix/tangle.md:2953
+# chapters/appendix/tangle.md:2956
 def version() -> str:
     """What is installed."""
     return f"companion {__version__}"
 
 
-# chapters/appendix/tangle.md:2961
+# chapters/appendix/tangle.md:2964
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -67,7 +67,7 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/tangle.md:2958
+# chapters/appendix/tangle.md:2961
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
 # chapters/appendix/record.md:1566
@@ -80,6 +80,6 @@ COMMANDS["bench"] = "companion.timing"
 # chapters/tensors/perceptron.md:481
 COMMANDS["milestone"] = "companion.milestones.report"
 
-# chapters/appendix/tangle.md:2969
+# chapters/appendix/tangle.md:2972
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:e26becf21633
+# Tangled from tangle: edit there, `make tangle`. sha256:5d93d006a5f1
 """Import statements: taken apart, merged, sorted, written."""
 
 import ast
@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 
 
-# chapters/appendix/tangle.md:1411
+# chapters/appendix/tangle.md:1414
 @dataclass(frozen=True)
 class Import:
     """`import module as alias`, or `from module import name as alias`."""
@@ -36,7 +36,7 @@ class Import:
         return f"{path}.py"
 
 
-# chapters/appendix/tangle.md:1443
+# chapters/appendix/tangle.md:1446
 def imports_of(node: ast.stmt) -> list[Import]:
     """The imports that a statement makes."""
     if isinstance(node, ast.Import):
@@ -47,7 +47,7 @@ def imports_of(node: ast.stmt) -> list[Import]:
     return []
 
 
-# chapters/appendix/tangle.md:1896
+# chapters/appendix/tangle.md:1899
 def import_block(imports) -> list[str]:
     """The lines of a module's import statements, in four sections."""
     merged: dict[tuple, list[str]] = {}
@@ -66,7 +66,7 @@ def import_block(imports) -> list[str]:
     return lines
 
 
-# chapters/appendix/tangle.md:1914
+# chapters/appendix/tangle.md:1917
 def statement(start: str, names: list[str]) -> list[str]:
     """One import statement, over several lines where one is too short."""
     line = start + ", ".join(names)
@@ -75,7 +75,7 @@ def statement(start: str, names: list[str]) -> list[str]:
     return [f"{start}(", *[f"    {name}," for name in names], ")"]
 
 
-# chapters/appendix/tangle.md:1926
+# chapters/appendix/tangle.md:1929
 def order(found: Import):
     """Sections; `import` before `from`; CONSTANTS, Classes, functions."""
     name = found.name
@@ -85,14 +85,14 @@ def order(found: Import):
             natural(name), found.alias)
 
 
-# chapters/appendix/tangle.md:1935
+# chapters/appendix/tangle.md:1938
 def natural(name: str) -> list:
     """The order in which int8 stands before int32."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-# chapters/appendix/tangle.md:1941
+# chapters/appendix/tangle.md:1944
 def section(module: str) -> int:
     """Future, standard library, others' packages, our own."""
     base = module.split(".")[0]

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:1da2040d952c
+# Tangled from tangle: edit there, `make tangle`. sha256:b7c06d82cfd8
 """From a line of the library to the line of the chapter it came from."""
 
 import linecache
@@ -6,11 +6,11 @@ import re
 import sys
 import traceback
 
-# chapters/appendix/tangle.md:2834
+# chapters/appendix/tangle.md:2837
 ORIGIN = re.compile(r"\s*# (\S+\.(?:md|ipynb)\S*):(\d+)$")
 
 
-# chapters/appendix/tangle.md:2837
+# chapters/appendix/tangle.md:2840
 def origin(filename: str, line: int) -> str | None:
     """The chapter's `path:line` for a line of a generated file."""
     lines = linecache.getlines(filename)[:line]
@@ -23,7 +23,7 @@ def origin(filename: str, line: int) -> str | None:
     return None
 
 
-# chapters/appendix/tangle.md:2855
+# chapters/appendix/tangle.md:2858
 def annotate(error: BaseException) -> BaseException:
     """Note on an error the chapters' lines that its frames came from."""
     known = set(getattr(error, "__notes__", ()))
@@ -36,7 +36,7 @@ def annotate(error: BaseException) -> BaseException:
     return error
 
 
-# chapters/appendix/tangle.md:2871
+# chapters/appendix/tangle.md:2874
 def install() -> None:
     """Let uncaught errors show the chapter's line, in IPython too."""
     previous = sys.excepthook
@@ -51,7 +51,7 @@ def install() -> None:
             shell.set_custom_exc((Exception,), show)
 
 
-# chapters/appendix/tangle.md:2885
+# chapters/appendix/tangle.md:2888
 def show(shell, kind, error, trace, tb_offset=None):
     """IPython's own traceback, with the chapters' lines noted."""
     annotate(error)

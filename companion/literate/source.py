@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:1d765a6dc87f
+# Tangled from tangle: edit there, `make tangle`. sha256:b4e67c91e3a9
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -349,7 +350,8 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:618
+# chapters/appendix/tangle.md:620
+@cache
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
     lines = text.split("\n")
@@ -368,7 +370,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:640
+# chapters/appendix/tangle.md:643
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -390,7 +392,7 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:665
+# chapters/appendix/tangle.md:668
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -417,7 +419,7 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:695
+# chapters/appendix/tangle.md:698
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -432,14 +434,14 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:715
+# chapters/appendix/tangle.md:718
 class Marked(str):
     """A text of the table of contents, with its line there."""
 
     line = 1
 
 
-# chapters/appendix/tangle.md:721
+# chapters/appendix/tangle.md:724
 class TocLoader(LOADER):  # type: ignore[misc, valid-type]
     """Reads YAML and marks its texts."""
 
@@ -449,7 +451,7 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:734
+# chapters/appendix/tangle.md:737
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -466,19 +468,19 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:750
+# chapters/appendix/tangle.md:753
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:766
+# chapters/appendix/tangle.md:769
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:771
+# chapters/appendix/tangle.md:774
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -486,7 +488,7 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:790
+# chapters/appendix/tangle.md:793
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -504,7 +506,7 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:807
+# chapters/appendix/tangle.md:810
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -514,7 +516,7 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:820
+# chapters/appendix/tangle.md:823
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -533,7 +535,7 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:842
+# chapters/appendix/tangle.md:845
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -550,13 +552,13 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:858
+# chapters/appendix/tangle.md:861
 def page_file(entry: str) -> str:
     """The file of an entry, which may end in .md or not."""
     return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
 
 
-# chapters/appendix/tangle.md:863
+# chapters/appendix/tangle.md:866
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]
