@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 PY      = .venv/bin/python
-PYTEST  = $(PY) -m pytest -q -rs -n auto --maxprocesses 4 --dist loadfile
+PYTEST  = $(PY) -m pytest -q -rs -n auto --maxprocesses 4
 SITE    = _build/html/.built
 SOURCES = $(shell find 2>/dev/null chapters site intro.md _config.yml _toc.yml \
             companion/*/*.py companion/*.py requirements.txt \
@@ -20,7 +20,6 @@ book: tangle ## set up, tangle, execute what changed, build the site
 
 test: book ## every test: tools, library, notebooks, pages
 	$(PYTEST) -m "" --nbval $(NOTEBOOKS) tests site/notebooks
-	$(PY) -m tests.machines
 
 $(SITE): $(SOURCES)
 	.venv/bin/jupyter-book build . -W -n --keep-going

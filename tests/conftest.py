@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -103,7 +104,29 @@ def pytest_runtest_setup(item):
         need_tool(*marker.args)
 
 
+class OneByOne(LoadScopeScheduling):
+    """Gives workers tests in order, and files that are `WHOLE` to one."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(WHOLE) else nodeid
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """How `-n` distributes the tests."""
+    config.option.loadscopereorder = False
+    return OneByOne(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    """Leave out what needs a GPU; begin with what takes long."""
+    yield
+    leave_out_gpu(config, items)
+    items.sort(key=haste)
+
+
+def leave_out_gpu(config, items):
     """Without a GPU, one test a module stands for all that need one."""
     find, _ = TOOLS["gpu"]
     skipped = [] if find() else list(filter(needs_gpu, items))
@@ -116,6 +139,20 @@ def pytest_collection_modifyitems(config, items):
     out = set(map(id, left))
     items[:] = [item for item in items if id(item) not in out]
     config.hook.pytest_deselected(items=left)
+
+
+LONG = """
+test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
+test_gates.py browser
+""".split()
+WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment
+
+
+def haste(item):
+    """The place of a test in the order in which tests begin."""
+    path = item.path.as_posix()
+    found = (n for n, part in enumerate(LONG) if f"/{part}" in path)
+    return next(found, len(LONG))
 
 
 def needs_gpu(item):

@@ -1,16 +1,15 @@
 """Run the book's tests and notebooks as other processors would.
 
-    python -m tests.machines [--all]
+    python -m tests.machines
 
 Another machine has other instructions and another number of threads, so
 its sums are rounded otherwise. Here our kernels are built for an older
-level, NumPy and its BLAS are told to keep to that level too, and the
-tests of the chapters and the notebooks that compute must pass as ever.
-The oldest level is played in the notebooks below; `--all` plays every
-level below this processor's own, in all tests and all notebooks.
+level, NumPy and its BLAS are told to keep to that level too, and all
+tests and notebooks must pass as ever. This plays every level below the
+processor's own. `make test` plays the oldest, in `PARTS`: the tests of
+the chapters and the notebooks that compute.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -20,13 +19,16 @@ from numpy._core import _multiarray_umath as numpy
 from companion.native import ARM, instruction_sets
 
 NOTEBOOKS = (
-    "activations autograd gpu kernels layers losses mnist optimizers "
-    "perceptron training xor"
+    "mnist autograd training xor kernels optimizers layers perceptron "
+    "losses activations gpu"
 ).split()
+PARTS = [
+    "tests/chapters",
+    *(f"site/notebooks/{name}.ipynb" for name in NOTEBOOKS),
+]
 BLAS = {"x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"}
-PYTEST = (
-    "-m pytest -q --nbval --untimed -n auto --maxprocesses 4 --dist loadfile"
-).split()
+PYTEST = "-m pytest -q --nbval".split()
+SIDE_BY_SIDE = "-n auto --maxprocesses 4".split()
 
 
 def levels():
@@ -58,22 +60,17 @@ def machine(level):
     return told
 
 
-def passes(told, paths):
-    """Whether the tests pass on the machine of these variables."""
+def passes(told, words):
+    """Whether pytest passes on the machine of these variables."""
     print(*(f"{name}={value!r}" for name, value in told.items()), flush=True)
-    command = [sys.executable, *PYTEST, *paths]
+    command = [sys.executable, *PYTEST, *words]
     return not subprocess.run(command, env=os.environ | told).returncode
 
 
 def main():
-    """Play the machines; how many of them failed."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--all", action="store_true")
-    every = parser.parse_args().all
-    some = [f"site/notebooks/{name}.ipynb" for name in NOTEBOOKS]
-    paths = ["tests", "site/notebooks"] if every else ["tests/chapters", *some]
-    played = levels() if every else levels()[:1]
-    return sum(not passes(machine(level), paths) for level in played)
+    """Play every machine; how many of them failed."""
+    every = [*SIDE_BY_SIDE, "tests", "site/notebooks"]
+    return sum(not passes(machine(level), every) for level in levels())
 
 
 if __name__ == "__main__":

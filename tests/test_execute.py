@@ -281,6 +281,19 @@ def test_chapters_overlap_and_timed_cells_do_not(tmp_path, monkeypatch):
     assert main([]) == 0
 
 
+def test_only_a_cell_that_takes_the_time_is_alone(tmp_path, monkeypatch):
+    asked, enter = [], Room.enter
+
+    def note(room, alone=False):
+        asked.append(alone)
+        enter(room, alone)
+
+    monkeypatch.setattr(Room, "enter", note)
+    cells = cell("1"), cell("2", "varies"), cell("3", "timing")
+    execute(small_book(tmp_path, first=page("first", *cells)), "first")
+    assert asked == [False, False, False, True]  # the first: the kernel
+
+
 HOLD = """\
 import subprocess, sys, time
 from pathlib import Path

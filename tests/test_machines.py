@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from machines import beyond, levels, machine
+from machines import PARTS, beyond, levels, machine, passes
 
 ASK = """
 import json
@@ -25,3 +25,9 @@ def test_a_machine_is_what_it_plays(level):
     flag, threads, has = json.loads(shown)
     assert flag.endswith(f"={level}") and not {*has} & {*beyond(level)}
     assert threads == int(told["COMPANION_THREADS"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_an_older_machine_agrees(part):
+    assert passes(machine(levels()[0]), [part])

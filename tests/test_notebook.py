@@ -68,6 +68,14 @@ def test_outputs_are_text_and_timing_is_left_out(recorded):
     assert set(plot.outputs[0].data) == {"text/plain"}
 
 
+def test_what_varies_runs_and_is_left_out(tmp_path):
+    varies = cell("import os\nos.getpid()", "varies")
+    book = small_book(tmp_path, first=page("first", varies, cell("1")))
+    _, varying, same = code_cells(record(book, "first", addresses(book)))
+    assert varying.outputs == [] and varying.execution_count is None
+    assert same.outputs and same.execution_count == 3
+
+
 def test_ids_are_unique_and_follow_the_content(recorded):
     cells = read(recorded[1]).cells
     one = hashed("codeone()")[:8]

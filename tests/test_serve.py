@@ -9,10 +9,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from small_book import cell, page as page_of_a_book, small_book
 from websockets.sync.client import connect
 
 from companion.literate import serve
+from companion.literate.names import names_in
 from companion.literate.serve import ignored, listen, main, rebuild
+from companion.literate.source import read_myst
+from companion.literate.tangle import tangle
 
 MAKEFILE = """\
 book:
@@ -94,6 +98,22 @@ def test_an_edited_page_is_rebuilt_and_reloaded(served):
         (folder / "chapters/appendix/a.md").write_text("second")
         assert browser.recv(timeout=20) == "refresh"
     assert "second" in page(address)
+
+
+def test_what_was_not_edited_is_not_read_again(tmp_path):
+    pages = {
+        name: page_of_a_book(
+            name, cell(f"def {name}():\n    return 1", "tangle")
+        )
+        for name in ("first", "second")
+    }
+    tangle(small_book(tmp_path, **pages))
+    counts = read_myst, names_in
+    before = [kept.cache_info().misses for kept in counts]
+    pages["second"] += "One more paragraph.\n"
+    tangle(small_book(tmp_path, **pages))
+    after = [kept.cache_info().misses for kept in counts]
+    assert [b - a for a, b in zip(before, after)] == [1, 0]
 
 
 def test_an_edit_is_built_as_far_as_it_goes(monkeypatch, capsys):

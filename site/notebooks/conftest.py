@@ -1,15 +1,29 @@
-"""nbval runs each notebook on the finished library."""
+"""nbval runs each notebook on the finished library, as Colab would."""
 
 import functools
 import importlib
+import json
 import os
+import re
+import shutil
 import sys
+import tempfile
+import tomllib
+import venv
 from collections import defaultdict
+from importlib.metadata import distribution
+from pathlib import Path
 
 import pytest
 from nbval.plugin import IPyNbCell, IPyNbFile
 
-from companion.literate.execute import Room, Run, gpu_name, hashed, tagged
+from companion.literate.execute import (
+    Run,
+    gpu_name,
+    hashed,
+    needed,
+    tagged,
+)
 from companion.literate.source import read_book
 from companion.literate.stage import replace_file
 
@@ -19,6 +33,7 @@ del sys.modules["site"]
 importlib.import_module("site")
 
 PASSED = "_build/passed"  # of each notebook, what it was when it passed
+COLAB = "numpy matplotlib ipykernel hypothesis".split()
 done = defaultdict(set)
 
 
@@ -28,12 +43,6 @@ def pytest_addoption(parser):
         action="store_true",
         help="leave out the notebooks that have passed as they are now",
     )
-    parser.addoption(
-        "--untimed",
-        action="store_true",
-        help="play another machine: no cell waits to be alone, and no"
-        " notebook is noted as passed",
-    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -41,28 +50,65 @@ def pytest_runtest_setup(item):
     file = item.getparent(IPyNbFile)
     file.skip_compare = {*file.skip_compare, "image/svg+xml"}
     with pytest.MonkeyPatch.context() as patch:
-        root = str(item.config.rootpath)
-        patch.setenv("PYTHONPATH", root, prepend=os.pathsep)
+        for name, value in place(item.config.rootpath, file.nb).items():
+            patch.setenv(name, value)
         return (yield)
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item):
-    """A cell that takes the time has no other notebook beside it."""
-    if not isinstance(item, IPyNbCell):  # xdist asks for every test
-        return (yield)
-    with Room(item.config.rootpath) as room:
-        timed = tagged(item.cell, "timing")
-        room.enter(alone=timed and not item.config.option.untimed)
-        return (yield)
+def place(root, notebook):
+    """The variables by which a notebook's kernel finds the library."""
+    if notebook.metadata["companion"].get("beside"):  # a tool's
+        return {"PYTHONPATH": str(root)}
+    return {"PYTHONPATH": "", "JUPYTER_PATH": as_on_colab(root).name}
+
+
+@functools.cache
+def as_on_colab(root):
+    """A folder with a kernel that can import what Colab's can, no more.
+
+    That is the library, out of the repository's sight, with what it
+    needs, what else the first cell installs, and what Colab brings.
+    """
+    folder = tempfile.TemporaryDirectory()
+    venv.create(folder.name)
+    (packages,) = Path(folder.name).glob("lib/python*/site-packages")
+    shutil.copytree(root / "companion", packages / "companion")
+    for package, found in needed(colab_packages(root)).items():
+        if found != package:  # else it is absent: another system's
+            link(distribution(package), packages)
+    python = f"{folder.name}/bin/python"
+    command = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": command, "display_name": "Colab", "language": "python"}
+    kernel = Path(folder.name, "kernels", "python3")
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    return folder
+
+
+def colab_packages(root):
+    """What Colab brings, and what a notebook's first cell installs."""
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    project = tomllib.loads(text)["project"]
+    lines = project["dependencies"] + COLAB
+    if gpu_name():  # which Colab's machines have with all it needs
+        lines += project["optional-dependencies"]["gpu"]
+    return {re.match(r"[\w.-]+", line)[0] for line in lines}
+
+
+def link(package, folder):
+    """Make a package importable from another folder too."""
+    for name in {file.parts[0] for file in package.files}:
+        target = folder / name
+        if name not in ("..", "__pycache__") and not target.exists():
+            target.symlink_to(package.locate_file(name))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """A notebook has passed when its last cell has."""
+    """A notebook has passed when its last cell has, on this machine."""
     report = yield
-    noted = not item.config.option.untimed
-    if noted and report.when == "call" and report.passed:
+    played = "COMPANION_MARCH" in os.environ  # another than this
+    if not played and report.when == "call" and report.passed:
         cells = done[item.path]
         cells.add(item.name)
         if len(cells) == item.parent.expected:
