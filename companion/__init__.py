@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:02ede3dd81f5  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:028f8385af70  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from importlib import import_module
 
 from companion.literate.origin import install
 
-# chapters/appendix/tangle.md:2990
+# chapters/appendix/tangle.md:3002
 __version__ = "0.1.0"
 EXPORTS: dict[str, str] = {}
 
 
-# chapters/appendix/tangle.md:2994
+# chapters/appendix/tangle.md:3006
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
@@ -24,7 +24,7 @@ def __getattr__(name: str):
     return value
 
 
-# chapters/appendix/tangle.md:3005
+# chapters/appendix/tangle.md:3017
 def __dir__() -> list[str]:
     return sorted([*globals(), *EXPORTS])
 

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e3fdf805ea2c  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:8dce8369c3a2  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -360,7 +360,7 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:669
+# chapters/gradients/mnist.md:667
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
 # chapters/gradients/gpu.md:2191

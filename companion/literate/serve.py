@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:94c6f47345de
+# Tangled from record: edit there, `make tangle`. sha256:8436efbb0104
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -23,18 +23,18 @@ from starlette.staticfiles import StaticFiles
 from companion.literate.execute import RECORD, main as execute_book
 from companion.literate.tangle import main as tangle_book
 
-# chapters/appendix/record.md:2751
+# chapters/appendix/record.md:2760
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2755
+# chapters/appendix/record.md:2764
 def make_book() -> None:
     """Build the book; what is wrong with it stands in the terminal."""
     subprocess.run(["make", "book"], check=False)
 
 
-# chapters/appendix/record.md:2763
+# chapters/appendix/record.md:2772
 def rebuild(changed_paths: Sequence[Path]) -> None:
     """Build what has changed, with what is imported already."""
     for path in changed_paths:
@@ -49,13 +49,13 @@ def rebuild(changed_paths: Sequence[Path]) -> None:
             print(error, flush=True)  # the next edit may mend it
 
 
-# chapters/appendix/record.md:2777
+# chapters/appendix/record.md:2786
 def is_tool(path: Path) -> bool:
     """Whether a change may change what has been imported."""
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2782
+# chapters/appendix/record.md:2791
 def import_sphinx() -> None:
     """Import what a build imports, in the order of the book's own site."""
     config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
@@ -65,7 +65,7 @@ def import_sphinx() -> None:
             import_module(name)
 
 
-# chapters/appendix/record.md:2794
+# chapters/appendix/record.md:2803
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -73,7 +73,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2804
+# chapters/appendix/record.md:2813
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2820
+# chapters/appendix/record.md:2829
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -98,7 +98,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2832
+# chapters/appendix/record.md:2841
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(

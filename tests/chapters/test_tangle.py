@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:751de31caa01
+# Tangled from tangle: edit there, `make tangle`. sha256:0f08bb977816
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,7 +32,7 @@ VIEW = """class View:
 windows = page("view.py", cell("tangle", VIEW))
 
 
-# chapters/appendix/tangle.md:866
+# chapters/appendix/tangle.md:877
 def example(**pages):
     """A book in memory."""
     read = [read_myst(n, f"chapters/{n}.md", t) for n, t in pages.items()]
@@ -41,7 +41,7 @@ def example(**pages):
     return Book(Path(), tuple(read))
 
 
-# chapters/appendix/tangle.md:902
+# chapters/appendix/tangle.md:913
 def test_a_cell_counts_its_lines_in_the_chapter():
     found = read_myst("a", "a.md", windows).cells[0]
     lines = windows.split("\n")
@@ -49,7 +49,7 @@ def test_a_cell_counts_its_lines_in_the_chapter():
     assert str(found.error(2, "odd")) == f"a.md:{found.line + 1}: odd"
 
 
-# chapters/appendix/tangle.md:1340
+# chapters/appendix/tangle.md:1352
 def test_scopes_are_those_of_python():
     found = names_in("class A(B):\n    c = 1\n    def f(self): return c")
     assert found == ({"A"}, [("B", 1, True), ("c", 3, False)])
@@ -57,7 +57,7 @@ def test_scopes_are_those_of_python():
     assert found.bound == {"a", "c", "d"}
 
 
-# chapters/appendix/tangle.md:2671
+# chapters/appendix/tangle.md:2683
 def test_tangling_twice_changes_nothing():
     files = tangle(example(windows=windows)).files
     with TemporaryDirectory() as folder:
