@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:af885ab62735  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:d9eacd9d9acb  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -309,7 +309,15 @@ QUIET.run(np.seterr, all="ignore")
 
 # chapters/tensors/operations.md:795
 class Device:
-    """The CPU: memory from NumPy, one kernel for each primitive."""
+    """The CPU: memory from NumPy, one kernel for each primitive.
+
+    Another device is a subclass with a `name`, an `empty` that makes
+    memory and `kernels` that fill it, an `adopt` and a `host` that copy
+    from and to the host, and, if it replays programs, a `feed`. All
+    else is shared. Of a buffer it needs the `view` (shape, strides and
+    offset in elements; dense or not), the `dtype`, and the `storage`,
+    whose `version` counts writes and whose `writable` allows them.
+    """
 
     name = "cpu"
     empty = staticmethod(Buffer.empty)
@@ -334,7 +342,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:841
+    # chapters/tensors/operations.md:849
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -349,21 +357,22 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:881
+    # chapters/tensors/operations.md:889
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
 
     def host(self, buffer: Buffer) -> Buffer:
-        """The buffer in host memory; on the CPU it is there already."""
+        """The buffer in host memory: here itself, so that later writes
+        show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:913
+    # chapters/tensors/operations.md:922
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2350
+    # chapters/tensors/operations.md:2359
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -374,14 +383,14 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:820
+# chapters/tensors/operations.md:828
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:856
+# chapters/tensors/operations.md:864
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -393,7 +402,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:890
+# chapters/tensors/operations.md:899
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -415,11 +424,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2272
+# chapters/tensors/operations.md:2281
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2275
+# chapters/tensors/operations.md:2284
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -435,11 +444,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2312
+# chapters/tensors/operations.md:2321
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2315
+# chapters/tensors/operations.md:2324
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
