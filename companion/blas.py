@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:b87bc6626007
+# Tangled from blas: edit there, `make tangle`. sha256:5b094635df82
 from __future__ import annotations
 
 import ctypes
@@ -287,14 +287,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:2247
+# chapters/tensors/blas.md:2251
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:2253
+# chapters/tensors/blas.md:2257
 def peers() -> dict[str, Callable[..., Any] | None]:
     """f(a, b, out) for each library: its product, ready to run."""
     found: dict[str, Callable[..., Any] | None] = {
@@ -310,7 +310,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:2270
+# chapters/tensors/blas.md:2274
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -321,13 +321,13 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:2282
+# chapters/tensors/blas.md:2286
 def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
     """Our product, ready to run."""
     return functools.partial(gemm, adopt(out), adopt(a), adopt(b))
 
 
-# chapters/tensors/blas.md:2287
+# chapters/tensors/blas.md:2291
 def prepared(case: tuple[int, int, int],
              library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
     """A library's product of two random matrices, as a function."""
@@ -344,7 +344,7 @@ def prepared(case: tuple[int, int, int],
     return product
 
 
-# chapters/tensors/blas.md:2305
+# chapters/tensors/blas.md:2309
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

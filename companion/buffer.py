@@ -1,8 +1,9 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:fd14af43689b  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:e3efdf164154  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import math
 from collections.abc import Callable
@@ -25,8 +26,12 @@ class Storage:
     # chapters/tensors/blas.md:1955
     @functools.cached_property
     def address(self) -> int:
-        """Of the first byte in the machine; NumPy is asked once."""
-        return self.memory.__array_interface__["data"][0]
+        """Of the first byte in the machine; asked for once."""
+        look = ctypes.c_char.from_buffer
+        try:
+            return ctypes.addressof(look(self.memory.data))
+        except (TypeError, ValueError):  # read-only, empty or bfloat16
+            return self.memory.__array_interface__["data"][0]
 
     # chapters/tensors/arrays.md:115
     @property
