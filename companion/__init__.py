@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:809a573ba03e  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:16d089121b53  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/operations.md:3243
+# chapters/tensors/operations.md:3256
 EXPORTS |= dict.fromkeys((
     "Tensor", "Generator", "allclose", "arange", "cat", "eye",
     "from_numpy", "full", "full_like", "linspace", "manual_seed",

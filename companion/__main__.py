@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:f249a9cf564d  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:2a1d0ac83733  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:2240
+# chapters/tensors/blas.md:2244
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/tensors/perceptron.md:481
