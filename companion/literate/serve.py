@@ -1,7 +1,8 @@
-# Tangled from record: edit there, `make tangle`. sha256:76a599d8cfd3
+# Tangled from record: edit there, `make tangle`. sha256:671e0257f4aa
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
+import gc
 import socket
 import subprocess
 from collections.abc import Sequence
@@ -65,7 +66,15 @@ def import_sphinx() -> None:
             import_module(name)
 
 
-# chapters/appendix/record.md:2798
+# chapters/appendix/record.md:2795
+def make_ready() -> None:
+    """Bring about all that a rebuild finds done: it is forked from here."""
+    import_sphinx()
+    tangle_book([])  # which remembers the pages and their names
+    gc.freeze()
+
+
+# chapters/appendix/record.md:2805
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -73,7 +82,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2808
+# chapters/appendix/record.md:2815
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -85,7 +94,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2824
+# chapters/appendix/record.md:2831
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -98,7 +107,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2836
+# chapters/appendix/record.md:2843
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
@@ -111,7 +120,7 @@ def main(argv: list[str]) -> int:
     address = "{}:{}".format(*taken.getsockname())
     with taken, suppress(KeyboardInterrupt):
         make_book()
-        import_sphinx()
+        make_ready()
         print(f"http://{address}/  (Ctrl+C ends)", flush=True)
         site = uvicorn.Config(application(address), log_level="warning")
         uvicorn.Server(site).run(sockets=[taken])
