@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:671e0257f4aa
+# Tangled from record: edit there, `make tangle`. sha256:31ebaf4122cf
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -56,7 +56,7 @@ def is_tool(path: Path) -> bool:
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2786
+# chapters/appendix/record.md:2789
 def import_sphinx() -> None:
     """Import what a build imports, in the order of the book's own site."""
     config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
@@ -66,7 +66,7 @@ def import_sphinx() -> None:
             import_module(name)
 
 
-# chapters/appendix/record.md:2795
+# chapters/appendix/record.md:2798
 def make_ready() -> None:
     """Bring about all that a rebuild finds done: it is forked from here."""
     import_sphinx()
@@ -74,7 +74,7 @@ def make_ready() -> None:
     gc.freeze()
 
 
-# chapters/appendix/record.md:2805
+# chapters/appendix/record.md:2808
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -82,7 +82,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2815
+# chapters/appendix/record.md:2818
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2831
+# chapters/appendix/record.md:2834
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -107,7 +107,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2843
+# chapters/appendix/record.md:2846
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
