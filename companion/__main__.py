@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:2a1d0ac83733  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:e1b1081f77aa  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def purpose(module: str) -> str:
 # chapters/appendix/tangle.md:2961
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
-# chapters/appendix/record.md:1566
+# chapters/appendix/record.md:1565
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
