@@ -1,5 +1,6 @@
 """A changed source is built again, and the browser told to reload."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -114,6 +115,21 @@ def test_what_was_not_edited_is_not_read_again(tmp_path):
     tangle(small_book(tmp_path, **pages))
     after = [kept.cache_info().misses for kept in counts]
     assert [b - a for a, b in zip(before, after)] == [1, 0]
+
+
+def test_a_rebuild_finds_the_book_read(tmp_path, monkeypatch):
+    tangled = cell("def ready():\n    return 1", "tangle")
+    small_book(tmp_path, first=page_of_a_book("first", tangled))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(serve, "execute_book", lambda _: 1)  # no weaving
+    try:
+        serve.make_ready()
+        before = read_myst.cache_info().misses, names_in.cache_info().misses
+        assert serve.tangle_book([]) == 0 and gc.get_freeze_count() > 0
+        after = read_myst.cache_info().misses, names_in.cache_info().misses
+        assert before == after
+    finally:
+        gc.unfreeze()
 
 
 def test_an_edit_is_built_as_far_as_it_goes(monkeypatch, capsys):

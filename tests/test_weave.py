@@ -1,11 +1,13 @@
 """The site of a tiny book: captions, links both ways, indexes, gains."""
 
+import gc
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 from urllib.parse import unquote, urldefrag
 
 import pytest
@@ -14,7 +16,7 @@ from small_book import small_book
 
 from companion.literate.loom import LOOM
 from companion.literate.pages import source_html
-from companion.literate.weave import CCell, Change, fold
+from companion.literate.weave import CCell, Change, fold, setup
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -516,3 +518,14 @@ def test_cells_of_cuda_leave_the_lexer_of_c_as_it_is(root):
     code = ("from companion.literate.weave import CudaCell; CudaCell(); "
             "from pygments.lexers import CLexer; CLexer()")  # fmt: skip
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_a_build_seldom_looks_for_garbage():
+    usual = gc.get_threshold()
+    try:
+        setup(mock.Mock())
+        begin = gc.get_stats()[0]["collections"]
+        nodes = [[] for _ in range(50_000)]
+        assert gc.get_stats()[0]["collections"] <= begin + 1, len(nodes)
+    finally:
+        gc.set_threshold(*usual)
