@@ -1,17 +1,15 @@
-# Tangled from record: edit there, `make tangle`. sha256:8436efbb0104
+# Tangled from record: edit there, `make tangle`. sha256:94b35bb20d61
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
+import gc
 import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import uvicorn
-import yaml
 from jupyter_book.cli.main import build as weave
 from sphinx_autobuild.middleware import JavascriptInjectorMiddleware
 from sphinx_autobuild.server import RebuildServer
@@ -23,18 +21,18 @@ from starlette.staticfiles import StaticFiles
 from companion.literate.execute import RECORD, main as execute_book
 from companion.literate.tangle import main as tangle_book
 
-# chapters/appendix/record.md:2760
+# chapters/appendix/record.md:2759
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2764
-def make_book() -> None:
-    """Build the book; what is wrong with it stands in the terminal."""
-    subprocess.run(["make", "book"], check=False)
+# chapters/appendix/record.md:2763
+def make_book() -> bool:
+    """Build the book; if it fails, the reason stands in the terminal."""
+    return not subprocess.run(["make", "book"], check=False).returncode
 
 
-# chapters/appendix/record.md:2772
+# chapters/appendix/record.md:2771
 def rebuild(changed_paths: Sequence[Path]) -> None:
     """Build what has changed, with what is imported already."""
     for path in changed_paths:
@@ -49,23 +47,23 @@ def rebuild(changed_paths: Sequence[Path]) -> None:
             print(error, flush=True)  # the next edit may mend it
 
 
-# chapters/appendix/record.md:2786
+# chapters/appendix/record.md:2785
 def is_tool(path: Path) -> bool:
     """Whether a change may change what has been imported."""
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2791
-def import_sphinx() -> None:
-    """Import what a build imports, in the order of the book's own site."""
-    config = yaml.safe_load(Path("_config.yml").read_text("utf-8"))
-    names = config["sphinx"]["config"]["extensions"]
-    for name in (*names, "sphinx.builders.html", "pydata_sphinx_theme"):
-        if find_spec(name.partition(".")[0]):
-            import_module(name)
+# chapters/appendix/record.md:2793
+def make_ready() -> None:
+    """Build what is built already: a rebuild is forked from here.
+
+    It finds imported, read and prepared what it needs.
+    """
+    rebuild([])
+    gc.freeze()
 
 
-# chapters/appendix/record.md:2803
+# chapters/appendix/record.md:2805
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -73,7 +71,7 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2813
+# chapters/appendix/record.md:2815
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2829
+# chapters/appendix/record.md:2831
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -98,7 +96,7 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2841
+# chapters/appendix/record.md:2843
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(
@@ -110,8 +108,8 @@ def main(argv: list[str]) -> int:
         parser.error(str(error))
     address = "{}:{}".format(*taken.getsockname())
     with taken, suppress(KeyboardInterrupt):
-        make_book()
-        import_sphinx()
+        if make_book():
+            make_ready()
         print(f"http://{address}/  (Ctrl+C ends)", flush=True)
         site = uvicorn.Config(application(address), log_level="warning")
         uvicorn.Server(site).run(sockets=[taken])

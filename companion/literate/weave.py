@@ -1,7 +1,8 @@
-# Tangled from weave: edit there, `make tangle`. sha256:e12796715b37
+# Tangled from weave: edit there, `make tangle`. sha256:aac96b128272
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
+import gc
 import html
 import shutil
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:425
+# chapters/appendix/weave.md:426
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -42,7 +43,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:443
+# chapters/appendix/weave.md:444
 SOLUTION = {
     "code_prompt_show": "Show the solution",
     "code_prompt_hide": "Hide the solution",
@@ -52,7 +53,7 @@ SOLUTION = {
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:452
+# chapters/appendix/weave.md:453
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -68,7 +69,7 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:505
+# chapters/appendix/weave.md:506
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -86,7 +87,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:530
+# chapters/appendix/weave.md:531
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -102,7 +103,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:577
+# chapters/appendix/weave.md:578
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -114,28 +115,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:588
+# chapters/appendix/weave.md:589
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:594
+# chapters/appendix/weave.md:595
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:622
+# chapters/appendix/weave.md:623
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:628
+# chapters/appendix/weave.md:629
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -143,7 +144,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:635
+# chapters/appendix/weave.md:636
 def section_of(node, cell):
     """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -155,7 +156,7 @@ def section_of(node, cell):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:684
+# chapters/appendix/weave.md:685
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -174,7 +175,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:706
+# chapters/appendix/weave.md:707
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -182,7 +183,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:713
+# chapters/appendix/weave.md:714
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -193,7 +194,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:758
+# chapters/appendix/weave.md:759
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page, named = app.env.docname, {}
@@ -209,7 +210,7 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1055
+# chapters/appendix/weave.md:1056
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -229,7 +230,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1098
+# chapters/appendix/weave.md:1099
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -241,7 +242,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1130
+# chapters/appendix/weave.md:1131
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -255,13 +256,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1147
+# chapters/appendix/weave.md:1148
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1152
+# chapters/appendix/weave.md:1153
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -272,20 +273,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1162
+# chapters/appendix/weave.md:1163
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1169
+# chapters/appendix/weave.md:1170
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1175
+# chapters/appendix/weave.md:1176
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -303,7 +304,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1260
+# chapters/appendix/weave.md:1261
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -313,7 +314,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1269
+# chapters/appendix/weave.md:1270
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -322,7 +323,7 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1351
+# chapters/appendix/weave.md:1352
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -330,7 +331,7 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1358
+# chapters/appendix/weave.md:1359
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -342,7 +343,7 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1375
+# chapters/appendix/weave.md:1376
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -363,18 +364,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1395
+# chapters/appendix/weave.md:1396
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1403
+# chapters/appendix/weave.md:1404
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1406
+# chapters/appendix/weave.md:1407
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -398,7 +399,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1433
+# chapters/appendix/weave.md:1434
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -408,9 +409,10 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1468
+# chapters/appendix/weave.md:1471
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
+    gc.set_threshold(100_000)
     app.add_css_file("weave.css")
     app.add_lexer("c-cell", CCell)
     app.add_lexer("cuda-cell", CudaCell)
