@@ -28,7 +28,7 @@ def described(summary, text):
 
 
 def test_the_opening_question_is_the_description(summary):
-    found = described(summary, "A\n=\n\nWhat is *\"it\"*,\nand why?\n\nMore.\n")
+    found = described(summary, "A\n=\n\nWhat is *\"it\"*,\nand why?\n")
     question = "What is &quot;it&quot;, and why?"
     assert f'<meta name="description" content="{question}" />' in found
     assert f'<meta property="og:description" content="{question}" />' in found
