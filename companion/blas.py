@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:cc7b967b9a79
+# Tangled from blas: edit there, `make tangle`. sha256:6827fd2eef3e
 from __future__ import annotations
 
 import ctypes
@@ -109,7 +109,7 @@ def check_fit(a: View, b: View, c: View) -> None:
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
-    """A `struct product`: how sgemm shall walk these views."""
+    """A `struct product`: how sgemm walks these views."""
     check_fit(a, b, c)
     (m, k), n = a.shape[-2:], b.shape[-1]
     k = k if alpha else 0  # 0 times anything, unread

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:67fc54e7359a
+# Tangled from data: edit there, `make tangle`. sha256:3f246ed01f3c
 from __future__ import annotations
 
 import contextlib
@@ -356,7 +356,7 @@ class Normalize:
 
 # chapters/gradients/data.md:773
 class Chance:
-    """Random numbers that belong to examples, whoever loads them.
+    """Random numbers that belong to examples, not to their loader.
 
     `chance(k)` is a float32 array (examples, k), uniform in [0, 1), and
     depends on seed, epoch and example; each call gives other numbers.

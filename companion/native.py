@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:c06c3c7087c4  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:a7a35565f41e  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -190,7 +190,7 @@ ELEMENTS = {"float": float32, "double": float64,
 
 # chapters/tensors/blas.md:345
 def c_type(declaration: str) -> Any:
-    """What ctypes shall pass for `long n` or `const float *x`."""
+    """What ctypes passes for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
     if "*" in declaration:
         return pointer(word.rstrip("*"))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2b03df62afc5
+# Tangled from record: edit there, `make tangle`. sha256:ad9388e6aa38
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
@@ -51,7 +51,7 @@ PART = ".part"  # the suffix of a file being written
 
 # chapters/appendix/record.md:401
 def replace_file(target: Path, text: str) -> None:
-    """Write a file whole or not at all, whoever else is writing it."""
+    """Write a file whole or not at all, even if others write it too."""
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(PART, dir=target.parent)
     try:

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:8748f20f2fee
+# Tangled from operations: edit there, `make tangle`. sha256:df37ab0479d2
 from __future__ import annotations
 
 import math
@@ -83,7 +83,7 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
 # chapters/tensors/operations.md:3560
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
     a, b, c = [np.random.default_rng(i).normal(size=shape)
@@ -94,7 +94,7 @@ def test_broadcasting(found):
 
 
 # chapters/tensors/operations.md:3573
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
     index = data.draw(hnp.basic_indices(shape, allow_newaxis=True))
@@ -106,7 +106,7 @@ def test_basic_indexing(shape, data):
 
 
 # chapters/tensors/operations.md:3585
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
     array = np.arange(math.prod(shape)).reshape(shape)
