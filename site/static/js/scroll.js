@@ -1,9 +1,11 @@
-// Code that is wider than its place can be reached, and scrolled, by keyboard. The
+// Code and tables wider than their place can be reached, and scrolled, by keyboard. The
 // theme looks once, before the fonts have come; widths are right only after.
 (() => {
   "use strict";
+  const WIDE = ".bd-article pre, .bd-article .pst-scrollable-table-container";
+
   function reach() {
-    for (const block of document.querySelectorAll(".bd-article pre")) {
+    for (const block of document.querySelectorAll(WIDE)) {
       if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
     }
   }
