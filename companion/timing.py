@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:3f469a863353  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:b40bd0b29110  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -295,7 +295,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2436
+# chapters/tensors/blas.md:2435
 BENCHES["eager"] = "companion.benchmark"
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import unquote, urldefrag
 
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from small_book import small_book
 
 from companion.literate.loom import LOOM
 from companion.literate.pages import source_html
-from companion.literate.weave import CCell, Change, fold, setup
+from companion.literate.weave import CCell, Change, called, fold, setup
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -330,6 +331,15 @@ def test_solutions_are_folded(html):
     assert "Show the solution" in words(cell.details.summary)
     assert "def swap" in words(cell.details)
     assert cell.img["alt"] == "A line that rises"
+
+
+@pytest.mark.parametrize("source, tags, name", [
+    ("import os\nfrom a import (\n    b)", ["hide-cell"], "the imports"),
+    ("import os", ["solution", "hide-cell"], "the solution"),
+    ("print(1)", ["hide-output"], "the {type}")])
+def test_what_is_folded_has_a_name(source, tags, name):
+    cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})
+    assert called(cell) == name
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:aac96b128272
+# Tangled from weave: edit there, `make tangle`. sha256:08f27af62d93
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import difflib
@@ -44,16 +44,18 @@ def begin(app, config):
 
 
 # chapters/appendix/weave.md:444
-SOLUTION = {
-    "code_prompt_show": "Show the solution",
-    "code_prompt_hide": "Hide the solution",
-}
+def called(cell):
+    """How a reader would call what may be folded."""
+    if "solution" in cell.metadata.get("tags", []):
+        return "the solution"
+    imports = cell.source.lstrip().startswith(("import ", "from "))
+    return "the imports" if imports else "the {type}"
 
 
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:453
+# chapters/appendix/weave.md:455
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -64,12 +66,13 @@ def read(text, page):
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for index, cell in enumerate(cells):
         cell.metadata.index = index
-        if "solution" in cell.metadata.get("tags", []):
-            cell.metadata.setdefault("mystnb", {}).update(SOLUTION)
+        cell.metadata.setdefault("mystnb", {}).update(
+            code_prompt_show=f"Show {called(cell)}",
+            code_prompt_hide=f"Hide {called(cell)}")
     return notebook
 
 
-# chapters/appendix/weave.md:506
+# chapters/appendix/weave.md:509
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -87,7 +90,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:531
+# chapters/appendix/weave.md:534
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -103,7 +106,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:578
+# chapters/appendix/weave.md:581
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -115,28 +118,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:589
+# chapters/appendix/weave.md:592
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:595
+# chapters/appendix/weave.md:598
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:623
+# chapters/appendix/weave.md:626
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:629
+# chapters/appendix/weave.md:632
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -144,7 +147,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:636
+# chapters/appendix/weave.md:639
 def section_of(node, cell):
     """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -156,7 +159,7 @@ def section_of(node, cell):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:685
+# chapters/appendix/weave.md:688
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -175,7 +178,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:707
+# chapters/appendix/weave.md:710
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -183,7 +186,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:714
+# chapters/appendix/weave.md:717
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -194,7 +197,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:759
+# chapters/appendix/weave.md:762
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page, named = app.env.docname, {}
@@ -210,7 +213,7 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1056
+# chapters/appendix/weave.md:1059
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -230,7 +233,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1099
+# chapters/appendix/weave.md:1102
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -242,7 +245,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1131
+# chapters/appendix/weave.md:1134
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -256,13 +259,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1148
+# chapters/appendix/weave.md:1151
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1153
+# chapters/appendix/weave.md:1156
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -273,20 +276,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1163
+# chapters/appendix/weave.md:1166
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1170
+# chapters/appendix/weave.md:1173
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1176
+# chapters/appendix/weave.md:1179
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -304,7 +307,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1261
+# chapters/appendix/weave.md:1264
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -314,7 +317,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1270
+# chapters/appendix/weave.md:1273
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -323,7 +326,7 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1352
+# chapters/appendix/weave.md:1355
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -331,7 +334,7 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1359
+# chapters/appendix/weave.md:1362
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -343,7 +346,7 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1376
+# chapters/appendix/weave.md:1379
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -364,18 +367,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1396
+# chapters/appendix/weave.md:1399
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1404
+# chapters/appendix/weave.md:1407
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1407
+# chapters/appendix/weave.md:1410
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -399,7 +402,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1434
+# chapters/appendix/weave.md:1437
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -409,7 +412,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1471
+# chapters/appendix/weave.md:1474
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     gc.set_threshold(100_000)
