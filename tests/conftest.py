@@ -91,6 +91,20 @@ def root():
 
 
 @pytest.fixture(scope="session")
+def extension(root):
+    """`extension("landing")` is site/landing.py; no package holds it."""
+
+    def load(name):
+        path = root / "site" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
 def site(root):
     """The built site, which `make book` leaves in _build/html."""
     folder = root / "_build" / "html"

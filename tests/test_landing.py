@@ -1,18 +1,11 @@
 """The landing page's picture, drawn by site/landing.py."""
 
-import importlib.util
-
 import pytest
 
 
 @pytest.fixture(scope="module")
-def landing(root):
-    """The extension as a module; no package holds it."""
-    path = root / "site" / "landing.py"
-    spec = importlib.util.spec_from_file_location("landing", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def landing(extension):
+    return extension("landing")
 
 
 @pytest.mark.parametrize("many", [2, 20, 60, 200])

@@ -1,6 +1,5 @@
 """The repository says each thing once, or says it everywhere alike."""
 
-import ast
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import yaml
 
 from companion import EXPORTS
 from companion.literate.source import read_book
+from companion.literate.weave import imports_only
 
 GENERATED = ("companion/tensor.py", "companion/literate/tangle.py",
              "companion/kernels/sgemm.c", "tests/chapters/test_arrays.py",
@@ -148,16 +148,11 @@ def test_no_compiled_code_changes_the_process(root):
         assert not flag.search(module.read_text()), module
 
 
-def imports_only(source):
-    kinds = ast.Import, ast.ImportFrom
-    return all(isinstance(node, kinds) for node in ast.parse(source).body)
-
-
 def test_import_lists_are_folded(root):
     """A reader came for the first idea, and not for forty names."""
     lists = [cell for chapter in read_book(root).chapters
              for cell in chapter.cells
-             if cell.language == "python" and "%" not in cell.source
+             if cell.language == "python"
              and cell.source.count("\n") > 3 and imports_only(cell.source)]
     folded = {"hide-cell", "remove-cell"}
     assert len(lists) > 20

@@ -1,6 +1,5 @@
 """What a page says where somebody links to it: site/summary.py."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +8,8 @@ from docutils.core import publish_doctree
 
 
 @pytest.fixture(scope="module")
-def summary(root):
-    """The extension as a module; no package holds it."""
-    path = root / "site" / "summary.py"
-    spec = importlib.util.spec_from_file_location("summary", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def summary(extension):
+    return extension("summary")
 
 
 def described(summary, text):

@@ -336,6 +336,8 @@ def test_solutions_are_folded(html):
 @pytest.mark.parametrize("source, tags, name", [
     ("import os\nfrom a import (\n    b)", ["hide-cell"], "the imports"),
     ("import os", ["solution", "hide-cell"], "the solution"),
+    ("import os\nprint(1)", ["hide-input"], "the {type}"),
+    ("%load x\nimport os", ["hide-input"], "the {type}"),
     ("print(1)", ["hide-output"], "the {type}")])
 def test_what_is_folded_has_a_name(source, tags, name):
     cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:0de93ce5dc08
+# Tangled from weave: edit there, `make tangle`. sha256:3e86a7710138
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -75,19 +75,19 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:754
+    # chapters/appendix/weave.md:762
     def place_of(self, name):
         """The page and the cell that first define a member, if any do."""
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1094
+    # chapters/appendix/weave.md:1102
     def files_after(self, count):
         """The bare files, tests included, that the first chapters make."""
         chapters = self.book.tangle_order[:count]
         return bare_files(replace(self.book, chapters=chapters))
 
-    # chapters/appendix/weave.md:1218
+    # chapters/appendix/weave.md:1226
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -107,7 +107,7 @@ class Loom:
         outputs = outputs_of(page)
         return hash_of(self.book.numbers, earlier, replacing, outputs)
 
-    # chapters/appendix/weave.md:1243
+    # chapters/appendix/weave.md:1251
     def outline(self):
         """What an index says: bare files, and who defines what where."""
         made = [(d.file, d.name, d.action, d.path, d.cell_index,
@@ -188,19 +188,19 @@ def paragraph(*words, style=""):
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:880
+# chapters/appendix/weave.md:888
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1250
+# chapters/appendix/weave.md:1258
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1255
+# chapters/appendix/weave.md:1263
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)

@@ -1,6 +1,7 @@
-# Tangled from weave: edit there, `make tangle`. sha256:08f27af62d93
+# Tangled from weave: edit there, `make tangle`. sha256:021b186af1c9
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
+import ast
 import difflib
 import gc
 import html
@@ -14,7 +15,7 @@ from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
-from companion.literate.execute import RECORD, execute
+from companion.literate.execute import RECORD, execute, tagged
 from companion.literate.loom import (
     LOOM,
     cell_id,
@@ -44,18 +45,26 @@ def begin(app, config):
 
 
 # chapters/appendix/weave.md:444
+def imports_only(source):
+    """Whether a cell, in Python without magics, does nothing else."""
+    kinds = ast.Import, ast.ImportFrom
+    return "%" not in source and all(
+        isinstance(node, kinds) for node in ast.parse(source).body)
+
+
+# chapters/appendix/weave.md:451
 def called(cell):
     """How a reader would call what may be folded."""
-    if "solution" in cell.metadata.get("tags", []):
+    if tagged(cell, "solution"):
         return "the solution"
-    imports = cell.source.lstrip().startswith(("import ", "from "))
-    return "the imports" if imports else "the {type}"
+    return "the imports" if imports_only(cell.source) else "the {type}"
 
 
+# chapters/appendix/weave.md:460
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:455
+# chapters/appendix/weave.md:463
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -72,7 +81,7 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:509
+# chapters/appendix/weave.md:517
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -90,7 +99,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:534
+# chapters/appendix/weave.md:542
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -106,7 +115,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:581
+# chapters/appendix/weave.md:589
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -118,28 +127,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:592
+# chapters/appendix/weave.md:600
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:598
+# chapters/appendix/weave.md:606
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:626
+# chapters/appendix/weave.md:634
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:632
+# chapters/appendix/weave.md:640
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -147,7 +156,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:639
+# chapters/appendix/weave.md:647
 def section_of(node, cell):
     """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -159,7 +168,7 @@ def section_of(node, cell):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:688
+# chapters/appendix/weave.md:696
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -178,7 +187,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:710
+# chapters/appendix/weave.md:718
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -186,7 +195,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:717
+# chapters/appendix/weave.md:725
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -197,7 +206,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:762
+# chapters/appendix/weave.md:770
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page, named = app.env.docname, {}
@@ -213,7 +222,7 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1059
+# chapters/appendix/weave.md:1067
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -233,7 +242,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1102
+# chapters/appendix/weave.md:1110
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -245,7 +254,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1134
+# chapters/appendix/weave.md:1142
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -259,13 +268,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1151
+# chapters/appendix/weave.md:1159
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1156
+# chapters/appendix/weave.md:1164
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -276,20 +285,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1166
+# chapters/appendix/weave.md:1174
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1173
+# chapters/appendix/weave.md:1181
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1179
+# chapters/appendix/weave.md:1187
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -307,7 +316,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1264
+# chapters/appendix/weave.md:1272
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -317,7 +326,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1273
+# chapters/appendix/weave.md:1281
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -326,7 +335,7 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1355
+# chapters/appendix/weave.md:1363
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -334,7 +343,7 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1362
+# chapters/appendix/weave.md:1370
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -346,7 +355,7 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1379
+# chapters/appendix/weave.md:1387
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -367,18 +376,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1399
+# chapters/appendix/weave.md:1407
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1407
+# chapters/appendix/weave.md:1415
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1410
+# chapters/appendix/weave.md:1418
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -402,7 +411,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1437
+# chapters/appendix/weave.md:1445
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -412,7 +421,7 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1474
+# chapters/appendix/weave.md:1482
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     gc.set_threshold(100_000)
