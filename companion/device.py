@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:24681a151e7d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:4f27f0f78002  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:440
+# chapters/tensors/operations.md:419
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +73,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:453
+# chapters/tensors/operations.md:432
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -92,7 +92,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:476
+# chapters/tensors/operations.md:455
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -100,7 +100,7 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:488
+# chapters/tensors/operations.md:477
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -114,7 +114,7 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-# chapters/tensors/operations.md:501
+# chapters/tensors/operations.md:490
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -125,11 +125,11 @@ def whole_power(out: np.ndarray, base: np.ndarray,
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:559
+# chapters/tensors/operations.md:540
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:562
+# chapters/tensors/operations.md:543
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -143,13 +143,13 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:609
+# chapters/tensors/operations.md:590
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:614
+# chapters/tensors/operations.md:595
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -166,7 +166,7 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:645
+# chapters/tensors/operations.md:626
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -176,7 +176,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:654
+# chapters/tensors/operations.md:635
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -184,7 +184,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:668
+# chapters/tensors/operations.md:649
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -195,7 +195,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:685
+# chapters/tensors/operations.md:668
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -246,11 +246,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:706
+# chapters/tensors/operations.md:689
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:722
+# chapters/tensors/operations.md:709
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -260,8 +260,48 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 
 KERNELS[SCATTER] = scatter
 
+# chapters/tensors/operations.md:757
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
-# chapters/tensors/operations.md:745
+
+# chapters/tensors/operations.md:760
+def threefry(key: tuple[int, int], x0: np.ndarray,
+             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
+    k = [np.uint32(key[0]), np.uint32(key[1])]
+    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
+    x0, x1 = x0 + k[0], x1 + k[1]
+    for block in range(5):
+        for r in ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
+        x0 = x0 + k[(block + 1) % 3]
+        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
+    return x0, x1
+
+
+# chapters/tensors/operations.md:797
+LOW = 0xFFFFFFFF  # the lower half of 64 bits
+
+
+# chapters/tensors/operations.md:800
+def random(out: Buffer, key: Buffer, _: Any) -> None:
+    """24 random bits an element, scaled to [0, 1)."""
+    seed, start = [int(v) for v in key.array]
+    n = out.view.size
+    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
+    words = threefry((seed & LOW, seed >> 32 & LOW),
+                     (counter & np.uint64(LOW)).astype(np.uint32),
+                     (counter >> np.uint64(32)).astype(np.uint32))
+    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
+    flat = out.moved(View.dense((n,)))
+    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
+
+
+KERNELS[RANDOM] = random
+
+
+# chapters/tensors/operations.md:837
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -272,12 +312,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:755
+# chapters/tensors/operations.md:847
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:759
+# chapters/tensors/operations.md:851
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -285,7 +325,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:771
+# chapters/tensors/operations.md:863
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -293,7 +333,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:778
+# chapters/tensors/operations.md:870
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -302,12 +342,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:791
+# chapters/tensors/operations.md:883
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:795
+# chapters/tensors/operations.md:887
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive.
 
@@ -342,7 +382,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:849
+    # chapters/tensors/operations.md:941
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -357,7 +397,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:889
+    # chapters/tensors/operations.md:981
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -367,12 +407,12 @@ class Device:
         show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:922
+    # chapters/tensors/operations.md:1012
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2359
+    # chapters/tensors/operations.md:1026
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -383,14 +423,14 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:828
+# chapters/tensors/operations.md:920
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:864
+# chapters/tensors/operations.md:956
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -402,7 +442,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:899
+# chapters/tensors/operations.md:991
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
@@ -423,46 +463,6 @@ def named(device: Device | str) -> Device:
             DEVICES[device] = made
     return DEVICES[device]
 
-
-# chapters/tensors/operations.md:2281
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-# chapters/tensors/operations.md:2284
-def threefry(key: tuple[int, int], x0: np.ndarray,
-             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
-    k = [np.uint32(key[0]), np.uint32(key[1])]
-    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
-    x0, x1 = x0 + k[0], x1 + k[1]
-    for block in range(5):
-        for r in ROTATIONS[block % 2]:
-            x0 = x0 + x1
-            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
-        x0 = x0 + k[(block + 1) % 3]
-        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
-    return x0, x1
-
-
-# chapters/tensors/operations.md:2321
-LOW = 0xFFFFFFFF  # the lower half of 64 bits
-
-
-# chapters/tensors/operations.md:2324
-def random(out: Buffer, key: Buffer, _: Any) -> None:
-    """24 random bits an element, scaled to [0, 1)."""
-    seed, start = [int(v) for v in key.array]
-    n = out.view.size
-    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
-    words = threefry((seed & LOW, seed >> 32 & LOW),
-                     (counter & np.uint64(LOW)).astype(np.uint32),
-                     (counter >> np.uint64(32)).astype(np.uint32))
-    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
-    flat = out.moved(View.dense((n,)))
-    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
-
-
-KERNELS[RANDOM] = random
 
 # chapters/tensors/blas.md:1850
 KERNELS[MATMUL] = matmul
