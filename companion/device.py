@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:4f27f0f78002  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:eb779b2b7eec  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:419
+# chapters/tensors/operations.md:417
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +73,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:432
+# chapters/tensors/operations.md:430
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -92,7 +92,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:455
+# chapters/tensors/operations.md:453
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -100,7 +100,7 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:477
+# chapters/tensors/operations.md:475
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -114,7 +114,7 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-# chapters/tensors/operations.md:490
+# chapters/tensors/operations.md:488
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -125,11 +125,11 @@ def whole_power(out: np.ndarray, base: np.ndarray,
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:540
+# chapters/tensors/operations.md:538
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:543
+# chapters/tensors/operations.md:541
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -143,13 +143,13 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:590
+# chapters/tensors/operations.md:588
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:595
+# chapters/tensors/operations.md:593
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -166,7 +166,7 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:626
+# chapters/tensors/operations.md:624
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -176,7 +176,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:635
+# chapters/tensors/operations.md:633
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -184,7 +184,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:649
+# chapters/tensors/operations.md:651
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -195,7 +195,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:668
+# chapters/tensors/operations.md:670
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -246,11 +246,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:689
+# chapters/tensors/operations.md:691
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:709
+# chapters/tensors/operations.md:711
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -260,11 +260,11 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 
 KERNELS[SCATTER] = scatter
 
-# chapters/tensors/operations.md:757
+# chapters/tensors/operations.md:759
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:760
+# chapters/tensors/operations.md:762
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -280,11 +280,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:797
+# chapters/tensors/operations.md:799
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:800
+# chapters/tensors/operations.md:802
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -301,7 +301,7 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 KERNELS[RANDOM] = random
 
 
-# chapters/tensors/operations.md:837
+# chapters/tensors/operations.md:839
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -312,12 +312,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:847
+# chapters/tensors/operations.md:849
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:851
+# chapters/tensors/operations.md:853
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -325,7 +325,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:863
+# chapters/tensors/operations.md:869
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -333,7 +333,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:870
+# chapters/tensors/operations.md:876
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -342,12 +342,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:883
+# chapters/tensors/operations.md:889
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:887
+# chapters/tensors/operations.md:893
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive.
 
@@ -382,7 +382,7 @@ class Device:
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:941
+    # chapters/tensors/operations.md:947
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -397,7 +397,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:981
+    # chapters/tensors/operations.md:987
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -407,12 +407,12 @@ class Device:
         show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:1012
+    # chapters/tensors/operations.md:1018
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:1026
+    # chapters/tensors/operations.md:1032
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -423,14 +423,14 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:920
+# chapters/tensors/operations.md:926
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:956
+# chapters/tensors/operations.md:962
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -442,7 +442,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:991
+# chapters/tensors/operations.md:997
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:1c93e0c51014
+# Tangled from operations: edit there, `make tangle`. sha256:b11945d610c4
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -164,20 +164,19 @@ def scattered(x: Any, index: Any, n: int) -> Shape:
     return (n, *x.shape[len(index.shape):])
 
 
-# chapters/tensors/operations.md:296
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
 SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
 SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
 
-# chapters/tensors/operations.md:317
+# chapters/tensors/operations.md:315
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool",
           "biu": "bool or an integer dtype"}
 
 
-# chapters/tensors/operations.md:322
+# chapters/tensors/operations.md:320
 def check_kind(op: Op | str, dtype: DType, kinds: str) -> None:
     if dtype.kind not in kinds:
         raise TypeError(
@@ -185,7 +184,7 @@ def check_kind(op: Op | str, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-# chapters/tensors/operations.md:329
+# chapters/tensors/operations.md:327
 def check_same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
@@ -195,7 +194,7 @@ def check_same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
     return first.dtype
 
 
-# chapters/tensors/operations.md:340
+# chapters/tensors/operations.md:338
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
     """The rule that `op` keeps its operands' dtype, of a kind it may be."""
     def dtype(first: Any, *rest: Any) -> DType:
@@ -213,7 +212,7 @@ DTYPE |= {op: kept(op, "iuf") for op in (SUB, IDIV, MOD, POW, SUM)}
 DTYPE[AND] = kept(AND, "biu")
 
 
-# chapters/tensors/operations.md:361
+# chapters/tensors/operations.md:359
 def compared(op: Op) -> Callable[..., DType]:
     def dtype(a: Any, b: Any, _: None) -> DType:
         check_same_dtype(op, a, [b])
@@ -221,13 +220,13 @@ def compared(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:368
+# chapters/tensors/operations.md:366
 def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return check_same_dtype(WHERE, a, [b])
 
 
-# chapters/tensors/operations.md:373
+# chapters/tensors/operations.md:371
 def indexed(op: Op) -> Callable[..., DType]:
     def dtype(x: Any, index: Any, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
@@ -235,7 +234,7 @@ def indexed(op: Op) -> Callable[..., DType]:
     return dtype
 
 
-# chapters/tensors/operations.md:382
+# chapters/tensors/operations.md:380
 def known(dtype: Any) -> DType:
     """`dtype`, where it is one of ours."""
     if not isinstance(dtype, DType):

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:715c706cd29d  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:739cb5fd3ced  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ from companion.ops import (
 )
 from companion.view import Shape
 
-# chapters/tensors/tensors.md:86
+# chapters/tensors/tensors.md:88
 Scalar = bool | int | float
 
 
-# chapters/tensors/indexing.md:864
+# chapters/tensors/indexing.md:865
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -98,7 +98,7 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     return method
 
 
-# chapters/tensors/tensors.md:383
+# chapters/tensors/tensors.md:388
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
     @functools.wraps(method)
@@ -111,14 +111,14 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/indexing.md:861
+# chapters/tensors/indexing.md:862
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
-# chapters/tensors/tensors.md:373
+# chapters/tensors/tensors.md:378
 T = TypeVar("T")
 
 
-# chapters/tensors/tensors.md:89
+# chapters/tensors/tensors.md:91
 class Tensor:
     """An n-dimensional array of one dtype on one device.
 
@@ -151,7 +151,7 @@ class Tensor:
             remember(y, op, src, arg)
         return y
 
-    # chapters/tensors/tensors.md:219
+    # chapters/tensors/tensors.md:227
     @property
     def shape(self) -> Shape:
         return self.buffer.view.shape
@@ -172,7 +172,7 @@ class Tensor:
     def numel(self) -> int:
         return self.size
 
-    # chapters/tensors/tensors.md:246
+    # chapters/tensors/tensors.md:254
     def numpy(self) -> np.ndarray:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
@@ -187,7 +187,7 @@ class Tensor:
         check_leaving(self)
         return self.buffer.__dlpack__(**options)
 
-    # chapters/tensors/tensors.md:257
+    # chapters/tensors/tensors.md:265
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.buffer.__dlpack_device__()
 
@@ -198,7 +198,7 @@ class Tensor:
         device, read = READERS.get(kind, READERS[CPU_MEMORY])
         return wrap(read(source), device)
 
-    # chapters/tensors/tensors.md:272
+    # chapters/tensors/tensors.md:280
     def tolist(self) -> Any:
         return self.numpy().tolist()
 
@@ -215,7 +215,7 @@ class Tensor:
         body = text(self.device.host(self.buffer), indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
-    # chapters/tensors/tensors.md:299
+    # chapters/tensors/tensors.md:303
     def __bool__(self) -> bool:
         return bool(self.item())
 
@@ -238,7 +238,7 @@ class Tensor:
             raise TypeError("len: a 0-d tensor has no length; use .item()")
         return self.shape[0]
 
-    # chapters/tensors/tensors.md:417
+    # chapters/tensors/tensors.md:422
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in `shape`; one -1 is worked out.
 
@@ -249,7 +249,7 @@ class Tensor:
             return self
         return Tensor.apply(RESHAPE, self, arg=wanted)
 
-    # chapters/tensors/tensors.md:436
+    # chapters/tensors/tensors.md:437
     def view(self, *shape: Any) -> Tensor:
         """reshape that never copies: an error where it would have to."""
         wanted = complete_shape(self, unpack_ints(shape))
@@ -270,7 +270,7 @@ class Tensor:
     def flip(self, axis: Axes = None) -> Tensor:
         return Tensor.apply(FLIP, self, arg=axes_of(self, axis))
 
-    # chapters/tensors/tensors.md:463
+    # chapters/tensors/tensors.md:464
     def transpose(self, dim0: int = -2, dim1: int = -1) -> Tensor:
         """Swap two axes (the last two unless told)."""
         order = list(range(self.ndim))
@@ -291,7 +291,7 @@ class Tensor:
         *stack, i, j = range(self.ndim)
         return Tensor.apply(PERMUTE, self, arg=(*stack, j, i))
 
-    # chapters/tensors/tensors.md:496
+    # chapters/tensors/tensors.md:497
     @torch_names
     def squeeze(self, axis: Axes = None) -> Tensor:
         """Drop axes of length 1: all of them, or those named."""
@@ -315,7 +315,7 @@ class Tensor:
         merged = math.prod(self.shape[a:b])
         return self.reshape(self.shape[:a] + (merged,) + self.shape[b:])
 
-    # chapters/tensors/tensors.md:552
+    # chapters/tensors/tensors.md:553
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
         if shape == self.shape:
@@ -329,7 +329,7 @@ class Tensor:
         return self.broadcast(tuple([
             n if m == -1 else m for m, n in zip(wanted, have)]))
 
-    # chapters/tensors/tensors.md:631
+    # chapters/tensors/tensors.md:636
     def cast(self, dtype: DType) -> Tensor:
         if dtype is self.dtype:
             return self
@@ -352,7 +352,7 @@ class Tensor:
         """Itself where its memory is dense, else a dense copy."""
         return self if self.buffer.view.is_dense else self.clone()
 
-    # chapters/tensors/tensors.md:783
+    # chapters/tensors/tensors.md:788
     def __add__(self, other: Any) -> Tensor:
         return binary(ADD, self, other)
 
@@ -367,7 +367,7 @@ class Tensor:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    # chapters/tensors/tensors.md:819
+    # chapters/tensors/tensors.md:824
     def __neg__(self) -> Tensor:
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
@@ -378,7 +378,7 @@ class Tensor:
         check_kind("+", self.dtype, "iuf")
         return self
 
-    # chapters/tensors/tensors.md:875
+    # chapters/tensors/tensors.md:880
     def __truediv__(self, other: Any) -> Tensor:
         return quotient(self, other)
 
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/tensors.md:891
+    # chapters/tensors/tensors.md:900
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/tensors.md:917
+    # chapters/tensors/tensors.md:926
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, as_float(self))
 
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/tensors.md:952
+    # chapters/tensors/tensors.md:965
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -446,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return bool_or(self > other, self == other)
 
-    # chapters/tensors/tensors.md:1016
+    # chapters/tensors/tensors.md:1029
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -465,14 +465,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/tensors.md:1079
+    # chapters/tensors/tensors.md:1092
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, scalar_like(self, value), self)
 
-    # chapters/tensors/tensors.md:1117
+    # chapters/tensors/tensors.md:1130
     def maximum(self, other: Any) -> Tensor:
         return maximum_of(self, required_operand(other, self))
 
@@ -488,7 +488,7 @@ class Tensor:
         return low if max is None else minimum_of(
             low, required_operand(max, self), tie=0)
 
-    # chapters/tensors/tensors.md:1144
+    # chapters/tensors/tensors.md:1157
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,7 +514,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/tensors.md:1201
+    # chapters/tensors/tensors.md:1214
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self)
@@ -530,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/tensors.md:1244
+    # chapters/tensors/tensors.md:1257
     def __lshift__(self, other: Any) -> Tensor:
         return logical(shifted_left, self, other, "iu")
 
@@ -615,7 +615,7 @@ class Tensor:
                keepdim: bool = False) -> Tensor:
         return order_reversed(self).argmax(axis, keepdim)
 
-    # chapters/tensors/indexing.md:708
+    # chapters/tensors/indexing.md:709
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -631,14 +631,14 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/indexing.md:768
+    # chapters/tensors/indexing.md:769
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         check_no_repeats(self)
         Tensor.apply(WRITE, self, as_source(value, self))
         return self
 
-    # chapters/tensors/indexing.md:802
+    # chapters/tensors/indexing.md:803
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -674,7 +674,7 @@ class Tensor:
                              born=version(self)) if given else None
         return self
 
-    # chapters/tensors/indexing.md:886
+    # chapters/tensors/indexing.md:887
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -689,7 +689,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/indexing.md:919
+    # chapters/tensors/indexing.md:920
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -713,7 +713,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, scalar_like(self, value))
 
-    # chapters/tensors/indexing.md:949
+    # chapters/tensors/indexing.md:950
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -739,7 +739,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/indexing.md:1035
+    # chapters/tensors/indexing.md:1031
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = unpack_ints(times)
@@ -760,7 +760,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/indexing.md:1091
+    # chapters/tensors/indexing.md:1089
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -770,7 +770,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/indexing.md:1116
+    # chapters/tensors/indexing.md:1114
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -930,7 +930,7 @@ class Tensor:
         return detached(self)
 
 
-# chapters/tensors/tensors.md:125
+# chapters/tensors/tensors.md:131
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
     tensor = Tensor.__new__(Tensor)
@@ -938,14 +938,14 @@ def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     return tensor
 
 
-# chapters/tensors/tensors.md:132
+# chapters/tensors/tensors.md:138
 def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     """A tensor made from an argument alone: CONST and IOTA."""
     place = named(device)
     return wrap(place.run(op, arg=arg), place)
 
 
-# chapters/tensors/tensors.md:142
+# chapters/tensors/tensors.md:148
 def place_operands(op: Op, operands: Sequence[Tensor],
             device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
@@ -962,14 +962,14 @@ def place_operands(op: Op, operands: Sequence[Tensor],
     return place, buffers
 
 
-# chapters/tensors/tensors.md:158
+# chapters/tensors/tensors.md:164
 def transfer(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
-# chapters/tensors/tensors.md:168
+# chapters/tensors/tensors.md:174
 def read(data: Any, dtype: DType | None) -> np.ndarray:
     """`data` as a fresh array of `dtype`, or of the default one."""
     try:
@@ -991,7 +991,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     return result if foreign else check_integers(array, result, dtype)
 
 
-# chapters/tensors/tensors.md:193
+# chapters/tensors/tensors.md:199
 def check_integers(array: np.ndarray, result: np.ndarray,
            dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
@@ -1002,17 +1002,17 @@ def check_integers(array: np.ndarray, result: np.ndarray,
     return result
 
 
-# chapters/tensors/tensors.md:203
+# chapters/tensors/tensors.md:209
 def from_numpy(array: np.ndarray) -> Tensor:
     """A tensor on the array's own memory: writing to one shows in both."""
     return wrap(adopt(array))
 
 
-# chapters/tensors/tensors.md:332
+# chapters/tensors/tensors.md:337
 Axes = int | Sequence[int] | None
 
 
-# chapters/tensors/tensors.md:335
+# chapters/tensors/tensors.md:340
 def as_int(value: Any) -> int:
     """An int, or anything that stands for one; one line for the rest."""
     try:
@@ -1022,7 +1022,7 @@ def as_int(value: Any) -> int:
                         f"ints for shapes, axes and counts") from None
 
 
-# chapters/tensors/tensors.md:344
+# chapters/tensors/tensors.md:349
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
@@ -1033,7 +1033,7 @@ def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     return as_int(axis) % ndim
 
 
-# chapters/tensors/tensors.md:356
+# chapters/tensors/tensors.md:361
 def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     """Axes in increasing order; None means all, and so does 0 in 0-d."""
     if axis is None:
@@ -1045,7 +1045,7 @@ def axes_of(x: Tensor, axis: Axes) -> tuple[int, ...]:
     return tuple(axes) if x.ndim else ()
 
 
-# chapters/tensors/tensors.md:376
+# chapters/tensors/tensors.md:381
 def unpack_ints(items: Sequence[Any]) -> tuple[int, ...]:
     """f(2, 3) and f((2, 3)) mean the same."""
     if len(items) == 1 and isinstance(items[0], (Sequence, range)):
@@ -1053,7 +1053,7 @@ def unpack_ints(items: Sequence[Any]) -> tuple[int, ...]:
     return tuple([as_int(i) for i in items])
 
 
-# chapters/tensors/tensors.md:403
+# chapters/tensors/tensors.md:408
 def complete_shape(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
@@ -1066,7 +1066,7 @@ def complete_shape(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-# chapters/tensors/tensors.md:598
+# chapters/tensors/tensors.md:603
 @functools.lru_cache(maxsize=4096)
 def broadcast_shape(*shapes: Shape) -> Shape:
     """The common shape, aligned at the last axis (NumPy's rule)."""
@@ -1084,7 +1084,7 @@ def broadcast_shape(*shapes: Shape) -> Shape:
     return tuple(result)
 
 
-# chapters/tensors/tensors.md:658
+# chapters/tensors/tensors.md:663
 @functools.lru_cache(maxsize=4096)
 def promoted(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
@@ -1095,19 +1095,19 @@ def promoted(*kinds: DType | type) -> DType:
     return dtype
 
 
-# chapters/tensors/tensors.md:668
+# chapters/tensors/tensors.md:673
 def dtype_or_type(value: Tensor | Scalar) -> Any:
     """The dtype of a tensor, the type of a number."""
     return value.dtype if isinstance(value, Tensor) else type(value)
 
 
-# chapters/tensors/tensors.md:673
+# chapters/tensors/tensors.md:678
 def common_dtype(*operands: Tensor | Scalar) -> DType:
     """The dtype in which tensors and numbers meet."""
     return promoted(*map(dtype_or_type, operands))
 
 
-# chapters/tensors/tensors.md:678
+# chapters/tensors/tensors.md:683
 def common_device(*operands: Any) -> Device:
     """The device of the first tensor among the operands, or the CPU."""
     for x in operands:
@@ -1116,7 +1116,7 @@ def common_device(*operands: Any) -> Device:
     return CPU
 
 
-# chapters/tensors/tensors.md:688
+# chapters/tensors/tensors.md:693
 def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
               shape: Shape | None = None) -> Tensor:
     """A tensor or a number in `dtype`, broadcast to any `shape` given."""
@@ -1128,14 +1128,14 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
     return Tensor.apply(EXPAND, same, arg=shape)
 
 
-# chapters/tensors/tensors.md:699
+# chapters/tensors/tensors.md:704
 def same_dtype(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
     dtype, device = common_dtype(*operands), common_device(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
-# chapters/tensors/tensors.md:709
+# chapters/tensors/tensors.md:714
 def dtype_and_shape(value: Tensor | Scalar) -> tuple[Any, Shape]:
     """All that decides where a value meets others."""
     if isinstance(value, Tensor):
@@ -1143,7 +1143,7 @@ def dtype_and_shape(value: Tensor | Scalar) -> tuple[Any, Shape]:
     return type(value), ()
 
 
-# chapters/tensors/tensors.md:716
+# chapters/tensors/tensors.md:721
 @functools.lru_cache(maxsize=4096)
 def common_dtype_and_shape(*outlines: tuple[Any, Shape],
                            ) -> tuple[DType, Shape]:
@@ -1152,7 +1152,7 @@ def common_dtype_and_shape(*outlines: tuple[Any, Shape],
     return promoted(*kinds), broadcast_shape(*shapes)
 
 
-# chapters/tensors/tensors.md:724
+# chapters/tensors/tensors.md:729
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, operands))
@@ -1160,7 +1160,7 @@ def align(*operands: Tensor | Scalar) -> list[Tensor]:
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-# chapters/tensors/tensors.md:744
+# chapters/tensors/tensors.md:749
 def operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; None for anything else.
 
@@ -1176,7 +1176,7 @@ def operand(value: Any, *beside: Any) -> Any:
     return None
 
 
-# chapters/tensors/tensors.md:761
+# chapters/tensors/tensors.md:766
 def ready(x: Any, y: Any) -> bool:
     """Whether two operands are ready for a primitive as they are."""
     return (isinstance(x, Tensor) and isinstance(y, Tensor)
@@ -1185,7 +1185,7 @@ def ready(x: Any, y: Any) -> bool:
             and x.device is y.device)
 
 
-# chapters/tensors/tensors.md:769
+# chapters/tensors/tensors.md:774
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if ready(x, y):
@@ -1196,25 +1196,25 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     return Tensor.apply(op, *align(x, y))
 
 
-# chapters/tensors/tensors.md:840
+# chapters/tensors/tensors.md:845
 def as_float(x: Tensor) -> Tensor:
     """Integers and bools become float32, floats stay what they are."""
     return x if x.dtype.is_float else x.cast(float32)
 
 
-# chapters/tensors/tensors.md:845
+# chapters/tensors/tensors.md:850
 def widened(x: Tensor) -> Tensor:
     """`x` as floats to compute with: all but float64 as float32."""
     return x if x.dtype is float64 else x.cast(float32)
 
 
-# chapters/tensors/tensors.md:850
+# chapters/tensors/tensors.md:855
 def narrowed(result: Tensor, x: Tensor) -> Tensor:
     """`result` in the float dtype in which `x` is answered."""
     return result.cast(x.dtype if x.dtype.is_float else float32)
 
 
-# chapters/tensors/tensors.md:857
+# chapters/tensors/tensors.md:862
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if ready(x, y) and x.dtype.is_float:
@@ -1231,13 +1231,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/tensors.md:980
+# chapters/tensors/tensors.md:993
 def bool_and(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/tensors.md:985
+# chapters/tensors/tensors.md:998
 def bool_or(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1245,13 +1245,13 @@ def bool_or(a: Tensor, b: Tensor) -> Tensor:
     return a + b - bool_and(a, b)
 
 
-# chapters/tensors/tensors.md:992
+# chapters/tensors/tensors.md:1005
 def bool_xor(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - bool_and(a, b) * 2
 
 
-# chapters/tensors/tensors.md:1001
+# chapters/tensors/tensors.md:1014
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1263,7 +1263,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/tensors.md:1052
+# chapters/tensors/tensors.md:1065
 def required_operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, *beside)
@@ -1273,7 +1273,7 @@ def required_operand(value: Any, *beside: Any) -> Any:
     return found
 
 
-# chapters/tensors/tensors.md:1061
+# chapters/tensors/tensors.md:1074
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     a, b = required_operand(a, condition, b), required_operand(b, condition, a)
@@ -1288,36 +1288,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/tensors.md:1086
+# chapters/tensors/tensors.md:1099
 def scalar_like(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/tensors.md:1097
+# chapters/tensors/tensors.md:1110
 def maximum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/tensors.md:1102
+# chapters/tensors/tensors.md:1115
 def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [order_reversed(x) for x in align(a, b)]
     return order_reversed(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/tensors.md:1108
+# chapters/tensors/tensors.md:1121
 def order_reversed(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/tensors.md:1184
+# chapters/tensors/tensors.md:1197
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/tensors.md:1187
+# chapters/tensors/tensors.md:1200
 def integer_power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1326,13 +1326,13 @@ def integer_power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/tensors.md:1230
+# chapters/tensors/tensors.md:1243
 def shifted_left(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/tensors.md:1235
+# chapters/tensors/tensors.md:1248
 def shifted_right(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1571,11 +1571,11 @@ def variance(x: Tensor, axis: Axes, correction: int,
     return total / (freedom if freedom > 0 else math.nan)
 
 
-# chapters/tensors/indexing.md:513
+# chapters/tensors/indexing.md:519
 Range = tuple[int, int, int]
 
 
-# chapters/tensors/indexing.md:516
+# chapters/tensors/indexing.md:522
 def as_range(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
@@ -1615,7 +1615,7 @@ def basic_index(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-# chapters/tensors/indexing.md:575
+# chapters/tensors/indexing.md:576
 def ravel_index(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
@@ -1628,7 +1628,7 @@ def ravel_index(index: list[Tensor], lengths: Shape) -> Tensor:
     return where(inside, total, math.prod(lengths))
 
 
-# chapters/tensors/indexing.md:591
+# chapters/tensors/indexing.md:592
 def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
     entries = [e if e is None or isinstance(e, (slice, Tensor))
@@ -1649,14 +1649,14 @@ def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     return result.permute(tail[:at[0]] + front + tail[at[0]:])
 
 
-# chapters/tensors/indexing.md:622
+# chapters/tensors/indexing.md:623
 def nonzero(mask: Tensor) -> list[Tensor]:
     """The places where `mask` holds, one index tensor an axis."""
     return [Tensor(p, int64, mask.device)
             for p in np.nonzero(mask.numpy())]
 
 
-# chapters/tensors/indexing.md:628
+# chapters/tensors/indexing.md:629
 def axes_indexed(entry: Any) -> int:
     """How many axes one entry of an index speaks of."""
     if isinstance(entry, Tensor) and entry.dtype is bool_:
@@ -1664,7 +1664,7 @@ def axes_indexed(entry: Any) -> int:
     return int(entry is not None and entry is not Ellipsis)
 
 
-# chapters/tensors/indexing.md:637
+# chapters/tensors/indexing.md:638
 def masks_to_indices(x: Tensor,
                      entries: list[Any]) -> tuple[Tensor, list[Any]]:
     """Masks replaced by the indices at which they hold.
@@ -1689,7 +1689,7 @@ def masks_to_indices(x: Tensor,
     return x.reshape(shape), result
 
 
-# chapters/tensors/indexing.md:665
+# chapters/tensors/indexing.md:666
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     if type(entry) in (int, slice):
@@ -1704,7 +1704,7 @@ def as_index(entry: Any, device: Device) -> Any:
     return entry
 
 
-# chapters/tensors/indexing.md:679
+# chapters/tensors/indexing.md:680
 def is_index(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
@@ -1713,7 +1713,7 @@ def is_index(entry: Any) -> bool:
             or hasattr(entry, "__index__"))
 
 
-# chapters/tensors/indexing.md:689
+# chapters/tensors/indexing.md:690
 def complete_index(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
     entries = [as_index(e, x.device) for e in
@@ -1729,7 +1729,7 @@ def complete_index(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/indexing.md:750
+# chapters/tensors/indexing.md:751
 def check_no_repeats(x: Tensor) -> None:
     """Refuse to write where one element stands at several places."""
     if x.buffer.view.repeats:
@@ -1738,7 +1738,7 @@ def check_no_repeats(x: Tensor) -> None:
             f"share memory; .clone() it first")
 
 
-# chapters/tensors/indexing.md:758
+# chapters/tensors/indexing.md:759
 def as_source(value: Any, x: Tensor) -> Tensor:
     """`value` as a tensor that can be written over `x`."""
     found = operand(value, x)
@@ -1747,7 +1747,7 @@ def as_source(value: Any, x: Tensor) -> Tensor:
     return as_tensor(found, x.dtype, x.device, x.shape)
 
 
-# chapters/tensors/indexing.md:779
+# chapters/tensors/indexing.md:780
 def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required_operand(value, x), x.ndim - mask.ndim
@@ -1760,7 +1760,7 @@ def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/indexing.md:791
+# chapters/tensors/indexing.md:792
 def coincide(x: Tensor, value: Any) -> bool:
     """Whether `value` is x itself, seen through the same view."""
     return (isinstance(value, Tensor) and value.dtype is x.dtype
@@ -1768,7 +1768,7 @@ def coincide(x: Tensor, value: Any) -> bool:
             and value.buffer.view == x.buffer.view)
 
 
-# chapters/tensors/indexing.md:979
+# chapters/tensors/indexing.md:980
 def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1777,7 +1777,7 @@ def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/indexing.md:999
+# chapters/tensors/indexing.md:1000
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1797,14 +1797,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/indexing.md:1018
+# chapters/tensors/indexing.md:1019
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/indexing.md:1082
+# chapters/tensors/indexing.md:1080
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1812,7 +1812,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/indexing.md:1105
+# chapters/tensors/indexing.md:1103
 def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1822,7 +1822,7 @@ def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([*lengths, reduced_size(x, axis)])
 
 
-# chapters/tensors/indexing.md:1139
+# chapters/tensors/indexing.md:1137
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""

@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:e9ea6f1380fb
+# Tangled from indexing: edit there, `make tangle`. sha256:d87f792b6bae
 from __future__ import annotations
 
 import math
@@ -47,7 +47,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/indexing.md:737
+# chapters/tensors/indexing.md:738
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
