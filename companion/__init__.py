@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:af625aac8078  # noqa: E501
+# Tangled from tangle, tensors, indexing, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:b8020310bbbf  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def __dir__() -> list[str]:
 
 install()
 
-# chapters/tensors/tensors.md:1277
+# chapters/tensors/tensors.md:1279
 EXPORTS |= dict.fromkeys(
     ("Tensor", "from_numpy", "where"), "companion.tensor")
 EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/indexing.md:1149
+# chapters/tensors/indexing.md:1174
 EXPORTS |= dict.fromkeys((
     "Generator", "allclose", "arange", "cat", "eye", "full", "full_like",
     "linspace", "manual_seed", "one_hot", "ones", "ones_like", "rand",

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:739cb5fd3ced  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:73258b64b6ac  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
-# chapters/tensors/indexing.md:865
+# chapters/tensors/indexing.md:890
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -111,7 +111,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
-# chapters/tensors/indexing.md:862
+# chapters/tensors/indexing.md:887
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 # chapters/tensors/tensors.md:378
@@ -388,7 +388,7 @@ class Tensor:
     def reciprocal(self) -> Tensor:
         return quotient(1, self)
 
-    # chapters/tensors/tensors.md:900
+    # chapters/tensors/tensors.md:902
     def __floordiv__(self, other: Any) -> Tensor:
         return binary(IDIV, self, other)
 
@@ -401,7 +401,7 @@ class Tensor:
     def __rmod__(self, other: Any) -> Tensor:
         return binary(MOD, other, self)
 
-    # chapters/tensors/tensors.md:926
+    # chapters/tensors/tensors.md:928
     def exp(self) -> Tensor:
         return Tensor.apply(EXP, as_float(self))
 
@@ -424,7 +424,7 @@ class Tensor:
     def square(self) -> Tensor:
         return self * self
 
-    # chapters/tensors/tensors.md:965
+    # chapters/tensors/tensors.md:967
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
@@ -446,7 +446,7 @@ class Tensor:
     def __ge__(self, other: Any) -> Tensor:
         return bool_or(self > other, self == other)
 
-    # chapters/tensors/tensors.md:1029
+    # chapters/tensors/tensors.md:1031
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
         check_kind("~", self.dtype, "biu")
@@ -465,14 +465,14 @@ class Tensor:
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
-    # chapters/tensors/tensors.md:1092
+    # chapters/tensors/tensors.md:1094
     def where(self, condition: Any, other: Any) -> Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
         return where(mask, scalar_like(self, value), self)
 
-    # chapters/tensors/tensors.md:1130
+    # chapters/tensors/tensors.md:1132
     def maximum(self, other: Any) -> Tensor:
         return maximum_of(self, required_operand(other, self))
 
@@ -488,7 +488,7 @@ class Tensor:
         return low if max is None else minimum_of(
             low, required_operand(max, self), tie=0)
 
-    # chapters/tensors/tensors.md:1157
+    # chapters/tensors/tensors.md:1159
     def abs(self) -> Tensor:
         if self.dtype.kind in "bu":
             return self
@@ -514,7 +514,7 @@ class Tensor:
     def isnan(self) -> Tensor:
         return self != self
 
-    # chapters/tensors/tensors.md:1214
+    # chapters/tensors/tensors.md:1216
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
         exponent = operand(exponent, self)
@@ -530,7 +530,7 @@ class Tensor:
     def __rpow__(self, base: Any) -> Tensor:
         return binary(POW, base, self)
 
-    # chapters/tensors/tensors.md:1257
+    # chapters/tensors/tensors.md:1259
     def __lshift__(self, other: Any) -> Tensor:
         return logical(shifted_left, self, other, "iu")
 
@@ -631,14 +631,14 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return (self[i] for i in range(len(self)))
 
-    # chapters/tensors/indexing.md:769
+    # chapters/tensors/indexing.md:794
     def assign(self, value: Any) -> Tensor:
         """Overwrite the elements in place: the WRITE primitive."""
         check_no_repeats(self)
         Tensor.apply(WRITE, self, as_source(value, self))
         return self
 
-    # chapters/tensors/indexing.md:803
+    # chapters/tensors/indexing.md:828
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
@@ -674,7 +674,7 @@ class Tensor:
                              born=version(self)) if given else None
         return self
 
-    # chapters/tensors/indexing.md:887
+    # chapters/tensors/indexing.md:912
     __iadd__ = in_place(operator.add)
     __isub__ = in_place(operator.sub)
     __imul__ = in_place(operator.mul)
@@ -689,7 +689,7 @@ class Tensor:
     __ilshift__ = in_place(operator.lshift)
     __irshift__ = in_place(operator.rshift)
 
-    # chapters/tensors/indexing.md:920
+    # chapters/tensors/indexing.md:945
     @torch_names
     def narrow(self, axis: int, start: int, length: int) -> Tensor:
         """`length` elements of one axis from `start` on."""
@@ -713,7 +713,7 @@ class Tensor:
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, scalar_like(self, value))
 
-    # chapters/tensors/indexing.md:950
+    # chapters/tensors/indexing.md:975
     @torch_names
     def split(self, size: int | Sequence[int],
               axis: int = 0) -> list[Tensor]:
@@ -739,7 +739,7 @@ class Tensor:
         n = self.shape[axis_of(self, axis)]
         return self.split(max(-(-n // chunks), 1), axis)
 
-    # chapters/tensors/indexing.md:1031
+    # chapters/tensors/indexing.md:1056
     def repeat(self, *times: Any) -> Tensor:
         """The whole, `times` over along each axis (NumPy: tile)."""
         counts = unpack_ints(times)
@@ -760,7 +760,7 @@ class Tensor:
         front, back = self.split([cut, n - cut], axis)
         return cat([back, front], axis)
 
-    # chapters/tensors/indexing.md:1089
+    # chapters/tensors/indexing.md:1114
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
         """Running sums by doubling: log2(n) shifted additions."""
@@ -770,7 +770,7 @@ class Tensor:
             x, step = x + shifted(x, at, step), step * 2
         return x
 
-    # chapters/tensors/indexing.md:1114
+    # chapters/tensors/indexing.md:1139
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
         """Products of pairs, then of pairs of pairs, log2(n) times."""
@@ -1231,13 +1231,13 @@ def quotient(x: Any, y: Any) -> Tensor:
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-# chapters/tensors/tensors.md:993
+# chapters/tensors/tensors.md:995
 def bool_and(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-# chapters/tensors/tensors.md:998
+# chapters/tensors/tensors.md:1000
 def bool_or(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
@@ -1245,13 +1245,13 @@ def bool_or(a: Tensor, b: Tensor) -> Tensor:
     return a + b - bool_and(a, b)
 
 
-# chapters/tensors/tensors.md:1005
+# chapters/tensors/tensors.md:1007
 def bool_xor(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
     return a != b if a.dtype is bool_ else a + b - bool_and(a, b) * 2
 
 
-# chapters/tensors/tensors.md:1014
+# chapters/tensors/tensors.md:1016
 def logical(rule: Callable[..., Tensor], x: Any, y: Any,
             kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
@@ -1263,7 +1263,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
     return rule(x, y)
 
 
-# chapters/tensors/tensors.md:1065
+# chapters/tensors/tensors.md:1067
 def required_operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
     found = operand(value, *beside)
@@ -1273,7 +1273,7 @@ def required_operand(value: Any, *beside: Any) -> Any:
     return found
 
 
-# chapters/tensors/tensors.md:1074
+# chapters/tensors/tensors.md:1076
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     a, b = required_operand(a, condition, b), required_operand(b, condition, a)
@@ -1288,36 +1288,36 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-# chapters/tensors/tensors.md:1099
+# chapters/tensors/tensors.md:1101
 def scalar_like(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-# chapters/tensors/tensors.md:1110
+# chapters/tensors/tensors.md:1112
 def maximum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """max(a, b); where they are equal, the slope is operand `tie`'s."""
     return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
 
 
-# chapters/tensors/tensors.md:1115
+# chapters/tensors/tensors.md:1117
 def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
     a, b = [order_reversed(x) for x in align(a, b)]
     return order_reversed(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 
-# chapters/tensors/tensors.md:1121
+# chapters/tensors/tensors.md:1123
 def order_reversed(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
     return -x if x.dtype.is_float else ~x
 
 
-# chapters/tensors/tensors.md:1197
+# chapters/tensors/tensors.md:1199
 PRODUCTS = range(1, 9)  # exponents that take at most four products
 
 
-# chapters/tensors/tensors.md:1200
+# chapters/tensors/tensors.md:1202
 def integer_power(x: Tensor, n: int) -> Tensor:
     """x ** n in about log2(n) products, n >= 1."""
     if n == 1:
@@ -1326,13 +1326,13 @@ def integer_power(x: Tensor, n: int) -> Tensor:
     return half * half * x if n % 2 else half * half
 
 
-# chapters/tensors/tensors.md:1243
+# chapters/tensors/tensors.md:1245
 def shifted_left(x: Tensor, times: Tensor) -> Tensor:
     """x << times."""
     return x * 2 ** times
 
 
-# chapters/tensors/tensors.md:1248
+# chapters/tensors/tensors.md:1250
 def shifted_right(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
@@ -1729,7 +1729,7 @@ def complete_index(x: Tensor, index: Any) -> list[Any]:
     return entries[:at] + fill + entries[at + 1:]
 
 
-# chapters/tensors/indexing.md:751
+# chapters/tensors/indexing.md:776
 def check_no_repeats(x: Tensor) -> None:
     """Refuse to write where one element stands at several places."""
     if x.buffer.view.repeats:
@@ -1738,7 +1738,7 @@ def check_no_repeats(x: Tensor) -> None:
             f"share memory; .clone() it first")
 
 
-# chapters/tensors/indexing.md:759
+# chapters/tensors/indexing.md:784
 def as_source(value: Any, x: Tensor) -> Tensor:
     """`value` as a tensor that can be written over `x`."""
     found = operand(value, x)
@@ -1747,7 +1747,7 @@ def as_source(value: Any, x: Tensor) -> Tensor:
     return as_tensor(found, x.dtype, x.device, x.shape)
 
 
-# chapters/tensors/indexing.md:780
+# chapters/tensors/indexing.md:805
 def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     """x with `value` wherever `mask` holds over its leading axes."""
     value, rest = required_operand(value, x), x.ndim - mask.ndim
@@ -1760,7 +1760,7 @@ def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
     return where(mask.reshape(mask.shape + (1,) * rest), value, x)
 
 
-# chapters/tensors/indexing.md:792
+# chapters/tensors/indexing.md:817
 def coincide(x: Tensor, value: Any) -> bool:
     """Whether `value` is x itself, seen through the same view."""
     return (isinstance(value, Tensor) and value.dtype is x.dtype
@@ -1768,7 +1768,7 @@ def coincide(x: Tensor, value: Any) -> bool:
             and value.buffer.view == x.buffer.view)
 
 
-# chapters/tensors/indexing.md:980
+# chapters/tensors/indexing.md:1005
 def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
     """Two disjoint paddings, added."""
     front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
@@ -1777,7 +1777,7 @@ def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
     return a.pad(front) + b.pad(back)
 
 
-# chapters/tensors/indexing.md:1000
+# chapters/tensors/indexing.md:1025
 @torch_names
 def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors one after another along `axis`, joined two by two."""
@@ -1797,14 +1797,14 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     return parts[0]
 
 
-# chapters/tensors/indexing.md:1019
+# chapters/tensors/indexing.md:1044
 @torch_names
 def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
     """Tensors of one shape side by side along a new axis."""
     return cat([t.unsqueeze(axis) for t in tensors], axis)
 
 
-# chapters/tensors/indexing.md:1080
+# chapters/tensors/indexing.md:1105
 def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     """Moved towards the end of `axis`; zeros come in at the front."""
     margins = [(0, 0)] * x.ndim
@@ -1812,7 +1812,7 @@ def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
     return x.pad(margins).narrow(axis, 0, x.shape[axis])
 
 
-# chapters/tensors/indexing.md:1103
+# chapters/tensors/indexing.md:1128
 def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
     """The named axes merged into one that comes last."""
     axes = axes_of(x, axis)
@@ -1822,7 +1822,7 @@ def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
     return moved_back.reshape([*lengths, reduced_size(x, axis)])
 
 
-# chapters/tensors/indexing.md:1137
+# chapters/tensors/indexing.md:1162
 def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
