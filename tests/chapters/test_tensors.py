@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:452f32e227aa
+# Tangled from tensors: edit there, `make tangle`. sha256:43c2e0523ab4
 from __future__ import annotations
 
 import math
@@ -34,7 +34,7 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/tensors.md:1483
+# chapters/tensors/tensors.md:1484
 @settings(max_examples=100, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -45,7 +45,7 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/tensors.md:1498
+# chapters/tensors/tensors.md:1499
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -54,7 +54,7 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_
 
 
-# chapters/tensors/tensors.md:1511
+# chapters/tensors/tensors.md:1512
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -70,7 +70,7 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/tensors.md:1531
+# chapters/tensors/tensors.md:1532
 def test_copies_share_nothing():
     x = Tensor(np.arange(6).reshape(2, 3)).flip(1)
     for y in (deepcopy(x), pickle.loads(pickle.dumps(x)), x.clone()):
@@ -78,7 +78,7 @@ def test_copies_share_nothing():
         assert (x + y).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/tensors.md:1542
+# chapters/tensors/tensors.md:1543
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -88,7 +88,7 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/tensors.md:1552
+# chapters/tensors/tensors.md:1553
 def test_refusals():
     x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     for kind, words, act in (
