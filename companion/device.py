@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:24681a151e7d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:fb250217dbfb  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:440
+# chapters/tensors/operations.md:444
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +73,7 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:453
+# chapters/tensors/operations.md:457
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -92,7 +92,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:476
+# chapters/tensors/operations.md:480
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -100,7 +100,7 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:488
+# chapters/tensors/operations.md:492
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -114,7 +114,7 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-# chapters/tensors/operations.md:501
+# chapters/tensors/operations.md:505
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -125,11 +125,11 @@ def whole_power(out: np.ndarray, base: np.ndarray,
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:559
+# chapters/tensors/operations.md:563
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:562
+# chapters/tensors/operations.md:566
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -143,13 +143,13 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:609
+# chapters/tensors/operations.md:613
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:614
+# chapters/tensors/operations.md:618
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -166,7 +166,7 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:645
+# chapters/tensors/operations.md:649
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -176,7 +176,7 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:654
+# chapters/tensors/operations.md:658
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -184,7 +184,7 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:668
+# chapters/tensors/operations.md:672
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -195,7 +195,7 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:685
+# chapters/tensors/operations.md:689
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -209,7 +209,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
+# chapters/gradients/data.md:441
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -223,7 +223,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
+# chapters/gradients/data.md:427
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -232,7 +232,7 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:414
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
@@ -246,11 +246,11 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:706
+# chapters/tensors/operations.md:710
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:722
+# chapters/tensors/operations.md:726
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -261,7 +261,7 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:745
+# chapters/tensors/operations.md:749
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -272,12 +272,12 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:755
+# chapters/tensors/operations.md:759
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:759
+# chapters/tensors/operations.md:763
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -285,7 +285,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:771
+# chapters/tensors/operations.md:775
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -293,7 +293,7 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:778
+# chapters/tensors/operations.md:782
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -302,12 +302,12 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:791
+# chapters/tensors/operations.md:795
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:795
+# chapters/tensors/operations.md:799
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive.
 
@@ -335,14 +335,14 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1115
+    # chapters/gradients/autograd.md:1119
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:849
+    # chapters/tensors/operations.md:853
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -357,7 +357,7 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:889
+    # chapters/tensors/operations.md:893
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -367,12 +367,12 @@ class Device:
         show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:922
+    # chapters/tensors/operations.md:926
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2359
+    # chapters/tensors/operations.md:2363
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -383,14 +383,14 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:828
+# chapters/tensors/operations.md:832
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:864
+# chapters/tensors/operations.md:868
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -402,14 +402,14 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:899
+# chapters/tensors/operations.md:903
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1589
+# chapters/gradients/gpu.md:1593
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -424,11 +424,11 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2281
+# chapters/tensors/operations.md:2285
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2284
+# chapters/tensors/operations.md:2288
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -444,11 +444,11 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2321
+# chapters/tensors/operations.md:2325
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2324
+# chapters/tensors/operations.md:2328
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -464,14 +464,14 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1850
+# chapters/tensors/blas.md:1854
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:681
+# chapters/tensors/activations.md:685
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:684
+# chapters/tensors/activations.md:688
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -487,7 +487,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:702
+# chapters/tensors/activations.md:706
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -495,7 +495,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:709
+# chapters/tensors/activations.md:713
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -506,7 +506,7 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:719
+# chapters/tensors/activations.md:723
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -516,11 +516,11 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:733
+# chapters/tensors/activations.md:737
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:736
+# chapters/tensors/activations.md:740
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -533,7 +533,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:752
+# chapters/tensors/activations.md:756
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -554,7 +554,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:775
+# chapters/tensors/activations.md:779
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -563,11 +563,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:911
+# chapters/tensors/activations.md:915
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:914
+# chapters/tensors/activations.md:918
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -586,7 +586,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:936
+# chapters/tensors/activations.md:940
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -595,7 +595,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:944
+# chapters/tensors/activations.md:948
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -612,7 +612,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1031
+# chapters/tensors/activations.md:1035
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])
@@ -621,7 +621,7 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1577
+# chapters/gradients/gpu.md:1581
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:72447badbb75
+# Tangled from tangle: edit there, `make tangle`. sha256:3d89401b0398
 """From a line of the library to the line of the chapter it came from."""
 
 import linecache
@@ -6,11 +6,11 @@ import re
 import sys
 import traceback
 
-# chapters/appendix/tangle.md:2838
+# chapters/appendix/tangle.md:2891
 ORIGIN = re.compile(r"\s*# (\S+\.(?:md|ipynb)\S*):(\d+)$")
 
 
-# chapters/appendix/tangle.md:2841
+# chapters/appendix/tangle.md:2894
 def origin(filename: str, line: int) -> str | None:
     """The chapter's `path:line` for a line of a generated file."""
     lines = linecache.getlines(filename)[:line]
@@ -23,7 +23,7 @@ def origin(filename: str, line: int) -> str | None:
     return None
 
 
-# chapters/appendix/tangle.md:2859
+# chapters/appendix/tangle.md:2912
 def annotate(error: BaseException) -> BaseException:
     """Note on an error the chapters' lines that its frames came from."""
     known = set(getattr(error, "__notes__", ()))
@@ -36,7 +36,7 @@ def annotate(error: BaseException) -> BaseException:
     return error
 
 
-# chapters/appendix/tangle.md:2875
+# chapters/appendix/tangle.md:2928
 def install() -> None:
     """Let uncaught errors show the chapter's line, in IPython too."""
     previous = sys.excepthook
@@ -51,7 +51,7 @@ def install() -> None:
             shell.set_custom_exc((Exception,), show)
 
 
-# chapters/appendix/tangle.md:2889
+# chapters/appendix/tangle.md:2942
 def show(shell, kind, error, trace, tb_offset=None):
     """IPython's own traceback, with the chapters' lines noted."""
     annotate(error)

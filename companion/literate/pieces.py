@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:eabd1d78deb9
+# Tangled from tangle: edit there, `make tangle`. sha256:fe120de42727
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
@@ -8,11 +8,11 @@ from typing import Any
 
 from companion.literate.source import Cell, SourceError
 
-# chapters/appendix/tangle.md:930
+# chapters/appendix/tangle.md:983
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-# chapters/appendix/tangle.md:937
+# chapters/appendix/tangle.md:990
 @dataclass(eq=False)
 class Piece:
     """A statement and the comments above it; `first` counts from 1."""
@@ -42,7 +42,7 @@ class Piece:
         text = isinstance(getattr(value, "value", None), str)
         return isinstance(self.node, ast.Expr) and text
 
-    # chapters/appendix/tangle.md:973
+    # chapters/appendix/tangle.md:1026
     def place(self, shift: int = 0) -> tuple[str, int]:
         """Where its line number `shift` stands in the chapter."""
         return self.cell.path, self.cell.line + self.first - 1 + shift
@@ -53,7 +53,7 @@ class Piece:
         return self.cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:983
+# chapters/appendix/tangle.md:1036
 @cache
 def parse(cell: Cell) -> list[ast.stmt]:
     """The statements of a cell."""
@@ -68,14 +68,14 @@ def parse(cell: Cell) -> list[ast.stmt]:
         raise cell.error(line or 1, message) from None
 
 
-# chapters/appendix/tangle.md:1005
+# chapters/appendix/tangle.md:1058
 def pieces(cell: Cell) -> list[Piece]:
     """The statements of a cell, each with its text."""
     lines = cell.source.split("\n")
     return cut(cell, lines, parse(cell), 0, len(lines), "")
 
 
-# chapters/appendix/tangle.md:1011
+# chapters/appendix/tangle.md:1064
 def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     """Cut lines[start:stop] into the pieces that `nodes` span."""
     found: list[Piece] = []
@@ -96,13 +96,13 @@ def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     return found
 
 
-# chapters/appendix/tangle.md:1031
+# chapters/appendix/tangle.md:1084
 def deepest(piece: Piece) -> Piece:
     """The piece that ends the text of `piece`."""
     return deepest(piece.body[-1]) if piece.body else piece
 
 
-# chapters/appendix/tangle.md:1042
+# chapters/appendix/tangle.md:1095
 def open_class(piece: Piece, lines: list[str], owner: str) -> None:
     """Separate the head of a class from its members."""
     node = piece.node
@@ -114,7 +114,7 @@ def open_class(piece: Piece, lines: list[str], owner: str) -> None:
                          node.end_lineno, inside)
 
 
-# chapters/appendix/tangle.md:1053
+# chapters/appendix/tangle.md:1106
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
     values = [*node.bases, *(word.value for word in node.keywords)]
@@ -126,7 +126,7 @@ def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     return at
 
 
-# chapters/appendix/tangle.md:1070
+# chapters/appendix/tangle.md:1123
 def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     """What a statement defines, members and table entries included."""
     if isinstance(node, BLOCKS):
@@ -138,7 +138,7 @@ def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     return [owner + ast.unparse(target) for target in targets]
 
 
-# chapters/appendix/tangle.md:1081
+# chapters/appendix/tangle.md:1134
 def leaves(target: ast.expr) -> list[ast.expr]:
     """The single targets of an assignment."""
     if isinstance(target, ast.Starred):
@@ -148,7 +148,7 @@ def leaves(target: ast.expr) -> list[ast.expr]:
     return [target]
 
 
-# chapters/appendix/tangle.md:1090
+# chapters/appendix/tangle.md:1143
 def function_names(node) -> list[str]:
     """A function's name; none for what Python expects to be repeated."""
     for decorator in node.decorator_list:
@@ -160,7 +160,7 @@ def function_names(node) -> list[str]:
     return [] if node.name == "_" else [node.name]
 
 
-# chapters/appendix/tangle.md:1112
+# chapters/appendix/tangle.md:1165
 def table_entries(piece: Piece) -> list[str]:
     """The entries of a table that is written as a whole."""
     table = getattr(piece.node, "value", None)
@@ -170,14 +170,14 @@ def table_entries(piece: Piece) -> list[str]:
     return [f"{piece.names[0]}[{key}]" for key in keys]
 
 
-# chapters/appendix/tangle.md:1121
+# chapters/appendix/tangle.md:1174
 def decorated(piece: Piece, name: str) -> bool:
     """Whether a definition's first decorator is `@name`."""
     marks = getattr(piece.node, "decorator_list", [])
     return bool(marks) and ast.unparse(marks[0]) == name
 
 
-# chapters/appendix/tangle.md:1127
+# chapters/appendix/tangle.md:1180
 def without_decorator(piece: Piece) -> Piece:
     """The piece without the line of its first decorator."""
     at = piece.node.decorator_list[0].lineno - piece.first
@@ -186,7 +186,7 @@ def without_decorator(piece: Piece) -> Piece:
     return piece
 
 
-# chapters/appendix/tangle.md:1159
+# chapters/appendix/tangle.md:1212
 class Layout:
     """Writes pieces one below the other and says where they came from."""
 
@@ -208,7 +208,7 @@ class Layout:
         if self.next:
             self.next = (self.next[0], self.next[1] + 1)
 
-    # chapters/appendix/tangle.md:1187
+    # chapters/appendix/tangle.md:1240
     def add(self, body: list[Piece], depth: int = 0) -> "Layout":
         """All the pieces of a module or of a class."""
         previous = None
@@ -234,7 +234,7 @@ class Layout:
         self.spans[id(piece)] = (begin, len(self.lines))
 
 
-# chapters/appendix/tangle.md:1216
+# chapters/appendix/tangle.md:1269
 def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     """How many blank lines stand between two pieces."""
     if previous is None:
@@ -247,7 +247,7 @@ def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     return max(own if same else 1, int(previous.docstring))
 
 
-# chapters/appendix/tangle.md:1228
+# chapters/appendix/tangle.md:1281
 def alone(piece: Piece) -> Layout:
     """The layout of one piece of a module."""
     return Layout().add([piece])
