@@ -122,7 +122,7 @@ def line(chapter, graph):
     parts = [
         hours(sum(minutes(chapter))),
         *clause("needs", near),
-        *clause("after it you can", outcomes),
+        *clause("after it you can", ["; ".join(outcomes)] * bool(outcomes)),
     ]
     return f'<p class="tt-guide">{" · ".join(parts)}</p>'
 
@@ -156,7 +156,8 @@ def node(page, chapter, near, rows):
         f'width="{WIDTH - DOT + 8}"/><circle cx="{DOT}" cy="{y}" r="4.5"/>'
     )
     yield f'<text x="{DOT + 16}" y="{y}">{escape(name)}</text>'
-    yield f'<text class="time" x="{WIDTH}" y="{y}">{time}</text></a>'
+    short = time.replace(" hours", " h").replace(" hour", " h")
+    yield f'<text class="time" x="{WIDTH}" y="{y}">{short}</text></a>'
 
 
 def arc(start, stop):
