@@ -149,6 +149,44 @@ def test_options_that_are_no_yaml(tmp_path, options, what):
         assemble(book, "first", {}, addresses(book))
 
 
+OUTCOMES = [
+    ("{}", []),
+    ("{do it: test_one, or this: half}", []),
+    ("{do it: one}",
+     ["chapters/first.md:4: 'do it' is shown by one, which no test and no "
+      "exercise of the page defines"]),
+    ("{do it: [a]}",
+     ["chapters/first.md:4: 'do it' is shown by ['a'], which no test and no "
+      "exercise of the page defines"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("outcomes, found", OUTCOMES)
+def test_an_outcome_is_shown_by_the_page(tmp_path, outcomes, found):
+    text = page(
+        "first",
+        DEFINE,
+        cell("@test\ndef test_one():\n    assert one() == 1", "test"),
+        cell("!ls\ndef half(): ...", "exercise"),
+        cell("def half():\n    return one() / 2", "solution"),
+        cell("%%c a.c\nint f() { return 1; }", "solution"),
+    )
+    text = text.replace("outcomes: {}", f"outcomes: {outcomes}")
+    book = small_book(tmp_path, first=text)
+    assert [str(p) for p in problems(book, tangle(book))] == found
+
+
+def test_a_chapter_says_what_one_can_do_after_it(tmp_path):
+    text = page("first", DEFINE).replace(", outcomes: {}", "")
+    book = small_book(tmp_path, first=text, second="# No cells\n")
+    (problem,) = problems(book, tangle(book))
+    assert str(problem) == (
+        "chapters/first.md:4: what can a reader do after it? Add "
+        "`companion: {outcomes: {do this: test_NAME, and that: "
+        "NAME_OF_AN_EXERCISE}}`"
+    )
+
+
 def test_a_term_of_the_field_is_no_filler(tmp_path):
     assert lint(tmp_path, "It is compiled just-in-time.") == []
 

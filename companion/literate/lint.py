@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:473463768bbf
+# Tangled from record: edit there, `make tangle`. sha256:c07635722fc5
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -278,7 +278,7 @@ def outcome_problems(chapter: Chapter) -> Iterator[SourceError]:
     for outcome, name in chapter.outcomes.items():
         if str(name) not in found:
             yield SourceError(
-                chapter.path, line_with(str(name), chapter.text),
+                chapter.path, line_with(str(outcome), chapter.text),
                 f"{outcome!r} is shown by {name}, which no test and no "
                 "exercise of the page defines")
 

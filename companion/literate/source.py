@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:e8b55e663f13
+# Tangled from tangle: edit there, `make tangle`. sha256:4bc529b6a599
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -380,10 +380,10 @@ def front_fault(key: str, value) -> str:
 
 
 # chapters/appendix/tangle.md:653
-def line_with(word: str, text: str) -> int:
-    """The first line of a text on which a word stands."""
-    before = re.split(rf"(?<!\w){re.escape(word)}(?!\w)", text, maxsplit=1)[0]
-    return before.count("\n") + 1
+def line_with(words: str, text: str) -> int:
+    """The first line of a text on which words stand; else its first."""
+    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
+    return text.count("\n", 0, found.start() if found else 0) + 1
 
 
 # chapters/appendix/tangle.md:674
