@@ -155,9 +155,9 @@ def node(page, chapter, near, rows):
         f'<rect x="{DOT - 8}" y="{y - ROW / 2}" height="{ROW}" '
         f'width="{WIDTH - DOT + 8}"/><circle cx="{DOT}" cy="{y}" r="4.5"/>'
     )
-    yield f'<text x="{DOT + 16}" y="{y}">{escape(name)}</text>'
+    yield f'<text x="{DOT + 16}" y="{y}">{escape(name)}</text></a>'
     short = time.replace(" hours", " h").replace(" hour", " h")
-    yield f'<text class="time" x="{WIDTH}" y="{y}">{short}</text></a>'
+    yield f'<text x="{WIDTH}" y="{y}" aria-hidden="true">{short}</text>'
 
 
 def arc(start, stop):

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:c07635722fc5
+# Tangled from record: edit there, `make tangle`. sha256:a01c97de932b
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -284,34 +284,41 @@ def outcome_problems(chapter: Chapter) -> Iterator[SourceError]:
 
 
 # chapters/appendix/record.md:2663
+PICTURE = {"alternative text": ("mystnb", "image", "alt"),
+           "caption": ("mystnb", "figure", "caption")}
+
+
+# chapters/appendix/record.md:2667
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
-    """Pictures that cells draw need a text as well."""
+    """Pictures that cells draw need a text and a caption as well."""
     done = last_run(book, chapter)
     cells = code_cells(done) if done else []
     drawing = {ran.source.rstrip() for ran in cells if draws(ran)}
     for cell in chapter.cells:
-        if cell.source in drawing and not described(cell):
-            yield cell.error(1, "the picture has no alternative text: give"
-                                " the cell `mystnb: {image: {alt: …}}`")
+        for what, keys in PICTURE.items():
+            if cell.source in drawing and not told(cell, *keys):
+                part, key = keys[1:]
+                yield cell.error(1, f"the picture has no {what}: give the "
+                                    f"cell `mystnb: {{{part}: {{{key}: …}}}}`")
 
 
-# chapters/appendix/record.md:2674
+# chapters/appendix/record.md:2680
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
 
 
-# chapters/appendix/record.md:2680
-def described(cell) -> bool:
-    """Whether a cell says what is on the picture it draws."""
+# chapters/appendix/record.md:2686
+def told(cell, *keys: str) -> bool:
+    """Whether a cell's options have something under these keys."""
     found = cell.options
-    for key in ("mystnb", "image", "alt"):
+    for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return bool(found)
 
 
-# chapters/appendix/record.md:2693
+# chapters/appendix/record.md:2699
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -322,7 +329,7 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2703
+# chapters/appendix/record.md:2709
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -331,7 +338,7 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2711
+# chapters/appendix/record.md:2717
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -341,7 +348,7 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2727
+# chapters/appendix/record.md:2733
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -353,7 +360,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2738
+# chapters/appendix/record.md:2744
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -366,7 +373,7 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2750
+# chapters/appendix/record.md:2756
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(

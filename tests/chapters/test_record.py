@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:a26cae0f7fe2
+# Tangled from record: edit there, `make tangle`. sha256:3fe761896aeb
 import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
@@ -223,7 +223,7 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2768
+# chapters/appendix/record.md:2774
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))
