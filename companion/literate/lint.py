@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:a01c97de932b
+# Tangled from record: edit there, `make tangle`. sha256:240006a12998
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -26,13 +26,11 @@ from companion.literate.source import (
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, readable, tangle
 
-# chapters/appendix/record.md:2357
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
             "bibliography", "list-table", "image")
 
 
-# chapters/appendix/record.md:2362
 def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
     lines, begin = chapter.text.split("\n"), 0
@@ -43,7 +41,6 @@ def page_blocks(chapter: Chapter) -> Iterator[Block]:
     yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-# chapters/appendix/record.md:2372
 def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
     """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
@@ -54,13 +51,11 @@ def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
             yield from inner_blocks(path, block.body, block.line)
 
 
-# chapters/appendix/record.md:2385
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-# chapters/appendix/record.md:2390
 def read_aloud(match: re.Match) -> str:
     """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
@@ -68,13 +63,11 @@ def read_aloud(match: re.Match) -> str:
     return match["text"] if match["target"] else ""
 
 
-# chapters/appendix/record.md:2397
 def words(text: str) -> int:
     """How many words a reader reads."""
     return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# chapters/appendix/record.md:2411
 @dataclass
 class Measures:
     """What the table shows of one chapter."""
@@ -91,7 +84,6 @@ class Measures:
     asides: int = 0
 
 
-# chapters/appendix/record.md:2430
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     cells = [cell.source.split("\n") for cell in chapter.cells]
@@ -109,7 +101,6 @@ def measure(book: Book, chapter: Chapter) -> Measures:
     return found
 
 
-# chapters/appendix/record.md:2452
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -119,7 +110,6 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:2461
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -136,13 +126,11 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:2477
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     return cached(book.root / EXECUTED / f"{chapter.name}-stage.ipynb")
 
 
-# chapters/appendix/record.md:2491
 COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
@@ -150,7 +138,6 @@ COLUMNS = {
 }
 
 
-# chapters/appendix/record.md:2498
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
@@ -163,7 +150,6 @@ def row(found: Measures) -> list:
     ]
 
 
-# chapters/appendix/record.md:2510
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -174,13 +160,11 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2536
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
 REMOVED = {"remove-cell", "remove-input"}
 
 
-# chapters/appendix/record.md:2541
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or wide, not shown, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -201,7 +185,6 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2564
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -212,7 +195,6 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2581
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -228,7 +210,6 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2596
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -240,7 +221,6 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2614
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -250,11 +230,9 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2628
 PROVING = {"test", "exercise", "solution"}
 
 
-# chapters/appendix/record.md:2631
 def proofs(chapter: Chapter) -> dict[str, Cell]:
     """What tests, exercises and solutions define: the first cell of each."""
     found: dict[str, Cell] = {}
@@ -266,7 +244,6 @@ def proofs(chapter: Chapter) -> dict[str, Cell]:
     return found
 
 
-# chapters/appendix/record.md:2642
 def outcome_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Outcomes that are not given, or that nothing on the page shows."""
     if chapter.cells and "outcomes" not in chapter.front.get("companion", {}):
@@ -283,12 +260,10 @@ def outcome_problems(chapter: Chapter) -> Iterator[SourceError]:
                 "exercise of the page defines")
 
 
-# chapters/appendix/record.md:2663
 PICTURE = {"alternative text": ("mystnb", "image", "alt"),
            "caption": ("mystnb", "figure", "caption")}
 
 
-# chapters/appendix/record.md:2667
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text and a caption as well."""
     done = last_run(book, chapter)
@@ -302,14 +277,12 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                     f"cell `mystnb: {{{part}: {{{key}: …}}}}`")
 
 
-# chapters/appendix/record.md:2680
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
 
 
-# chapters/appendix/record.md:2686
 def told(cell, *keys: str) -> bool:
     """Whether a cell's options have something under these keys."""
     found = cell.options
@@ -318,7 +291,6 @@ def told(cell, *keys: str) -> bool:
     return bool(found)
 
 
-# chapters/appendix/record.md:2699
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -329,7 +301,6 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2709
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -338,7 +309,6 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2717
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -348,7 +318,6 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2733
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -360,7 +329,6 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2744
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -373,7 +341,6 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2756
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(
