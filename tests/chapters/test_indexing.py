@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:cfab87892db6
+# Tangled from indexing: edit there, `make tangle`. sha256:309613c8c83f
 from __future__ import annotations
 
 import math
@@ -47,7 +47,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/indexing.md:763
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -55,11 +54,9 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/indexing.md:1275
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/indexing.md:1279
 @settings(max_examples=100, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -71,7 +68,6 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/indexing.md:1291
 @settings(max_examples=100, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -83,7 +79,6 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/indexing.md:1307
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -91,7 +86,6 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/indexing.md:1315
 def test_a_refused_shape_takes_no_numbers():
     draw = Generator(1)
     for shape in ((-2, 3), (-3,), (-2, -3)):
@@ -103,7 +97,6 @@ def test_a_refused_shape_takes_no_numbers():
             raise AssertionError("expected an error")
 
 
-# chapters/tensors/indexing.md:1331
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -112,7 +105,6 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/indexing.md:1340
 def test_threads_draw_numbers_of_their_own():
     def twenty(draw):
         return [rand(40, generator=draw).tolist() for _ in range(20)]
@@ -130,7 +122,6 @@ def test_threads_draw_numbers_of_their_own():
         numbers for _ in range(7) for numbers in twenty(alone)])
 
 
-# chapters/tensors/indexing.md:1360
 def test_generators_are_copied_and_the_common_one_is_not():
     draw = Generator(5)
     rand(7, generator=draw)
@@ -140,7 +131,6 @@ def test_generators_are_copied_and_the_common_one_is_not():
         assert (twin.seed, twin.place) == (5, 4)
 
 
-# chapters/tensors/indexing.md:1372
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -151,7 +141,6 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/indexing.md:1387
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -165,7 +154,6 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/indexing.md:1404
 def test_sums_are_right_along_every_axis():
     for dtype, bound in ((float32, 1e-6), (float16, 1e-3), (bfloat16, 4e-3)):
         row = Tensor([300.1, -0.7], dtype)
@@ -182,7 +170,6 @@ def test_sums_are_right_along_every_axis():
     assert alike.std(0).tolist() == [0.0, 0.0]
 
 
-# chapters/tensors/indexing.md:1424
 def test_a_place_named_very_often_has_the_whole_sum():
     for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
         x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
@@ -193,7 +180,6 @@ def test_a_place_named_very_often_has_the_whole_sum():
         assert not found[1].any()
 
 
-# chapters/tensors/indexing.md:1439
 def test_dtypes_of_reductions():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert small.sum().dtype is int64 and flag.mean().dtype is float32
@@ -201,7 +187,6 @@ def test_dtypes_of_reductions():
     assert small.max().dtype is uint8 and flag.cumsum(0).dtype is int64
 
 
-# chapters/tensors/indexing.md:1449
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -210,7 +195,6 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/indexing.md:1462
 def test_in_place_operators_write_where_the_tensor_lies():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]])
     name, row, turned = x, x[1], x.T
@@ -237,7 +221,6 @@ def test_in_place_operators_write_where_the_tensor_lies():
     assert m.tolist() == [[2, 0], [0, 2]]
 
 
-# chapters/tensors/indexing.md:1490
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -247,7 +230,6 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/indexing.md:1500
 def test_refusals_of_sentences():
     x, empty = ones(2, 3), zeros(0, 3)
     for kind, words, act in (
@@ -265,7 +247,6 @@ def test_refusals_of_sentences():
         assert words in complaint(kind, act)
 
 
-# chapters/tensors/indexing.md:1520
 def test_in_place_operators_refuse_what_does_not_fit():
     n, x, wide = arange(3), ones(3), ones(1).expand(3)
     for act in (lambda: operator.itruediv(n, 2), lambda: operator.iadd(n, .5),
@@ -280,7 +261,6 @@ def test_in_place_operators_refuse_what_does_not_fit():
     assert n.tolist() == [0, 1, 2] and x.tolist() == [1, 1, 1]
 
 
-# chapters/tensors/indexing.md:1539
 def test_arrays_join_the_tensor_on_its_device():
     far, beside = Device(), np.array([1.0, 2.0])
     far.name = "far"
@@ -294,7 +274,6 @@ def test_arrays_join_the_tensor_on_its_device():
     assert x.tolist() == [2, 0]
 
 
-# chapters/tensors/indexing.md:1555
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]
@@ -307,7 +286,6 @@ def test_constants_are_shared_and_cannot_be_overwritten():
     assert (x * 7.0 + 0.0).sum().item() == 42
 
 
-# chapters/tensors/indexing.md:1572
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])

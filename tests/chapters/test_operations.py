@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:1d6c11f8a5f1
+# Tangled from operations: edit there, `make tangle`. sha256:42b735cb7707
 from __future__ import annotations
 
 import functools
@@ -41,7 +41,6 @@ from companion.ops import (
 )
 
 
-# chapters/tensors/operations.md:782
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -54,12 +53,10 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:1195
 ONE = (EXP, LOG, SIN, SQRT)
 TWO = (ADD, SUB, MUL, DIV, POW, MAXIMUM, LESS, EQUAL, IDIV, MOD)
 
 
-# chapters/tensors/operations.md:1200
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
 @given(st.permutations((0, 1, 2)), st.sets(st.sampled_from((0, 1, 2))),
        st.integers(1, 3))
@@ -75,7 +72,6 @@ def test_words_do_not_see_strides(order, flipped, step):
         assert np.allclose(strided.array, dense.array, rtol=1e-12)
 
 
-# chapters/tensors/operations.md:1220
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 34
@@ -83,7 +79,6 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:1231
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -93,7 +88,6 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:1243
 def test_words_refuse_what_they_cannot_mean():
     x, short = adopt(np.ones((2, 3))), adopt(np.ones(3))
     empty, whole = adopt(np.ones((0, 3))), adopt(np.arange(3))

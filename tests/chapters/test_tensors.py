@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:43c2e0523ab4
+# Tangled from tensors: edit there, `make tangle`. sha256:efb8974c8597
 from __future__ import annotations
 
 import math
@@ -25,7 +25,6 @@ from companion.dtype import (
 from companion.tensor import Tensor, where
 
 
-# chapters/tensors/tensors.md:526
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -34,7 +33,6 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/tensors.md:1484
 @settings(max_examples=100, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -45,7 +43,6 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/tensors.md:1499
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -54,7 +51,6 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_
 
 
-# chapters/tensors/tensors.md:1512
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -70,7 +66,6 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/tensors.md:1532
 def test_copies_share_nothing():
     x = Tensor(np.arange(6).reshape(2, 3)).flip(1)
     for y in (deepcopy(x), pickle.loads(pickle.dumps(x)), x.clone()):
@@ -78,7 +73,6 @@ def test_copies_share_nothing():
         assert (x + y).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/tensors.md:1543
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -88,7 +82,6 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/tensors.md:1553
 def test_refusals():
     x = Tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
     for kind, words, act in (
