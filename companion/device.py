@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:24681a151e7d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:7fc9e345e321  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, ceil, kernel_or_tell, matmul
+from companion.blas import FLAVOURS, WIDE, ceil, matmul
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, float32, float64, int64
-from companion.native import POOL
+from companion.native import POOL, kernel_or_tell
 from companion.ops import (
     ADD,
     AND,
@@ -464,7 +464,7 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1850
+# chapters/tensors/blas.md:1165
 KERNELS[MATMUL] = matmul
 
 # chapters/tensors/activations.md:681

@@ -1,44 +1,30 @@
-# Tangled from blas: edit there, `make tangle`. sha256:93e601a2a19d
+# Tangled from blas: edit there, `make tangle`. sha256:76262c0e6d5e
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import io
-import multiprocessing
 import os
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from companion.benchmark import EAGER, calls
-from companion.blas import TOLD, blocking, gemm, plan, product
-from companion.buffer import Storage, adopt
-from companion.dtype import bfloat16
-from companion.native import (
-    POOL,
-    CompileError,
-    available,
-    build,
-    compiler,
-    cpu,
-    instruction_sets,
-    kernel,
-    load,
-)
+from companion.blas import blocking, gemm, plan, product
+from companion.buffer import adopt
+from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor, rand
-from companion.timing import MISSING, compare, judged, row_of
+from companion.timing import FORK, MISSING, compare, judged, row_of
 
-# chapters/tensors/blas.md:2460
+# chapters/tensors/blas.md:1746
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
      100, 130])
 STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 
-# chapters/tensors/blas.md:2466
+# chapters/tensors/blas.md:1752
 def matrices(draw, stack, m, n, dtype, writable=False):
     """A Buffer of random values in one of several layouts."""
     layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
@@ -52,7 +38,7 @@ def matrices(draw, stack, m, n, dtype, writable=False):
             "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
 
 
-# chapters/tensors/blas.md:2479
+# chapters/tensors/blas.md:1765
 @st.composite
 def products(draw, dtypes=(np.float32, np.float64)):
     """c, a, b of shapes that fit, in any layouts."""
@@ -63,13 +49,13 @@ def products(draw, dtypes=(np.float32, np.float64)):
             matrices(draw, stack, k, n, dtype))
 
 
-# chapters/tensors/blas.md:2493
+# chapters/tensors/blas.md:1779
 def spread_out(x, stack):
     """A Buffer whose stack is as long as it should be, by stride 0."""
     return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
 
 
-# chapters/tensors/blas.md:2499
+# chapters/tensors/blas.md:1785
 @settings(max_examples=300, deadline=None)
 @given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
        st.sampled_from([1, 2, 3]))
@@ -87,7 +73,29 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     np.testing.assert_array_equal(c, expected)
 
 
-# chapters/tensors/blas.md:2521
+# chapters/tensors/blas.md:1806
+def levels_of_x86():
+    """Names of the x86 generations that this processor can run."""
+    needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
+    return [level for level, flag in needs.items() if flag in cpu().split()]
+
+
+# chapters/tensors/blas.md:1813
+def test_every_width_of_vector():
+    a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
+    for level in levels_of_x86():
+        library = kernel("kernels/sgemm.c", f"-march={level}")
+        for n in (1, 17, 65, 70):
+            c = np.full((70, n), np.nan, np.float32)
+            views = [adopt(x).view for x in (a, a.T[:, :n], c)]
+            job = plan(*views, 1.0, 0.0, blocking(library, 4), 2)
+            library.sgemm.argtypes = [ctypes.c_void_p] * 4
+            library.sgemm(job, *[adopt(x).address
+                                 for x in (a, a.T[:, :n], c)])
+            np.testing.assert_array_equal(c, a @ a.T[:, :n])
+
+
+# chapters/tensors/blas.md:1832
 def test_large_products():
     random = np.random.default_rng(0)
     for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000),
@@ -103,55 +111,25 @@ def test_large_products():
             assert error < 1e-6 * k ** 0.5 * 10
 
 
-# chapters/tensors/blas.md:2540
-def levels_of_x86():
-    """Names of the x86 generations that this processor can run."""
-    needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
-    return [level for level, flag in needs.items() if flag in cpu().split()]
+# chapters/tensors/blas.md:1847
+def multiply(results):
+    """What a child of this process does."""
+    x = np.eye(100, dtype=np.float32)
+    with mock.patch.object(POOL, "threads", 3):
+        gemm(adopt(c := np.empty_like(x)), adopt(x), adopt(x))
+    results.put(np.array_equal(c, x))
 
 
-# chapters/tensors/blas.md:2547
-def test_every_width_of_vector():
-    a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
-    for level in levels_of_x86():
-        library = kernel("kernels/sgemm.c", f"-march={level}")
-        for n in (1, 17, 65, 70):
-            c = np.full((70, n), np.nan, np.float32)
-            views = [adopt(x).view for x in (a, a.T[:, :n], c)]
-            job = plan(*views, 1.0, 0.0, blocking(library, 4), 2)
-            library.sgemm.argtypes = [ctypes.c_void_p] * 4
-            library.sgemm(job, *[adopt(x).address
-                                 for x in (a, a.T[:, :n], c)])
-            np.testing.assert_array_equal(c, a @ a.T[:, :n])
+# chapters/tensors/blas.md:1856
+def test_a_forked_process_multiplies():
+    results = FORK.SimpleQueue()
+    child = FORK.Process(target=multiply, args=(results,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0 and results.get()
 
 
-# chapters/tensors/blas.md:2566
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
-       st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
-       st.sampled_from(["i1", "u1", "i4", "i8", "f2", "f4", "f8", "?"]))
-def test_operator_follows_numpy(left, right, kind):
-    random = np.random.default_rng(0)
-    a, b = [random.integers(0, 9, s).astype(kind) for s in (left, right)]
-    result = Tensor(a) @ Tensor(b)
-    np.testing.assert_array_equal(result.numpy(), a @ b)
-    assert result.numpy().dtype == a.dtype
-
-
-# chapters/tensors/blas.md:2579
-def test_operands_that_do_not_fit():
-    for a, b, message in (
-            (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
-            (rand(2, 3), 2, "expected vectors or matrices: use *")):
-        try:
-            a @ b
-        except ValueError as error:
-            assert message in str(error)
-        else:
-            raise AssertionError(f"{a.shape} @ {b} went through")
-
-
-# chapters/tensors/blas.md:2596
+# chapters/tensors/blas.md:1867
 def test_gemm_refuses_what_does_not_fit():
     def ones(*shape, dtype=np.float32):
         return adopt(np.ones(shape, dtype))
@@ -170,7 +148,7 @@ def test_gemm_refuses_what_does_not_fit():
             raise AssertionError(f"gemm made no objection: {message}")
 
 
-# chapters/tensors/blas.md:2617
+# chapters/tensors/blas.md:1888
 def test_integers_are_multiplied_by_whole_numbers():
     for dtype in (np.int32, np.int64):
         a, c = np.array([[3, 4]], dtype), np.array([[10]], dtype)
@@ -185,75 +163,50 @@ def test_integers_are_multiplied_by_whole_numbers():
         assert c.item() == -20
 
 
-# chapters/tensors/blas.md:2635
+# chapters/tensors/blas.md:1907
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
+       st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
+       st.sampled_from(["i1", "u1", "i4", "i8", "f2", "f4", "f8", "?"]))
+def test_operator_follows_numpy(left, right, kind):
+    random = np.random.default_rng(0)
+    a, b = [random.integers(0, 9, s).astype(kind) for s in (left, right)]
+    result = Tensor(a) @ Tensor(b)
+    np.testing.assert_array_equal(result.numpy(), a @ b)
+    assert result.numpy().dtype == a.dtype
+
+
+# chapters/tensors/blas.md:1920
+def test_operands_that_do_not_fit():
+    for a, b, message in (
+            (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
+            (rand(2, 3), 2, "expected vectors or matrices: use *")):
+        try:
+            a @ b
+        except ValueError as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(f"{a.shape} @ {b} went through")
+
+
+# chapters/tensors/blas.md:1934
 @contextlib.contextmanager
-def environment(**variables):
-    """Other variables for a while, and nothing remembered of before."""
-    remembered = (compiler, product)
-    with (mock.patch.dict(os.environ, variables),
-          mock.patch.dict(TOLD, clear=True)):
-        for function in remembered:
-            function.cache_clear()
-        yield
+def no_compiler():
+    """No compiler for a while, and nothing remembered of before."""
+    remembered = compiler, product
+    for function in remembered:
+        function.cache_clear()
+    with (mock.patch.dict(os.environ, PATH="", CC=""),
+          mock.patch.dict(TOLD, clear=True),
+          contextlib.redirect_stderr(io.StringIO()) as said):
+        yield said
     for function in remembered:
         function.cache_clear()
 
 
-# chapters/tensors/blas.md:2649
-def test_damaged_library_is_rebuilt():
-    with (tempfile.TemporaryDirectory() as folder,
-          environment(COMPANION_CACHE=folder)):
-        source = "int three(void) { return 3; }"
-        library = build(source)
-        for damage in (b"", library.read_bytes()[:-100], b"not ELF"):
-            library.unlink()  # a mapped file must not shrink
-            library.write_bytes(damage)
-            assert load(source).three() == 3
-        assert len(list(Path(folder).iterdir())) == 1
-
-
-# chapters/tensors/blas.md:2664
-def test_killed_compilations_are_swept_away():
-    with (tempfile.TemporaryDirectory() as folder,
-          environment(COMPANION_CACHE=folder)):
-        left, busy = Path(folder, "making-1"), Path(folder, "making-2")
-        for made in (left, busy):
-            made.mkdir()
-            (made / "made.so").write_bytes(b"half")
-        os.utime(left, (0, 0))
-        build("int five(void) { return 5; }")
-        assert busy.exists() and not left.exists()
-
-
-# chapters/tensors/blas.md:2678
-def compile_and_multiply(folder, results):
-    """What each process of the crowd does."""
-    with environment(COMPANION_CACHE=folder):
-        x = np.eye(100, dtype=np.float32)
-        gemm(adopt(x.copy()), adopt(x), adopt(x))
-        results.put(load("int four(void) { return 4; }").four())
-
-
-# chapters/tensors/blas.md:2687
-def test_many_processes_compile_at_once():
-    fork = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        results = fork.SimpleQueue()
-        crowd = [fork.Process(target=compile_and_multiply,
-                              args=(folder, results)) for _ in range(4)]
-        for process in crowd:
-            process.start()
-        for process in crowd:
-            process.join(60)
-        assert [process.exitcode for process in crowd] == [0] * 4
-        assert [results.get() for _ in crowd] == [4] * 4
-        assert not [p for p in Path(folder).iterdir() if p.is_dir()]
-
-
-# chapters/tensors/blas.md:2705
+# chapters/tensors/blas.md:1951
 def test_without_a_compiler():
-    said = io.StringIO()
-    with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
+    with no_compiler() as said:
         x = rand(3, 4)
         y = [x @ rand(4, 5) for _ in range(2)]
         gemm(adopt(z := np.ones((3, 3))), adopt(np.eye(3)),
@@ -269,72 +222,7 @@ def test_without_a_compiler():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/blas.md:2724
-def test_threads_from_the_environment():
-    with environment(COMPANION_THREADS="3"):
-        assert available() == 3
-    with environment(COMPANION_THREADS="many"):
-        try:
-            available()
-        except ValueError as error:
-            assert "expected 1 or more, got 'many'" in str(error)
-        else:
-            raise AssertionError("COMPANION_THREADS=many was accepted")
-
-
-# chapters/tensors/blas.md:2739
-def test_instruction_set_from_the_environment():
-    source = """int wide(void) {
-    #ifdef __AVX2__
-      return 1;
-    #endif
-      return 0;
-    }"""
-    for level in instruction_sets()[1:]:
-        with environment(COMPANION_MARCH=level):
-            assert load(source).wide() == (level[-2:] in ("v3", "v4"))
-    with environment(COMPANION_MARCH="x87"):
-        try:
-            build(source)
-        except ValueError as error:
-            assert "native" in str(error) and "got 'x87'" in str(error)
-        else:
-            raise AssertionError("COMPANION_MARCH=x87 was accepted")
-
-
-# chapters/tensors/blas.md:2761
-def test_errors_name_the_line():
-    try:
-        load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
-    except CompileError as error:
-        assert str(error).startswith("blas.md, line 4: ")
-    else:
-        raise AssertionError("an unknown name was compiled")
-
-
-# chapters/tensors/blas.md:2771
-def test_every_memory_has_an_address():
-    locked = np.ones(3)
-    locked.flags.writeable = False
-    small = np.empty(3, bfloat16.numpy)
-    for memory in (np.ones((2, 3)), locked, np.empty((0, 3)), small):
-        lies = memory.__array_interface__["data"][0]
-        assert Storage(memory).address == lies
-
-
-# chapters/tensors/blas.md:2781
-def test_prototypes_and_pointers():
-    library = load("double half(const double *x, long i) { return x[i]/2; }")
-    assert library.half(np.array([1.0, 3.0]), 1) == 1.5
-    try:
-        library.half(np.array([1], np.float32), 0)
-    except ctypes.ArgumentError as error:
-        assert "expected float64, got float32" in str(error)
-    else:
-        raise AssertionError("a float array passed as double *")
-
-
-# chapters/tensors/blas.md:2797
+# chapters/tensors/blas.md:1973
 def test_rows_of_a_bench():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "ratio": 0.5, "spread": 0.02, "limit_fraction": None,
@@ -345,7 +233,7 @@ def test_rows_of_a_bench():
     assert "numpy: it is not installed" in row_of(row | MISSING)
 
 
-# chapters/tensors/blas.md:2808
+# chapters/tensors/blas.md:1984
 def test_what_cannot_be_trusted_is_refused():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "peer": 1.0, "ratio": 0.67, "spread": 0.02,
@@ -358,7 +246,7 @@ def test_what_cannot_be_trusted_is_refused():
         assert found["ratio"] is None and reason in row_of(found)
 
 
-# chapters/tensors/blas.md:2824
+# chapters/tensors/blas.md:1999
 def test_rivals_run_apart_and_agree():
     def setup(value):
         return lambda: lambda: (os.getpid() != parent, value)
@@ -375,7 +263,7 @@ def test_rivals_run_apart_and_agree():
         raise AssertionError("a program that ended was timed")
 
 
-# chapters/tensors/blas.md:2844
+# chapters/tensors/blas.md:2016
 def test_small_calls_are_measured():
     for case, run in list(EAGER.items())[:2]:
         found = calls(run, rounds=2)
