@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:ed700369c0d1
+# Tangled from blas: edit there, `make tangle`. sha256:b06e9e7b8c7a
 from __future__ import annotations
 
 import ctypes
@@ -147,13 +147,13 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:974
+# chapters/tensors/blas.md:966
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:979
+# chapters/tensors/blas.md:971
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -166,7 +166,7 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:991
+# chapters/tensors/blas.md:983
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
@@ -174,7 +174,7 @@ def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
                         room=how.room * 4 // itemsize)
 
 
-# chapters/tensors/blas.md:1000
+# chapters/tensors/blas.md:992
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -200,7 +200,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1029
+# chapters/tensors/blas.md:1021
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -211,21 +211,21 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1041
+# chapters/tensors/blas.md:1031
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1047
+# chapters/tensors/blas.md:1037
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1055
+# chapters/tensors/blas.md:1045
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -238,12 +238,12 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1151
+# chapters/tensors/blas.md:1141
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1155
+# chapters/tensors/blas.md:1145
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -255,7 +255,7 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1166
+# chapters/tensors/blas.md:1156
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -263,14 +263,14 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1552
+# chapters/tensors/blas.md:1537
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1558
+# chapters/tensors/blas.md:1543
 def peers() -> dict[str, Callable[..., Any] | None]:
     """f(a, b, out) for each library: its product, ready to run."""
     found: dict[str, Callable[..., Any] | None] = {
@@ -286,7 +286,7 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1575
+# chapters/tensors/blas.md:1558
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -297,13 +297,13 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1587
+# chapters/tensors/blas.md:1570
 def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
     """Our product, ready to run."""
     return functools.partial(gemm, adopt(out), adopt(a), adopt(b))
 
 
-# chapters/tensors/blas.md:1592
+# chapters/tensors/blas.md:1575
 def prepared(case: tuple[int, int, int],
              library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
     """A library's product of two random matrices, as a function."""
@@ -320,7 +320,7 @@ def prepared(case: tuple[int, int, int],
     return product
 
 
-# chapters/tensors/blas.md:1610
+# chapters/tensors/blas.md:1593
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

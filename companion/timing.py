@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:c516199905e4  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:588477b7383c  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -68,12 +68,12 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1277
+# chapters/tensors/blas.md:1267
 FORK = multiprocessing.get_context("fork")
 Setup = Callable[[], Callable[[], Any]]
 
 
-# chapters/tensors/blas.md:1281
+# chapters/tensors/blas.md:1271
 class Rival:
     """A program in a process of its own that runs when it is its turn."""
 
@@ -95,7 +95,7 @@ class Rival:
         os.kill(self.process.pid or 0, signal.SIGSTOP)
         return found
 
-    # chapters/tensors/blas.md:1308
+    # chapters/tensors/blas.md:1298
     def turn(self) -> float:
         """The shortest call of a burst, in seconds."""
         os.kill(self.process.pid or 0, signal.SIGCONT)
@@ -108,7 +108,7 @@ class Rival:
         self.pipe.close()
 
 
-# chapters/tensors/blas.md:1323
+# chapters/tensors/blas.md:1313
 def serve(setup: Setup, pipe: Any) -> None:
     """In the rival's process: a first result, then bursts on demand."""
     run = setup()
@@ -118,7 +118,7 @@ def serve(setup: Setup, pipe: Any) -> None:
         pipe.send(burst(run))
 
 
-# chapters/tensors/blas.md:1332
+# chapters/tensors/blas.md:1322
 def burst(run: Callable[[], Any]) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     shortest = []
@@ -130,7 +130,7 @@ def burst(run: Callable[[], Any]) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:1348
+# chapters/tensors/blas.md:1338
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -140,7 +140,7 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:1360
+# chapters/tensors/blas.md:1350
 def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     """Both in turn; the first of the pairs warms up and is left out."""
     pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
@@ -149,7 +149,7 @@ def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:1373
+# chapters/tensors/blas.md:1363
 def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             agree: Callable[[Any, Any], None] | None = None) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time.
@@ -170,7 +170,7 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             rival.end()
 
 
-# chapters/tensors/blas.md:1396
+# chapters/tensors/blas.md:1383
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -183,7 +183,7 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:1427
+# chapters/tensors/blas.md:1412
 def judged(found: dict) -> dict:
     """A measurement, or the reason why it is refused in its place."""
     ratio, spread = found["ratio"], found["spread"]
@@ -200,14 +200,14 @@ def judged(found: dict) -> dict:
     return found | MISSING | {"refused": reason}
 
 
-# chapters/tensors/blas.md:1446
+# chapters/tensors/blas.md:1431
 BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
 ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:1452
+# chapters/tensors/blas.md:1437
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -223,7 +223,7 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:1467
+# chapters/tensors/blas.md:1452
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
@@ -233,7 +233,7 @@ def machine() -> str:
             f"{os.cpu_count()} processors")
 
 
-# chapters/tensors/blas.md:1479
+# chapters/tensors/blas.md:1464
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -242,7 +242,7 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:1487
+# chapters/tensors/blas.md:1472
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -253,7 +253,7 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:1500
+# chapters/tensors/blas.md:1485
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="python -m companion bench")
@@ -270,7 +270,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:1516
+# chapters/tensors/blas.md:1501
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -279,7 +279,7 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:1527
+# chapters/tensors/blas.md:1512
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -295,7 +295,7 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:1736
+# chapters/tensors/blas.md:1719
 BENCHES["eager"] = "companion.benchmark"
 
 

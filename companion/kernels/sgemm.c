@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:df52c1f576eb */
+/* Tangled from blas: edit there, `make tangle`. sha256:a168411a6086 */
 #line 417 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -176,7 +176,7 @@ static void lay(const REAL *x, long rx, long cx, long k, long n, long w,
          out + j * k + p * w);
 }
 
-#line 728 "chapters/tensors/blas.md"
+#line 726 "chapters/tensors/blas.md"
 /* go to slab s of the stack; how many columns does it have? */
 static long locate(struct job *g, long s) {
   long j = s % g->p.slabs * g->p.width, batch = s / g->p.slabs;
@@ -195,7 +195,7 @@ static void fill(void *job, long t) {
       g.packed + s * g.p.width * g.k);
 }
 
-#line 754 "chapters/tensors/blas.md"
+#line 752 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
   static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
@@ -226,7 +226,7 @@ static void block(void *job, long t) {
   }
 }
 
-#line 790 "chapters/tensors/blas.md"
+#line 788 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
   long room = p->pack ? p->span * p->width * p->depth : 0;
