@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:23d6a22aa89b  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:3447cc958c77  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -115,7 +115,7 @@ def march() -> str:
 
 # chapters/tensors/native.md:292
 def digest(data: bytes) -> str:
-    """Twenty-four letters that no other data will have."""
+    """Twenty-four digits that no other data will have."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
