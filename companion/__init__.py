@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:4d7986f16320  # noqa: E501
+# Tangled from tangle, operations, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:2c188950623c  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
-# chapters/tensors/native.md:966
+# chapters/tensors/native.md:970
 EXPORTS["set_threads"] = "companion.native"
 
 # chapters/tensors/activations.md:1761

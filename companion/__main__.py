@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:8bb6f50e44eb  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:8f26d58a3b23  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 
-# chapters/tensors/blas.md:1530
+# chapters/tensors/blas.md:1534
 COMMANDS["bench"] = "companion.timing"
 
 # chapters/tensors/perceptron.md:482

@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:c9d84bfad7a3
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:004541ab9906
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp
 
-# chapters/tensors/blas.md:1665
+# chapters/tensors/blas.md:1669
 EAGER: dict[str, Callable[..., Any]] = {
     "x + y": lambda x, y, row: x + y,
     "x + row": lambda x, y, row: x + row,
@@ -31,7 +31,7 @@ EAGER: dict[str, Callable[..., Any]] = {
 }
 
 
-# chapters/tensors/blas.md:1686
+# chapters/tensors/blas.md:1690
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -39,7 +39,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:1693
+# chapters/tensors/blas.md:1697
 def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     """Twenty calls on the same operands, as one program."""
     def program() -> None:
@@ -48,7 +48,7 @@ def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     return program
 
 
-# chapters/tensors/blas.md:1701
+# chapters/tensors/blas.md:1705
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""

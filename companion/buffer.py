@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:d7a6713faad3  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:2cc5a5094970  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/native.md:692
+    # chapters/tensors/native.md:696
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; asked for once."""

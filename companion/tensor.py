@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:ef349ca9fc26  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:773e0bce5ae9  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -785,7 +785,7 @@ class Tensor:
         kept = reduced(self, axes) if keepdim else x.shape[:-1]
         return x.reshape(kept)
 
-    # chapters/tensors/blas.md:1182
+    # chapters/tensors/blas.md:1186
     def matmul(self, other: Any) -> Tensor:
         """self @ other, by NumPy's and PyTorch's rules.
 
@@ -811,7 +811,7 @@ class Tensor:
         last = b.shape[-1:] if b.ndim > 1 else ()
         return c.reshape(stack + a.shape[-2:-1] + last)
 
-    # chapters/tensors/blas.md:1215
+    # chapters/tensors/blas.md:1219
     def __matmul__(self, other: Any) -> Tensor:
         return self.matmul(other)
 
