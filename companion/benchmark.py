@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:004541ab9906
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:916de6dcfc30
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Any
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp
 
-# chapters/tensors/blas.md:1669
 EAGER: dict[str, Callable[..., Any]] = {
     "x + y": lambda x, y, row: x + y,
     "x + row": lambda x, y, row: x + row,
@@ -31,7 +30,6 @@ EAGER: dict[str, Callable[..., Any]] = {
 }
 
 
-# chapters/tensors/blas.md:1690
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -39,7 +37,6 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:1697
 def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     """Twenty calls on the same operands, as one program."""
     def program() -> None:
@@ -48,7 +45,6 @@ def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     return program
 
 
-# chapters/tensors/blas.md:1705
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""
@@ -64,7 +60,6 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1461
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()

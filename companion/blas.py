@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:b01705a87061
+# Tangled from blas: edit there, `make tangle`. sha256:25890aa885ba
 from __future__ import annotations
 
 import ctypes
@@ -32,7 +32,6 @@ from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
 
-# chapters/tensors/blas.md:833
 class Blocking(NamedTuple):
     """How products are cut; a policy for one kind of processor."""
 
@@ -52,16 +51,13 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy, room
     16: (512, 144, 1 << 13, 96, 1024, 1 << 18),
 }
 
-# chapters/tensors/blas.md:861
 MR, MC = 6, 144  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:864
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:868
 def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -74,7 +70,6 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:880
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -86,11 +81,9 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:903
 LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:906
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -105,7 +98,6 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:922
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
@@ -138,7 +130,6 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:958
 def copied(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
@@ -147,13 +138,11 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:970
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
 
 
-# chapters/tensors/blas.md:975
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -166,7 +155,6 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:987
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
@@ -174,7 +162,6 @@ def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
                         room=how.room * 4 // itemsize)
 
 
-# chapters/tensors/blas.md:996
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -200,7 +187,6 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1025
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -211,21 +197,18 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1035
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1041
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1049
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -238,12 +221,10 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1145
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1149
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -255,7 +236,6 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1160
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -263,14 +243,12 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:1541
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:1547
 def peers() -> dict[str, Callable[..., Any] | None]:
     """f(a, b, out) for each library: its product, ready to run."""
     found: dict[str, Callable[..., Any] | None] = {
@@ -286,7 +264,6 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:1562
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -297,13 +274,11 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:1574
 def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
     """Our product, ready to run."""
     return functools.partial(gemm, adopt(out), adopt(a), adopt(b))
 
 
-# chapters/tensors/blas.md:1579
 def prepared(case: tuple[int, int, int],
              library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
     """A library's product of two random matrices, as a function."""
@@ -320,7 +295,6 @@ def prepared(case: tuple[int, int, int],
     return product
 
 
-# chapters/tensors/blas.md:1597
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

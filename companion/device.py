@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:da8ebe8a4ba4  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:9dac87bdc8f9  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:440
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +72,6 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:453
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -92,7 +90,6 @@ KERNELS: dict[Op, Callable[..., None]] = {
 }
 
 
-# chapters/tensors/operations.md:476
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
 
@@ -100,7 +97,6 @@ def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
 KERNELS[CAST] = copy
 
 
-# chapters/tensors/operations.md:488
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
@@ -114,7 +110,6 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-# chapters/tensors/operations.md:501
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -125,11 +120,9 @@ def whole_power(out: np.ndarray, base: np.ndarray,
 
 KERNELS[POW] = power_each
 
-# chapters/tensors/operations.md:559
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
-# chapters/tensors/operations.md:562
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
@@ -143,13 +136,11 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 KERNELS[WHERE] = select
 
 
-# chapters/tensors/operations.md:609
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
-# chapters/tensors/operations.md:614
 def fold(function: np.ufunc,
          kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
     """A reduction whose running values are of the dtype `kept` names."""
@@ -166,7 +157,6 @@ def fold(function: np.ufunc,
 KERNELS[SUM] = fold(np.add, running)
 KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
-# chapters/tensors/operations.md:645
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
     PERMUTE: View.permute,
@@ -176,7 +166,6 @@ MOVE: dict[Op, Callable[[View, Any], View | None]] = {
 }
 
 
-# chapters/tensors/operations.md:654
 @functools.lru_cache(maxsize=4096)
 def moved(op: Op, view: View, arg: Any) -> View | None:
     """The view after a movement; None where only a copy can follow."""
@@ -184,7 +173,6 @@ def moved(op: Op, view: View, arg: Any) -> View | None:
     return MOVE[op](view, arg)
 
 
-# chapters/tensors/operations.md:668
 def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     out.array.fill(0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -195,7 +183,6 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
 KERNELS[PAD] = pad
 
 
-# chapters/tensors/operations.md:685
 def check_index(op: Op, index: Buffer, n: int) -> None:
     values = index.array
     if values.size == 0:
@@ -209,7 +196,6 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -223,7 +209,6 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -232,7 +217,6 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""
@@ -246,11 +230,9 @@ def row_copier() -> Callable[..., int] | None:
     return function
 
 
-# chapters/tensors/operations.md:706
 KERNELS[GATHER] = take_rows
 
 
-# chapters/tensors/operations.md:722
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
@@ -261,7 +243,6 @@ def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
 KERNELS[SCATTER] = scatter
 
 
-# chapters/tensors/operations.md:745
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     try:
@@ -272,12 +253,10 @@ def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
             f"beside it to a wider dtype first") from None
 
 
-# chapters/tensors/operations.md:755
 def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
-# chapters/tensors/operations.md:759
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -285,7 +264,6 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:771
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -293,7 +271,6 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:778
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -302,12 +279,10 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:791
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:795
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive.
 
@@ -335,14 +310,12 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1115
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:849
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -357,7 +330,6 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:889
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -367,12 +339,10 @@ class Device:
         show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:922
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2359
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -383,14 +353,12 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:828
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:864
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -402,14 +370,12 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:899
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1589
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -424,11 +390,9 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2281
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
-# chapters/tensors/operations.md:2284
 def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
@@ -444,11 +408,9 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
     return x0, x1
 
 
-# chapters/tensors/operations.md:2321
 LOW = 0xFFFFFFFF  # the lower half of 64 bits
 
 
-# chapters/tensors/operations.md:2324
 def random(out: Buffer, key: Buffer, _: Any) -> None:
     """24 random bits an element, scaled to [0, 1)."""
     seed, start = [int(v) for v in key.array]
@@ -464,14 +426,11 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
 
 KERNELS[RANDOM] = random
 
-# chapters/tensors/blas.md:1170
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:681
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:684
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -487,7 +446,6 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:702
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -495,7 +453,6 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:709
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -506,7 +463,6 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:719
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -516,11 +472,9 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:733
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:736
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -533,7 +487,6 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:752
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -554,7 +507,6 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:775
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -563,11 +515,9 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:911
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:914
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -586,7 +536,6 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:936
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -595,7 +544,6 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:944
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -612,7 +560,6 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1031
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])
@@ -621,7 +568,6 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1577
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,

@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:3cb8373b8197  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:1571027b4471  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -26,12 +26,10 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/native.md:125
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/native.md:129
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -49,12 +47,10 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/native.md:190
 FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/gradients/cuda.md:135
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
@@ -66,7 +62,6 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/gradients/cuda.md:150
 def complaint(report: str) -> str:
     """Where a compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
@@ -78,7 +73,6 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/native.md:226
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -94,7 +88,6 @@ ARM = platform.machine() in ("aarch64", "arm64")
 LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 
-# chapters/tensors/native.md:241
 def instruction_sets() -> list[str]:
     """The instruction sets that COMPANION_MARCH may name here."""
     has = cpu().split()
@@ -102,7 +95,6 @@ def instruction_sets() -> list[str]:
     return ["native", *(["generic"] if ARM else older)]
 
 
-# chapters/tensors/native.md:252
 def march() -> str:
     """The compiler's flag for $COMPANION_MARCH, or for `native`."""
     told = os.environ.get("COMPANION_MARCH") or "native"
@@ -113,13 +105,11 @@ def march() -> str:
     return f"-m{'cpu' if ARM else 'arch'}={told}"
 
 
-# chapters/tensors/native.md:296
 def digest(data: bytes) -> str:
     """Twenty-four digits that no other data will have."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/native.md:301
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -127,7 +117,6 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/native.md:308
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -137,7 +126,6 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/native.md:329
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     flags = (march(), *FLAGS, *flags)
@@ -157,7 +145,6 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/native.md:348
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -166,12 +153,10 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/native.md:374
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/native.md:378
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -182,14 +167,12 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/native.md:398
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/native.md:404
 def c_type(declaration: str) -> Any:
     """What ctypes passes for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -201,7 +184,6 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/native.md:419
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -212,7 +194,6 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/native.md:429
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -228,14 +209,12 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/native.md:448
 LOADING = threading.Lock()  # of two threads, one compiles
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
 
 
-# chapters/tensors/native.md:454
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     with LOADING:
@@ -247,18 +226,15 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/native.md:490
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/native.md:493
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:409
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
@@ -277,7 +253,6 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:431
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
@@ -286,7 +261,6 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/native.md:523
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -294,7 +268,6 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/native.md:929
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -308,7 +281,6 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/native.md:942
 class Pool:
     """The threads that kernels share."""
 
@@ -322,11 +294,9 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/native.md:957
 POOL = Pool()
 
 
-# chapters/tensors/native.md:960
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
@@ -334,11 +304,9 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/tensors/native.md:1018
 TOLD: dict[str, object] = {}
 
 
-# chapters/tensors/native.md:1021
 def tell(line: str) -> None:
     """One line on stderr, once, whichever thread is the first."""
     me = object()
@@ -346,7 +314,6 @@ def tell(line: str) -> None:
         sys.stderr.write(f"companion: {line}\n")  # in one piece
 
 
-# chapters/tensors/native.md:1028
 def kernel_or_tell(without: str, file: str,
                    *flags: str) -> ctypes.CDLL | None:
     """A kernel and the pool; else None, and what happens without it."""
@@ -357,7 +324,6 @@ def kernel_or_tell(without: str, file: str,
         return None
 
 
-# chapters/gradients/optimizers.md:992
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:6caf9e6b9571
+# Tangled from blas: edit there, `make tangle`. sha256:4a1d61bc0cfe
 from __future__ import annotations
 
 import contextlib
@@ -17,14 +17,12 @@ from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor, rand
 from companion.timing import FORK, MISSING, compare, judged, row_of
 
-# chapters/tensors/blas.md:1753
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
      100, 130])
 STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 
-# chapters/tensors/blas.md:1759
 def matrices(draw, stack, m, n, dtype, writable=False):
     """A Buffer of random values in one of several layouts."""
     layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
@@ -38,7 +36,6 @@ def matrices(draw, stack, m, n, dtype, writable=False):
             "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
 
 
-# chapters/tensors/blas.md:1772
 @st.composite
 def products(draw, dtypes=(np.float32, np.float64)):
     """c, a, b of shapes that fit, in any layouts."""
@@ -49,13 +46,11 @@ def products(draw, dtypes=(np.float32, np.float64)):
             matrices(draw, stack, k, n, dtype))
 
 
-# chapters/tensors/blas.md:1786
 def spread_out(x, stack):
     """A Buffer whose stack is as long as it should be, by stride 0."""
     return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
 
 
-# chapters/tensors/blas.md:1792
 @settings(max_examples=300, deadline=None)
 @given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
        st.sampled_from([1, 2, 3]))
@@ -73,14 +68,12 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     np.testing.assert_array_equal(c, expected)
 
 
-# chapters/tensors/blas.md:1813
 def levels_of_x86():
     """Names of the x86 generations that this processor can run."""
     needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
     return [level for level, flag in needs.items() if flag in cpu().split()]
 
 
-# chapters/tensors/blas.md:1820
 def test_every_width_of_vector():
     a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
     for level in levels_of_x86():
@@ -95,7 +88,6 @@ def test_every_width_of_vector():
             np.testing.assert_array_equal(c, a @ a.T[:, :n])
 
 
-# chapters/tensors/blas.md:1839
 def test_large_products():
     random = np.random.default_rng(0)
     for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000),
@@ -111,7 +103,6 @@ def test_large_products():
             assert error < 1e-6 * k ** 0.5 * 10
 
 
-# chapters/tensors/blas.md:1856
 def multiply(results):
     """What a child of this process does."""
     x = np.eye(100, dtype=np.float32)
@@ -120,7 +111,6 @@ def multiply(results):
     results.put(np.array_equal(c, x))
 
 
-# chapters/tensors/blas.md:1865
 def test_a_forked_process_multiplies():
     results = FORK.SimpleQueue()
     child = FORK.Process(target=multiply, args=(results,))
@@ -129,7 +119,6 @@ def test_a_forked_process_multiplies():
     assert child.exitcode == 0 and results.get()
 
 
-# chapters/tensors/blas.md:1876
 def test_gemm_refuses_what_does_not_fit():
     def ones(*shape, dtype=np.float32):
         return adopt(np.ones(shape, dtype))
@@ -148,7 +137,6 @@ def test_gemm_refuses_what_does_not_fit():
             raise AssertionError(f"gemm made no objection: {message}")
 
 
-# chapters/tensors/blas.md:1897
 def test_integers_are_multiplied_by_whole_numbers():
     for dtype in (np.int32, np.int64):
         a, c = np.array([[3, 4]], dtype), np.array([[10]], dtype)
@@ -163,7 +151,6 @@ def test_integers_are_multiplied_by_whole_numbers():
         assert c.item() == -20
 
 
-# chapters/tensors/blas.md:1916
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
        st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
@@ -176,7 +163,6 @@ def test_operator_follows_numpy(left, right, kind):
     assert result.numpy().dtype == a.dtype
 
 
-# chapters/tensors/blas.md:1929
 def test_operands_that_do_not_fit():
     for a, b, message in (
             (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
@@ -189,7 +175,6 @@ def test_operands_that_do_not_fit():
             raise AssertionError(f"{a.shape} @ {b} went through")
 
 
-# chapters/tensors/blas.md:1943
 @contextlib.contextmanager
 def no_compiler():
     """No compiler for a while, and nothing remembered of before."""
@@ -204,7 +189,6 @@ def no_compiler():
         function.cache_clear()
 
 
-# chapters/tensors/blas.md:1960
 def test_without_a_compiler():
     with no_compiler() as said:
         x = rand(3, 4)
@@ -222,7 +206,6 @@ def test_without_a_compiler():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/blas.md:1982
 def test_rows_of_a_bench():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "ratio": 0.5, "spread": 0.02, "limit_fraction": None,
@@ -233,7 +216,6 @@ def test_rows_of_a_bench():
     assert "numpy: it is not installed" in row_of(row | MISSING)
 
 
-# chapters/tensors/blas.md:1993
 def test_what_cannot_be_trusted_is_refused():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "peer": 1.0, "ratio": 0.67, "spread": 0.02,
@@ -246,7 +228,6 @@ def test_what_cannot_be_trusted_is_refused():
         assert found["ratio"] is None and reason in row_of(found)
 
 
-# chapters/tensors/blas.md:2008
 def test_rivals_run_apart_and_agree():
     def setup(value):
         return lambda: lambda: (os.getpid() != parent, value)
@@ -263,7 +244,6 @@ def test_rivals_run_apart_and_agree():
         raise AssertionError("a program that ended was timed")
 
 
-# chapters/tensors/blas.md:2025
 def test_small_calls_are_measured():
     for case, run in list(EAGER.items())[:2]:
         found = calls(run, rounds=2)

@@ -1,4 +1,4 @@
-# Tangled from native: edit there, `make tangle`. sha256:c638b16dfa7e
+# Tangled from native: edit there, `make tangle`. sha256:0960acc15bcb
 from __future__ import annotations
 
 import contextlib
@@ -28,7 +28,6 @@ from companion.native import (
 )
 
 
-# chapters/tensors/native.md:1065
 def test_pointers_take_what_fits():
     library = load("double half(const double *x, long i) { return x[i]/2; }")
     x = np.array([1.0, 3.0])
@@ -46,7 +45,6 @@ def test_pointers_take_what_fits():
             raise AssertionError(f"half took {wrong!r}")
 
 
-# chapters/tensors/native.md:1086
 @contextlib.contextmanager
 def environment(**variables):
     """Other variables for a while, and another compiler perhaps."""
@@ -56,7 +54,6 @@ def environment(**variables):
     compiler.cache_clear()
 
 
-# chapters/tensors/native.md:1096
 def test_damaged_library_is_rebuilt():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -69,7 +66,6 @@ def test_damaged_library_is_rebuilt():
         assert len(list(Path(folder).iterdir())) == 1
 
 
-# chapters/tensors/native.md:1112
 TASKS = """
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
@@ -80,7 +76,6 @@ void squares(long n, long *out, pool *parallel, long threads) {
 """
 
 
-# chapters/tensors/native.md:1124
 def compile_and_share(folder, results):
     """What each process of the crowd does."""
     with environment(COMPANION_CACHE=folder):
@@ -89,7 +84,6 @@ def compile_and_share(folder, results):
         results.put(out.tolist())
 
 
-# chapters/tensors/native.md:1133
 def test_many_processes_compile_at_once():
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +100,6 @@ def test_many_processes_compile_at_once():
         assert not [p for p in Path(folder).iterdir() if p.is_dir()]
 
 
-# chapters/tensors/native.md:1152
 def test_killed_compilations_are_swept_away():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -119,7 +112,6 @@ def test_killed_compilations_are_swept_away():
         assert busy.exists() and not left.exists()
 
 
-# chapters/tensors/native.md:1165
 def test_a_name_depends_on_all_that_matters():
     source, flags = "int six(void) { return 6; }", ["-O2"]
     name = key(source, flags)
@@ -129,7 +121,6 @@ def test_a_name_depends_on_all_that_matters():
         assert key(source, flags) != name
 
 
-# chapters/tensors/native.md:1177
 def test_instruction_set_from_the_environment():
     source = """int wide(void) {
     #ifdef __AVX2__
@@ -149,7 +140,6 @@ def test_instruction_set_from_the_environment():
             raise AssertionError("COMPANION_MARCH=x87 was accepted")
 
 
-# chapters/tensors/native.md:1201
 def test_errors_name_the_line():
     try:
         load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
@@ -159,7 +149,6 @@ def test_errors_name_the_line():
         raise AssertionError("an unknown name was compiled")
 
 
-# chapters/tensors/native.md:1211
 def test_a_missing_compiler_is_told_once():
     assert POOL.address
     with (environment(PATH="", CC=""), mock.patch.dict(TOLD, clear=True),
@@ -171,7 +160,6 @@ def test_a_missing_compiler_is_told_once():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/native.md:1225
 def test_threads_from_the_environment():
     with environment(COMPANION_THREADS="3"):
         assert available() == 3
@@ -184,7 +172,6 @@ def test_threads_from_the_environment():
             raise AssertionError("COMPANION_THREADS=many was accepted")
 
 
-# chapters/tensors/native.md:1242
 def test_every_task_runs_once():
     squares = load(TASKS).squares
     for n in (0, 1, 2, 1000):
@@ -194,7 +181,6 @@ def test_every_task_runs_once():
             assert out.tolist() == [i * i for i in range(n)]
 
 
-# chapters/tensors/native.md:1252
 def test_every_memory_has_an_address():
     locked = np.ones(3)
     locked.flags.writeable = False
