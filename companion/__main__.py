@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:5d46cb08abbb  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:37eda8e289c7  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -12,13 +12,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from companion import __version__
-
-COMMANDS = {
-    "tangle": "companion.literate.tangle",
-    "stage": "companion.literate.stage",
-    "notebook": "companion.literate.notebook",
-    "lint": "companion.literate.lint",
-}
 
 
 def main(argv: list[str]) -> int:
@@ -65,6 +58,18 @@ def version() -> str:
     return f"companion {__version__}"
 
 
+COMMANDS = {
+    "tangle": "companion.literate.tangle",
+    "stage": "companion.literate.stage",
+    "notebook": "companion.literate.notebook",
+    "lint": "companion.literate.lint",
+    "execute": "companion.literate.execute",
+    "serve": "companion.literate.serve",
+    "bench": "companion.timing",
+    "milestone": "companion.milestones.report",
+}
+
+
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -74,13 +79,6 @@ def purpose(module: str) -> str:
 
 
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
-
-COMMANDS["execute"] = "companion.literate.execute"
-COMMANDS["serve"] = "companion.literate.serve"
-
-COMMANDS["bench"] = "companion.timing"
-
-COMMANDS["milestone"] = "companion.milestones.report"
 
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:3c062aad4702
+# Tangled from autograd: edit there, `make tangle`. sha256:2832df131747
 from __future__ import annotations
 
 import math
@@ -91,7 +91,7 @@ def no_grad() -> AbstractContextManager[None]:
 
 
 Rule = Callable[..., Any]
-GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
+
 NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
@@ -136,32 +136,6 @@ def check_born(x: Any) -> None:
 
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
-GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
-GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
-GRADIENT[SQRT] = (lambda g, y, x, _: g * 0.5 / y,)
-GRADIENT[ERF] = (
-    lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
-GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
-
-GRADIENT[ADD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: g)
-GRADIENT[SUB] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g)
-GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
-                 lambda g, y, a, b, _: g * a)
-GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
-                 lambda g, y, a, b, _: -g * y / b)
-GRADIENT[MOD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g * (a // b))
-GRADIENT[WHERE] = (None,
-                   lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
-                   lambda g, y, c, a, b, _: g.masked_fill(c, 0))
-GRADIENT[LESS] = (None, None)
-GRADIENT[EQUAL] = (None, None)
-GRADIENT[IDIV] = (None, None)
-GRADIENT[AND] = (None, None)
-
 
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
@@ -172,10 +146,6 @@ def slope_of_base(x: Any, y: Any) -> Any:
 def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
-
-
-GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
-                 lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
 
 
 def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
@@ -192,11 +162,6 @@ def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
 
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
-
-
-GRADIENT[MAXIMUM] = (
-    lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
-    lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1)))
 
 
 def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
@@ -226,39 +191,68 @@ def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-GRADIENT[RESHAPE] = (
-    lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
-GRADIENT[PERMUTE] = (
-    lambda g, y, x, order: g.apply(
-        PERMUTE, g, arg=inverse_permutation(order)),)
-GRADIENT[FLIP] = (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),)
-GRADIENT[EXPAND] = (
-    lambda g, y, x, shape: g.apply(
-        SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),)
-GRADIENT[PAD] = (
-    lambda g, y, x, margins: g.apply(
-        SHRINK, g, arg=pad_to_shrink(x, margins)),)
-GRADIENT[SHRINK] = (
-    lambda g, y, x, ranges: g.apply(PAD, g, arg=shrink_to_pad(x, ranges)),)
-
-
 def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
     return hits * (g / hits.sum(axes, keepdim=True))
 
 
-GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
-GRADIENT[MAX] = (lambda g, y, x, axes: split_ties(g, y, x, axes),)
-
-GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
-                    lambda g, y, a, b, _: (g.mT @ a).mT)
-GRADIENT[GATHER] = (
-    lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
-    None)
-GRADIENT[SCATTER] = (
-    lambda g, y, x, at, _: g.apply(GATHER, g, at),
-    None)
+GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
+    EXP: (lambda g, y, x, _: g * y,),
+    LOG: (lambda g, y, x, _: g / x,),
+    SIN: (lambda g, y, x, _: g * x.cos(),),
+    SQRT: (lambda g, y, x, _: g * 0.5 / y,),
+    ERF: (
+        lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,),
+    CAST: (lambda g, y, x, _: g.cast(x.dtype),),
+    ADD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: g),
+    SUB: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g),
+    MUL: (lambda g, y, a, b, _: g * b,
+          lambda g, y, a, b, _: g * a),
+    DIV: (lambda g, y, a, b, _: g / b,
+          lambda g, y, a, b, _: -g * y / b),
+    MOD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g * (a // b)),
+    WHERE: (None,
+            lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
+            lambda g, y, c, a, b, _: g.masked_fill(c, 0)),
+    LESS: (None, None),
+    EQUAL: (None, None),
+    IDIV: (None, None),
+    AND: (None, None),
+    POW: (lambda g, p, x, y, _: g * slope_of_base(x, y),
+          lambda g, p, x, y, _: g * slope_of_exponent(p, x, y)),
+    MAXIMUM: (
+        lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
+        lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1))),
+    RESHAPE: (
+        lambda g, y, x, shape: g.reshape(x.shape).to(x.device),),
+    PERMUTE: (
+        lambda g, y, x, order: g.apply(
+            PERMUTE, g, arg=inverse_permutation(order)),),
+    FLIP: (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),),
+    EXPAND: (
+        lambda g, y, x, shape: g.apply(
+            SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),),
+    PAD: (
+        lambda g, y, x, margins: g.apply(
+            SHRINK, g, arg=pad_to_shrink(x, margins)),),
+    SHRINK: (
+        lambda g, y, x, ranges: g.apply(
+            PAD, g, arg=shrink_to_pad(x, ranges)),),
+    SUM: (lambda g, y, x, axes: g.broadcast(x.shape),),
+    MAX: (lambda g, y, x, axes: split_ties(g, y, x, axes),),
+    MATMUL: (lambda g, y, a, b, _: g @ b.mT,
+             lambda g, y, a, b, _: (g.mT @ a).mT),
+    GATHER: (
+        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        None),
+    SCATTER: (
+        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        None),
+}
 
 
 def lineage(root: Any) -> list[tuple[Any, Record]]:

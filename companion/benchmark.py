@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:916de6dcfc30
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:73d05ab2541b
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -11,23 +11,6 @@ from typing import Any
 
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp
-
-EAGER: dict[str, Callable[..., Any]] = {
-    "x + y": lambda x, y, row: x + y,
-    "x + row": lambda x, y, row: x + row,
-    "x - y": lambda x, y, row: x - y,
-    "x / y": lambda x, y, row: x / y,
-    "x * 2.0": lambda x, y, row: x * 2.0,
-    "x > 0": lambda x, y, row: x > 0,
-    "x.exp()": lambda x, y, row: x.exp(),
-    "x.sum()": lambda x, y, row: x.sum(),
-    "x @ y": lambda x, y, row: x @ y,
-    "x.T": lambda x, y, row: x.T,
-    "x.reshape(16, 64)": lambda x, y, row: x.reshape(16, 64),
-    "x[3]": lambda x, y, row: x[3],
-    "x[1:9, ::2]": lambda x, y, row: x[1:9, ::2],
-    "x[[3, 1, 3]]": lambda x, y, row: x[[3, 1, 3]],
-}
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:
@@ -66,6 +49,22 @@ def there_and_back(x: Any, y: Any, row: Any) -> None:
     (x @ y + row).relu().sum().backward()
 
 
-EAGER["x + y, recorded"] = lambda x, y, row: (
-    x.detach().requires_grad_() + y)
-EAGER["chain and back"] = there_and_back
+EAGER: dict[str, Callable[..., Any]] = {
+    "x + y": lambda x, y, row: x + y,
+    "x + row": lambda x, y, row: x + row,
+    "x - y": lambda x, y, row: x - y,
+    "x / y": lambda x, y, row: x / y,
+    "x * 2.0": lambda x, y, row: x * 2.0,
+    "x > 0": lambda x, y, row: x > 0,
+    "x.exp()": lambda x, y, row: x.exp(),
+    "x.sum()": lambda x, y, row: x.sum(),
+    "x @ y": lambda x, y, row: x @ y,
+    "x.T": lambda x, y, row: x.T,
+    "x.reshape(16, 64)": lambda x, y, row: x.reshape(16, 64),
+    "x[3]": lambda x, y, row: x[3],
+    "x[1:9, ::2]": lambda x, y, row: x[1:9, ::2],
+    "x[[3, 1, 3]]": lambda x, y, row: x[[3, 1, 3]],
+    "x + y, recorded": lambda x, y, row: (
+        x.detach().requires_grad_() + y),
+    "chain and back": there_and_back,
+}

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:9dac87bdc8f9  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:c9155bbc7593  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -72,29 +72,8 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-KERNELS: dict[Op, Callable[..., None]] = {
-    EXP: ufunc(np.exp),
-    LOG: ufunc(np.log),
-    SIN: ufunc(np.sin),
-    SQRT: ufunc(np.sqrt),
-    ADD: ufunc(np.add),
-    SUB: ufunc(np.subtract),
-    MUL: ufunc(np.multiply),
-    DIV: ufunc(np.divide),
-    MAXIMUM: ufunc(np.maximum),
-    LESS: ufunc(np.less),
-    EQUAL: ufunc(np.equal),
-    IDIV: ufunc(np.floor_divide),
-    MOD: ufunc(np.remainder),
-    AND: ufunc(np.bitwise_and),
-}
-
-
 def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
     np.copyto(out.array, x.array, casting="unsafe")
-
-
-KERNELS[CAST] = copy
 
 
 def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -118,8 +97,6 @@ def whole_power(out: np.ndarray, base: np.ndarray,
     np.copyto(out, 0, where=lost)
 
 
-KERNELS[POW] = power_each
-
 BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 
 
@@ -131,9 +108,6 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
     np.bitwise_xor(this, other, out=new)
     np.multiply(new, condition.array, out=new)
     np.bitwise_xor(new, other, out=new)
-
-
-KERNELS[WHERE] = select
 
 
 def running(dtype: DType) -> np.dtype:
@@ -153,9 +127,6 @@ def fold(function: np.ufunc,
             np.copyto(out.array, result, casting="unsafe")
     return kernel
 
-
-KERNELS[SUM] = fold(np.add, running)
-KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
 
 MOVE: dict[Op, Callable[[View, Any], View | None]] = {
     RESHAPE: View.reshape,
@@ -178,9 +149,6 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     inner = tuple([(before, n - after, step) for n, (before, after, step)
                    in zip(out.shape, margins)])
     copy(out.moved(out.view.shrink(inner)), x)
-
-
-KERNELS[PAD] = pad
 
 
 def check_index(op: Op, index: Buffer, n: int) -> None:
@@ -209,38 +177,11 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
-    """Whether the compiled `rows` has copied x[at] to `out`."""
-    rows, n = row_copier(), at.view.size
-    return rows is not None and n == rows(
-        x.address, at.address, out.address, out.array.nbytes // n, n,
-        x.shape[0], POOL.threads, POOL.address)
-
-
-@functools.cache
-def row_copier() -> Callable[..., int] | None:
-    """The compiled `rows`; None without a C compiler."""
-    library = kernel_or_tell("rows are copied by NumPy, on one processor",
-                             "kernels/rows.c")
-    if library is None:
-        return None
-    function = library.rows
-    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
-    function.argtypes = [address] * 3 + [number] * 4 + [address]
-    return function
-
-
-KERNELS[GATHER] = take_rows
-
-
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
     np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
     np.copyto(out.array, sums, casting="unsafe")
-
-
-KERNELS[SCATTER] = scatter
 
 
 def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
@@ -260,6 +201,88 @@ def iota(out: Buffer, n: int) -> None:
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
+
+def random(out: Buffer, key: Buffer, _: Any) -> None:
+    """24 random bits an element, scaled to [0, 1)."""
+    seed, start = [int(v) for v in key.array]
+    n = out.view.size
+    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
+    words = threefry((seed & LOW, seed >> 32 & LOW),
+                     (counter & np.uint64(LOW)).astype(np.uint32),
+                     (counter >> np.uint64(32)).astype(np.uint32))
+    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
+    flat = out.moved(View.dense((n,)))
+    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
+
+
+LOW = 0xFFFFFFFF  # the lower half of 64 bits
+
+
+def threefry(key: tuple[int, int], x0: np.ndarray,
+             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
+    k = [np.uint32(key[0]), np.uint32(key[1])]
+    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
+    x0, x1 = x0 + k[0], x1 + k[1]
+    for block in range(5):
+        for r in ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
+        x0 = x0 + k[(block + 1) % 3]
+        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
+    return x0, x1
+
+
+def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
+    """Whether the compiled `rows` has copied x[at] to `out`."""
+    rows, n = row_copier(), at.view.size
+    return rows is not None and n == rows(
+        x.address, at.address, out.address, out.array.nbytes // n, n,
+        x.shape[0], POOL.threads, POOL.address)
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+@functools.cache
+def row_copier() -> Callable[..., int] | None:
+    """The compiled `rows`; None without a C compiler."""
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
+        return None
+    function = library.rows
+    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
+    function.argtypes = [address] * 3 + [number] * 4 + [address]
+    return function
+
+
+KERNELS: dict[Op, Callable[..., None]] = {
+    EXP: ufunc(np.exp),
+    LOG: ufunc(np.log),
+    SIN: ufunc(np.sin),
+    SQRT: ufunc(np.sqrt),
+    ADD: ufunc(np.add),
+    SUB: ufunc(np.subtract),
+    MUL: ufunc(np.multiply),
+    DIV: ufunc(np.divide),
+    MAXIMUM: ufunc(np.maximum),
+    LESS: ufunc(np.less),
+    EQUAL: ufunc(np.equal),
+    IDIV: ufunc(np.floor_divide),
+    MOD: ufunc(np.remainder),
+    AND: ufunc(np.bitwise_and),
+    CAST: copy,
+    POW: power_each,
+    WHERE: select,
+    SUM: fold(np.add, running),
+    MAX: fold(np.maximum, lambda dtype: dtype.numpy),
+    PAD: pad,
+    GATHER: take_rows,
+    SCATTER: scatter,
+    RANDOM: random,
+    MATMUL: matmul,
+}
 
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
@@ -389,44 +412,6 @@ def named(device: Device | str) -> Device:
             DEVICES[device] = made
     return DEVICES[device]
 
-
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-def threefry(key: tuple[int, int], x0: np.ndarray,
-             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
-    k = [np.uint32(key[0]), np.uint32(key[1])]
-    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
-    x0, x1 = x0 + k[0], x1 + k[1]
-    for block in range(5):
-        for r in ROTATIONS[block % 2]:
-            x0 = x0 + x1
-            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
-        x0 = x0 + k[(block + 1) % 3]
-        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
-    return x0, x1
-
-
-LOW = 0xFFFFFFFF  # the lower half of 64 bits
-
-
-def random(out: Buffer, key: Buffer, _: Any) -> None:
-    """24 random bits an element, scaled to [0, 1)."""
-    seed, start = [int(v) for v in key.array]
-    n = out.view.size
-    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
-    words = threefry((seed & LOW, seed >> 32 & LOW),
-                     (counter & np.uint64(LOW)).astype(np.uint32),
-                     (counter >> np.uint64(32)).astype(np.uint32))
-    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
-    flat = out.moved(View.dense((n,)))
-    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
-
-
-KERNELS[RANDOM] = random
-
-KERNELS[MATMUL] = matmul
 
 WALK = struct.Struct("9qP")
 

@@ -117,8 +117,42 @@ def test_functions_classes_and_entries_are_replaced(tmp_path):
     second = code("class C:\n    y = 2\n\n\ndef f(): return 2\nT[A] = 3\n",
                   replaces="C, f, T[A]")
     assert bare(grown(tmp_path, first, second)) == (
-        "T = {}\nA = 1\nT[A] = 3\ndef f(): return 2\n"
-        "class C:\n    y = 2")
+        "A = 1\ndef f(): return 2\nclass C:\n    y = 2\n"
+        "T = {\n    A: 3,\n}")
+
+
+def test_a_table_is_printed_whole(tmp_path):
+    table = code("T = {\n    1: 2,\n}\nU = {}\nB = len(U)")
+    aligned = code('# why\nT["ä"] = (f,\n          3)  # so\n'
+                   "U[0] = [\n    g(),\n]")
+    late = code("def f(): ...\n\n\ndef g(): ...")
+    assert bare(grown(tmp_path, table, late, aligned)) == (
+        "def g(): ...\n"
+        "U = {\n    0: [\n        g(),\n    ],\n}\nB = len(U)\ndef f(): ...\n"
+        'T = {\n    1: 2,\n    # why\n    "ä": (f,\n          3),  # so\n}')
+
+
+def test_an_entry_stays_where_its_table_cannot_take_it(tmp_path):
+    cells = (
+        code("T = {1: 2}\nT[2] = 3"),  # no room before the brace
+        code("U = dict(a=1)\nU[2] = 3"),
+        code("V = {}\nV[1] = 0\nV |= {1: 1}\nV[2] = 2"),
+        code('W = {}\nW[1] = """\n"""'),
+        code("X = {}\nX[1], X[2] = 3, 4"),
+    )
+    assert bare(grown(tmp_path, *cells)) == (
+        "T = {1: 2}\nT[2] = 3\nU = dict(a=1)\nU[2] = 3\n"
+        "V = {\n    1: 0,\n}\nV |= {1: 1}\nV[2] = 2\n"
+        'W = {}\nW[1] = """\n"""\nX = {}\nX[1], X[2] = 3, 4')
+
+
+def test_an_entry_of_a_table_is_replaced(tmp_path):
+    first = code("T = {}\nT[1] = 1\nT[2] = 2")
+    second = code("T[1] = 3", replaces="T[1]")
+    assert bare(grown(tmp_path, first, second)) == (
+        "T = {\n    1: 3,\n    2: 2,\n}")
+    assert "T[1] is already defined at chapters/a.md:9" in complaint(
+        tmp_path, first, code("T[1] = 3"))
 
 
 def test_what_runs_at_import_finds_what_it_needs(tmp_path):
@@ -132,7 +166,7 @@ def test_what_runs_at_import_finds_what_it_needs(tmp_path):
 def test_the_program_block_stays_last(tmp_path):
     run = code('if __name__ == "__main__":\n    print(C)')
     text = grown(tmp_path, code("C = {}"), run, code("C[1] = 2"))
-    assert text.index("C[1]") < text.index("if __name__")
+    assert text.index("1: 2") < text.index("if __name__")
 
 
 def test_accessors_and_overloads_may_repeat_a_name(tmp_path):
@@ -556,7 +590,7 @@ def test_a_file_edited_by_hand_is_kept(tmp_path):
     assert told(tmp_path) == message
     assert file.read_text() == edited
     assert run(tmp_path, "--force").returncode == 0
-    assert run(tmp_path, "--check").stdout == "1 files as tangled\n"
+    assert run(tmp_path, "--check").stdout == "2 files as tangled\n"
 
 
 def test_check_names_each_kind_of_difference(tmp_path):

@@ -1,9 +1,9 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:639a3acce077
+# Tangled from tangle: edit there, `make tangle`. sha256:8b54440bc7e1
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -22,11 +22,12 @@ class Piece:
     text: list[str]
     names: list[str]
     body: list["Piece"] = field(default_factory=list)
+    tail: list[str] = field(default_factory=list)  # what closes the body
 
     @property
     def last(self) -> int:
         """The last of the cell's lines that belong to it."""
-        end = self.first + len(self.text) - 1
+        end = self.first + len(self.text) + len(self.tail) - 1
         return max([end, *(piece.last for piece in self.body)])
 
     @property
@@ -172,6 +173,55 @@ def without_decorator(piece: Piece) -> Piece:
     return piece
 
 
+def open_table(piece: Piece) -> bool:
+    """Make room before a table's last brace; whether there is any."""
+    *head, end = piece.text
+    if isinstance(getattr(piece.node, "value", None), ast.Dict):
+        if end == "}" and head[-1].endswith(","):
+            piece.text, piece.tail = head, [end]
+        elif end.endswith(" = {}"):
+            piece.text, piece.tail = [*head, end[:-1]], ["}"]
+    return bool(piece.tail)
+
+
+def is_entry(piece: Piece) -> bool:
+    """Whether a statement sets one entry of a table, and may be moved."""
+    node = piece.node
+    if not isinstance(node, ast.Assign) or len(piece.names) != 1:
+        return False
+    strings = (x for x in ast.walk(node) if isinstance(x, ast.Constant))
+    return (isinstance(node.targets[0], ast.Subscript)
+            and all(x.lineno == x.end_lineno for x in strings))
+
+
+def as_entry(piece: Piece) -> Piece:
+    """`TABLE[key] = value` as `key: value,`, a line of the table's."""
+    node, lines = piece.node, [*piece.text]
+    target, at = node.targets[0], node.lineno - piece.first
+    end = node.end_lineno - piece.first
+    stop = column(lines[end], node.end_col_offset)
+    lines[end] = lines[end][:stop] + "," + lines[end][stop:]
+    key = ast.get_source_segment(piece.cell.source, target.slice)
+    equals = column(lines[at], target.end_col_offset) + len(" = ")
+    value = lines[at][equals:]
+    hangs = value.endswith(("(", "[", "{"))
+    by = 4 if hangs else len(f"    {key}: ") - equals
+    lines = [shifted(line, by if at < n <= end else 4)
+             for n, line in enumerate(lines)]
+    lines[at] = f"    {key}: {value}"
+    return replace(piece, text=lines)
+
+
+def column(line: str, offset: int) -> int:
+    """Python's parser counts bytes, a text has characters."""
+    return len(line.encode()[:offset].decode())
+
+
+def shifted(line: str, by: int) -> str:
+    """A line, moved to the right or to the left."""
+    return (" " * by + line if by > 0 else line[-by:]).rstrip()
+
+
 class Layout:
     """Writes pieces one below the other and says where they came from."""
 
@@ -214,12 +264,15 @@ class Layout:
             self.lines.append(text)
             self.origins[len(self.lines)] = (piece, piece.first + n)
         self.add(piece.body, depth + 1)
+        for text in piece.tail:
+            self.lines.append(text)
+            self.origins[len(self.lines)] = (piece, piece.node.end_lineno)
         self.spans[id(piece)] = (begin, len(self.lines))
 
 
 def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     """How many blank lines stand between two pieces."""
-    if previous is None:
+    if previous is None or (depth and is_entry(piece)):
         return 0
     widest = 1 if depth else 2
     if previous.block or piece.block:

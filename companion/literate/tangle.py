@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:16539301e82e
+# Tangled from tangle: edit there, `make tangle`. sha256:a4a8e7a8a8dc
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -29,7 +29,10 @@ from companion.literate.pieces import (
     Layout,
     Piece,
     alone,
+    as_entry,
     decorated,
+    is_entry,
+    open_table,
     parse,
     pieces,
     table_entries,
@@ -248,6 +251,7 @@ class Tangler:
 
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
+        table = self.table(module, piece)
         if decorated(piece, "extend"):
             self.extend(module, piece)
         elif piece.docstring and not (module.body or module.doc):
@@ -255,6 +259,8 @@ class Tangler:
             module.doc = piece.text
         elif decorated(piece, "test"):
             self.put(module, module.body, without_decorator(piece))
+        elif table:
+            self.put_entry(module, table, piece)
         else:
             self.put(module, module.body, piece)
 
@@ -273,6 +279,25 @@ class Tangler:
             body.clear()
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
+
+    def table(self, module: Module, piece: Piece) -> Piece | None:
+        """The table of this module that an entry can be printed in."""
+        if not is_entry(piece):
+            return None
+        name = ast.unparse(piece.node.targets[0].value)
+        entry = self.index.get(name, {}).get(module.file)
+        changed = any(ast.unparse(other.node.target) == name
+                      for other in module.body
+                      if isinstance(other.node, ast.AugAssign))
+        if entry and not changed and open_table(entry.piece):
+            return entry.piece
+        return None
+
+    def put_entry(self, module: Module, table: Piece, piece: Piece) -> None:
+        """Print an entry in its table, and the table here."""
+        module.body.remove(table)
+        module.body.append(table)
+        self.put(module, table.body, as_entry(piece))
 
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
@@ -693,8 +718,8 @@ def installed() -> Chapter:
     cells = []
     for n, path in enumerate(sorted(files)):
         file = path.relative_to(package).as_posix()
-        text = re.sub(r"(?m)^# Tangled .*\n|^\w+\[.*\] = .*\n", "",
-                      path.read_text())
+        text = re.sub(r'(?m)^# Tangled .*\n|^    "\w+": "companion\.'
+                      r'(?!literate).*\n', "", path.read_text())
         cells.append(Cell("tools", f"companion/{file}", n, 1, text,
                           ("tangle",), file=file))
     return Chapter("tools", "companion", "", front, "", tuple(cells))
