@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:eb57a51dc9ab
+# Tangled from blas: edit there, `make tangle`. sha256:25890aa885ba
 from __future__ import annotations
 
 import ctypes
@@ -27,7 +27,7 @@ from companion.dtype import (
     int64,
     uint8,
 )
-from companion.native import POOL, CompileError, kernel
+from companion.native import POOL, kernel_or_tell
 from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
@@ -141,26 +141,6 @@ def copied(a: View, n: int, how: Blocking) -> bool:
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
-
-
-TOLD: dict[str, object] = {}
-
-
-def tell(line: str) -> None:
-    """One line on stderr, once, whichever thread is the first."""
-    me = object()
-    if TOLD.setdefault(line, me) is me:
-        sys.stderr.write(f"companion: {line}\n")  # in one piece
-
-
-def kernel_or_tell(without: str, file: str,
-                   *flags: str) -> ctypes.CDLL | None:
-    """A kernel and the pool; else None, and what happens without it."""
-    try:
-        return kernel(file, *flags) if POOL.address else None
-    except (CompileError, OSError) as error:
-        tell(f"{without}: {error}")
-        return None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:38bf22841c70  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:38bf22841c70  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations

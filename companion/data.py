@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:2bf32429321e
+# Tangled from data: edit there, `make tangle`. sha256:ffc1bc41d329
 from __future__ import annotations
 
 import contextlib
@@ -30,10 +30,9 @@ from urllib.request import Request, urlopen
 import numpy as np
 from tqdm import tqdm
 
-from companion.blas import tell
 from companion.device import LOW, threefry
 from companion.dtype import float32, uint8
-from companion.native import cache
+from companion.native import cache, tell
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 

@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:88f674614533  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:1571027b4471  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -106,6 +106,7 @@ def march() -> str:
 
 
 def digest(data: bytes) -> str:
+    """Twenty-four digits that no other data will have."""
     return hashlib.sha256(data).hexdigest()[:24]
 
 
@@ -125,14 +126,6 @@ def cache() -> Path:
     return folder
 
 
-def sweep(hours: float = 1.0) -> None:
-    """Remove what killed compilations have left in the cache."""
-    for folder in cache().glob("making-*"):
-        with contextlib.suppress(OSError):
-            if time() - folder.stat().st_mtime > 3600 * hours:
-                shutil.rmtree(folder)
-
-
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     flags = (march(), *FLAGS, *flags)
@@ -150,6 +143,14 @@ def build(source: str, *flags: str) -> Path:
         compile_c(source, flags, made)
         name = f"{name}-{digest(made.read_bytes())}.so"
         return made.replace(cache() / name)
+
+
+def sweep(hours: float = 1.0) -> None:
+    """Remove what killed compilations have left in the cache."""
+    for folder in cache().glob("making-*"):
+        with contextlib.suppress(OSError):
+            if time() - folder.stat().st_mtime > 3600 * hours:
+                shutil.rmtree(folder)
 
 
 FUNCTION = re.compile(
@@ -301,6 +302,26 @@ def set_threads(threads: int) -> None:
     if not isinstance(threads, int) or threads < 1:
         raise ValueError(f"set_threads: expected 1 or more, got {threads!r}")
     POOL.threads = threads
+
+
+TOLD: dict[str, object] = {}
+
+
+def tell(line: str) -> None:
+    """One line on stderr, once, whichever thread is the first."""
+    me = object()
+    if TOLD.setdefault(line, me) is me:
+        sys.stderr.write(f"companion: {line}\n")  # in one piece
+
+
+def kernel_or_tell(without: str, file: str,
+                   *flags: str) -> ctypes.CDLL | None:
+    """A kernel and the pool; else None, and what happens without it."""
+    try:
+        return kernel(file, *flags) if POOL.address else None
+    except (CompileError, OSError) as error:
+        tell(f"{without}: {error}")
+        return None
 
 
 def keep_freed(most: int) -> bool:

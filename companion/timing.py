@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:041148bdeba8  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ae4ed5334e6d  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -131,6 +131,14 @@ class Comparison(NamedTuple):
     spread: float
 
 
+def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
+    """Both in turn; the first of the pairs warms up and is left out."""
+    pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
+    low, middle, high = quantiles([p / o for o, p in pairs], n=4)
+    a, b = zip(*pairs)
+    return Comparison(min(a), min(b), middle, high - low)
+
+
 def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             agree: Callable[[Any, Any], None] | None = None) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time.
@@ -149,14 +157,6 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
     finally:
         for rival in rivals:
             rival.end()
-
-
-def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
-    """Both in turn; the first of the pairs warms up and is left out."""
-    pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
-    low, middle, high = quantiles([p / o for o, p in pairs], n=4)
-    a, b = zip(*pairs)
-    return Comparison(min(a), min(b), middle, high - low)
 
 
 def steadiest(attempt: Callable[[], Comparison],

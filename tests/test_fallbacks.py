@@ -39,7 +39,7 @@ def nothing_loads(request, monkeypatch):
     """A machine that lets no compiled code in, or has no compiler."""
     loaders = blas.product, device.loop, device.folder, device.row_copier
     expected = {name: work() for name, work in WORK.items()}
-    monkeypatch.setattr(blas, "TOLD", {})
+    monkeypatch.setattr(native, "TOLD", {})
     if request.param is refuse:
         monkeypatch.setattr(ctypes, "CDLL", refuse)
     monkeypatch.setattr(native, "build", request.param)

@@ -15,7 +15,6 @@ from companion import (
     Generator,
     Linear,
     Tensor,
-    blas,
     manual_seed,
     native,
     no_grad,
@@ -68,8 +67,8 @@ def test_no_number_is_drawn_twice(draw, make):
 
 
 def test_a_line_is_told_once(capsys, monkeypatch):
-    monkeypatch.setattr(blas, "TOLD", {})
-    together(lambda i: [blas.tell(f"line {n}") for n in range(200)])
+    monkeypatch.setattr(native, "TOLD", {})
+    together(lambda i: [native.tell(f"line {n}") for n in range(200)])
     lines = capsys.readouterr().err.splitlines()
     assert sorted(lines) == sorted(f"companion: line {n}"
                                    for n in range(200))

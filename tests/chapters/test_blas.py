@@ -1,35 +1,21 @@
-# Tangled from blas: edit there, `make tangle`. sha256:82ba16dbbceb
+# Tangled from blas: edit there, `make tangle`. sha256:4a1d61bc0cfe
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import io
-import multiprocessing
 import os
-import tempfile
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from companion.benchmark import EAGER, calls
-from companion.blas import TOLD, blocking, gemm, plan, product
-from companion.buffer import Storage, adopt
-from companion.dtype import bfloat16
-from companion.native import (
-    POOL,
-    CompileError,
-    available,
-    build,
-    compiler,
-    cpu,
-    instruction_sets,
-    kernel,
-    load,
-)
+from companion.blas import blocking, gemm, plan, product
+from companion.buffer import adopt
+from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor, rand
-from companion.timing import MISSING, compare, judged, row_of
+from companion.timing import FORK, MISSING, compare, judged, row_of
 
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
@@ -82,21 +68,6 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     np.testing.assert_array_equal(c, expected)
 
 
-def test_large_products():
-    random = np.random.default_rng(0)
-    for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000),
-                    (120, 1100, 700)):  # the last in two slabs
-        for left in ((m, k), (k, m)):
-            a = random.standard_normal(left, dtype=np.float32)
-            a = a if left == (m, k) else a.T
-            b = random.standard_normal((k, n), dtype=np.float32)
-            c = np.empty((m, n), np.float32)
-            with mock.patch.object(POOL, "threads", 3):
-                gemm(adopt(c), adopt(a), adopt(b))
-            error = np.abs(c - a.astype(np.float64) @ b).max()
-            assert error < 1e-6 * k ** 0.5 * 10
-
-
 def levels_of_x86():
     """Names of the x86 generations that this processor can run."""
     needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
@@ -117,28 +88,35 @@ def test_every_width_of_vector():
             np.testing.assert_array_equal(c, a @ a.T[:, :n])
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
-       st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
-       st.sampled_from(["i1", "u1", "i4", "i8", "f2", "f4", "f8", "?"]))
-def test_operator_follows_numpy(left, right, kind):
+def test_large_products():
     random = np.random.default_rng(0)
-    a, b = [random.integers(0, 9, s).astype(kind) for s in (left, right)]
-    result = Tensor(a) @ Tensor(b)
-    np.testing.assert_array_equal(result.numpy(), a @ b)
-    assert result.numpy().dtype == a.dtype
+    for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000),
+                    (120, 1100, 700)):  # the last in two slabs
+        for left in ((m, k), (k, m)):
+            a = random.standard_normal(left, dtype=np.float32)
+            a = a if left == (m, k) else a.T
+            b = random.standard_normal((k, n), dtype=np.float32)
+            c = np.empty((m, n), np.float32)
+            with mock.patch.object(POOL, "threads", 3):
+                gemm(adopt(c), adopt(a), adopt(b))
+            error = np.abs(c - a.astype(np.float64) @ b).max()
+            assert error < 1e-6 * k ** 0.5 * 10
 
 
-def test_operands_that_do_not_fit():
-    for a, b, message in (
-            (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
-            (rand(2, 3), 2, "expected vectors or matrices: use *")):
-        try:
-            a @ b
-        except ValueError as error:
-            assert message in str(error)
-        else:
-            raise AssertionError(f"{a.shape} @ {b} went through")
+def multiply(results):
+    """What a child of this process does."""
+    x = np.eye(100, dtype=np.float32)
+    with mock.patch.object(POOL, "threads", 3):
+        gemm(adopt(c := np.empty_like(x)), adopt(x), adopt(x))
+    results.put(np.array_equal(c, x))
+
+
+def test_a_forked_process_multiplies():
+    results = FORK.SimpleQueue()
+    child = FORK.Process(target=multiply, args=(results,))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0 and results.get()
 
 
 def test_gemm_refuses_what_does_not_fit():
@@ -173,69 +151,46 @@ def test_integers_are_multiplied_by_whole_numbers():
         assert c.item() == -20
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
+       st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
+       st.sampled_from(["i1", "u1", "i4", "i8", "f2", "f4", "f8", "?"]))
+def test_operator_follows_numpy(left, right, kind):
+    random = np.random.default_rng(0)
+    a, b = [random.integers(0, 9, s).astype(kind) for s in (left, right)]
+    result = Tensor(a) @ Tensor(b)
+    np.testing.assert_array_equal(result.numpy(), a @ b)
+    assert result.numpy().dtype == a.dtype
+
+
+def test_operands_that_do_not_fit():
+    for a, b, message in (
+            (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
+            (rand(2, 3), 2, "expected vectors or matrices: use *")):
+        try:
+            a @ b
+        except ValueError as error:
+            assert message in str(error)
+        else:
+            raise AssertionError(f"{a.shape} @ {b} went through")
+
+
 @contextlib.contextmanager
-def environment(**variables):
-    """Other variables for a while, and nothing remembered of before."""
-    remembered = (compiler, product)
-    with (mock.patch.dict(os.environ, variables),
-          mock.patch.dict(TOLD, clear=True)):
-        for function in remembered:
-            function.cache_clear()
-        yield
+def no_compiler():
+    """No compiler for a while, and nothing remembered of before."""
+    remembered = compiler, product
+    for function in remembered:
+        function.cache_clear()
+    with (mock.patch.dict(os.environ, PATH="", CC=""),
+          mock.patch.dict(TOLD, clear=True),
+          contextlib.redirect_stderr(io.StringIO()) as said):
+        yield said
     for function in remembered:
         function.cache_clear()
 
 
-def test_damaged_library_is_rebuilt():
-    with (tempfile.TemporaryDirectory() as folder,
-          environment(COMPANION_CACHE=folder)):
-        source = "int three(void) { return 3; }"
-        library = build(source)
-        for damage in (b"", library.read_bytes()[:-100], b"not ELF"):
-            library.unlink()  # a mapped file must not shrink
-            library.write_bytes(damage)
-            assert load(source).three() == 3
-        assert len(list(Path(folder).iterdir())) == 1
-
-
-def test_killed_compilations_are_swept_away():
-    with (tempfile.TemporaryDirectory() as folder,
-          environment(COMPANION_CACHE=folder)):
-        left, busy = Path(folder, "making-1"), Path(folder, "making-2")
-        for made in (left, busy):
-            made.mkdir()
-            (made / "made.so").write_bytes(b"half")
-        os.utime(left, (0, 0))
-        build("int five(void) { return 5; }")
-        assert busy.exists() and not left.exists()
-
-
-def compile_and_multiply(folder, results):
-    """What each process of the crowd does."""
-    with environment(COMPANION_CACHE=folder):
-        x = np.eye(100, dtype=np.float32)
-        gemm(adopt(x.copy()), adopt(x), adopt(x))
-        results.put(load("int four(void) { return 4; }").four())
-
-
-def test_many_processes_compile_at_once():
-    fork = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        results = fork.SimpleQueue()
-        crowd = [fork.Process(target=compile_and_multiply,
-                              args=(folder, results)) for _ in range(4)]
-        for process in crowd:
-            process.start()
-        for process in crowd:
-            process.join(60)
-        assert [process.exitcode for process in crowd] == [0] * 4
-        assert [results.get() for _ in crowd] == [4] * 4
-        assert not [p for p in Path(folder).iterdir() if p.is_dir()]
-
-
 def test_without_a_compiler():
-    said = io.StringIO()
-    with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
+    with no_compiler() as said:
         x = rand(3, 4)
         y = [x @ rand(4, 5) for _ in range(2)]
         gemm(adopt(z := np.ones((3, 3))), adopt(np.eye(3)),
@@ -249,66 +204,6 @@ def test_without_a_compiler():
     assert w[0].tolist() == [6, 2, 2] and n == large
     lines = said.getvalue().splitlines()
     assert len(lines) == 1 and "install one" in lines[0]
-
-
-def test_threads_from_the_environment():
-    with environment(COMPANION_THREADS="3"):
-        assert available() == 3
-    with environment(COMPANION_THREADS="many"):
-        try:
-            available()
-        except ValueError as error:
-            assert "expected 1 or more, got 'many'" in str(error)
-        else:
-            raise AssertionError("COMPANION_THREADS=many was accepted")
-
-
-def test_instruction_set_from_the_environment():
-    source = """int wide(void) {
-    #ifdef __AVX2__
-      return 1;
-    #endif
-      return 0;
-    }"""
-    for level in instruction_sets()[1:]:
-        with environment(COMPANION_MARCH=level):
-            assert load(source).wide() == (level[-2:] in ("v3", "v4"))
-    with environment(COMPANION_MARCH="x87"):
-        try:
-            build(source)
-        except ValueError as error:
-            assert "native" in str(error) and "got 'x87'" in str(error)
-        else:
-            raise AssertionError("COMPANION_MARCH=x87 was accepted")
-
-
-def test_errors_name_the_line():
-    try:
-        load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
-    except CompileError as error:
-        assert str(error).startswith("blas.md, line 4: ")
-    else:
-        raise AssertionError("an unknown name was compiled")
-
-
-def test_every_memory_has_an_address():
-    locked = np.ones(3)
-    locked.flags.writeable = False
-    small = np.empty(3, bfloat16.numpy)
-    for memory in (np.ones((2, 3)), locked, np.empty((0, 3)), small):
-        lies = memory.__array_interface__["data"][0]
-        assert Storage(memory).address == lies
-
-
-def test_prototypes_and_pointers():
-    library = load("double half(const double *x, long i) { return x[i]/2; }")
-    assert library.half(np.array([1.0, 3.0]), 1) == 1.5
-    try:
-        library.half(np.array([1], np.float32), 0)
-    except ctypes.ArgumentError as error:
-        assert "expected float64, got float32" in str(error)
-    else:
-        raise AssertionError("a float array passed as double *")
 
 
 def test_rows_of_a_bench():
