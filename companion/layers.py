@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:bc723d701955
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:411c821c070b
 from __future__ import annotations
 
 import math
@@ -140,7 +140,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:1036
+    # chapters/gradients/autograd.md:1050
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -149,10 +149,12 @@ class Module:
                 if x is not None and (
                         x.dtype.is_float or not isinstance(target, DType)):
                     moved = x.to(target)
+                    # The tensor stays, with new memory: optimizers and
+                    # shared weights hold the tensor itself.
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:1011
+    # chapters/gradients/autograd.md:1025
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:057768bf3dbb  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:cbb2c9648b60  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:314
+    # chapters/gradients/autograd.md:316
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -144,6 +144,7 @@ class Tensor:
         """
         device, buffers = place_operands(op, src, device)
         watched = RECORDING.get() and any(map(needs_gradient, src))
+        # Before it runs: a write that has no rule must not have happened.
         if watched:
             check_rule(op, src)
         y = wrap(device.run(op, *buffers, arg=arg), device)
@@ -177,7 +178,7 @@ class Tensor:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
-    # chapters/gradients/autograd.md:1253
+    # chapters/gradients/autograd.md:1257
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         check_leaving(self)
@@ -656,7 +657,7 @@ class Tensor:
             check_no_repeats(self)
         part.assign(value)
 
-    # chapters/gradients/autograd.md:1172
+    # chapters/gradients/autograd.md:1186
     def copy_(self, value: Any) -> Tensor:
         """The elements of `value` in this memory, broadcast and cast.
 
@@ -667,6 +668,7 @@ class Tensor:
         if not RECORDING.get() or not (self.requires_grad or given):
             return self.assign(source)
         check_overwrite(self)
+        # Unrecorded: WRITE has no rule, the CAST below stands for it.
         with no_grad():
             self.assign(source)
         self.requires_grad = given
@@ -893,7 +895,7 @@ class Tensor:
     # chapters/tensors/layers.md:179
     requires_grad = False
 
-    # chapters/gradients/autograd.md:238
+    # chapters/gradients/autograd.md:249
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -913,7 +915,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:951
+    # chapters/gradients/autograd.md:966
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -1863,11 +1865,11 @@ def constant_max(x: Tensor, axis: Axes) -> Tensor:
     return y.max(axis, keepdim=True)
 
 
-# chapters/gradients/autograd.md:309
+# chapters/gradients/autograd.md:311
 needs_gradient = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:904
+# chapters/gradients/autograd.md:918
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1888,7 +1890,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:927
+# chapters/gradients/autograd.md:941
 def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1905,20 +1907,22 @@ def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     if getattr(gradient, "shape", None) != y.shape:
         raise ValueError(f"backward: expected as gradient a tensor of "
                          f"shape {y.shape}, got {gradient!r:.60}")
+    # A copy: where y is a leaf, this becomes its .grad, to be written to.
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:967
+# chapters/gradients/autograd.md:982
 def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
+    # ADD hands one gradient to two operands, and SUM a view of one number.
     if id(storage) in taken or not (storage.writable and view.is_dense):
         g = g.clone()
     taken.add(id(g.buffer.storage))
     return g
 
 
-# chapters/gradients/autograd.md:1190
+# chapters/gradients/autograd.md:1205
 def check_overwrite(x: Tensor) -> None:
     """Refuse a write whose consequence no record could tell."""
     remedy = "write x = x + y for a new tensor, or work under no_grad()"
@@ -1930,7 +1934,7 @@ def check_overwrite(x: Tensor) -> None:
                            f"memory, whose record would not know; {remedy}")
 
 
-# chapters/gradients/autograd.md:1263
+# chapters/gradients/autograd.md:1267
 def check_leaving(x: Tensor) -> None:
     """Refuse to drop a gradient in silence."""
     if x.requires_grad and RECORDING.get():
@@ -1940,7 +1944,7 @@ def check_leaving(x: Tensor) -> None:
             "say .detach() to leave the gradient behind")
 
 
-# chapters/gradients/autograd.md:1298
+# chapters/gradients/autograd.md:1309
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1951,13 +1955,14 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     at = x.detach().requires_grad_()
     (g,) = grad(f(at), [at], create_graph=True)
     along = zeros_like(x) if g is None else (g * v).sum()
+    # The gradient of a linear f is a constant: there is no graph behind it.
     if not along.requires_grad:
         return zeros_like(x)
     (product,) = grad(along, [at])
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1641
+# chapters/gradients/autograd.md:1664
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1983,7 +1988,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1669
+# chapters/gradients/autograd.md:1692
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
@@ -1995,6 +2000,7 @@ def differences(f: Callable[[], float], x: Tensor,
             moved[i] = step
             memory.assign(values + moved)
             above = f()
+            # From the saved values: x + step - step is not x in floats.
             memory.assign(values - moved)
             slopes[i] = (above - f()) / (2 * step)
     finally:
