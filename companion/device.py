@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:31bc0290f15b  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:427de90dbd18  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -468,11 +468,11 @@ KERNELS[RANDOM] = random
 # chapters/tensors/blas.md:1850
 KERNELS[MATMUL] = matmul
 
-# chapters/tensors/activations.md:681
+# chapters/tensors/activations.md:700
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:684
+# chapters/tensors/activations.md:703
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -484,11 +484,12 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
+    # Waking the threads takes longer than thirty thousand elements.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:702
+# chapters/tensors/activations.md:722
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -496,7 +497,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:709
+# chapters/tensors/activations.md:729
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -507,7 +508,7 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:719
+# chapters/tensors/activations.md:739
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -517,14 +518,15 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:733
+# chapters/tensors/activations.md:753
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:736
+# chapters/tensors/activations.md:756
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+        # Under four thousand elements NumPy is as fast.
         each = loop(name, out.dtype) if out.array.size > 4000 else None
         job = each and walk(POOL.threads, out.view, x.view, y.view)
         if each and job:
@@ -534,7 +536,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:752
+# chapters/tensors/activations.md:773
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -555,7 +557,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:775
+# chapters/tensors/activations.md:796
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -564,11 +566,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:911
+# chapters/tensors/activations.md:934
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:914
+# chapters/tensors/activations.md:937
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -581,13 +583,15 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
     if more or rest or near != 1:
         return None
     n, step, _ = axes[folded[0]]
+    # By the shape, never by the threads: a sum has the same bits on any
+    # machine. 4096 is the room for pieces in C.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:936
+# chapters/tensors/activations.md:961
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -596,7 +600,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:944
+# chapters/tensors/activations.md:969
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -613,7 +617,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1031
+# chapters/tensors/activations.md:1059
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])

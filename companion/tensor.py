@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:cbb2c9648b60  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:cbf94f86905f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -836,16 +836,18 @@ class Tensor:
                              f"expected two vectors: flatten them")
         return self.unsqueeze(1) @ other.unsqueeze(0)
 
-    # chapters/tensors/activations.md:122
+    # chapters/tensors/activations.md:125
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
+        # A tie belongs to the bound: the slope at 0 is 0.
         return maximum_of(self, 0, tie=1)
 
-    # chapters/tensors/activations.md:228
+    # chapters/tensors/activations.md:225
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = as_float(self)
         negative = x < 0
+        # Not -x.abs(): its corner would make the slope at 0 zero, not 1/4.
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
@@ -855,26 +857,29 @@ class Tensor:
         x = as_float(self)
         e = (x.abs() * -2).exp()
         far = (1 - e) / (1 + e) * x.sign()
+        # Clamped, or the branch not chosen would overflow far from 0, and
+        # its gradient be 0 * infinity.
         near = x.clamp(-0.625, 0.625)
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
                 / polynomial(square, TANH_DENOMINATOR))
         return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
-    # chapters/tensors/activations.md:378
+    # chapters/tensors/activations.md:383
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
-        x = widened(self)
+        x = widened(self)  # a sum of many halves would round
         e = (x - constant_max(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
-    # chapters/tensors/activations.md:429
+    # chapters/tensors/activations.md:439
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
         x = widened(self)
         peak = constant_max(x, axis)
+        # Of a row of -inf, take off 0: -inf - -inf would be NaN.
         peak = where(peak.abs() < math.inf, peak, 0)
         total = (x - peak).exp().sum(axis, keepdim=True).log() + peak
         total = total if keepdim else total.squeeze(axes_of(x, axis))
@@ -887,7 +892,7 @@ class Tensor:
         x = x - constant_max(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1045
+    # chapters/tensors/activations.md:1073
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, as_float(self))
@@ -1850,13 +1855,13 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     return value
 
 
-# chapters/tensors/activations.md:363
+# chapters/tensors/activations.md:368
 def detached(x: Tensor) -> Tensor:
     """The same memory under a tensor without marks."""
     return wrap(x.buffer, x.device)
 
 
-# chapters/tensors/activations.md:368
+# chapters/tensors/activations.md:373
 def constant_max(x: Tensor, axis: Axes) -> Tensor:
     """The largest along `axis`, as a constant; 0 where there is none."""
     y = detached(x)

@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:727e16aeb0d5  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:f2e20d76c011  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -122,11 +122,11 @@ def row_major(shape: Shape) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-# chapters/tensors/activations.md:662
+# chapters/tensors/activations.md:681
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/tensors/activations.md:665
+# chapters/tensors/activations.md:684
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []
