@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:411c821c070b
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:4d08a99df897
 from __future__ import annotations
 
 import math
@@ -53,6 +53,7 @@ class Module:
     # chapters/tensors/layers.md:192
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that training may change; a shared one once."""
+        # By identity: a shared weight has two names and one update.
         seen: set[int] = set()
         for name, tensor in self.named_tensors():
             if tensor.requires_grad and id(tensor) not in seen:
@@ -62,7 +63,7 @@ class Module:
     def parameters(self) -> list[Tensor]:
         return [tensor for _, tensor in self.named_parameters()]
 
-    # chapters/tensors/layers.md:230
+    # chapters/tensors/layers.md:231
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(
             f"{type(self).__name__} has no forward: define one")
@@ -70,7 +71,7 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
 
-    # chapters/tensors/layers.md:595
+    # chapters/tensors/layers.md:603
     def title(self) -> str:
         """The class, and the settings it was built from."""
         settings = [f"{name}={value!r}" for name, value in
@@ -82,7 +83,7 @@ class Module:
         """How many numbers training may change."""
         return sum(p.size for p in self.parameters())
 
-    # chapters/tensors/layers.md:611
+    # chapters/tensors/layers.md:619
     def __repr__(self) -> str:
         places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
         return "\n".join([
@@ -101,7 +102,7 @@ class Module:
             yield f"{indent}{name}: {part.title()}{count}"
             yield from part.branches(indent + "  ")
 
-    # chapters/tensors/layers.md:691
+    # chapters/tensors/layers.md:700
     def train(self, mode: bool = True) -> Module:
         """Put this module and all below it into training mode."""
         self.training = mode
@@ -113,7 +114,7 @@ class Module:
         """The end of training mode, for this module and all below it."""
         return self.train(False)
 
-    # chapters/tensors/layers.md:932
+    # chapters/tensors/layers.md:949
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by its path; they share memory with the module."""
         found: dict[str, Tensor] = {}
@@ -135,6 +136,8 @@ class Module:
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} does not fit:\n"
                 + "\n".join(f"  {p}" for p in problems))
+        # All copied before any is written: a state may hold the memory of
+        # this very module, with its names exchanged.
         values = [detached(v).clone() if isinstance(v, Tensor) else Tensor(v)
                   for v in map(state.__getitem__, own)]
         for tensor, value in zip(own.values(), values):
@@ -180,23 +183,24 @@ def parameter(x: Tensor) -> Tensor:
     return x
 
 
-# chapters/tensors/layers.md:390
+# chapters/tensors/layers.md:396
 def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Uniform with variance 2 / (inputs + outputs) (Glorot, 2010).
 
     `options` (dtype, device, generator) are those of rand.
     """
+    # Even numbers on (-b, b) have the variance b * b / 3.
     bound = math.sqrt(6 / (inputs + outputs))
     return (rand(outputs, inputs, **options) * 2 - 1) * bound
 
 
-# chapters/tensors/layers.md:399
+# chapters/tensors/layers.md:406
 def he(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Normal with variance 2 / inputs, for rectifiers (He, 2015)."""
     return randn(outputs, inputs, **options) * math.sqrt(2 / inputs)
 
 
-# chapters/tensors/layers.md:463
+# chapters/tensors/layers.md:474
 class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features).
 
@@ -218,10 +222,11 @@ class Linear(Module):
         return y if self.bias is None else y + self.bias
 
 
-# chapters/tensors/layers.md:486
+# chapters/tensors/layers.md:497
 def check_features(layer: Module, x: Tensor,
                    shape: tuple[int, ...]) -> None:
     """The last axes of `x` must be those the layer was built for."""
+    # A single feature would be stretched over all weights in silence.
     if not isinstance(x, Tensor):
         raise TypeError(f"{type(layer).__name__}: expected a Tensor, got a "
                         f"{type(x).__name__}; wrap it in Tensor(…)")
@@ -232,7 +237,7 @@ def check_features(layer: Module, x: Tensor,
             f"{x.shape}; reshape the input, or build the layer for it")
 
 
-# chapters/tensors/layers.md:538
+# chapters/tensors/layers.md:545
 class Sequential(Module):
     """Modules, or plain functions, one after another."""
 
@@ -248,6 +253,7 @@ class Sequential(Module):
         for place, layer in enumerate(self.layers):
             try:
                 x = layer(x)
+            # Whatever went wrong goes on, with its place written on it.
             except Exception as error:
                 error.add_note(f"in layers.{place} of {len(self)}")
                 raise
@@ -261,7 +267,7 @@ class Sequential(Module):
         return len(self.layers)
 
 
-# chapters/tensors/layers.md:586
+# chapters/tensors/layers.md:594
 def plain(value: Any) -> bool:
     """Whether a value is a setting that a line of text can show."""
     if isinstance(value, tuple):
@@ -269,7 +275,7 @@ def plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str)
 
 
-# chapters/tensors/layers.md:665
+# chapters/tensors/layers.md:673
 class Dropout(Module):
     """While training, zero each element with probability p.
 
@@ -287,10 +293,11 @@ class Dropout(Module):
         if not self.training or self.p == 0:
             return x
         draw = rand(*x.shape, device=x.device, generator=self.generator)
+        # A choice, not a product with a mask: 0 * infinity is NaN.
         return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
-# chapters/tensors/layers.md:818
+# chapters/tensors/layers.md:830
 class LayerNorm(Module):
     """Rows of mean 0 and variance 1, scaled and shifted (Ba, 2016).
 
@@ -311,13 +318,15 @@ class LayerNorm(Module):
         check_features(self, x, self.normalized_shape)
         axes = range(-len(self.normalized_shape), 0)
         wide = widened(x)
+        # Centred first: mean square less squared mean loses all digits
+        # where the mean is large.
         centred = wide - wide.mean(axes, keepdim=True)
         variance = centred.square().mean(axes, keepdim=True)
         y = centred * (variance + self.eps).rsqrt() * self.weight
         return narrowed(y if self.bias is None else y + self.bias, x)
 
 
-# chapters/tensors/layers.md:853
+# chapters/tensors/layers.md:867
 class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, 2019).
 
@@ -341,7 +350,7 @@ class RMSNorm(Module):
         return narrowed(y, x)
 
 
-# chapters/tensors/layers.md:914
+# chapters/tensors/layers.md:931
 def mismatches(own: Mapping[str, Tensor],
                state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from filling `own`, a line for each problem."""
@@ -356,7 +365,7 @@ def mismatches(own: Mapping[str, Tensor],
     return missing + extra + wrong
 
 
-# chapters/tensors/layers.md:997
+# chapters/tensors/layers.md:1014
 def check_target(target: Device | DType | str) -> None:
     """Weights of another dtype must be floats still."""
     if isinstance(target, DType) and not target.is_float:
