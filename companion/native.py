@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:a7a35565f41e  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:4e213e06535f  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -333,12 +333,13 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:992
+# chapters/gradients/optimizers.md:1040
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 
     Whether it will; other C libraries have habits of their own.
     """
+    # Only glibc has it; elsewhere nothing is changed.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     return bool(mallopt and mallopt(trim, most) and mallopt(mmap, 32 << 20))

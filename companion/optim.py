@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:dff843a773fa
+# Tangled from optimizers: edit there, `make tangle`. sha256:627f7e68fb17
 from __future__ import annotations
 
 import math
@@ -13,7 +13,7 @@ from companion.layers import Module
 from companion.tensor import Tensor, feed, zeros_like
 
 
-# chapters/gradients/optimizers.md:88
+# chapters/gradients/optimizers.md:92
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -27,9 +27,11 @@ class Optimizer:
         self.param_groups = [defaults | g | {"params": list(g["params"])}
                              for g in groups]
         check_groups(self.param_groups, defaults)
+        # By the tensor, not by id(): a copied pair of model and optimizer
+        # still finds its memory.
         self.state: dict[Tensor, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:183
+    # chapters/gradients/optimizers.md:191
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
@@ -49,13 +51,14 @@ class Optimizer:
 
     def fed(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Count the step, and bring its numbers to where p is."""
+        # Counted inside what is fed: a replayed step counts as well.
         def count() -> dict[str, np.ndarray]:
             self.state[p]["step"] += 1
             return {name: np.asarray(n, p.dtype.numpy)
                     for name, n in self.numbers(p, group).items()}
         return feed(count, p.device)
 
-    # chapters/gradients/optimizers.md:213
+    # chapters/gradients/optimizers.md:222
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         for group in self.param_groups:
@@ -65,10 +68,11 @@ class Optimizer:
     def kept(self, p: Tensor, name: str) -> Tensor:
         """What is remembered of `p`, on its device; zeros at first."""
         own = self.state[p]
+        # Brought along: the parameter may have moved since the last step.
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:757
+    # chapters/gradients/optimizers.md:794
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -81,7 +85,7 @@ class Optimizer:
                           for p, i in places.items() if p in self.state},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:784
+    # chapters/gradients/optimizers.md:821
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -95,7 +99,9 @@ class Optimizer:
                           if k in self.defaults or v not in (None, False)}
                   | {"params": mine["params"]}
                   for mine, g in zip(own, saved)]
+        # Only the last line changes anything: all is checked before it.
         check_groups(groups, self.defaults)
+        # By text: in a state that was JSON, the places have become text.
         places = chain.from_iterable(g["params"] for g in saved)
         at = dict(zip(map(str, places), self.parameters()))
         if lost := [i for i in state["state"] if str(i) not in at]:
@@ -106,7 +112,7 @@ class Optimizer:
         self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:104
+# chapters/gradients/optimizers.md:110
 def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     """What an optimizer was given, as groups."""
     given = [] if isinstance(parameters, Tensor) else list(parameters)
@@ -119,12 +125,12 @@ def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     return groups
 
 
-# chapters/gradients/optimizers.md:120
+# chapters/gradients/optimizers.md:126
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:124
+# chapters/gradients/optimizers.md:130
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
@@ -150,7 +156,7 @@ def check_groups(groups: list[dict[str, Any]],
             check_parameter(p, seen)
 
 
-# chapters/gradients/optimizers.md:151
+# chapters/gradients/optimizers.md:157
 def check_parameter(p: Any, seen: set[Tensor]) -> None:
     """A tensor of floats, given and not computed, for the first time."""
     if not isinstance(p, Tensor):
@@ -166,18 +172,18 @@ def check_parameter(p: Any, seen: set[Tensor]) -> None:
     seen.add(p)
 
 
-# chapters/gradients/optimizers.md:166
+# chapters/gradients/optimizers.md:172
 def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:243
+# chapters/gradients/optimizers.md:253
 def descend(p: Tensor, way: Tensor, rate: Tensor) -> None:
     """p -= way · rate, in the memory of p."""
     p.assign(p - way * rate)
 
 
-# chapters/gradients/optimizers.md:312
+# chapters/gradients/optimizers.md:327
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -200,13 +206,13 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:334
+# chapters/gradients/optimizers.md:349
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:502
+# chapters/gradients/optimizers.md:522
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -223,7 +229,7 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:540
+# chapters/gradients/optimizers.md:566
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -244,7 +250,7 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, self.direction(m, s, group), group["lr"])
 
-    # chapters/gradients/optimizers.md:1026
+    # chapters/gradients/optimizers.md:1075
     def numbers(self, p: Tensor, group: dict[str, Any]) -> dict[str, float]:
         """lr and eps, combined with the corrections c = 1 - β^step.
 
@@ -261,7 +267,7 @@ class Adam(Optimizer):
         return m / (s.sqrt() + group["eps"])
 
 
-# chapters/gradients/optimizers.md:637
+# chapters/gradients/optimizers.md:669
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -271,6 +277,7 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        # Outside of the gradient, where it would be divided by its size.
         if group["weight_decay"]:
             p.assign(p * group["keep"])
         super().update(p, g, group | {"weight_decay": 0.0})
@@ -281,7 +288,7 @@ class AdamW(Adam):
         return super().numbers(p, group) | {"keep": 1 - lost}
 
 
-# chapters/gradients/optimizers.md:686
+# chapters/gradients/optimizers.md:719
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -292,7 +299,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:810
+# chapters/gradients/optimizers.md:849
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()
