@@ -1,4 +1,4 @@
-# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:82acb266168b  # noqa: E501
+# Tangled from tangle, operations, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:4bc7ccc18a83  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ EXPORTS |= dict.fromkeys((
     "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
     "he", "parameter", "xavier"), "companion.layers")
 
-# chapters/tensors/losses.md:998
+# chapters/tensors/losses.md:1033
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:7d04a3908aed
+# Tangled from losses: edit there, `make tangle`. sha256:e71e2a41c469
 from __future__ import annotations
 
 import math
@@ -17,7 +17,7 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/losses.md:121
+# chapters/tensors/losses.md:124
 def check_tensors(name: str, x: Any, target: Any) -> None:
     """A list has neither shape nor dtype."""
     for place, value in (("input", x), ("target", target)):
@@ -27,7 +27,7 @@ def check_tensors(name: str, x: Any, target: Any) -> None:
                 f"{type(value).__name__}; wrap it in Tensor(…)")
 
 
-# chapters/tensors/losses.md:130
+# chapters/tensors/losses.md:133
 def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
     """Both in one float dtype, if they have one shape."""
     check_tensors(name, x, target)
@@ -35,6 +35,7 @@ def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
         raise ValueError(
             f"{name}: input {x.shape} and target {target.shape} must have "
             f"the same shape; reshape one of them")
+    # Floats before the difference: in bytes, 3 - 255 is 4.
     return same_dtype(as_float(x), target)
 
 
@@ -45,7 +46,7 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-# chapters/tensors/losses.md:149
+# chapters/tensors/losses.md:153
 def reduced(loss: Tensor, reduction: str, dtype: DType,
             n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
@@ -56,7 +57,7 @@ def reduced(loss: Tensor, reduction: str, dtype: DType,
     return REDUCTIONS[reduction](loss, n).to(dtype)
 
 
-# chapters/tensors/losses.md:159
+# chapters/tensors/losses.md:163
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
     """(x - target)², averaged over all elements (Legendre, 1805)."""
@@ -65,7 +66,7 @@ def mse_loss(x: Tensor, target: Tensor,
     return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:233
+# chapters/tensors/losses.md:242
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
@@ -75,20 +76,23 @@ def bce_with_logits(x: Tensor, target: Tensor,
     """
     like, target = matched("bce_with_logits", x, target)
     x, target = widened(like), widened(target)
+    # By the sign, not by |x| and max: they have corners at 0, where the
+    # loss has none.
     negative = x < 0
     small = where(negative, x, -x).exp()
     loss = where(negative, 0, x) - x * target + (small + 1).log()
     return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:368
+# chapters/tensors/losses.md:385
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
+    # What is taken off cancels, so its own slope need not be followed.
     shifted = x - detached(x.max(-1, keepdim=True))
     return shifted, shifted.exp().sum(-1).log()
 
 
-# chapters/tensors/losses.md:391
+# chapters/tensors/losses.md:411
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = log_sums(x)
@@ -101,13 +105,15 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return log_sum - score
 
 
-# chapters/tensors/losses.md:415
+# chapters/tensors/losses.md:437
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
+    # Wide before it is compared: -100 is not a byte.
     target, classes = target.to(int64), x.shape[-1]
     counted = target != ignore_index
     labels = where(counted, target, 0)
+    # A class is its own remainder; a negative or too large one is not.
     bad = labels % classes != labels
     if bad.sum().item():
         raise IndexError(
@@ -116,7 +122,7 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:437
+# chapters/tensors/losses.md:461
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
@@ -125,7 +131,7 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     return inside and not 0 <= ignore_index < classes
 
 
-# chapters/tensors/losses.md:455
+# chapters/tensors/losses.md:479
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = same_dtype(x, share)
@@ -133,11 +139,12 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     if smoothing:
         share = share * (1 - smoothing) + smoothing / x.shape[-1]
     logs = shifted - log_sum.unsqueeze(-1)
+    # A masked class of share 0 would give 0 * infinity.
     absent = (share == 0) & (logs == -math.inf)
     return -(where(absent, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:466
+# chapters/tensors/losses.md:491
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -150,7 +157,7 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:480
+# chapters/tensors/losses.md:505
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
