@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:a72a69a560e7
+# Tangled from autograd: edit there, `make tangle`. sha256:50d603e3cf6b
 from __future__ import annotations
 
 import math
@@ -95,7 +95,7 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1595
+# chapters/gradients/autograd.md:1593
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
@@ -181,7 +181,7 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1802
+# chapters/gradients/autograd.md:1800
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -274,7 +274,7 @@ def test_slopes_of_powers_where_logarithms_end():
     assert x.grad.tolist() == [0.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1907
+# chapters/gradients/autograd.md:1905
 def test_second_slopes_of_powers_at_zero():
     for power, bend in ((1, 0.0), (2, 2.0), (3, 0.0), (0, 0.0)):
         x, y = Tensor(0.0).requires_grad_(), Tensor(float(power))
@@ -377,7 +377,7 @@ def test_a_gradient_may_be_written_to():
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:2023
+# chapters/gradients/autograd.md:2021
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -395,7 +395,7 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:2043
+# chapters/gradients/autograd.md:2041
 def test_leaves_are_copied_whole_and_graphs_are_not():
     x = Tensor([1.0, 2.0]).requires_grad_()
     y = x.square().sum()
@@ -413,7 +413,7 @@ def test_leaves_are_copied_whole_and_graphs_are_not():
         assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:2065
+# chapters/gradients/autograd.md:2063
 def test_a_value_overwritten_in_place_keeps_both_pasts():
     w, v = wide(3), wide(3)
 
@@ -440,7 +440,7 @@ def test_a_value_overwritten_in_place_keeps_both_pasts():
     assert grad(before.sum(), [x])[0].tolist() == [3, 3]
 
 
-# chapters/gradients/autograd.md:2094
+# chapters/gradients/autograd.md:2092
 def test_in_place_under_no_grad_moves_the_parameter():
     model = Linear(2, 1)
     was = [p.tolist() for p in model.parameters()]
@@ -454,7 +454,7 @@ def test_in_place_under_no_grad_moves_the_parameter():
     assert all(p.is_leaf and p.requires_grad for p in model.parameters())
 
 
-# chapters/gradients/autograd.md:2109
+# chapters/gradients/autograd.md:2105
 def behind_its_back(x, h):
     total = h.sum()
     h.detach().assign(0)
@@ -463,33 +463,33 @@ def behind_its_back(x, h):
     (h + 1).sum()
 
 
-# chapters/gradients/autograd.md:2117
+# chapters/gradients/autograd.md:2113
 def the_root_itself(x, h):
     total = h.sum()
     total.detach().assign(0)
     total.backward()
 
 
-# chapters/gradients/autograd.md:2123
+# chapters/gradients/autograd.md:2119
 def a_part(x, h):
     h[0] += 1
 
 
-# chapters/gradients/autograd.md:2127
+# chapters/gradients/autograd.md:2125
 def a_view_of_it(x, h):
     turned = h.flip()
     turned *= 2
     h.sum()
 
 
-# chapters/gradients/autograd.md:2133
+# chapters/gradients/autograd.md:2131
 def needed_later(x, h):
     y = h * x
     h *= x
     y.sum().backward()
 
 
-# chapters/gradients/autograd.md:2142
+# chapters/gradients/autograd.md:2140
 def test_writes_that_no_record_could_tell_are_refused():
     for act, words in [(lambda x, h: x.__iadd__(1), "leaf"),
                        (a_part, "a part"), (behind_its_back, "another"),
@@ -510,7 +510,7 @@ def test_writes_that_no_record_could_tell_are_refused():
     assert h.tolist() == [7, 8] and not h.requires_grad and h.is_leaf
 
 
-# chapters/gradients/autograd.md:2165
+# chapters/gradients/autograd.md:2163
 def test_numpy_does_not_lose_a_gradient_in_silence():
     w, plain = wide(2), rand(2, dtype=float64)
     for act in (np.exp, np.asarray, np.array, Tensor, np.from_dlpack,
@@ -527,7 +527,7 @@ def test_numpy_does_not_lose_a_gradient_in_silence():
     assert w.numpy() is not None and w[0].item() and w.tolist()
 
 
-# chapters/gradients/autograd.md:2187
+# chapters/gradients/autograd.md:2185
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -546,7 +546,7 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:2207
+# chapters/gradients/autograd.md:2203
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -555,7 +555,7 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:2215
+# chapters/gradients/autograd.md:2213
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -564,7 +564,7 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:2226
+# chapters/gradients/autograd.md:2222
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -577,7 +577,7 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:2241
+# chapters/gradients/autograd.md:2235
 def test_twenty_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -587,7 +587,7 @@ def test_twenty_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:2251
+# chapters/gradients/autograd.md:2247
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -600,7 +600,7 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(total.backward)
 
 
-# chapters/gradients/autograd.md:2267
+# chapters/gradients/autograd.md:2260
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -610,14 +610,14 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:2279
+# chapters/gradients/autograd.md:2270
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:2286
+# chapters/gradients/autograd.md:2279
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -628,7 +628,7 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:2299
+# chapters/gradients/autograd.md:2290
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -637,7 +637,7 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:2308
+# chapters/gradients/autograd.md:2299
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -647,7 +647,7 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:2322
+# chapters/gradients/autograd.md:2313
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 

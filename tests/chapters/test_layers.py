@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:b7f25b9f8ac9
+# Tangled from layers: edit there, `make tangle`. sha256:f9f7f47bda8f
 from __future__ import annotations
 
 import math
@@ -227,7 +227,7 @@ def test_state_makes_a_round_trip():
     assert all(a is b for a, b in zip(kept, two.parameters()))
 
 
-# chapters/tensors/layers.md:1428
+# chapters/tensors/layers.md:1426
 def test_a_state_is_data():
     net = Linear(2, 2)
     state = net.state_dict()
@@ -237,7 +237,7 @@ def test_a_state_is_data():
     assert all(x.requires_grad for x in net.parameters())
 
 
-# chapters/tensors/layers.md:1440
+# chapters/tensors/layers.md:1438
 def test_two_tensors_under_one_name_are_refused():
     net = Module()
     for doors in ({"a.b": ones(1), "a": {"b": ones(1)}},
@@ -249,7 +249,7 @@ def test_two_tensors_under_one_name_are_refused():
     net.load_state_dict(net.state_dict())
 
 
-# chapters/tensors/layers.md:1452
+# chapters/tensors/layers.md:1450
 def test_a_copied_module_shares_what_its_original_shared():
     draw = Generator(3)
     net = Sequential(Linear(2, 2), Linear(2, 2), Dropout(), Dropout(
@@ -264,7 +264,7 @@ def test_a_copied_module_shares_what_its_original_shared():
         assert net[0].weight.abs().sum() > 0
 
 
-# chapters/tensors/layers.md:1469
+# chapters/tensors/layers.md:1467
 def test_a_state_that_does_not_fit_changes_nothing():
     net = Sequential(Linear(3, 4), Linear(4, 2))
     before = [p.tolist() for p in net.parameters()]
@@ -284,7 +284,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert len(state) == 4
 
 
-# chapters/tensors/layers.md:1489
+# chapters/tensors/layers.md:1487
 def test_weights_may_change_places():
     net = Sequential(Linear(2, 2), Linear(2, 2))
     first, second = [layer.weight.tolist() for layer in (net[0], net[1])]
@@ -296,7 +296,7 @@ def test_weights_may_change_places():
     assert net[1].weight.tolist() == first
 
 
-# chapters/tensors/layers.md:1503
+# chapters/tensors/layers.md:1501
 def test_modes_and_devices_reach_every_part():
     net = Sequential(Linear(2, 2), Sequential(Dropout(0.5)))
     net.eval()
@@ -313,7 +313,7 @@ def test_modes_and_devices_reach_every_part():
         assert {p.device for p in layer.parameters()} == {timed}
 
 
-# chapters/tensors/layers.md:1522
+# chapters/tensors/layers.md:1518
 def test_a_state_crosses_devices_and_dtypes():
     one, two = Linear(3, 2), Linear(3, 2, dtype=float64)
     two.to(Timed(CPU))
@@ -323,7 +323,7 @@ def test_a_state_crosses_devices_and_dtypes():
     assert two.weight.tolist() == one.weight.tolist()
 
 
-# chapters/tensors/layers.md:1532
+# chapters/tensors/layers.md:1530
 def test_first_weights_have_the_promised_variance():
     manual_seed(2)
     assert abs(xavier(300, 500).var().item() * 400 - 1) < 0.02

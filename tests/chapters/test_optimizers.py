@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:54a5d213d763
+# Tangled from optimizers: edit there, `make tangle`. sha256:cbb2811c8c22
 from __future__ import annotations
 
 import functools
@@ -243,7 +243,7 @@ def test_freed_memory_is_used_again():
     assert count < 64 or not kept
 
 
-# chapters/gradients/optimizers.md:1342
+# chapters/gradients/optimizers.md:1340
 def test_a_state_handed_over_continues_the_same_path():
     assert interrupted(handed_over) == interrupted(handed_over, stop=99)
 
@@ -366,7 +366,7 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1476
+# chapters/gradients/optimizers.md:1474
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
