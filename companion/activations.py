@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:f9606b98ff89
+# Tangled from activations: edit there, `make tangle`. sha256:fea25d822b5b
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ def relu(x: Tensor) -> Tensor:
     return x.relu()
 
 
-# chapters/tensors/activations.md:1102
+# chapters/tensors/activations.md:1100
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -34,7 +34,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:1117
+# chapters/tensors/activations.md:1115
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:18873f192d1b
+# Tangled from autograd: edit there, `make tangle`. sha256:d3962f619b5c
 from __future__ import annotations
 
 import math
@@ -41,7 +41,7 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:208
+# chapters/gradients/autograd.md:207
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -69,18 +69,18 @@ class Record:
             "gradient, and its whole graph would come along; copy its "
             ".detach(), or compute it again from copies")
 
-    # chapters/gradients/autograd.md:888
+    # chapters/gradients/autograd.md:887
     def release(self) -> None:
         """Let go of the operands; what is left says that it served."""
         self.op, self.src, self.arg = SPENT, (), None
         self.pasts, self.ages = [], ()
 
 
-# chapters/gradients/autograd.md:281
+# chapters/gradients/autograd.md:280
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:284
+# chapters/gradients/autograd.md:283
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -91,19 +91,19 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:294
+# chapters/gradients/autograd.md:293
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:340
+# chapters/gradients/autograd.md:339
 Rule = Callable[..., Any]
 GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
 NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
-# chapters/gradients/autograd.md:345
+# chapters/gradients/autograd.md:344
 def check_rule(op: Op, src: tuple[Any, ...]) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -114,7 +114,7 @@ def check_rule(op: Op, src: tuple[Any, ...]) -> None:
         check_born(x)
 
 
-# chapters/gradients/autograd.md:355
+# chapters/gradients/autograd.md:354
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -122,7 +122,7 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, src, y), version(y))
 
 
-# chapters/gradients/autograd.md:362
+# chapters/gradients/autograd.md:361
 def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
     """(place, version) of each value that a gradient of `op` reads."""
     values = (*src, y)
@@ -131,13 +131,13 @@ def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
             if x.requires_grad for i in needs]
 
 
-# chapters/gradients/autograd.md:382
+# chapters/gradients/autograd.md:381
 def version(x: Any) -> int:
     """How many times the memory of `x` has been written to."""
     return x.buffer.storage.version
 
 
-# chapters/gradients/autograd.md:387
+# chapters/gradients/autograd.md:386
 def check_born(x: Any) -> None:
     """Refuse a value that is no longer what its record computed."""
     if x.record is not None and x.record.born != version(x):
@@ -147,7 +147,7 @@ def check_born(x: Any) -> None:
             f"its gradient is lost; .clone() it before the write")
 
 
-# chapters/gradients/autograd.md:408
+# chapters/gradients/autograd.md:407
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
 GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
@@ -158,7 +158,7 @@ GRADIENT[ERF] = (
     lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
 GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:435
+# chapters/gradients/autograd.md:434
 GRADIENT[ADD] = (lambda g, y, a, b, _: g,
                  lambda g, y, a, b, _: g)
 GRADIENT[SUB] = (lambda g, y, a, b, _: g,
@@ -179,7 +179,7 @@ GRADIENT[IDIV] = (None, None)
 GRADIENT[AND] = (None, None)
 
 
-# chapters/gradients/autograd.md:473
+# chapters/gradients/autograd.md:472
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
@@ -188,7 +188,7 @@ def slope_of_base(x: Any, y: Any) -> Any:
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-# chapters/gradients/autograd.md:481
+# chapters/gradients/autograd.md:480
 def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
@@ -198,7 +198,7 @@ GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
                  lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
 
 
-# chapters/gradients/autograd.md:502
+# chapters/gradients/autograd.md:501
 def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
                      wins: bool | None) -> Any:
     """What a maximum passes on to one operand: all, nothing, its share.
@@ -211,7 +211,7 @@ def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-# chapters/gradients/autograd.md:514
+# chapters/gradients/autograd.md:513
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
@@ -221,13 +221,13 @@ GRADIENT[MAXIMUM] = (
     lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1)))
 
 
-# chapters/gradients/autograd.md:557
+# chapters/gradients/autograd.md:556
 def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:562
+# chapters/gradients/autograd.md:561
 def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -235,7 +235,7 @@ def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:569
+# chapters/gradients/autograd.md:568
 def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -243,7 +243,7 @@ def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:576
+# chapters/gradients/autograd.md:575
 def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -252,7 +252,7 @@ def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:588
+# chapters/gradients/autograd.md:587
 GRADIENT[RESHAPE] = (
     lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
 GRADIENT[PERMUTE] = (
@@ -269,7 +269,7 @@ GRADIENT[SHRINK] = (
     lambda g, y, x, ranges: g.apply(PAD, g, arg=shrink_to_pad(x, ranges)),)
 
 
-# chapters/gradients/autograd.md:635
+# chapters/gradients/autograd.md:634
 def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
@@ -279,7 +279,7 @@ def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
 GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
 GRADIENT[MAX] = (lambda g, y, x, axes: split_ties(g, y, x, axes),)
 
-# chapters/gradients/autograd.md:658
+# chapters/gradients/autograd.md:657
 # Not a.mT @ g: a layer multiplies by its weight's transpose, and this
 # order leaves the gradient of the weight itself dense.
 GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
@@ -292,7 +292,7 @@ GRADIENT[SCATTER] = (
     None)
 
 
-# chapters/gradients/autograd.md:748
+# chapters/gradients/autograd.md:747
 def lineage(root: Any) -> list[tuple[Any, Record]]:
     """What `root` was computed from, and how, operands before results.
 
@@ -316,7 +316,7 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
     return order
 
 
-# chapters/gradients/autograd.md:836
+# chapters/gradients/autograd.md:835
 def flow(y: Any, record: Record,
          g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
     """The operands that want a gradient, their pasts and their shares."""
@@ -331,7 +331,7 @@ def flow(y: Any, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:854
+# chapters/gradients/autograd.md:853
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -357,11 +357,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:883
+# chapters/gradients/autograd.md:882
 SPENT = Op("SPENT", 0)
 
 
-# chapters/gradients/autograd.md:894
+# chapters/gradients/autograd.md:893
 def check_unspent(order: list[tuple[Any, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(record.op is SPENT for _, record in order):
@@ -370,7 +370,7 @@ def check_unspent(order: list[tuple[Any, Record]]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1142
+# chapters/gradients/autograd.md:1141
 RESULT = -1
 NEEDS |= {
     EXP: ((RESULT,),), SQRT: ((RESULT,),),

@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:23db39c54735
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:e9db6a55e887
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1475
+# chapters/gradients/autograd.md:1474
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()

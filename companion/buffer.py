@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:ac9e39ff8bb7  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:c9efc0b4e69c  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:377
+    # chapters/gradients/autograd.md:376
     version = 0
 
 

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:af7f1d556765  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:72cff2e680b0  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -335,7 +335,7 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1128
+    # chapters/gradients/autograd.md:1127
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
@@ -565,11 +565,11 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:931
+# chapters/tensors/activations.md:929
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:934
+# chapters/tensors/activations.md:932
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -590,7 +590,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:954
+# chapters/tensors/activations.md:952
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -599,7 +599,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:965
+# chapters/tensors/activations.md:963
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -616,7 +616,7 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1055
+# chapters/tensors/activations.md:1053
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])

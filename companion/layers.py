@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:4d08a99df897
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:73b96044d15f
 from __future__ import annotations
 
 import math
@@ -143,7 +143,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:1050
+    # chapters/gradients/autograd.md:1049
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -157,7 +157,7 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:1025
+    # chapters/gradients/autograd.md:1024
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:00c9c9e89ff3  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:67614983147c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Tensor:
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
 
-    # chapters/gradients/autograd.md:316
+    # chapters/gradients/autograd.md:315
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
@@ -178,7 +178,7 @@ class Tensor:
         """The values as a NumPy array; on the CPU, the same memory."""
         return self.device.host(self.buffer).array
 
-    # chapters/gradients/autograd.md:1257
+    # chapters/gradients/autograd.md:1256
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         check_leaving(self)
@@ -657,7 +657,7 @@ class Tensor:
             check_no_repeats(self)
         part.assign(value)
 
-    # chapters/gradients/autograd.md:1186
+    # chapters/gradients/autograd.md:1185
     def copy_(self, value: Any) -> Tensor:
         """The elements of `value` in this memory, broadcast and cast.
 
@@ -892,7 +892,7 @@ class Tensor:
         x = x - constant_max(x, axis)
         return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
 
-    # chapters/tensors/activations.md:1069
+    # chapters/tensors/activations.md:1067
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
         return Tensor.apply(ERF, as_float(self))
@@ -900,7 +900,7 @@ class Tensor:
     # chapters/tensors/layers.md:179
     requires_grad = False
 
-    # chapters/gradients/autograd.md:249
+    # chapters/gradients/autograd.md:248
     grad: Tensor | None = None
     record: Record | None = None
 
@@ -920,7 +920,7 @@ class Tensor:
         """Whether it was given, not computed from what needs a gradient."""
         return self.record is None
 
-    # chapters/gradients/autograd.md:966
+    # chapters/gradients/autograd.md:965
     def backward(self, gradient: Tensor | None = None,
                  retain_graph: bool = False,
                  create_graph: bool = False) -> None:
@@ -1870,11 +1870,11 @@ def constant_max(x: Tensor, axis: Axes) -> Tensor:
     return y.max(axis, keepdim=True)
 
 
-# chapters/gradients/autograd.md:311
+# chapters/gradients/autograd.md:310
 needs_gradient = attrgetter("requires_grad")
 
 
-# chapters/gradients/autograd.md:918
+# chapters/gradients/autograd.md:917
 def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
          gradient: Tensor | None = None, retain_graph: bool = False,
          create_graph: bool = False) -> list[Tensor | None]:
@@ -1895,7 +1895,7 @@ def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
     return [found.get(id(x)) for x in inputs]
 
 
-# chapters/gradients/autograd.md:941
+# chapters/gradients/autograd.md:940
 def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     """The gradient to start from: the given one, or 1 for a number."""
     if not y.requires_grad:
@@ -1916,7 +1916,7 @@ def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     return gradient.cast(y.dtype).clone()
 
 
-# chapters/gradients/autograd.md:982
+# chapters/gradients/autograd.md:981
 def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
@@ -1927,7 +1927,7 @@ def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
     return g
 
 
-# chapters/gradients/autograd.md:1205
+# chapters/gradients/autograd.md:1204
 def check_overwrite(x: Tensor) -> None:
     """Refuse a write whose consequence no record could tell."""
     remedy = "write x = x + y for a new tensor, or work under no_grad()"
@@ -1939,7 +1939,7 @@ def check_overwrite(x: Tensor) -> None:
                            f"memory, whose record would not know; {remedy}")
 
 
-# chapters/gradients/autograd.md:1267
+# chapters/gradients/autograd.md:1266
 def check_leaving(x: Tensor) -> None:
     """Refuse to drop a gradient in silence."""
     if x.requires_grad and RECORDING.get():
@@ -1949,7 +1949,7 @@ def check_leaving(x: Tensor) -> None:
             "say .detach() to leave the gradient behind")
 
 
-# chapters/gradients/autograd.md:1309
+# chapters/gradients/autograd.md:1308
 def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
                     v: Tensor) -> Tensor:
     """H v for the Hessian H of `f` at `x`, without forming H.
@@ -1967,7 +1967,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     return zeros_like(x) if product is None else product
 
 
-# chapters/gradients/autograd.md:1664
+# chapters/gradients/autograd.md:1660
 def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
               step: float = 1e-5, tolerance: float = 1e-6) -> None:
     """Compare the gradients of `f` with central differences (float64).
@@ -1993,7 +1993,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-# chapters/gradients/autograd.md:1692
+# chapters/gradients/autograd.md:1688
 def differences(f: Callable[[], float], x: Tensor,
                 step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:039e0b193d26  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:67755e878646  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -299,7 +299,7 @@ def row_of(found: dict) -> str:
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:1202
+# chapters/tensors/activations.md:1200
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -307,7 +307,7 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:1209
+# chapters/tensors/activations.md:1207
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -327,7 +327,7 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:1234
+    # chapters/tensors/activations.md:1232
     def __repr__(self) -> str:
         return self.name
 
@@ -345,7 +345,7 @@ class Timed:
         """Itself: a copied tensor stays on its device."""
         return self
 
-    # chapters/tensors/activations.md:1257
+    # chapters/tensors/activations.md:1255
     def table(self) -> str:
         """Calls, milliseconds and megabytes for each primitive."""
         totals: dict[Op, list[float]] = {}

@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:8ea257ee0234 */
+/* Tangled from activations: edit there, `make tangle`. sha256:730a06234514 */
 #line 548 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -95,7 +95,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1030 "chapters/tensors/activations.md"
+#line 1028 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
