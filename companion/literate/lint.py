@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:7061809fe21e
+# Tangled from record: edit there, `make tangle`. sha256:0dac3095d12c
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -23,13 +23,11 @@ from companion.literate.source import (
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, tangle
 
-# chapters/appendix/record.md:2350
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
             "bibliography", "list-table", "image")
 
 
-# chapters/appendix/record.md:2355
 def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
     lines, begin = chapter.text.split("\n"), 0
@@ -40,7 +38,6 @@ def page_blocks(chapter: Chapter) -> Iterator[Block]:
     yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-# chapters/appendix/record.md:2365
 def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
     """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
@@ -51,13 +48,11 @@ def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
             yield from inner_blocks(path, block.body, block.line)
 
 
-# chapters/appendix/record.md:2378
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-# chapters/appendix/record.md:2383
 def read_aloud(match: re.Match) -> str:
     """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
@@ -65,13 +60,11 @@ def read_aloud(match: re.Match) -> str:
     return match["text"] if match["target"] else ""
 
 
-# chapters/appendix/record.md:2390
 def words(text: str) -> int:
     """How many words a reader reads."""
     return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# chapters/appendix/record.md:2404
 @dataclass
 class Measures:
     """What the table shows of one chapter."""
@@ -88,7 +81,6 @@ class Measures:
     asides: int = 0
 
 
-# chapters/appendix/record.md:2423
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     cells = [cell.source.split("\n") for cell in chapter.cells]
@@ -106,7 +98,6 @@ def measure(book: Book, chapter: Chapter) -> Measures:
     return found
 
 
-# chapters/appendix/record.md:2445
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -116,7 +107,6 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:2454
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -133,13 +123,11 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:2470
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     return cached(book.root / EXECUTED / f"{chapter.name}-stage.ipynb")
 
 
-# chapters/appendix/record.md:2484
 COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
@@ -147,7 +135,6 @@ COLUMNS = {
 }
 
 
-# chapters/appendix/record.md:2491
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
@@ -160,7 +147,6 @@ def row(found: Measures) -> list:
     ]
 
 
-# chapters/appendix/record.md:2503
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -171,13 +157,11 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2529
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
 REMOVED = {"remove-cell", "remove-input"}
 
 
-# chapters/appendix/record.md:2534
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or wide, not shown, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -198,7 +182,6 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2557
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -209,7 +192,6 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2574
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -225,7 +207,6 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2589
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -237,7 +218,6 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2607
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -247,7 +227,6 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2621
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -259,14 +238,12 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2632
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
 
 
-# chapters/appendix/record.md:2638
 def described(cell) -> bool:
     """Whether a cell says what is on the picture it draws."""
     found = cell.options
@@ -275,7 +252,6 @@ def described(cell) -> bool:
     return bool(found)
 
 
-# chapters/appendix/record.md:2651
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -286,7 +262,6 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2661
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -295,7 +270,6 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2669
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -305,7 +279,6 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2685
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -316,7 +289,6 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2695
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -329,7 +301,6 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2707
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:021b186af1c9
+# Tangled from weave: edit there, `make tangle`. sha256:c1453bd423f1
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
@@ -31,7 +31,6 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:426
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -44,7 +43,6 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:444
 def imports_only(source):
     """Whether a cell, in Python without magics, does nothing else."""
     kinds = ast.Import, ast.ImportFrom
@@ -52,7 +50,6 @@ def imports_only(source):
         isinstance(node, kinds) for node in ast.parse(source).body)
 
 
-# chapters/appendix/weave.md:451
 def called(cell):
     """How a reader would call what may be folded."""
     if tagged(cell, "solution"):
@@ -60,11 +57,9 @@ def called(cell):
     return "the imports" if imports_only(cell.source) else "the {type}"
 
 
-# chapters/appendix/weave.md:460
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:463
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -81,7 +76,6 @@ def read(text, page):
     return notebook
 
 
-# chapters/appendix/weave.md:517
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -99,7 +93,6 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:542
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -115,7 +108,6 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:589
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -127,28 +119,24 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:600
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:606
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:634
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:640
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -156,7 +144,6 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:647
 def section_of(node, cell):
     """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -168,7 +155,6 @@ def section_of(node, cell):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:696
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -187,7 +173,6 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:718
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -195,7 +180,6 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:725
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -206,7 +190,6 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:770
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page, named = app.env.docname, {}
@@ -222,7 +205,6 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1067
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -242,7 +224,6 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1110
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -254,7 +235,6 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1142
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -268,13 +248,11 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1159
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1164
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -285,20 +263,17 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1174
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1181
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1187
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -316,7 +291,6 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1272
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -326,7 +300,6 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1281
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -335,7 +308,6 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1363
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -343,7 +315,6 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1370
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -355,7 +326,6 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1387
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -376,18 +346,15 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1407
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1415
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1418
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -411,7 +378,6 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1445
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -421,7 +387,6 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1482
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     gc.set_threshold(100_000)
