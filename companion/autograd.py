@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:d3962f619b5c
+# Tangled from autograd: edit there, `make tangle`. sha256:f43e93f74bb2
 from __future__ import annotations
 
 import math
@@ -41,7 +41,6 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:207
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -69,18 +68,15 @@ class Record:
             "gradient, and its whole graph would come along; copy its "
             ".detach(), or compute it again from copies")
 
-    # chapters/gradients/autograd.md:887
     def release(self) -> None:
         """Let go of the operands; what is left says that it served."""
         self.op, self.src, self.arg = SPENT, (), None
         self.pasts, self.ages = [], ()
 
 
-# chapters/gradients/autograd.md:280
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:283
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -91,19 +87,16 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:293
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:339
 Rule = Callable[..., Any]
-GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
+
 NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
-# chapters/gradients/autograd.md:344
 def check_rule(op: Op, src: tuple[Any, ...]) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -114,7 +107,6 @@ def check_rule(op: Op, src: tuple[Any, ...]) -> None:
         check_born(x)
 
 
-# chapters/gradients/autograd.md:354
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -122,7 +114,6 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, src, y), version(y))
 
 
-# chapters/gradients/autograd.md:361
 def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
     """(place, version) of each value that a gradient of `op` reads."""
     values = (*src, y)
@@ -131,13 +122,11 @@ def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
             if x.requires_grad for i in needs]
 
 
-# chapters/gradients/autograd.md:381
 def version(x: Any) -> int:
     """How many times the memory of `x` has been written to."""
     return x.buffer.storage.version
 
 
-# chapters/gradients/autograd.md:386
 def check_born(x: Any) -> None:
     """Refuse a value that is no longer what its record computed."""
     if x.record is not None and x.record.born != version(x):
@@ -147,39 +136,9 @@ def check_born(x: Any) -> None:
             f"its gradient is lost; .clone() it before the write")
 
 
-# chapters/gradients/autograd.md:407
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
-GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
-GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
-GRADIENT[SQRT] = (lambda g, y, x, _: g * 0.5 / y,)
-GRADIENT[ERF] = (
-    lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
-GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:434
-GRADIENT[ADD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: g)
-GRADIENT[SUB] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g)
-GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
-                 lambda g, y, a, b, _: g * a)
-GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
-                 lambda g, y, a, b, _: -g * y / b)
-GRADIENT[MOD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g * (a // b))
-# A fill, not g * c: infinity times zero would be NaN.
-GRADIENT[WHERE] = (None,
-                   lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
-                   lambda g, y, c, a, b, _: g.masked_fill(c, 0))
-GRADIENT[LESS] = (None, None)
-GRADIENT[EQUAL] = (None, None)
-GRADIENT[IDIV] = (None, None)
-GRADIENT[AND] = (None, None)
-
-
-# chapters/gradients/autograd.md:472
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
@@ -188,17 +147,11 @@ def slope_of_base(x: Any, y: Any) -> Any:
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-# chapters/gradients/autograd.md:480
 def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
 
 
-GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
-                 lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
-
-
-# chapters/gradients/autograd.md:501
 def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
                      wins: bool | None) -> Any:
     """What a maximum passes on to one operand: all, nothing, its share.
@@ -211,23 +164,15 @@ def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-# chapters/gradients/autograd.md:513
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
 
-GRADIENT[MAXIMUM] = (
-    lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
-    lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1)))
-
-
-# chapters/gradients/autograd.md:556
 def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:561
 def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -235,7 +180,6 @@ def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:568
 def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -243,7 +187,6 @@ def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:575
 def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -252,47 +195,73 @@ def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:587
-GRADIENT[RESHAPE] = (
-    lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
-GRADIENT[PERMUTE] = (
-    lambda g, y, x, order: g.apply(
-        PERMUTE, g, arg=inverse_permutation(order)),)
-GRADIENT[FLIP] = (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),)
-GRADIENT[EXPAND] = (
-    lambda g, y, x, shape: g.apply(
-        SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),)
-GRADIENT[PAD] = (
-    lambda g, y, x, margins: g.apply(
-        SHRINK, g, arg=pad_to_shrink(x, margins)),)
-GRADIENT[SHRINK] = (
-    lambda g, y, x, ranges: g.apply(PAD, g, arg=shrink_to_pad(x, ranges)),)
-
-
-# chapters/gradients/autograd.md:634
 def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
     return hits * (g / hits.sum(axes, keepdim=True))
 
 
-GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
-GRADIENT[MAX] = (lambda g, y, x, axes: split_ties(g, y, x, axes),)
+GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
+    EXP: (lambda g, y, x, _: g * y,),
+    LOG: (lambda g, y, x, _: g / x,),
+    SIN: (lambda g, y, x, _: g * x.cos(),),
+    SQRT: (lambda g, y, x, _: g * 0.5 / y,),
+    ERF: (
+        lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,),
+    CAST: (lambda g, y, x, _: g.cast(x.dtype),),
+    ADD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: g),
+    SUB: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g),
+    MUL: (lambda g, y, a, b, _: g * b,
+          lambda g, y, a, b, _: g * a),
+    DIV: (lambda g, y, a, b, _: g / b,
+          lambda g, y, a, b, _: -g * y / b),
+    MOD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g * (a // b)),
+    # A fill, not g * c: infinity times zero would be NaN.
+    WHERE: (None,
+            lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
+            lambda g, y, c, a, b, _: g.masked_fill(c, 0)),
+    LESS: (None, None),
+    EQUAL: (None, None),
+    IDIV: (None, None),
+    AND: (None, None),
+    POW: (lambda g, p, x, y, _: g * slope_of_base(x, y),
+          lambda g, p, x, y, _: g * slope_of_exponent(p, x, y)),
+    MAXIMUM: (
+        lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
+        lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1))),
+    RESHAPE: (
+        lambda g, y, x, shape: g.reshape(x.shape).to(x.device),),
+    PERMUTE: (
+        lambda g, y, x, order: g.apply(
+            PERMUTE, g, arg=inverse_permutation(order)),),
+    FLIP: (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),),
+    EXPAND: (
+        lambda g, y, x, shape: g.apply(
+            SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),),
+    PAD: (
+        lambda g, y, x, margins: g.apply(
+            SHRINK, g, arg=pad_to_shrink(x, margins)),),
+    SHRINK: (
+        lambda g, y, x, ranges: g.apply(
+            PAD, g, arg=shrink_to_pad(x, ranges)),),
+    SUM: (lambda g, y, x, axes: g.broadcast(x.shape),),
+    MAX: (lambda g, y, x, axes: split_ties(g, y, x, axes),),
+    # Not a.mT @ g: a layer multiplies by its weight's transpose, and this
+    # order leaves the gradient of the weight itself dense.
+    MATMUL: (lambda g, y, a, b, _: g @ b.mT,
+             lambda g, y, a, b, _: (g.mT @ a).mT),
+    GATHER: (
+        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        None),
+    SCATTER: (
+        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        None),
+}
 
-# chapters/gradients/autograd.md:657
-# Not a.mT @ g: a layer multiplies by its weight's transpose, and this
-# order leaves the gradient of the weight itself dense.
-GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
-                    lambda g, y, a, b, _: (g.mT @ a).mT)
-GRADIENT[GATHER] = (
-    lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
-    None)
-GRADIENT[SCATTER] = (
-    lambda g, y, x, at, _: g.apply(GATHER, g, at),
-    None)
 
-
-# chapters/gradients/autograd.md:747
 def lineage(root: Any) -> list[tuple[Any, Record]]:
     """What `root` was computed from, and how, operands before results.
 
@@ -316,7 +285,6 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
     return order
 
 
-# chapters/gradients/autograd.md:835
 def flow(y: Any, record: Record,
          g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
     """The operands that want a gradient, their pasts and their shares."""
@@ -331,7 +299,6 @@ def flow(y: Any, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:853
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -357,11 +324,9 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:882
 SPENT = Op("SPENT", 0)
 
 
-# chapters/gradients/autograd.md:893
 def check_unspent(order: list[tuple[Any, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(record.op is SPENT for _, record in order):
@@ -370,7 +335,6 @@ def check_unspent(order: list[tuple[Any, Record]]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1141
 RESULT = -1
 NEEDS |= {
     EXP: ((RESULT,),), SQRT: ((RESULT,),),

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:e71e2a41c469
+# Tangled from losses: edit there, `make tangle`. sha256:99256f451b1d
 from __future__ import annotations
 
 import math
@@ -17,7 +17,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/losses.md:124
 def check_tensors(name: str, x: Any, target: Any) -> None:
     """A list has neither shape nor dtype."""
     for place, value in (("input", x), ("target", target)):
@@ -27,7 +26,6 @@ def check_tensors(name: str, x: Any, target: Any) -> None:
                 f"{type(value).__name__}; wrap it in Tensor(…)")
 
 
-# chapters/tensors/losses.md:133
 def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
     """Both in one float dtype, if they have one shape."""
     check_tensors(name, x, target)
@@ -46,7 +44,6 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-# chapters/tensors/losses.md:153
 def reduced(loss: Tensor, reduction: str, dtype: DType,
             n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
@@ -57,7 +54,6 @@ def reduced(loss: Tensor, reduction: str, dtype: DType,
     return REDUCTIONS[reduction](loss, n).to(dtype)
 
 
-# chapters/tensors/losses.md:163
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
     """(x - target)², averaged over all elements (Legendre, 1805)."""
@@ -66,7 +62,6 @@ def mse_loss(x: Tensor, target: Tensor,
     return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:242
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
@@ -84,7 +79,6 @@ def bce_with_logits(x: Tensor, target: Tensor,
     return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:385
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
     # What is taken off cancels, so its own slope need not be followed.
@@ -92,7 +86,6 @@ def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     return shifted, shifted.exp().sum(-1).log()
 
 
-# chapters/tensors/losses.md:411
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = log_sums(x)
@@ -105,7 +98,6 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return log_sum - score
 
 
-# chapters/tensors/losses.md:437
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
@@ -122,7 +114,6 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:461
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
@@ -131,7 +122,6 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     return inside and not 0 <= ignore_index < classes
 
 
-# chapters/tensors/losses.md:479
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = same_dtype(x, share)
@@ -144,7 +134,6 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     return -(where(absent, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:491
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -157,7 +146,6 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:505
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:
