@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:3d9c94bf13c2  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:2f977b58dd29  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -428,7 +428,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
-    # Waking the threads takes longer than thirty thousand elements.
+    # In a smaller array, waking the threads takes longer than the work.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
@@ -519,7 +519,7 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
         return None
     n, step, _ = axes[folded[0]]
     # By the shape, never by the threads: a sum has the same bits on any
-    # machine. 4096 is the room for pieces in C.
+    # number of them. 4096 is the room for pieces in C.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
