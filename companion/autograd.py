@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:2832df131747
+# Tangled from autograd: edit there, `make tangle`. sha256:f43e93f74bb2
 from __future__ import annotations
 
 import math
@@ -56,6 +56,8 @@ class Record:
         self.op = op
         self.src = src
         self.arg = arg
+        # Now, not when it is read: a later write in place gives an
+        # operand another record.
         self.pasts = [x.record for x in src]
         self.ages = ages
         self.born = born
@@ -140,6 +142,8 @@ TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
+    # The base is replaced, not the slope: what is computed and thrown
+    # away would come back as 0 * infinity in a second derivative.
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
@@ -215,6 +219,7 @@ GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
           lambda g, y, a, b, _: -g * y / b),
     MOD: (lambda g, y, a, b, _: g,
           lambda g, y, a, b, _: -g * (a // b)),
+    # A fill, not g * c: infinity times zero would be NaN.
     WHERE: (None,
             lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
             lambda g, y, c, a, b, _: g.masked_fill(c, 0)),
@@ -244,6 +249,8 @@ GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
             PAD, g, arg=shrink_to_pad(x, ranges)),),
     SUM: (lambda g, y, x, axes: g.broadcast(x.shape),),
     MAX: (lambda g, y, x, axes: split_ties(g, y, x, axes),),
+    # Not a.mT @ g: a layer multiplies by its weight's transpose, and this
+    # order leaves the gradient of the weight itself dense.
     MATMUL: (lambda g, y, a, b, _: g @ b.mT,
              lambda g, y, a, b, _: (g.mT @ a).mT),
     GATHER: (
@@ -268,6 +275,8 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
         y, record, finished = stack.pop()
         if finished:
             order.append((y, record))
+        # By record, not by tensor: one that was overwritten in place is
+        # visited once for each of its pasts.
         elif record is not None and id(record) not in seen:
             seen.add(id(record))
             stack.append((y, record, True))
@@ -304,6 +313,7 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
             _, g = partial.pop(id(record))
             if y.record is record:
                 yield y, g
+            # A leaf has no record, so it is found by its own identity.
             for x, past, share in flow(y, record, g):
                 place = id(past or x)
                 if place in partial:

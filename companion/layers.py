@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:de114faebfdd
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:120aa994df19
 from __future__ import annotations
 
 import math
@@ -50,6 +50,7 @@ class Module:
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that training may change; a shared one once."""
+        # By identity: a shared weight has two names and one update.
         seen: set[int] = set()
         for name, tensor in self.named_tensors():
             if tensor.requires_grad and id(tensor) not in seen:
@@ -127,6 +128,8 @@ class Module:
             raise ValueError(
                 f"load_state_dict: {type(self).__name__} does not fit:\n"
                 + "\n".join(f"  {p}" for p in problems))
+        # All copied before any is written: a state may hold the memory of
+        # this very module, with its names exchanged.
         values = [detached(v).clone() if isinstance(v, Tensor) else Tensor(v)
                   for v in map(state.__getitem__, own)]
         for tensor, value in zip(own.values(), values):
@@ -140,6 +143,8 @@ class Module:
                 if x is not None and (
                         x.dtype.is_float or not isinstance(target, DType)):
                     moved = x.to(target)
+                    # The tensor stays, with new memory: optimizers and
+                    # shared weights hold the tensor itself.
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
@@ -171,6 +176,7 @@ def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
 
     `options` (dtype, device, generator) are those of rand.
     """
+    # Even numbers on (-b, b) have the variance b * b / 3.
     bound = math.sqrt(6 / (inputs + outputs))
     return (rand(outputs, inputs, **options) * 2 - 1) * bound
 
@@ -204,6 +210,7 @@ class Linear(Module):
 def check_features(layer: Module, x: Tensor,
                    shape: tuple[int, ...]) -> None:
     """The last axes of `x` must be those the layer was built for."""
+    # A single feature would be stretched over all weights in silence.
     if not isinstance(x, Tensor):
         raise TypeError(f"{type(layer).__name__}: expected a Tensor, got a "
                         f"{type(x).__name__}; wrap it in Tensor(…)")
@@ -229,6 +236,7 @@ class Sequential(Module):
         for place, layer in enumerate(self.layers):
             try:
                 x = layer(x)
+            # Whatever went wrong goes on, with its place written on it.
             except Exception as error:
                 error.add_note(f"in layers.{place} of {len(self)}")
                 raise
@@ -266,6 +274,7 @@ class Dropout(Module):
         if not self.training or self.p == 0:
             return x
         draw = rand(*x.shape, device=x.device, generator=self.generator)
+        # A choice, not a product with a mask: 0 * infinity is NaN.
         return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
@@ -289,6 +298,8 @@ class LayerNorm(Module):
         check_features(self, x, self.normalized_shape)
         axes = range(-len(self.normalized_shape), 0)
         wide = widened(x)
+        # Centred first: mean square less squared mean loses all digits
+        # where the mean is large.
         centred = wide - wide.mean(axes, keepdim=True)
         variance = centred.square().mean(axes, keepdim=True)
         y = centred * (variance + self.eps).rsqrt() * self.weight

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:afbd0202623a
+# Tangled from losses: edit there, `make tangle`. sha256:99256f451b1d
 from __future__ import annotations
 
 import math
@@ -33,6 +33,7 @@ def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
         raise ValueError(
             f"{name}: input {x.shape} and target {target.shape} must have "
             f"the same shape; reshape one of them")
+    # Floats before the difference: in bytes, 3 - 255 is 4.
     return same_dtype(as_float(x), target)
 
 
@@ -70,6 +71,8 @@ def bce_with_logits(x: Tensor, target: Tensor,
     """
     like, target = matched("bce_with_logits", x, target)
     x, target = widened(like), widened(target)
+    # By the sign, not by |x| and max: they have corners at 0, where the
+    # loss has none.
     negative = x < 0
     small = where(negative, x, -x).exp()
     loss = where(negative, 0, x) - x * target + (small + 1).log()
@@ -78,6 +81,7 @@ def bce_with_logits(x: Tensor, target: Tensor,
 
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
+    # What is taken off cancels, so its own slope need not be followed.
     shifted = x - detached(x.max(-1, keepdim=True))
     return shifted, shifted.exp().sum(-1).log()
 
@@ -97,9 +101,11 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
+    # Wide before it is compared: -100 is not a byte.
     target, classes = target.to(int64), x.shape[-1]
     counted = target != ignore_index
     labels = where(counted, target, 0)
+    # A class is its own remainder; a negative or too large one is not.
     bad = labels % classes != labels
     if bad.sum().item():
         raise IndexError(
@@ -123,6 +129,7 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     if smoothing:
         share = share * (1 - smoothing) + smoothing / x.shape[-1]
     logs = shifted - log_sum.unsqueeze(-1)
+    # A masked class of share 0 would give 0 * infinity.
     absent = (share == 0) & (logs == -math.inf)
     return -(where(absent, 0, logs) * share).sum(-1)
 

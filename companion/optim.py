@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:f8c2e223f26d
+# Tangled from optimizers: edit there, `make tangle`. sha256:1ab71dfc0c0d
 from __future__ import annotations
 
 import math
@@ -26,6 +26,8 @@ class Optimizer:
         self.param_groups = [defaults | g | {"params": list(g["params"])}
                              for g in groups]
         check_groups(self.param_groups, defaults)
+        # By the tensor, not by id(): a copied pair of model and optimizer
+        # still finds its memory.
         self.state: dict[Tensor, dict[str, Any]] = {}
 
     def step(self) -> None:
@@ -47,6 +49,7 @@ class Optimizer:
 
     def fed(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Count the step, and bring its numbers to where p is."""
+        # Counted inside what is fed: a replayed step counts as well.
         def count() -> dict[str, np.ndarray]:
             self.state[p]["step"] += 1
             return {name: np.asarray(n, p.dtype.numpy)
@@ -62,6 +65,7 @@ class Optimizer:
     def kept(self, p: Tensor, name: str) -> Tensor:
         """What is remembered of `p`, on its device; zeros at first."""
         own = self.state[p]
+        # Brought along: the parameter may have moved since the last step.
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
@@ -90,7 +94,9 @@ class Optimizer:
                           if k in self.defaults or v not in (None, False)}
                   | {"params": mine["params"]}
                   for mine, g in zip(own, saved)]
+        # Only the last line changes anything: all is checked before it.
         check_groups(groups, self.defaults)
+        # By text: in a state that was JSON, the places have become text.
         places = chain.from_iterable(g["params"] for g in saved)
         at = dict(zip(map(str, places), self.parameters()))
         if lost := [i for i in state["state"] if str(i) not in at]:
@@ -254,6 +260,7 @@ class AdamW(Adam):
         super().__init__(parameters, lr, betas, eps, weight_decay)
 
     def update(self, p: Tensor, g: Tensor, group: dict[str, Any]) -> None:
+        # Outside of the gradient, where it would be divided by its size.
         if group["weight_decay"]:
             p.assign(p * group["keep"])
         super().update(p, g, group | {"weight_decay": 0.0})

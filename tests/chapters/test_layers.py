@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:e3266fd31bae
+# Tangled from layers: edit there, `make tangle`. sha256:564061a34fb3
 from __future__ import annotations
 
 import math
@@ -69,17 +69,6 @@ def test_parameters_are_found_through_lists_and_nesting():
     assert "# 15 parameters" in repr(net)
 
 
-def test_dictionaries_and_lists_of_lists_are_searched():
-    net = Module()
-    net.heads = {"left": Linear(2, 1), "right": [Linear(2, 1)]}
-    assert [name for name, _ in net.named_parameters()] == [
-        "heads.left.weight", "heads.left.bias",
-        "heads.right.0.weight", "heads.right.0.bias"]
-    assert not net.eval().heads["right"][0].training
-    assert "heads.right.0: Linear" in repr(net)
-    assert "define one" in message(lambda: net(1), NotImplementedError)
-
-
 def test_a_shared_weight_is_one_parameter_with_two_names():
     first, second = Linear(3, 3), Linear(3, 3)
     second.weight = first.weight
@@ -103,6 +92,17 @@ def test_an_error_says_where_in_the_network():
     assert "unpack a list" in message(
         lambda: Sequential([Linear(2, 2)]), TypeError)
     assert net[:1](ones(2)).tolist() == [1.0, 1.0] and len(net[1:]) == 1
+
+
+def test_dictionaries_and_lists_of_lists_are_searched():
+    net = Module()
+    net.heads = {"left": Linear(2, 1), "right": [Linear(2, 1)]}
+    assert [name for name, _ in net.named_parameters()] == [
+        "heads.left.weight", "heads.left.bias",
+        "heads.right.0.weight", "heads.right.0.bias"]
+    assert not net.eval().heads["right"][0].training
+    assert "heads.right.0: Linear" in repr(net)
+    assert "define one" in message(lambda: net(1), NotImplementedError)
 
 
 def test_normalizations_against_the_formula():
