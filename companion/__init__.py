@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, blas, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:a32480a54b3b  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:a32480a54b3b  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations

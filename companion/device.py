@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:55cb946de224  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:ea04d1ac387c  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, ceil, kernel_or_tell, matmul
+from companion.blas import FLAVOURS, WIDE, ceil, matmul
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, float32, float64, int64
-from companion.native import POOL
+from companion.native import POOL, kernel_or_tell
 from companion.ops import (
     ADD,
     AND,
@@ -336,6 +336,7 @@ class Device:
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
+        # Before the write: one that fails half-way has changed it, too.
         buffer.storage.version += 1
         return buffer
 
@@ -427,6 +428,7 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
+    # In a smaller array, waking the threads takes longer than the work.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
@@ -463,6 +465,7 @@ Kernel = Callable[..., None]
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+        # Under four thousand elements NumPy is as fast.
         each = loop(name, out.dtype) if out.array.size > 4000 else None
         job = each and walk(POOL.threads, out.view, x.view, y.view)
         if each and job:
@@ -515,6 +518,8 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
     if more or rest or near != 1:
         return None
     n, step, _ = axes[folded[0]]
+    # By the shape, never by the threads: a sum has the same bits on any
+    # number of them. 4096 is the room for pieces in C.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),

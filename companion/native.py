@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:1571027b4471  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:67712f280189  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -329,6 +329,7 @@ def keep_freed(most: int) -> bool:
 
     Whether it will; other C libraries have habits of their own.
     """
+    # Only glibc has it; elsewhere nothing is changed.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     return bool(mallopt and mallopt(trim, most) and mallopt(mmap, 32 << 20))

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:186f9fae35e5  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:65172fb87c45  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -137,6 +137,7 @@ class Tensor:
         """
         device, buffers = place_operands(op, src, device)
         watched = RECORDING.get() and any(map(needs_gradient, src))
+        # Before it runs: a write that has no rule must not have happened.
         if watched:
             check_rule(op, src)
         y = wrap(device.run(op, *buffers, arg=arg), device)
@@ -627,6 +628,7 @@ class Tensor:
         if not RECORDING.get() or not (self.requires_grad or given):
             return self.assign(source)
         check_overwrite(self)
+        # Unrecorded: WRITE has no rule, the CAST below stands for it.
         with no_grad():
             self.assign(source)
         self.requires_grad = given
@@ -788,12 +790,14 @@ class Tensor:
 
     def relu(self) -> Tensor:
         """max(x, 0) (Fukushima, 1969; Nair and Hinton, 2010)."""
+        # A tie belongs to the bound: the slope at 0 is 0.
         return maximum_of(self, 0, tie=1)
 
     def sigmoid(self) -> Tensor:
         """1 / (1 + exp(-x)), through exp(-|x|), which cannot overflow."""
         x = as_float(self)
         negative = x < 0
+        # Not -x.abs(): its corner would make the slope at 0 zero, not 1/4.
         e = where(negative, x, -x).exp()
         return where(negative, e, 1) / (1 + e)
 
@@ -802,6 +806,8 @@ class Tensor:
         x = as_float(self)
         e = (x.abs() * -2).exp()
         far = (1 - e) / (1 + e) * x.sign()
+        # Clamped, or the branch not chosen would overflow far from 0, and
+        # its gradient be 0 * infinity.
         near = x.clamp(-0.625, 0.625)
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
@@ -811,7 +817,7 @@ class Tensor:
     @torch_names
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
-        x = widened(self)
+        x = widened(self)  # a sum of many halves would round
         e = (x - constant_max(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
@@ -820,6 +826,7 @@ class Tensor:
         """log(sum(exp(x))); of a row that is all -inf, -inf."""
         x = widened(self)
         peak = constant_max(x, axis)
+        # Of a row of -inf, take off 0: -inf - -inf would be NaN.
         peak = where(peak.abs() < math.inf, peak, 0)
         total = (x - peak).exp().sum(axis, keepdim=True).log() + peak
         total = total if keepdim else total.squeeze(axes_of(x, axis))
@@ -1754,12 +1761,14 @@ def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
     if getattr(gradient, "shape", None) != y.shape:
         raise ValueError(f"backward: expected as gradient a tensor of "
                          f"shape {y.shape}, got {gradient!r:.60}")
+    # A copy: where y is a leaf, this becomes its .grad, to be written to.
     return gradient.cast(y.dtype).clone()
 
 
 def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
     """`g` dense, in memory to write to that none among `taken` uses."""
     view, storage = g.buffer.view, g.buffer.storage
+    # ADD hands one gradient to two operands, and SUM a view of one number.
     if id(storage) in taken or not (storage.writable and view.is_dense):
         g = g.clone()
     taken.add(id(g.buffer.storage))
@@ -1796,6 +1805,7 @@ def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
     at = x.detach().requires_grad_()
     (g,) = grad(f(at), [at], create_graph=True)
     along = zeros_like(x) if g is None else (g * v).sum()
+    # The gradient of a linear f is a constant: there is no graph behind it.
     if not along.requires_grad:
         return zeros_like(x)
     (product,) = grad(along, [at])
@@ -1838,6 +1848,7 @@ def differences(f: Callable[[], float], x: Tensor,
             moved[i] = step
             memory.assign(values + moved)
             above = f()
+            # From the saved values: x + step - step is not x in floats.
             memory.assign(values - moved)
             slopes[i] = (above - f()) / (2 * step)
     finally:

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:875d111ebf4a */
-#line 797 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:3dc68360bf61 */
+#line 815 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
@@ -25,7 +25,7 @@ struct fold {
 };
 struct job { struct fold f; const REAL *x; REAL *out; total *room; };
 
-#line 826 "chapters/tensors/activations.md"
+#line 844 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -37,7 +37,7 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 843 "chapters/tensors/activations.md"
+#line 863 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
@@ -61,7 +61,7 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 872 "chapters/tensors/activations.md"
+#line 890 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -84,7 +84,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 898 "chapters/tensors/activations.md"
+#line 916 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];

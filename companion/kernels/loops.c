@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:4e81facd2f46 */
-#line 539 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:79e98e8295ab */
+#line 552 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
 struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
 struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
 
-#line 559 "chapters/tensors/activations.md"
+#line 572 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
 static void part(void *job, long p) {
   struct job g = *(struct job *)job;
@@ -34,7 +34,7 @@ static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
   w->parallel(part, &g, w->parts, w->parts);
 }
 
-#line 580 "chapters/tensors/activations.md"
+#line 593 "chapters/tensors/activations.md"
 #define EACH for (long i = 0; i < n; i++)
 #define LOOP(name, code)                                              \
   static void name##_row(long n, REAL *out, const REAL *x,            \
@@ -52,7 +52,7 @@ LOOP(subtract, a - b)
 LOOP(multiply, a * b)
 LOOP(divide, a / b)
 
-#line 613 "chapters/tensors/activations.md"
+#line 628 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
 typedef __typeof__(__builtin_choose_expr(WIDE, 0l, 0)) whole;
@@ -71,12 +71,13 @@ static INLINE REAL power(whole k) {
   return x;
 }
 
-#line 635 "chapters/tensors/activations.md"
+#line 650 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
   const double most = WIDE ? 0x1.62e42fep-1 : 0x1.62e4p-1;
-  const REAL high = most, low = ln2 - most + tail;
+  const REAL high = most, low = ln2 - most + tail;  /* k high is exact */
+  /* added and taken off again, it rounds to a whole number */
   const REAL magic = WIDE ? 0x1.8p52 : 0x1.8p23;
   static const double c[] = {
     1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800.,
@@ -88,12 +89,13 @@ static INLINE REAL exponential(REAL x) {
   REAL r = x - k * high - k * low;
 #pragma GCC unroll 16
   for (int j = 14 - TERMS; j < 12; j++) p = p * r + (REAL)c[j];
+  /* in two halves: for a subnormal result 2^n is not a normal number */
   p = (1 + (r + r * r * p)) * power(half) * power(n - half);
   return x > (WIDE ? 710 : 89) ? INFINITY : x < (WIDE ? -746 : -105) ? 0 : p;
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1010 "chapters/tensors/activations.md"
+#line 1032 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
