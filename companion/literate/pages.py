@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:1190bc21495c
+# Tangled from weave: edit there, `make tangle`. sha256:716a29d4e4be
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -30,7 +30,7 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:803
+# chapters/appendix/weave.md:857
 def back(page, line, colored):
     """A highlighted line; a link to the chapter if it names its origin."""
     origin = ORIGIN_LINE.match(line)
@@ -46,7 +46,7 @@ def back(page, line, colored):
     return f'<a class="origin" href="{address}">{colored}</a>'
 
 
-# chapters/appendix/weave.md:818
+# chapters/appendix/weave.md:872
 def row(n, colored, made=()):
     """One line of a source page: number, anchors, text."""
     ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
@@ -54,7 +54,7 @@ def row(n, colored, made=()):
     return f"{number}{ids}{colored}\n"
 
 
-# chapters/appendix/weave.md:844
+# chapters/appendix/weave.md:898
 SOURCE = """\
 <h1><code>{file}</code></h1>
 <p>Tangled from {chapters}. The comments that name a chapter lead to the
@@ -63,7 +63,7 @@ paragraph there.</p>
 """
 
 
-# chapters/appendix/weave.md:852
+# chapters/appendix/weave.md:906
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
@@ -80,7 +80,7 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=shown, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:868
+# chapters/appendix/weave.md:922
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -88,7 +88,7 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:896
+# chapters/appendix/weave.md:950
 def frame(app):
     """A hash of what stands around each page of source."""
     config, titles = app.config, app.env.titles
@@ -102,7 +102,7 @@ def frame(app):
     )
 
 
-# chapters/appendix/weave.md:909
+# chapters/appendix/weave.md:963
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     around = frame(app)
@@ -116,7 +116,7 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:940
+# chapters/appendix/weave.md:994
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -126,7 +126,7 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:949
+# chapters/appendix/weave.md:1003
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -134,11 +134,11 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:961
+# chapters/appendix/weave.md:1015
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:964
+# chapters/appendix/weave.md:1018
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -150,7 +150,7 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:985
+# chapters/appendix/weave.md:1039
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -164,13 +164,13 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:998
+# chapters/appendix/weave.md:1052
 def in_index(made):
     """Under what the index lists a definition: `__add__` under `a`."""
     return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:1013
+# chapters/appendix/weave.md:1067
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -182,20 +182,20 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:1024
+# chapters/appendix/weave.md:1078
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     return LOOM.library.floors.get(file, len(FLOORS))
 
 
-# chapters/appendix/weave.md:1034
+# chapters/appendix/weave.md:1088
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:1040
+# chapters/appendix/weave.md:1094
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

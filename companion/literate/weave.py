@@ -1,21 +1,28 @@
-# Tangled from weave: edit there, `make tangle`. sha256:021b186af1c9
+# Tangled from weave: edit there, `make tangle`. sha256:985deb704d0d
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
 import difflib
 import gc
 import html
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from docutils import nodes
+from myst_nb.sphinx_ import (
+    HideCodeCellNode,
+    depart_HideCellInput,
+    visit_HideCellInput,
+)
 from pygments.lexer import RegexLexer
 from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
-from companion.literate.execute import RECORD, execute, tagged
+from companion.literate.execute import RECORD, execute
 from companion.literate.loom import (
     LOOM,
     cell_id,
@@ -31,7 +38,7 @@ from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 
 
-# chapters/appendix/weave.md:426
+# chapters/appendix/weave.md:432
 def begin(app, config):
     """Load the book; tell MyST-NB which of the pages are chapters."""
     try:
@@ -44,7 +51,7 @@ def begin(app, config):
     }
 
 
-# chapters/appendix/weave.md:444
+# chapters/appendix/weave.md:452
 def imports_only(source):
     """Whether a cell, in Python without magics, does nothing else."""
     kinds = ast.Import, ast.ImportFrom
@@ -52,19 +59,34 @@ def imports_only(source):
         isinstance(node, kinds) for node in ast.parse(source).body)
 
 
-# chapters/appendix/weave.md:451
-def called(cell):
-    """How a reader would call what may be folded."""
-    if tagged(cell, "solution"):
+# chapters/appendix/weave.md:459
+def listed(names, gap):
+    """As many names as a line has room for."""
+    return shorten(gap.join(names), 80, placeholder=" …")
+
+
+# chapters/appendix/weave.md:464
+def called(cell, names):
+    """What is behind a fold, for a cell that defines these names."""
+    tests = [name[5:] for name in names if name.startswith("test_")]
+    heads = [f"`{x}`" for x in names if x.rpartition(".")[0] not in names]
+    if "solution" in cell.tags:
         return "the solution"
-    return "the imports" if imports_only(cell.source) else "the {type}"
+    if tests:
+        count = f"{len(tests)} tests" if tests[1:] else "a test"
+        return f"{count}: {listed(tests, '; ').replace('_', ' ')}"
+    if heads:
+        return listed(heads, " and " if len(heads) == 2 else ", ")
+    if imports_only(cell.source):
+        return "the imports"
+    return "the output" if "hide-output" in cell.tags else "the code"
 
 
-# chapters/appendix/weave.md:460
+# chapters/appendix/weave.md:491
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
 
 
-# chapters/appendix/weave.md:463
+# chapters/appendix/weave.md:494
 def read(text, page):
     """The notebook of a chapter, executed (what MyST-NB calls a reader)."""
     try:
@@ -73,15 +95,27 @@ def read(text, page):
         raise SphinxError(str(error)) from error
     notebook.metadata.language_info = LANGUAGE
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for index, cell in enumerate(cells):
-        cell.metadata.index = index
+    for cell, source in zip(cells, LOOM.chapters[page].cells, strict=True):
+        names = [made.name for made in LOOM.made_by(source)]
+        label = called(source, names)
+        cell.metadata.index = source.index
         cell.metadata.setdefault("mystnb", {}).update(
-            code_prompt_show=f"Show {called(cell)}",
-            code_prompt_hide=f"Hide {called(cell)}")
+            code_prompt_show=f"Show {label}", code_prompt_hide=f"Hide {label}")
     return notebook
 
 
-# chapters/appendix/weave.md:517
+# chapters/appendix/weave.md:547
+def open_fold(translator, node):
+    """The head of a fold, with the names in its label set as code."""
+    begin = len(translator.body)
+    visit_HideCellInput(translator, node)
+    translator.body[begin:] = [
+        re.sub("`(.+?)`", r"<code>\1</code>", part)
+        for part in translator.body[begin:]
+    ]
+
+
+# chapters/appendix/weave.md:571
 def place(page, made):
     """Where in its file a definition went, in phrases."""
     versions = LOOM.versions(made)
@@ -99,7 +133,7 @@ def place(page, made):
         yield ["replaced in ", where(page, later)]
 
 
-# chapters/appendix/weave.md:542
+# chapters/appendix/weave.md:596
 def caption(page, cell):
     """The line above a cell: its file, and its place in the file."""
     file = LOOM.file_of(cell)
@@ -115,7 +149,7 @@ def caption(page, cell):
     return [paragraph(*words, style="tt-place")]
 
 
-# chapters/appendix/weave.md:589
+# chapters/appendix/weave.md:643
 class AfterMagic(RegexLexer):
     """A lexer that begins behind a cell magic in the first line."""
 
@@ -127,28 +161,28 @@ class AfterMagic(RegexLexer):
             yield start + len(magic), token, value
 
 
-# chapters/appendix/weave.md:600
+# chapters/appendix/weave.md:654
 class CCell(AfterMagic, CLexer):
     """C that may begin with the cell magic `%%c`."""
 
     name, aliases = "C cell", ["c-cell"]
 
 
-# chapters/appendix/weave.md:606
+# chapters/appendix/weave.md:660
 class CudaCell(AfterMagic, CudaLexer):
     """CUDA that may begin with the cell magic `%%cuda`."""
 
     name, aliases = "CUDA cell", ["cuda-cell"]
 
 
-# chapters/appendix/weave.md:634
+# chapters/appendix/weave.md:688
 def elements(tree, kind):
     """The containers of one kind that MyST-NB put into a tree."""
     found = tree.findall(nodes.container)
     return [node for node in found if node.get("nb_element") == kind]
 
 
-# chapters/appendix/weave.md:640
+# chapters/appendix/weave.md:694
 def set_language(source, cell):
     """Have the cells in C and CUDA highlighted as such."""
     if cell.language != "python":
@@ -156,7 +190,7 @@ def set_language(source, cell):
             block["language"] = f"{cell.language}-cell"
 
 
-# chapters/appendix/weave.md:647
+# chapters/appendix/weave.md:701
 def section_of(node, cell):
     """The anchor of the section around a cell, as Sphinx numbers it."""
     while not isinstance(node, nodes.section):
@@ -168,7 +202,7 @@ def section_of(node, cell):
     return "" if top else "#" + node["ids"][0]
 
 
-# chapters/appendix/weave.md:696
+# chapters/appendix/weave.md:750
 def dress(app, doctree):
     """Give the cells of a chapter their names, languages and captions."""
     page = app.env.docname
@@ -187,7 +221,7 @@ def dress(app, doctree):
     doctree.next_node(nodes.section).extend(gained(page, chapter))
 
 
-# chapters/appendix/weave.md:718
+# chapters/appendix/weave.md:772
 def number(app, doctree, page):
     """Write into each link to a cell the number of the cell's section."""
     for reference in doctree.findall(nodes.reference):
@@ -195,7 +229,7 @@ def number(app, doctree, page):
             reference += nodes.Text(section_number(app, *reference["cell"]))
 
 
-# chapters/appendix/weave.md:725
+# chapters/appendix/weave.md:779
 def section_number(app, page, index):
     """The number of the section that holds a cell, or the page's title."""
     _, sections = app.env.metadata[page]["woven"]
@@ -206,7 +240,7 @@ def section_number(app, page, index):
     return "§" + ".".join(map(str, numbers))
 
 
-# chapters/appendix/weave.md:770
+# chapters/appendix/weave.md:824
 def link_names(app, doctree):
     """Let names like `Tensor.apply` in prose lead to their definition."""
     page, named = app.env.docname, {}
@@ -222,7 +256,7 @@ def link_names(app, doctree):
     app.env.metadata[page]["named"] = named
 
 
-# chapters/appendix/weave.md:1067
+# chapters/appendix/weave.md:1121
 @dataclass(frozen=True)
 class Change:
     """What a chapter did to one file: its lines before and after."""
@@ -242,7 +276,7 @@ class Change:
         return sum(line.startswith(sign) for line in self.diff)
 
 
-# chapters/appendix/weave.md:1110
+# chapters/appendix/weave.md:1164
 def changes(chapter):
     """What a chapter does to the files of the library, and its tests."""
     turn = LOOM.book.tangle_order.index(chapter)
@@ -254,7 +288,7 @@ def changes(chapter):
     return [change for change in found if change.before != change.after]
 
 
-# chapters/appendix/weave.md:1142
+# chapters/appendix/weave.md:1196
 def gained(page, chapter):
     """The section that closes a chapter: what it gave the library."""
     found = sorted(changes(chapter), key=is_test)
@@ -268,13 +302,13 @@ def gained(page, chapter):
     return [section]
 
 
-# chapters/appendix/weave.md:1159
+# chapters/appendix/weave.md:1213
 def is_test(change):
     """Whether a change is one of the tests, which are listed last."""
     return change.file.startswith("tests/")
 
 
-# chapters/appendix/weave.md:1164
+# chapters/appendix/weave.md:1218
 def total_of(found):
     """The chapter's gains in a sentence."""
     library = [change for change in found if not is_test(change)]
@@ -285,20 +319,20 @@ def total_of(found):
     return " and ".join(parts) + "."
 
 
-# chapters/appendix/weave.md:1174
+# chapters/appendix/weave.md:1228
 def growth(found):
     """How many lines longer the files became."""
     return sum(len(change.after) - len(change.before) for change in found)
 
 
-# chapters/appendix/weave.md:1181
+# chapters/appendix/weave.md:1235
 FOLD = """\
 <details class="tt-gained"><summary><code>{file}</code> {count}</summary>
 <p><a href="{uri}">{file}, as the book leaves it</a></p>
 """
 
 
-# chapters/appendix/weave.md:1187
+# chapters/appendix/weave.md:1241
 def fold(page, change):
     """A file's change, folded: a link, and what differs from before."""
     new = not change.before
@@ -316,7 +350,7 @@ def fold(page, change):
     return [nodes.raw("", opening, format="html"), block, closing]
 
 
-# chapters/appendix/weave.md:1272
+# chapters/appendix/weave.md:1326
 def outdated(app, env, added, changed, removed):
     """The pages to read again, because the book around them changed."""
     return [
@@ -326,7 +360,7 @@ def outdated(app, env, added, changed, removed):
     ]
 
 
-# chapters/appendix/weave.md:1281
+# chapters/appendix/weave.md:1335
 def is_current(page, kept):
     """Whether the book would give to a page what it gave last time."""
     if "woven" in kept and kept["woven"][0] != LOOM.state(page):
@@ -335,7 +369,7 @@ def is_current(page, kept):
     return all(LOOM.place_of(name) == place for name, place in named.items())
 
 
-# chapters/appendix/weave.md:1363
+# chapters/appendix/weave.md:1417
 def note_cited(app, doctree):
     """Keep in the environment to which cells a page links."""
     links = doctree.findall(nodes.reference)
@@ -343,7 +377,7 @@ def note_cited(app, doctree):
     app.env.metadata[app.env.docname]["cited"] = cited
 
 
-# chapters/appendix/weave.md:1370
+# chapters/appendix/weave.md:1424
 def renumbered(app, env):
     """The pages that quote a section's number, if it has changed."""
     known = getattr(env, "quoted", {})
@@ -355,7 +389,7 @@ def renumbered(app, env):
     return [p for p, said in env.quoted.items() if said != known.get(p)]
 
 
-# chapters/appendix/weave.md:1387
+# chapters/appendix/weave.md:1441
 def button(text, icon, url, tooltip):
     """A link as the theme's templates want it."""
     return {
@@ -376,18 +410,18 @@ PRINT = {
 }
 
 
-# chapters/appendix/weave.md:1407
+# chapters/appendix/weave.md:1461
 def group(text, icon, buttons):
     """Buttons that unfold."""
     kind = {"type": "group", "icon": f"fas fa-{icon}"}
     return kind | {"tooltip": text, "buttons": buttons}
 
 
-# chapters/appendix/weave.md:1415
+# chapters/appendix/weave.md:1469
 COLAB = "https://colab.research.google.com/github"
 
 
-# chapters/appendix/weave.md:1418
+# chapters/appendix/weave.md:1472
 def buttons(app, page, template, context, doctree):
     """Put the book's own buttons in a page's head, for the theme's."""
     if doctree is None:
@@ -411,7 +445,7 @@ def buttons(app, page, template, context, doctree):
     context["header_buttons"][:] = shown
 
 
-# chapters/appendix/weave.md:1445
+# chapters/appendix/weave.md:1499
 def copy_notebooks(app, exception):
     """Lay the notebooks beside the pages, for the download button."""
     folder = Path(app.outdir, "notebooks")
@@ -421,13 +455,15 @@ def copy_notebooks(app, exception):
             shutil.copy2(record_of(page), folder)
 
 
-# chapters/appendix/weave.md:1482
+# chapters/appendix/weave.md:1536
 def setup(app):
     """What Sphinx calls first: where weave takes part in a build."""
     gc.set_threshold(100_000)
     app.add_css_file("weave.css")
     app.add_lexer("c-cell", CCell)
     app.add_lexer("cuda-cell", CudaCell)
+    ends = open_fold, depart_HideCellInput
+    app.add_node(HideCodeCellNode, override=True, html=ends)
     app.add_directive("identifiers", Identifiers)
     app.add_directive("library", Modules)
     app.connect("config-inited", begin, priority=900)
