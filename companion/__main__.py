@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:853aacbd1bdd  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:c5030b16c468  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def purpose(module: str) -> str:
 # chapters/appendix/tangle.md:2979
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
-# chapters/appendix/record.md:1570
+# chapters/appendix/record.md:1571
 COMMANDS["execute"] = "companion.literate.execute"
 COMMANDS["serve"] = "companion.literate.serve"
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:7061809fe21e
+# Tangled from record: edit there, `make tangle`. sha256:637400ba83ea
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -8,13 +8,14 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import compress
+from operator import mul
 from pathlib import Path, PurePosixPath
 
 from companion.literate.execute import EXECUTED, cached, code_cells
 from companion.literate.markdown import INLINE, Block, blocks
 from companion.literate.source import (
     Book,
+    Cell,
     Chapter,
     SourceError,
     compared,
@@ -23,13 +24,13 @@ from companion.literate.source import (
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, tangle
 
-# chapters/appendix/record.md:2350
+# chapters/appendix/record.md:2351
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
             "bibliography", "list-table", "image")
 
 
-# chapters/appendix/record.md:2355
+# chapters/appendix/record.md:2356
 def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
     lines, begin = chapter.text.split("\n"), 0
@@ -40,7 +41,7 @@ def page_blocks(chapter: Chapter) -> Iterator[Block]:
     yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-# chapters/appendix/record.md:2365
+# chapters/appendix/record.md:2366
 def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
     """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
@@ -51,13 +52,13 @@ def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
             yield from inner_blocks(path, block.body, block.line)
 
 
-# chapters/appendix/record.md:2378
+# chapters/appendix/record.md:2379
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-# chapters/appendix/record.md:2383
+# chapters/appendix/record.md:2384
 def read_aloud(match: re.Match) -> str:
     """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
@@ -65,48 +66,77 @@ def read_aloud(match: re.Match) -> str:
     return match["text"] if match["target"] else ""
 
 
-# chapters/appendix/record.md:2390
+# chapters/appendix/record.md:2391
 def words(text: str) -> int:
     """How many words a reader reads."""
     return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# chapters/appendix/record.md:2404
+# chapters/appendix/record.md:2405
 @dataclass
 class Measures:
     """What the table shows of one chapter."""
 
     name: str
-    cells: list[int]  # lines of each
+    cells: list[int]  # lines of each that is in sight
+    folded: int
     width: int
     library: int
     pending: int
+    drawn: int  # pictures that cells make
     seconds: float | None
     words: int = 0
     gap: int = 0
     figures: int = 0
     asides: int = 0
 
+    @property
+    def screens(self) -> float:
+        """About how many windows of 1440 × 900 the page fills."""
+        shown = sum(self.cells), len(self.cells), self.folded, self.words
+        pictures = self.figures + self.drawn
+        return sum(map(mul, HEIGHTS, [*shown, pictures])) / 900
 
-# chapters/appendix/record.md:2423
+
+# chapters/appendix/record.md:2435
+HEIGHTS = 16, 76, 58, 3.9, 320  # a line, a cell, a fold, a word, a picture
+FOLDED = {"hide-cell", "hide-input"}
+REMOVED = {"remove-cell", "remove-input"}
+
+
+# chapters/appendix/record.md:2440
+def in_sight(cell: Cell) -> bool:
+    """Whether a page shows a cell's code without being asked."""
+    return (FOLDED | REMOVED).isdisjoint(cell.tags)
+
+
+# chapters/appendix/record.md:2445
+def height(cell: Cell) -> int:
+    """How many lines a cell has."""
+    return cell.source.count("\n") + 1
+
+
+# chapters/appendix/record.md:2453
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
-    cells = [cell.source.split("\n") for cell in chapter.cells]
-    tangled = ["tangle" in cell.tags for cell in chapter.cells]
-    sizes = [len(lines) for lines in cells]
+    lines = [line for c in chapter.cells for line in c.source.split("\n")]
+    tangled = [cell for cell in chapter.cells if "tangle" in cell.tags]
+    seen = list(filter(in_sight, chapter.cells))
     done = last_run(book, chapter)
     found = Measures(
-        chapter.name, sizes,
-        width=max((len(x) for lines in cells for x in lines), default=0),
-        library=sum(compress(sizes, tangled)),
-        pending=longest_run(tangled),
+        chapter.name, [height(cell) for cell in seen],
+        folded=sum(not FOLDED.isdisjoint(c.tags) for c in chapter.cells),
+        width=max(map(len, lines), default=0),
+        library=sum(map(height, tangled)),
+        pending=longest_run(["tangle" in cell.tags for cell in seen]),
+        drawn=sum(map(described, chapter.cells)),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
     count_blocks(found, page_blocks(chapter))
     return found
 
 
-# chapters/appendix/record.md:2445
+# chapters/appendix/record.md:2477
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -116,7 +146,7 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:2454
+# chapters/appendix/record.md:2486
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -133,34 +163,35 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:2470
+# chapters/appendix/record.md:2502
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     return cached(book.root / EXECUTED / f"{chapter.name}-stage.ipynb")
 
 
-# chapters/appendix/record.md:2484
+# chapters/appendix/record.md:2516
 COLUMNS = {
-    "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
+    "words": "4000-7000", "cells": "25-45", "screens": "25", "folded": "-",
+    "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
     "gap": "450", "figures": "1/1000", "asides": "1/350", "seconds": "20",
 }
 
 
-# chapters/appendix/record.md:2491
+# chapters/appendix/record.md:2524
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
     return [
-        found.name, found.words, len(found.cells),
-        round(statistics.median(sizes)), sizes[round(0.9 * (len(sizes) - 1))],
-        sizes[-1], found.width, found.library, found.pending, found.gap,
-        found.figures, found.asides,
+        found.name, found.words, len(found.cells), round(found.screens),
+        found.folded, round(statistics.median(sizes)),
+        sizes[round(0.9 * (len(sizes) - 1))], sizes[-1], found.width,
+        found.library, found.pending, found.gap, found.figures, found.asides,
         "-" if found.seconds is None else f"{found.seconds:.1f}",
     ]
 
 
-# chapters/appendix/record.md:2503
+# chapters/appendix/record.md:2536
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -171,13 +202,12 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2529
+# chapters/appendix/record.md:2562
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
-REMOVED = {"remove-cell", "remove-input"}
 
 
-# chapters/appendix/record.md:2534
+# chapters/appendix/record.md:2566
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or wide, not shown, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -198,7 +228,7 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2557
+# chapters/appendix/record.md:2589
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -209,7 +239,7 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2574
+# chapters/appendix/record.md:2606
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -225,7 +255,7 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2589
+# chapters/appendix/record.md:2621
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -237,7 +267,7 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2607
+# chapters/appendix/record.md:2639
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -247,7 +277,7 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2621
+# chapters/appendix/record.md:2653
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -259,14 +289,14 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2632
+# chapters/appendix/record.md:2664
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
 
 
-# chapters/appendix/record.md:2638
+# chapters/appendix/record.md:2670
 def described(cell) -> bool:
     """Whether a cell says what is on the picture it draws."""
     found = cell.options
@@ -275,7 +305,7 @@ def described(cell) -> bool:
     return bool(found)
 
 
-# chapters/appendix/record.md:2651
+# chapters/appendix/record.md:2683
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -286,7 +316,7 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2661
+# chapters/appendix/record.md:2693
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -295,7 +325,7 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2669
+# chapters/appendix/record.md:2701
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -305,7 +335,7 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2685
+# chapters/appendix/record.md:2717
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -316,7 +346,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2695
+# chapters/appendix/record.md:2727
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -329,7 +359,7 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2707
+# chapters/appendix/record.md:2739
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(
