@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:637400ba83ea
+# Tangled from record: edit there, `make tangle`. sha256:a826025c2374
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -116,7 +116,16 @@ def height(cell: Cell) -> int:
     return cell.source.count("\n") + 1
 
 
-# chapters/appendix/record.md:2453
+# chapters/appendix/record.md:2450
+def described(cell) -> bool:
+    """Whether a cell says what is on the picture it draws."""
+    found = cell.options
+    for key in ("mystnb", "image", "alt"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
+
+
+# chapters/appendix/record.md:2461
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     lines = [line for c in chapter.cells for line in c.source.split("\n")]
@@ -136,7 +145,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
     return found
 
 
-# chapters/appendix/record.md:2477
+# chapters/appendix/record.md:2485
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -146,7 +155,7 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:2486
+# chapters/appendix/record.md:2494
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -163,13 +172,13 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:2502
+# chapters/appendix/record.md:2510
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     return cached(book.root / EXECUTED / f"{chapter.name}-stage.ipynb")
 
 
-# chapters/appendix/record.md:2516
+# chapters/appendix/record.md:2524
 COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "screens": "25", "folded": "-",
     "median": "8", "90 %": "20",
@@ -178,7 +187,7 @@ COLUMNS = {
 }
 
 
-# chapters/appendix/record.md:2524
+# chapters/appendix/record.md:2532
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
@@ -191,7 +200,7 @@ def row(found: Measures) -> list:
     ]
 
 
-# chapters/appendix/record.md:2536
+# chapters/appendix/record.md:2544
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -202,12 +211,12 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2562
+# chapters/appendix/record.md:2570
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
 
 
-# chapters/appendix/record.md:2566
+# chapters/appendix/record.md:2574
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or wide, not shown, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -228,7 +237,7 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2589
+# chapters/appendix/record.md:2597
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -239,7 +248,7 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2606
+# chapters/appendix/record.md:2614
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -255,7 +264,7 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2621
+# chapters/appendix/record.md:2629
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -267,7 +276,7 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2639
+# chapters/appendix/record.md:2647
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -277,7 +286,7 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2653
+# chapters/appendix/record.md:2661
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -289,20 +298,11 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2664
+# chapters/appendix/record.md:2672
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
-
-
-# chapters/appendix/record.md:2670
-def described(cell) -> bool:
-    """Whether a cell says what is on the picture it draws."""
-    found = cell.options
-    for key in ("mystnb", "image", "alt"):
-        found = found.get(key) if isinstance(found, dict) else None
-    return bool(found)
 
 
 # chapters/appendix/record.md:2683
