@@ -8,6 +8,9 @@ SOURCES = $(shell find 2>/dev/null chapters site intro.md _config.yml _toc.yml \
             companion/*/*.py companion/*.py requirements.txt \
             _build/executed/*.ipynb -not -path '*/__pycache__*')
 
+# Figures are drawn with the environment's list of fonts, not the reader's.
+export MPLCONFIGDIR = $(CURDIR)/.venv/matplotlib
+
 .PHONY: help book test tangle notebooks serve check clean
 
 help: ## list the verbs

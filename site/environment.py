@@ -25,6 +25,7 @@ def main():
     print(f"making {VENV} with Python {sys.version.split()[0]}", flush=True)
     make_venv()
     install()
+    list_fonts()
     with open(os.path.join(VENV, "ready"), "w"):
         pass
 
@@ -100,6 +101,11 @@ def install():
                 print("  " + line.split(" (")[0].strip()[:72], flush=True)
     if pip.wait():
         explain(log)
+
+
+def list_fonts():
+    """Let Matplotlib list the fonts now, not beside the first figure."""
+    subprocess.check_call([PYTHON, "-c", "import matplotlib.font_manager"])
 
 
 def explain(log):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.font_manager import FontManager, json_dump
 
 NEEDED = ("Makefile", "requirements.txt", "site/environment.py")
 OLD_PYTHON = """#!/bin/sh
@@ -113,3 +114,32 @@ def test_no_network(machine):
         "package index did not answer: connect, then run the command again "
         "(pip's words: .venv/pip.log)"
     )
+
+
+def test_a_damaged_list_of_fonts_is_not_used(root, tmp_path):
+    """The reader's own list may lead to fonts that are gone."""
+    damage = tmp_path / "damage.mk"
+    damage.write_text(
+        "fonts: export MPLCONFIGDIR := $(or $(OWN),$(MPLCONFIGDIR))\n"
+        "fonts:\n\t@$(PY) -c 'from matplotlib import font_manager as f; "
+        'f.fontManager.findfont("DejaVu Sans")\'\n'
+    )
+    name = f"fontlist-v{FontManager.__version__}.json"
+    fonts = FontManager()
+    fonts.ttflist = []
+    (tmp_path / "reader").mkdir()
+    json_dump(fonts, tmp_path / "reader" / name)
+
+    def draw(**own):
+        make = ["make", "-s", "-f", "Makefile", "-f", damage, "fonts"]
+        run = subprocess.run(
+            [*make, *(f"{k}={v}" for k, v in own.items())],
+            cwd=root,
+            env=os.environ | {"MPLCONFIGDIR": str(tmp_path / "reader")},
+            capture_output=True,
+            text=True,
+        )
+        return run.stderr
+
+    assert "not found" in draw(OWN=tmp_path / "reader")
+    assert draw() == ""
