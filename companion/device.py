@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:24681a151e7d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:19650778caaf  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def check_index(op: Op, index: Buffer, n: int) -> None:
             f"together count as one)")
 
 
-# chapters/gradients/data.md:437
+# chapters/gradients/data.md:447
 def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
@@ -223,7 +223,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
         np.copyto(out.array, x.array[index.array])
 
 
-# chapters/gradients/data.md:423
+# chapters/gradients/data.md:433
 def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -232,7 +232,7 @@ def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
         x.shape[0], POOL.threads, POOL.address)
 
 
-# chapters/gradients/data.md:410
+# chapters/gradients/data.md:420
 @functools.cache
 def row_copier() -> Callable[..., int] | None:
     """The compiled `rows`; None without a C compiler."""

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:057768bf3dbb  # noqa: E501
+# Tangled from operations, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:03d2ff61e157  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -2002,7 +2002,7 @@ def differences(f: Callable[[], float], x: Tensor,
     return slopes
 
 
-# chapters/gradients/data.md:515
+# chapters/gradients/data.md:529
 def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)
