@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:c8a15638d845  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:505e98e343cb  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -25,18 +25,18 @@ from companion.native import (
 )
 from companion.view import View
 
-# chapters/gradients/cuda.md:169
+# chapters/gradients/cuda.md:174
 KERNEL = re.compile(r"__global__\s+(?:\w+\s+)*?void\s+(\w+)")
 
 
-# chapters/gradients/cuda.md:172
+# chapters/gradients/cuda.md:177
 def kernel_names(source: str) -> list[str]:
     """The kernels of a CUDA text, each once; comments do not count."""
     noise = r"(?s)/\*.*?\*/|//[^\n]*|__launch_bounds__\(.*?\)"
     return list(dict.fromkeys(KERNEL.findall(re.sub(noise, "", source))))
 
 
-# chapters/gradients/cuda.md:178
+# chapters/gradients/cuda.md:183
 def kernel_text(file: str) -> str:
     """The text of a kernel file: a notebook's cells, or the library's."""
     if file in CELLS:
@@ -44,12 +44,12 @@ def kernel_text(file: str) -> str:
     return (resources.files("companion") / file).read_text()
 
 
-# chapters/gradients/cuda.md:201
+# chapters/gradients/cuda.md:207
 Sizes = int | tuple[int, ...]
 MOST = {"grid": (2 ** 31 - 1, 65_535, 65_535), "block": (1024, 1024, 64)}
 
 
-# chapters/gradients/cuda.md:205
+# chapters/gradients/cuda.md:211
 @functools.lru_cache(maxsize=1024)
 def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     """The size of a grid or a block along x, y and z, checked."""
@@ -65,7 +65,7 @@ def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     return whole
 
 
-# chapters/gradients/cuda.md:230
+# chapters/gradients/cuda.md:236
 class Program:
     """One CUDA text, compiled: program["name"](grid, block, *arguments).
 
@@ -85,7 +85,7 @@ class Program:
             self.ready[name] = self.prepare(name)
         return self.ready[name]
 
-    # chapters/gradients/cuda.md:254
+    # chapters/gradients/cuda.md:260
     def prepare(self, name: str) -> Callable[..., None]:
         """Find a kernel; every launch of it will be checked."""
         if name not in self.names:
@@ -99,7 +99,7 @@ class Program:
         return launch
 
 
-# chapters/gradients/cuda.md:271
+# chapters/gradients/cuda.md:277
 EMULATOR = "kernels/emulator.h"
 EMULATED = ("-std=c++17", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
@@ -110,7 +110,7 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 }}"""
 
 
-# chapters/gradients/cuda.md:281
+# chapters/gradients/cuda.md:287
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
     text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
@@ -124,7 +124,7 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
         raise CompileError(original(source, str(error))) from None
 
 
-# chapters/gradients/cuda.md:298
+# chapters/gradients/cuda.md:304
 def original(source: str, message: str) -> str:
     """A message whose lines are named as the text's #line say."""
     def place(found: re.Match) -> str:
@@ -137,7 +137,7 @@ def original(source: str, message: str) -> str:
     return re.sub(r"kernel\.cu, line (\d+)", place, message)
 
 
-# chapters/gradients/cuda.md:314
+# chapters/gradients/cuda.md:320
 def scalar(value: Any) -> Any:
     """An argument as something whose bytes the kernel can read."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -153,12 +153,12 @@ def scalar(value: Any) -> Any:
     return np.int64(value)
 
 
-# chapters/gradients/cuda.md:331
+# chapters/gradients/cuda.md:337
 class LaunchError(RuntimeError):
     """A kernel was given the wrong arguments, or went wrong itself."""
 
 
-# chapters/gradients/cuda.md:335
+# chapters/gradients/cuda.md:341
 def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
              grid: tuple, block: tuple, arguments: Iterable[Any]) -> None:
     """Run a grid of blocks on the processor."""
@@ -175,7 +175,7 @@ def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
         raise LaunchError(f"{name}: {message}")
 
 
-# chapters/gradients/cuda.md:355
+# chapters/gradients/cuda.md:361
 class Emulator:
     """A card made of one processor: NumPy memory, blocks in turn.
 
@@ -243,7 +243,7 @@ class Emulator:
         return functools.partial(np.copyto, target, source.copy())
 
 
-# chapters/gradients/cuda.md:375
+# chapters/gradients/cuda.md:381
 def check_flags(flags: Iterable[str]) -> None:
     """CUDA's own headers use names of one letter for their types."""
     for flag in flags:
@@ -252,14 +252,14 @@ def check_flags(flags: Iterable[str]) -> None:
                                f"themselves; take a longer one")
 
 
-# chapters/gradients/cuda.md:387
+# chapters/gradients/cuda.md:393
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.cuda: the magic %%cuda FILE.cu [flags]."""
     magic = functools.partial(cuda_cell, shell)
     shell.register_magic_function(magic, "cell", "cuda")
 
 
-# chapters/gradients/cuda.md:393
+# chapters/gradients/cuda.md:399
 def cuda_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its Program to the file's name."""
     header = line.partition(" ")[0].endswith(".h")
@@ -267,17 +267,17 @@ def cuda_cell(shell: Any, line: str, cell: str) -> None:
     compile_cell(shell, line, cell, make)
 
 
-# chapters/gradients/cuda.md:400
+# chapters/gradients/cuda.md:406
 def check_header(source: str, *flags: str) -> None:
     """Let the compiler read the emulator itself."""
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1317
+# chapters/gradients/cuda.md:1330
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 
 
-# chapters/gradients/cuda.md:1320
+# chapters/gradients/cuda.md:1333
 def check_marks(version: str) -> None:
     """Refuse to trace with a compiler that marks accesses its own way."""
     if "clang" in version:
@@ -292,7 +292,7 @@ ACCESS = np.dtype([
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1334
+# chapters/gradients/cuda.md:1347
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -301,7 +301,7 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1348
+# chapters/gradients/cuda.md:1361
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -324,7 +324,7 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1402
+# chapters/gradients/cuda.md:1415
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
     number, size = np.zeros(len(columns[0]), np.int64), 1
@@ -337,7 +337,7 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1414
+# chapters/gradients/cuda.md:1427
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -348,14 +348,14 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1426
+# chapters/gradients/cuda.md:1439
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1432
+# chapters/gradients/cuda.md:1445
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -368,7 +368,7 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1446
+# chapters/gradients/cuda.md:1459
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
     address = seen["address"].astype(np.int64)
@@ -377,7 +377,7 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, first[rows] + turns(rows)
 
 
-# chapters/gradients/cuda.md:1454
+# chapters/gradients/cuda.md:1467
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -394,7 +394,7 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1474
+# chapters/gradients/cuda.md:1487
 def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
         np.ndarray, np.ndarray]:
     """The different units of each request, each once."""
@@ -402,7 +402,7 @@ def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
     return request[first], unit[first]
 
 
-# chapters/gradients/cuda.md:1481
+# chapters/gradients/cuda.md:1494
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word)[0], return_counts=True)
@@ -410,7 +410,7 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1490
+# chapters/gradients/cuda.md:1503
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     request, word = distinct(request, word)
@@ -422,7 +422,7 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1590
+# chapters/gradients/cuda.md:1603
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -435,7 +435,7 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1602
+# chapters/gradients/cuda.md:1615
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
     unit = np.gcd.reduce(seen["address"] | seen["size"], initial=4)
@@ -451,7 +451,7 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1654
+# chapters/gradients/cuda.md:1667
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -556,13 +556,13 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1676
+# chapters/gradients/cuda.md:1689
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     kernel(grid, block, tuple(map(on_card, arguments)))
 
 
-# chapters/gradients/cuda.md:1685
+# chapters/gradients/cuda.md:1698
 def on_card(value: Any) -> Any:
     """An argument as CuPy's launches want it."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -575,7 +575,7 @@ def on_card(value: Any) -> Any:
     return np.asarray(value).reshape(1) if whole else value
 
 
-# chapters/gradients/cuda.md:1699
+# chapters/gradients/cuda.md:1712
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -584,7 +584,7 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1711
+# chapters/gradients/cuda.md:1724
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -593,7 +593,7 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1719
+# chapters/gradients/cuda.md:1732
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -610,7 +610,7 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1737
+# chapters/gradients/cuda.md:1750
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:

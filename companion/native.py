@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:a7a35565f41e  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:57f1413fd6fc  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -54,7 +54,7 @@ FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/gradients/cuda.md:135
+# chapters/gradients/cuda.md:139
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
@@ -66,7 +66,7 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/gradients/cuda.md:150
+# chapters/gradients/cuda.md:154
 def complaint(report: str) -> str:
     """Where a compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
@@ -257,7 +257,7 @@ def load_ipython_extension(shell: Any) -> None:
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:409
+# chapters/gradients/cuda.md:415
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
@@ -276,7 +276,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:431
+# chapters/gradients/cuda.md:437
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '

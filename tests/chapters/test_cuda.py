@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:cd63265f3685
+# Tangled from cuda: edit there, `make tangle`. sha256:df99a3519c63
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +19,7 @@ from companion.cuda import (
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1782
+# chapters/gradients/cuda.md:1795
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -42,7 +42,7 @@ extern "C" __global__ void depart(int *y) {
 }
 """
 
-# chapters/gradients/cuda.md:1807
+# chapters/gradients/cuda.md:1820
 VOTING = """
 extern "C" __global__ void vote(unsigned *y) {
   unsigned all = __ballot_sync(~0u, threadIdx.x % 3 == 0);
@@ -58,11 +58,11 @@ extern "C" __global__ void where(int *y) {
 }
 """
 
-# chapters/gradients/cuda.md:1825
+# chapters/gradients/cuda.md:1838
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1829
+# chapters/gradients/cuda.md:1842
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -84,7 +84,7 @@ def test_threads_wait_in_every_order():
         assert bits[1] == 1 + 4
 
 
-# chapters/gradients/cuda.md:1853
+# chapters/gradients/cuda.md:1866
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -94,7 +94,7 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1863
+# chapters/gradients/cuda.md:1876
 def test_orders_are_what_they_say():
     text = """extern "C" __global__ void f(int *turn, int *y) {
       y[atomicAdd(turn, 1)] = blockIdx.x * blockDim.x + threadIdx.x;
@@ -107,7 +107,7 @@ def test_orders_are_what_they_say():
         assert steps == {order} if abs(order) == 1 else len(steps) > 1
 
 
-# chapters/gradients/cuda.md:1879
+# chapters/gradients/cuda.md:1892
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -126,7 +126,7 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1897
+# chapters/gradients/cuda.md:1910
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -136,7 +136,7 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1909
+# chapters/gradients/cuda.md:1922
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -151,7 +151,57 @@ def test_broken_kernels_are_told():
         complaint_of(program["stuck"], 1, 32, x)
 
 
-# chapters/gradients/cuda.md:1926
+# chapters/gradients/cuda.md:1940
+COUNTED = """
+extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
+  __shared__ float room[64];
+  int i = threadIdx.x;
+  float4 v = x[i];
+  room[2 * i % 64] = v.x + v.y + v.z + v.w;
+  __syncthreads();
+  y[0] = room[0] + z[i];
+}
+"""
+
+
+# chapters/gradients/cuda.md:1953
+def test_traffic_is_what_one_counts_by_hand():
+    x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
+    seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
+    assert traffic(seen) == {
+        (0, "load"): Traffic(1, 16, 16), (1, "store"): Traffic(1, 1, 1),
+        (2, "load"): Traffic(1, 2, 2), ("shared", "load"): Traffic(1, 1, 1),
+        ("shared", "store"): Traffic(1, 2, 1)}
+    assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
+
+
+# chapters/gradients/cuda.md:1968
+def test_races_between_blocks_and_within_warps():
+    text = """extern "C" __global__ void f(int safe, int *x) {
+      __shared__ int room[32];
+      room[threadIdx.x] = 1;
+      if (safe) __syncwarp();
+      x[32 * blockIdx.x * safe + threadIdx.x] = room[31 - threadIdx.x];
+    }"""
+    program, x = Emulator().compile(text), np.zeros(64, np.int32)
+    assert len(races(trace(program, "f", 2, 32, np.int32(1), x))) == 0
+    found = races(trace(program, "f", 2, 32, np.int32(0), x))
+    assert found["shared"].sum() == 128 and len(found) == 192
+
+
+# chapters/gradients/cuda.md:1982
+def test_atomics_do_not_race():
+    text = """extern "C" __global__ void f(int safe, int *x) {
+      if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
+      else atomicMax(x, *x);
+    }"""
+    program, x = Emulator().compile(text), np.zeros(1, np.int32)
+    for safe in (1, 0):
+        seen = trace(program, "f", 1, 64, np.int32(safe), x)
+        assert (len(races(seen)) == 0) == safe
+
+
+# chapters/gradients/cuda.md:1998
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -172,7 +222,7 @@ def test_bad_launches_are_told():
     assert "no file" in complaint_of(cuda_cell, None, " ", BROKEN)
 
 
-# chapters/gradients/cuda.md:1949
+# chapters/gradients/cuda.md:2021
 def test_kernels_are_found_by_name():
     text = """// __global__ void old(int n)
     /* __global__ void older() {} */
@@ -184,7 +234,7 @@ def test_kernels_are_found_by_name():
     assert program.names == ["f"] and x[0] == 1
 
 
-# chapters/gradients/cuda.md:1962
+# chapters/gradients/cuda.md:2034
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -194,7 +244,7 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:1972
+# chapters/gradients/cuda.md:2044
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -206,7 +256,7 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:1987
+# chapters/gradients/cuda.md:2059
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -223,7 +273,7 @@ def test_errors_in_kernels_name_the_line():
     assert read_usage(ptxas) == ("f", Usage(40, 8320, 12))
 
 
-# chapters/gradients/cuda.md:2005
+# chapters/gradients/cuda.md:2077
 FRAGMENTS = """
 #include <mma.h>
 using namespace nvcuda::wmma;
@@ -239,7 +289,7 @@ extern "C" __global__ void product(const half *a, const half *b, float *c) {
 """
 
 
-# chapters/gradients/cuda.md:2021
+# chapters/gradients/cuda.md:2093
 def test_fragments_lie_by_rows_or_by_columns():
     a, b = np.random.default_rng(0).integers(-9, 9, (2, 16, 16)).astype("f2")
     c = np.zeros((16, 16), np.float32)
@@ -249,7 +299,7 @@ def test_fragments_lie_by_rows_or_by_columns():
         assert np.array_equal(c, right)
 
 
-# chapters/gradients/cuda.md:2032
+# chapters/gradients/cuda.md:2104
 WORDS = """
 extern "C" __global__ void words(double *y, int *n) {
   double found[] = {
@@ -267,7 +317,7 @@ extern "C" __global__ void words(double *y, int *n) {
 """
 
 
-# chapters/gradients/cuda.md:2050
+# chapters/gradients/cuda.md:2122
 def test_words_mean_what_they_mean_in_cuda():
     y, n = np.zeros(26), np.zeros(1, np.int32)
     Emulator().compile(WORDS)["words"](1, 1, y, n)
@@ -277,7 +327,7 @@ def test_words_mean_what_they_mean_in_cuda():
     assert n[0] == 6 and np.isnan(y[-1])
 
 
-# chapters/gradients/cuda.md:2063
+# chapters/gradients/cuda.md:2133
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -290,7 +340,7 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:2076
+# chapters/gradients/cuda.md:2146
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -308,31 +358,7 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:2097
-COUNTED = """
-extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
-  __shared__ float room[64];
-  int i = threadIdx.x;
-  float4 v = x[i];
-  room[2 * i % 64] = v.x + v.y + v.z + v.w;
-  __syncthreads();
-  y[0] = room[0] + z[i];
-}
-"""
-
-
-# chapters/gradients/cuda.md:2110
-def test_traffic_is_what_one_counts_by_hand():
-    x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
-    seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
-    assert traffic(seen) == {
-        (0, "load"): Traffic(1, 16, 16), (1, "store"): Traffic(1, 1, 1),
-        (2, "load"): Traffic(1, 2, 2), ("shared", "load"): Traffic(1, 1, 1),
-        ("shared", "store"): Traffic(1, 2, 1)}
-    assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
-
-
-# chapters/gradients/cuda.md:2123
+# chapters/gradients/cuda.md:2166
 def test_traffic_of_odd_sizes():
     text = """struct Three { short a, b, c; };
     extern "C" __global__ void f(const Three *x, Three *y) {
@@ -344,7 +370,7 @@ def test_traffic_of_odd_sizes():
     assert traffic(seen[:0]) == {} and len(races(seen[:0])) == 0
 
 
-# chapters/gradients/cuda.md:2137
+# chapters/gradients/cuda.md:2180
 def test_rows_keep_their_numbers_in_long_traces():
     up = np.arange(1 << 16)
     both, first = np.tile(up, 2), np.concatenate([up, up[::-1]])
@@ -352,7 +378,7 @@ def test_rows_keep_their_numbers_in_long_traces():
     assert sorted(found) == list(range(1 << 17))
 
 
-# chapters/gradients/cuda.md:2147
+# chapters/gradients/cuda.md:2190
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -372,14 +398,14 @@ def test_traces_stop_what_leaves_its_arrays():
         trace, wide, "f", 1, 1, x.view("u1")[12:20].view("f4"))
 
 
-# chapters/gradients/cuda.md:2169
+# chapters/gradients/cuda.md:2212
 def test_tracing_asks_for_gcc():
     check_marks("gcc (Debian 12.2.0-14) 12.2.0")
     assert "expected GCC" in complaint_of(
         check_marks, "Apple clang version 17.0.0")
 
 
-# chapters/gradients/cuda.md:2178
+# chapters/gradients/cuda.md:2221
 def test_traces_forget_what_went_wrong_before():
     text = """extern "C" __global__ void f(int far, int *x) {
       if (far) atomicAdd(x + far, 1);
@@ -390,33 +416,7 @@ def test_traces_forget_what_went_wrong_before():
     assert len(races(trace(program, "f", 1, 2, np.int32(0), x))) == 2
 
 
-# chapters/gradients/cuda.md:2191
-def test_races_between_blocks_and_within_warps():
-    text = """extern "C" __global__ void f(int safe, int *x) {
-      __shared__ int room[32];
-      room[threadIdx.x] = 1;
-      if (safe) __syncwarp();
-      x[32 * blockIdx.x * safe + threadIdx.x] = room[31 - threadIdx.x];
-    }"""
-    program, x = Emulator().compile(text), np.zeros(64, np.int32)
-    assert len(races(trace(program, "f", 2, 32, np.int32(1), x))) == 0
-    found = races(trace(program, "f", 2, 32, np.int32(0), x))
-    assert found["shared"].sum() == 128 and len(found) == 192
-
-
-# chapters/gradients/cuda.md:2205
-def test_atomics_do_not_race():
-    text = """extern "C" __global__ void f(int safe, int *x) {
-      if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
-      else atomicMax(x, *x);
-    }"""
-    program, x = Emulator().compile(text), np.zeros(1, np.int32)
-    for safe in (1, 0):
-        seen = trace(program, "f", 1, 64, np.int32(safe), x)
-        assert (len(races(seen)) == 0) == safe
-
-
-# chapters/gradients/cuda.md:2219
+# chapters/gradients/cuda.md:2234
 def test_lanes_that_meet_agree_on_the_count():
     text = """extern "C" __global__ void f(int *x) {
       __shared__ int room[32];
@@ -429,7 +429,7 @@ def test_lanes_that_meet_agree_on_the_count():
     assert len(races(trace(Emulator().compile(text), "f", 1, 32, x))) == 0
 
 
-# chapters/gradients/cuda.md:2234
+# chapters/gradients/cuda.md:2249
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;
