@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:c5030b16c468  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:4ccf0385d6d9  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ COMMANDS["serve"] = "companion.literate.serve"
 # chapters/tensors/blas.md:2246
 COMMANDS["bench"] = "companion.timing"
 
-# chapters/tensors/perceptron.md:482
+# chapters/tensors/perceptron.md:488
 COMMANDS["milestone"] = "companion.milestones.report"
 
 # chapters/appendix/tangle.md:2990

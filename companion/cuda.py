@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:505e98e343cb  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:037709cf68c9  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -195,7 +195,7 @@ class Emulator:
         return Program(source, flags, lambda name: functools.partial(
             run_grid, source, library, self.order, name))
 
-    # chapters/gradients/gpu.md:138
+    # chapters/gradients/gpu.md:140
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -214,12 +214,12 @@ class Emulator:
     def copy(self, target: int, source: int, nbytes: int) -> None:
         ctypes.memmove(target, source, nbytes)
 
-    # chapters/gradients/gpu.md:176
+    # chapters/gradients/gpu.md:178
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1475
+    # chapters/gradients/gpu.md:1480
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -231,12 +231,12 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1793
+    # chapters/gradients/gpu.md:1802
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1932
+    # chapters/gradients/gpu.md:1941
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
@@ -473,7 +473,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:86
+    # chapters/gradients/gpu.md:88
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -498,7 +498,7 @@ class Card:
             runtime.memcpyAsync(target, source, nbytes,
                                 runtime.memcpyDefault, stream.ptr)
 
-    # chapters/gradients/gpu.md:1427
+    # chapters/gradients/gpu.md:1432
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -513,7 +513,7 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1704
+    # chapters/gradients/gpu.md:1713
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -521,13 +521,13 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1800
+    # chapters/gradients/gpu.md:1809
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1890
+    # chapters/gradients/gpu.md:1899
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -536,7 +536,7 @@ class Card:
     # copies under way: event, memory they read, memory they write
     sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1904
+    # chapters/gradients/gpu.md:1913
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -621,7 +621,7 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1414
+# chapters/gradients/kernels.md:1428
 class Processor(NamedTuple):
     """What a streaming multiprocessor holds; memory in bytes."""
 
@@ -637,7 +637,7 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1429
+# chapters/gradients/kernels.md:1443
 def occupancy(use: Usage, threads: int, arch: str) -> float:
     """The share of a multiprocessor's threads that blocks fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)
@@ -649,7 +649,7 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1387
+# chapters/gradients/gpu.md:1392
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -666,7 +666,7 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1403
+# chapters/gradients/gpu.md:1408
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -676,7 +676,7 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1416
+# chapters/gradients/gpu.md:1421
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -686,7 +686,7 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1448
+# chapters/gradients/gpu.md:1453
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -703,14 +703,14 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1464
+# chapters/gradients/gpu.md:1469
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1767
+# chapters/gradients/gpu.md:1776
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -724,7 +724,7 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1780
+# chapters/gradients/gpu.md:1789
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:b40bd0b29110  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e5f82e8a96c4  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -360,9 +360,9 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:667
+# chapters/gradients/mnist.md:673
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2191
+# chapters/gradients/gpu.md:2200
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:2004503447a6
+# Tangled from xor: edit there, `make tangle`. sha256:93afbcffa260
 from __future__ import annotations
 
 import time
@@ -47,14 +47,14 @@ def right(model: Module, x: Tensor, t: Tensor) -> int:
         return int(((model(x) > 0) == (t > 0.5)).sum())
 
 
-# chapters/gradients/xor.md:232
+# chapters/gradients/xor.md:235
 def network(inputs: int, width: int) -> Sequential:
     """One hidden layer of tanh units, and one logit."""
     return Sequential(Linear(inputs, width), Tensor.tanh,
                       Linear(width, 1))
 
 
-# chapters/gradients/xor.md:270
+# chapters/gradients/xor.md:273
 def attempt(seed: int, width: int = 4, steps: int = 100) -> dict:
     """One run on exclusive or: loss, rows right, seconds."""
     manual_seed(seed)
@@ -66,7 +66,7 @@ def attempt(seed: int, width: int = 4, steps: int = 100) -> dict:
             "seconds": round(time.perf_counter() - start, 2)}
 
 
-# chapters/gradients/xor.md:281
+# chapters/gradients/xor.md:284
 def milestone() -> Report:
     """Exclusive or from ten seeds; at least nine must have it whole."""
     start = time.perf_counter()
