@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:4ccf0385d6d9  # noqa: E501
+# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:37eda8e289c7  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -13,16 +13,7 @@ from pathlib import Path
 
 from companion import __version__
 
-# chapters/appendix/tangle.md:2917
-COMMANDS = {
-    "tangle": "companion.literate.tangle",
-    "stage": "companion.literate.stage",
-    "notebook": "companion.literate.notebook",
-    "lint": "companion.literate.lint",
-}
 
-
-# chapters/appendix/tangle.md:2928
 def main(argv: list[str]) -> int:
     """Run a command, for as long as somebody reads what it prints."""
     try:
@@ -34,7 +25,6 @@ def main(argv: list[str]) -> int:
         return 128 + 13  # as every program that SIGPIPE ends
 
 
-# chapters/appendix/tangle.md:2939
 def obey(argv: list[str]) -> int:
     """Run the command that the first word names."""
     if argv[:1] == ["help"]:
@@ -49,7 +39,6 @@ def obey(argv: list[str]) -> int:
     return import_module(COMMANDS[word]).main(rest)
 
 
-# chapters/appendix/tangle.md:2956
 def unknown(word: str) -> str:
     """What to say of a word that is no command; nothing of no word."""
     near = difflib.get_close_matches(word, [*COMMANDS, *ANSWERS], 1, 0.5)
@@ -57,7 +46,6 @@ def unknown(word: str) -> str:
     return f"no command {word!r}{hint}\n" if word else ""
 
 
-# chapters/appendix/tangle.md:2967
 def usage() -> str:
     """The table of commands."""
     lines = ["usage: python -m companion COMMAND …", ""]
@@ -65,13 +53,23 @@ def usage() -> str:
     return "\n".join([*lines, "", "COMMAND --help says more."])
 
 
-# chapters/appendix/tangle.md:2974
 def version() -> str:
     """What is installed."""
     return f"companion {__version__}"
 
 
-# chapters/appendix/tangle.md:2982
+COMMANDS = {
+    "tangle": "companion.literate.tangle",
+    "stage": "companion.literate.stage",
+    "notebook": "companion.literate.notebook",
+    "lint": "companion.literate.lint",
+    "execute": "companion.literate.execute",
+    "serve": "companion.literate.serve",
+    "bench": "companion.timing",
+    "milestone": "companion.milestones.report",
+}
+
+
 def purpose(module: str) -> str:
     """What a command does, read from its source and not imported."""
     found = find_spec(module)
@@ -80,19 +78,7 @@ def purpose(module: str) -> str:
     return match[1] if match else ""
 
 
-# chapters/appendix/tangle.md:2979
 ANSWERS = {"-h": usage, "--help": usage, "--version": version}
 
-# chapters/appendix/record.md:1571
-COMMANDS["execute"] = "companion.literate.execute"
-COMMANDS["serve"] = "companion.literate.serve"
-
-# chapters/tensors/blas.md:2246
-COMMANDS["bench"] = "companion.timing"
-
-# chapters/tensors/perceptron.md:488
-COMMANDS["milestone"] = "companion.milestones.report"
-
-# chapters/appendix/tangle.md:2990
 if __name__ == "__main__" and __package__:
     raise SystemExit(main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:446859e6ff66
+# Tangled from activations: edit there, `make tangle`. sha256:bfe1669b60f6
 from __future__ import annotations
 
 import math
@@ -6,19 +6,16 @@ import math
 from companion.tensor import Tensor, narrowed, where, widened
 
 
-# chapters/tensors/activations.md:148
 def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:
     """x where x > 0, else slope · x (Maas et al., 2013)."""
     return where(x > 0, x, x * slope)
 
 
-# chapters/tensors/activations.md:153
 def relu(x: Tensor) -> Tensor:
     """max(x, 0)."""
     return x.relu()
 
 
-# chapters/tensors/activations.md:1076
 def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     """x · Phi(x), Phi the normal distribution (Hendrycks & Gimpel, 2016).
 
@@ -34,7 +31,6 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
                      f"got {approximate!r}")
 
 
-# chapters/tensors/activations.md:1091
 def silu(x: Tensor) -> Tensor:
     """x · sigmoid(x), also called swish (Ramachandran et al., 2017)."""
     return x * x.sigmoid()

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:87de563827a3
+# Tangled from autograd: edit there, `make tangle`. sha256:2832df131747
 from __future__ import annotations
 
 import math
@@ -41,7 +41,6 @@ from companion.ops import (
 )
 
 
-# chapters/gradients/autograd.md:201
 class Record:
     """How a tensor came to be: the operation, its operands, its argument.
 
@@ -67,18 +66,15 @@ class Record:
             "gradient, and its whole graph would come along; copy its "
             ".detach(), or compute it again from copies")
 
-    # chapters/gradients/autograd.md:874
     def release(self) -> None:
         """Let go of the operands; what is left says that it served."""
         self.op, self.src, self.arg = SPENT, (), None
         self.pasts, self.ages = [], ()
 
 
-# chapters/gradients/autograd.md:273
 RECORDING: ContextVar[bool] = ContextVar("recording", default=True)
 
 
-# chapters/gradients/autograd.md:276
 @contextmanager
 def recording(on: bool) -> Iterator[None]:
     """Whether operations are recorded, inside the block."""
@@ -89,19 +85,16 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-# chapters/gradients/autograd.md:286
 def no_grad() -> AbstractContextManager[None]:
     """Compute without recording: results need no gradient."""
     return recording(False)
 
 
-# chapters/gradients/autograd.md:335
 Rule = Callable[..., Any]
-GRADIENT: dict[Op, tuple[Rule | None, ...]] = {}
+
 NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
-# chapters/gradients/autograd.md:340
 def check_rule(op: Op, src: tuple[Any, ...]) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
@@ -112,7 +105,6 @@ def check_rule(op: Op, src: tuple[Any, ...]) -> None:
         check_born(x)
 
 
-# chapters/gradients/autograd.md:350
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
@@ -120,7 +112,6 @@ def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
         y.record = Record(op, src, arg, ages(op, src, y), version(y))
 
 
-# chapters/gradients/autograd.md:357
 def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
     """(place, version) of each value that a gradient of `op` reads."""
     values = (*src, y)
@@ -129,13 +120,11 @@ def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
             if x.requires_grad for i in needs]
 
 
-# chapters/gradients/autograd.md:377
 def version(x: Any) -> int:
     """How many times the memory of `x` has been written to."""
     return x.buffer.storage.version
 
 
-# chapters/gradients/autograd.md:382
 def check_born(x: Any) -> None:
     """Refuse a value that is no longer what its record computed."""
     if x.record is not None and x.record.born != version(x):
@@ -145,55 +134,20 @@ def check_born(x: Any) -> None:
             f"its gradient is lost; .clone() it before the write")
 
 
-# chapters/gradients/autograd.md:408
 TWO_OVER_ROOT_PI = 2 / math.sqrt(math.pi)
 
-GRADIENT[EXP] = (lambda g, y, x, _: g * y,)
-GRADIENT[LOG] = (lambda g, y, x, _: g / x,)
-GRADIENT[SIN] = (lambda g, y, x, _: g * x.cos(),)
-GRADIENT[SQRT] = (lambda g, y, x, _: g * 0.5 / y,)
-GRADIENT[ERF] = (
-    lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,)
-GRADIENT[CAST] = (lambda g, y, x, _: g.cast(x.dtype),)
 
-# chapters/gradients/autograd.md:434
-GRADIENT[ADD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: g)
-GRADIENT[SUB] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g)
-GRADIENT[MUL] = (lambda g, y, a, b, _: g * b,
-                 lambda g, y, a, b, _: g * a)
-GRADIENT[DIV] = (lambda g, y, a, b, _: g / b,
-                 lambda g, y, a, b, _: -g * y / b)
-GRADIENT[MOD] = (lambda g, y, a, b, _: g,
-                 lambda g, y, a, b, _: -g * (a // b))
-GRADIENT[WHERE] = (None,
-                   lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
-                   lambda g, y, c, a, b, _: g.masked_fill(c, 0))
-GRADIENT[LESS] = (None, None)
-GRADIENT[EQUAL] = (None, None)
-GRADIENT[IDIV] = (None, None)
-GRADIENT[AND] = (None, None)
-
-
-# chapters/gradients/autograd.md:467
 def slope_of_base(x: Any, y: Any) -> Any:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-# chapters/gradients/autograd.md:473
 def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
 
 
-GRADIENT[POW] = (lambda g, p, x, y, _: g * slope_of_base(x, y),
-                 lambda g, p, x, y, _: g * slope_of_exponent(p, x, y))
-
-
-# chapters/gradients/autograd.md:493
 def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
                      wins: bool | None) -> Any:
     """What a maximum passes on to one operand: all, nothing, its share.
@@ -206,23 +160,15 @@ def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-# chapters/gradients/autograd.md:505
 def wins(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
 
-GRADIENT[MAXIMUM] = (
-    lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
-    lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1)))
-
-
-# chapters/gradients/autograd.md:546
 def inverse_permutation(order: tuple[int, ...]) -> tuple[int, ...]:
     """The order that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-# chapters/gradients/autograd.md:551
 def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The axes along which an EXPAND repeated x."""
     new = len(shape) - len(x.shape)
@@ -230,7 +176,6 @@ def expanded_axes(x: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
                   if i < new or x.shape[i - new] != m])
 
 
-# chapters/gradients/autograd.md:558
 def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
     """The ranges that cut x out of its padding again."""
     return tuple([
@@ -238,7 +183,6 @@ def pad_to_shrink(x: Any, margins: Any) -> tuple[tuple[int, int, int], ...]:
         for n, (before, _, step) in zip(x.shape, margins)])
 
 
-# chapters/gradients/autograd.md:565
 def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
     """The margins that put a cut-out back in its place."""
     walks = [range(*r) for r in ranges]
@@ -247,45 +191,70 @@ def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-# chapters/gradients/autograd.md:583
-GRADIENT[RESHAPE] = (
-    lambda g, y, x, shape: g.reshape(x.shape).to(x.device),)
-GRADIENT[PERMUTE] = (
-    lambda g, y, x, order: g.apply(
-        PERMUTE, g, arg=inverse_permutation(order)),)
-GRADIENT[FLIP] = (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),)
-GRADIENT[EXPAND] = (
-    lambda g, y, x, shape: g.apply(
-        SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),)
-GRADIENT[PAD] = (
-    lambda g, y, x, margins: g.apply(
-        SHRINK, g, arg=pad_to_shrink(x, margins)),)
-GRADIENT[SHRINK] = (
-    lambda g, y, x, ranges: g.apply(PAD, g, arg=shrink_to_pad(x, ranges)),)
-
-
-# chapters/gradients/autograd.md:626
 def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
     return hits * (g / hits.sum(axes, keepdim=True))
 
 
-GRADIENT[SUM] = (lambda g, y, x, axes: g.broadcast(x.shape),)
-GRADIENT[MAX] = (lambda g, y, x, axes: split_ties(g, y, x, axes),)
+GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
+    EXP: (lambda g, y, x, _: g * y,),
+    LOG: (lambda g, y, x, _: g / x,),
+    SIN: (lambda g, y, x, _: g * x.cos(),),
+    SQRT: (lambda g, y, x, _: g * 0.5 / y,),
+    ERF: (
+        lambda g, y, x, _: g * (-x * x).exp() * TWO_OVER_ROOT_PI,),
+    CAST: (lambda g, y, x, _: g.cast(x.dtype),),
+    ADD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: g),
+    SUB: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g),
+    MUL: (lambda g, y, a, b, _: g * b,
+          lambda g, y, a, b, _: g * a),
+    DIV: (lambda g, y, a, b, _: g / b,
+          lambda g, y, a, b, _: -g * y / b),
+    MOD: (lambda g, y, a, b, _: g,
+          lambda g, y, a, b, _: -g * (a // b)),
+    WHERE: (None,
+            lambda g, y, c, a, b, _: g.masked_fill(~c, 0),
+            lambda g, y, c, a, b, _: g.masked_fill(c, 0)),
+    LESS: (None, None),
+    EQUAL: (None, None),
+    IDIV: (None, None),
+    AND: (None, None),
+    POW: (lambda g, p, x, y, _: g * slope_of_base(x, y),
+          lambda g, p, x, y, _: g * slope_of_exponent(p, x, y)),
+    MAXIMUM: (
+        lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
+        lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1))),
+    RESHAPE: (
+        lambda g, y, x, shape: g.reshape(x.shape).to(x.device),),
+    PERMUTE: (
+        lambda g, y, x, order: g.apply(
+            PERMUTE, g, arg=inverse_permutation(order)),),
+    FLIP: (lambda g, y, x, axes: g.apply(FLIP, g, arg=axes),),
+    EXPAND: (
+        lambda g, y, x, shape: g.apply(
+            SUM, g, arg=expanded_axes(x, shape)).reshape(x.shape),),
+    PAD: (
+        lambda g, y, x, margins: g.apply(
+            SHRINK, g, arg=pad_to_shrink(x, margins)),),
+    SHRINK: (
+        lambda g, y, x, ranges: g.apply(
+            PAD, g, arg=shrink_to_pad(x, ranges)),),
+    SUM: (lambda g, y, x, axes: g.broadcast(x.shape),),
+    MAX: (lambda g, y, x, axes: split_ties(g, y, x, axes),),
+    MATMUL: (lambda g, y, a, b, _: g @ b.mT,
+             lambda g, y, a, b, _: (g.mT @ a).mT),
+    GATHER: (
+        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        None),
+    SCATTER: (
+        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        None),
+}
 
-# chapters/gradients/autograd.md:646
-GRADIENT[MATMUL] = (lambda g, y, a, b, _: g @ b.mT,
-                    lambda g, y, a, b, _: (g.mT @ a).mT)
-GRADIENT[GATHER] = (
-    lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
-    None)
-GRADIENT[SCATTER] = (
-    lambda g, y, x, at, _: g.apply(GATHER, g, at),
-    None)
 
-
-# chapters/gradients/autograd.md:733
 def lineage(root: Any) -> list[tuple[Any, Record]]:
     """What `root` was computed from, and how, operands before results.
 
@@ -307,7 +276,6 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
     return order
 
 
-# chapters/gradients/autograd.md:818
 def flow(y: Any, record: Record,
          g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
     """The operands that want a gradient, their pasts and their shares."""
@@ -322,7 +290,6 @@ def flow(y: Any, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-# chapters/gradients/autograd.md:841
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """Every value behind `root` with its complete gradient, leaves last.
 
@@ -347,11 +314,9 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     yield from partial.values()
 
 
-# chapters/gradients/autograd.md:869
 SPENT = Op("SPENT", 0)
 
 
-# chapters/gradients/autograd.md:880
 def check_unspent(order: list[tuple[Any, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(record.op is SPENT for _, record in order):
@@ -360,7 +325,6 @@ def check_unspent(order: list[tuple[Any, Record]]) -> None:
             "that one with retain_graph=True, or compute the value again")
 
 
-# chapters/gradients/autograd.md:1126
 RESULT = -1
 NEEDS |= {
     EXP: ((RESULT,),), SQRT: ((RESULT,),),

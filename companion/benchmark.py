@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:2e8be3cb3361
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:73d05ab2541b
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -12,26 +12,7 @@ from typing import Any
 from companion.tensor import randn
 from companion.timing import MISSING, compare, stamp
 
-# chapters/tensors/blas.md:2381
-EAGER: dict[str, Callable[..., Any]] = {
-    "x + y": lambda x, y, row: x + y,
-    "x + row": lambda x, y, row: x + row,
-    "x - y": lambda x, y, row: x - y,
-    "x / y": lambda x, y, row: x / y,
-    "x * 2.0": lambda x, y, row: x * 2.0,
-    "x > 0": lambda x, y, row: x > 0,
-    "x.exp()": lambda x, y, row: x.exp(),
-    "x.sum()": lambda x, y, row: x.sum(),
-    "x @ y": lambda x, y, row: x @ y,
-    "x.T": lambda x, y, row: x.T,
-    "x.reshape(16, 64)": lambda x, y, row: x.reshape(16, 64),
-    "x[3]": lambda x, y, row: x[3],
-    "x[1:9, ::2]": lambda x, y, row: x[1:9, ::2],
-    "x[[3, 1, 3]]": lambda x, y, row: x[[3, 1, 3]],
-}
 
-
-# chapters/tensors/blas.md:2402
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Microseconds of small calls in ours and in PyTorch, gradients off."""
     for case in list(EAGER)[:3] if quick else EAGER:
@@ -39,7 +20,6 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                "unit": "µs", **calls(EAGER[case]), **stamp("torch")}
 
 
-# chapters/tensors/blas.md:2409
 def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     """Twenty calls on the same operands, as one program."""
     def program() -> None:
@@ -48,7 +28,6 @@ def twenty(run: Callable[..., Any], operands: Any) -> Callable[[], None]:
     return program
 
 
-# chapters/tensors/blas.md:2417
 def calls(run: Callable[..., Any],
           rounds: int = 15) -> dict[str, float | None]:
     """The time of a call in both libraries, and how they compare."""
@@ -64,13 +43,28 @@ def calls(run: Callable[..., Any],
             "limit_fraction": None}
 
 
-# chapters/gradients/autograd.md:1461
 def there_and_back(x: Any, y: Any, row: Any) -> None:
     """A product, a sum, a relu and their gradients."""
     x = x.detach().requires_grad_()
     (x @ y + row).relu().sum().backward()
 
 
-EAGER["x + y, recorded"] = lambda x, y, row: (
-    x.detach().requires_grad_() + y)
-EAGER["chain and back"] = there_and_back
+EAGER: dict[str, Callable[..., Any]] = {
+    "x + y": lambda x, y, row: x + y,
+    "x + row": lambda x, y, row: x + row,
+    "x - y": lambda x, y, row: x - y,
+    "x / y": lambda x, y, row: x / y,
+    "x * 2.0": lambda x, y, row: x * 2.0,
+    "x > 0": lambda x, y, row: x > 0,
+    "x.exp()": lambda x, y, row: x.exp(),
+    "x.sum()": lambda x, y, row: x.sum(),
+    "x @ y": lambda x, y, row: x @ y,
+    "x.T": lambda x, y, row: x.T,
+    "x.reshape(16, 64)": lambda x, y, row: x.reshape(16, 64),
+    "x[3]": lambda x, y, row: x[3],
+    "x[1:9, ::2]": lambda x, y, row: x[1:9, ::2],
+    "x[[3, 1, 3]]": lambda x, y, row: x[[3, 1, 3]],
+    "x + y, recorded": lambda x, y, row: (
+        x.detach().requires_grad_() + y),
+    "chain and back": there_and_back,
+}

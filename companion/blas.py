@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:6827fd2eef3e
+# Tangled from blas: edit there, `make tangle`. sha256:eb57a51dc9ab
 from __future__ import annotations
 
 import ctypes
@@ -32,7 +32,6 @@ from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View
 
 
-# chapters/tensors/blas.md:1485
 class Blocking(NamedTuple):
     """How products are cut; a policy for one kind of processor."""
 
@@ -52,16 +51,13 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy, room
     16: (512, 144, 1 << 13, 96, 1024, 1 << 18),
 }
 
-# chapters/tensors/blas.md:1509
 MR, MC = 6, 144  # as in kernels/sgemm.c
 
 
-# chapters/tensors/blas.md:1512
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-# chapters/tensors/blas.md:1516
 def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
@@ -74,7 +70,6 @@ def cut(m: int, tasks: int, threads: int,
     return rows, ceil(m, rows)
 
 
-# chapters/tensors/blas.md:1528
 def stack_axes(a: View, b: View,
                c: View) -> list[tuple[int, int, int, int]]:
     """(length, stride in a, in b, in c) of the axes before the matrix."""
@@ -86,11 +81,9 @@ def stack_axes(a: View, b: View,
     return found
 
 
-# chapters/tensors/blas.md:1548
 LAYOUT = struct.Struct("20q2dP32q")
 
 
-# chapters/tensors/blas.md:1551
 def check_fit(a: View, b: View, c: View) -> None:
     """C code writes where it is told to, so C has to be there."""
     fits = (a.shape[:-2] == b.shape[:-2] and a.shape[-1] == b.shape[-2]
@@ -105,7 +98,6 @@ def check_fit(a: View, b: View, c: View) -> None:
                          f"{c.strides}); give it memory of its own")
 
 
-# chapters/tensors/blas.md:1569
 @functools.lru_cache(maxsize=4096)
 def plan(a: View, b: View, c: View, alpha: float, beta: float,
          how: Blocking, threads: int) -> bytes:
@@ -138,7 +130,6 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-# chapters/tensors/blas.md:1605
 def copied(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
@@ -147,7 +138,6 @@ def copied(a: View, n: int, how: Blocking) -> bool:
     return n >= how.copy and m * k > 1 << 17
 
 
-# chapters/tensors/blas.md:1624
 FLAVOURS = {float32: (), float64: ("-DREAL=double",),
             int32: ("-DREAL=int", "-fwrapv"),
             int64: ("-DREAL=long", "-fwrapv")}
@@ -156,7 +146,6 @@ FLAVOURS = {float32: (), float64: ("-DREAL=double",),
 TOLD: dict[str, object] = {}
 
 
-# chapters/tensors/blas.md:1632
 def tell(line: str) -> None:
     """One line on stderr, once, whichever thread is the first."""
     me = object()
@@ -164,7 +153,6 @@ def tell(line: str) -> None:
         sys.stderr.write(f"companion: {line}\n")  # in one piece
 
 
-# chapters/tensors/blas.md:1639
 def kernel_or_tell(without: str, file: str,
                    *flags: str) -> ctypes.CDLL | None:
     """A kernel and the pool; else None, and what happens without it."""
@@ -175,7 +163,6 @@ def kernel_or_tell(without: str, file: str,
         return None
 
 
-# chapters/tensors/blas.md:1651
 @functools.cache
 def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     """The compiled product and its policy; None without C."""
@@ -188,7 +175,6 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
     return function, blocking(library, dtype.itemsize)
 
 
-# chapters/tensors/blas.md:1663
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
@@ -196,7 +182,6 @@ def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
                         room=how.room * 4 // itemsize)
 
 
-# chapters/tensors/blas.md:1672
 def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
          beta: float = 0.0) -> None:
     """c = alpha a @ b + beta c: matrices, or equal stacks of them.
@@ -222,7 +207,6 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
                           f"expected room for copies of parts of both")
 
 
-# chapters/tensors/blas.md:1701
 def check_factors(dtype: DType, *factors: float) -> None:
     """Refuse factors that are no integers of `dtype`."""
     most = np.iinfo(dtype.numpy).max
@@ -233,21 +217,18 @@ def check_factors(dtype: DType, *factors: float) -> None:
                              f"beta, or a product of floats")
 
 
-# chapters/tensors/blas.md:1713
 def against_the_grain(a: View, b: View) -> bool:
     """Whether a lone row or column had better be the other."""
     return ((a.shape[-2] == 1 and b.strides[-1] != 1)
             or (b.shape[-1] == 1 and a.strides[-1] != 1))
 
 
-# chapters/tensors/blas.md:1719
 def turned(x: Buffer) -> Buffer:
     """The matrices transposed."""
     *stack, i, j = range(len(x.shape))
     return x.moved(x.view.permute((*stack, j, i)))
 
 
-# chapters/tensors/blas.md:1727
 def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
                   beta: float) -> None:
     """What gemm does where there is no C compiler."""
@@ -260,12 +241,10 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     np.copyto(c.array, result)
 
 
-# chapters/tensors/blas.md:1825
 WIDE = {float16: float32, bfloat16: float32,
         bool_: int32, int8: int32, uint8: int32}
 
 
-# chapters/tensors/blas.md:1829
 def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     """The kernel of MATMUL: c = a @ b, for stacks of equal length."""
     dtype = WIDE.get(c.dtype)
@@ -277,7 +256,6 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-# chapters/tensors/blas.md:1840
 def widened(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
@@ -285,14 +263,12 @@ def widened(x: Buffer, dtype: DType) -> Buffer:
     return wide
 
 
-# chapters/tensors/blas.md:2253
 CUBES = [(n, n, n) for n in (128, 256, 512, 1024, 2048, 4096)]
 GPT = [(768, n, k) for n, k in (
     (128, 128), (384, 128), (512, 128), (128, 512), (384, 384), (65, 128),
     (65, 384))]
 
 
-# chapters/tensors/blas.md:2259
 def peers() -> dict[str, Callable[..., Any] | None]:
     """f(a, b, out) for each library: its product, ready to run."""
     found: dict[str, Callable[..., Any] | None] = {
@@ -308,7 +284,6 @@ def peers() -> dict[str, Callable[..., Any] | None]:
     return found
 
 
-# chapters/tensors/blas.md:2276
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """GFLOP/s of gemm and of its peers, on every case."""
     peak = limits(threads).peak
@@ -319,13 +294,11 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                    **race(case, peer, threads, peak), **stamp(name)}
 
 
-# chapters/tensors/blas.md:2288
 def ours(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> Callable:
     """Our product, ready to run."""
     return functools.partial(gemm, adopt(out), adopt(a), adopt(b))
 
 
-# chapters/tensors/blas.md:2293
 def prepared(case: tuple[int, int, int],
              library: Callable[..., Callable]) -> Callable[[], np.ndarray]:
     """A library's product of two random matrices, as a function."""
@@ -342,7 +315,6 @@ def prepared(case: tuple[int, int, int],
     return product
 
 
-# chapters/tensors/blas.md:2311
 def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
          threads: int, peak: float) -> dict[str, float | None]:
     """Rates of ours and of one peer's product, and how they compare."""

@@ -1,4 +1,4 @@
-# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:8711a68df975  # noqa: E501
+# Tangled from arrays, blas, autograd: edit there, `make tangle`. sha256:38bf22841c70  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from companion.dtype import DTYPES, DType, as_dtype, bfloat16
 from companion.view import Shape, View
 
 
-# chapters/tensors/arrays.md:106
 class Storage:
     """A flat run of bytes, and what owns it.  Many buffers may share one."""
 
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    # chapters/tensors/blas.md:1957
     @functools.cached_property
     def address(self) -> int:
         """Of the first byte in the machine; asked for once."""
@@ -33,7 +31,6 @@ class Storage:
         except (TypeError, ValueError):  # read-only, empty or bfloat16
             return self.memory.__array_interface__["data"][0]
 
-    # chapters/tensors/arrays.md:116
     @property
     def nbytes(self) -> int:
         return self.memory.nbytes
@@ -43,24 +40,19 @@ class Storage:
         """The memory one byte after another."""
         return self.memory.reshape(-1).view(np.uint8)
 
-    # chapters/tensors/arrays.md:485
     def window(self, view: View, dtype: DType) -> np.ndarray:
         """The view as a NumPy array on this memory."""
         return np.ndarray(view.shape, dtype.numpy, self.bytes,
                           *in_bytes(view, dtype.itemsize))
 
-    # chapters/tensors/arrays.md:1057
     writable = True
 
-    # chapters/tensors/arrays.md:1169
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.memory,)
 
-    # chapters/gradients/autograd.md:372
     version = 0
 
 
-# chapters/tensors/arrays.md:440
 class Buffer:
     """Flat storage seen through a View: elements of one dtype."""
 
@@ -88,7 +80,6 @@ class Buffer:
     def shape(self) -> Shape:
         return self.view.shape
 
-    # chapters/tensors/arrays.md:493
     @property
     def array(self) -> np.ndarray:
         """The elements as strided memory NumPy can walk; no copy."""
@@ -101,7 +92,6 @@ class Buffer:
         """The machine address of element (0, 0, …)."""
         return self.storage.address + self.view.offset * self.dtype.itemsize
 
-    # chapters/tensors/arrays.md:751
     def copy(self) -> Buffer:
         """The same elements, dense, in memory of their own."""
         out = Buffer.empty(self.shape, self.dtype)
@@ -112,7 +102,6 @@ class Buffer:
         """Itself where its memory is one run in order, else a copy."""
         return self if self.view.is_dense else self.copy()
 
-    # chapters/tensors/arrays.md:1007
     def __str__(self) -> str:
         return text(self)
 
@@ -121,7 +110,6 @@ class Buffer:
         return (f"Buffer({self.dtype}, shape={shape}, "
                 f"strides={strides}, offset={offset})")
 
-    # chapters/tensors/arrays.md:1112
     def __array__(self, dtype: Any = None,
                   copy: bool | None = None) -> np.ndarray:
         return np.array(self.array, dtype=dtype, copy=copy)
@@ -140,12 +128,10 @@ class Buffer:
                 f"and not every reader follows; make a dense copy first")
         return self.array.__dlpack__(**options)
 
-    # chapters/tensors/arrays.md:1175
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.storage, self.view, self.dtype)
 
 
-# chapters/tensors/arrays.md:475
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     """Offset and strides in bytes; a view of nothing needs neither."""
@@ -154,7 +140,6 @@ def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
 
 
-# chapters/tensors/arrays.md:917
 def shown(n: int, edge: int) -> list[int | None]:
     """The indices of an axis to print; None stands for those left out."""
     if n <= 2 * edge:
@@ -162,7 +147,6 @@ def shown(n: int, edge: int) -> list[int | None]:
     return [*range(edge), None, *range(n - edge, n)]
 
 
-# chapters/tensors/arrays.md:924
 def decimals(value: float) -> int:
     """How many of at most four decimals `value` needs."""
     for digits in (1, 2, 3):
@@ -171,7 +155,6 @@ def decimals(value: float) -> int:
     return 4
 
 
-# chapters/tensors/arrays.md:937
 def notation(values: list[Any]) -> Callable[[Any], str]:
     """One way of writing that suits all of `values`."""
     finite = [v for v in values if isinstance(v, float) and math.isfinite(v)]
@@ -184,7 +167,6 @@ def notation(values: list[Any]) -> Callable[[Any], str]:
     return f"{{:.{digits}f}}".format
 
 
-# chapters/tensors/arrays.md:963
 def brackets(axes: list[list[int | None]], write: Callable[..., str],
              indent: int, index: tuple[int, ...] = ()) -> str:
     """`write(index)` for every index, nested in brackets."""
@@ -203,11 +185,9 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
     return "[" + f",{margin}".join(parts) + "]"
 
 
-# chapters/tensors/arrays.md:986
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-# chapters/tensors/arrays.md:989
 def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
          edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
@@ -224,7 +204,6 @@ def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
     return brackets(axes, lambda at: write(values[at]).rjust(width), indent)
 
 
-# chapters/tensors/arrays.md:1060
 def adopt(array: np.ndarray) -> Buffer:
     """A buffer over a NumPy array's own memory; nothing is copied."""
     dtype = as_dtype(array)
@@ -236,7 +215,6 @@ def adopt(array: np.ndarray) -> Buffer:
     return Buffer(storage, view, dtype)
 
 
-# chapters/tensors/arrays.md:1071
 def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
@@ -249,7 +227,6 @@ def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     return flat, view._replace(offset=-low.offset)
 
 
-# chapters/tensors/arrays.md:1086
 def strides_of(array: np.ndarray) -> tuple[int, ...]:
     """The strides of a NumPy array in elements."""
     if any(s % array.itemsize for s in array.strides):
@@ -259,11 +236,9 @@ def strides_of(array: np.ndarray) -> tuple[int, ...]:
     return tuple([s // array.itemsize for s in array.strides])
 
 
-# chapters/tensors/arrays.md:1134
 CPU_MEMORY = 1  # kDLCPU in dlpack.h; a GPU's is 2
 
 
-# chapters/tensors/arrays.md:1137
 def from_dlpack(source: Any) -> Buffer:
     """A buffer on the memory of any CPU array that speaks DLPack."""
     kind, number = source.__dlpack_device__()

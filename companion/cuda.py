@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:037709cf68c9  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:1a3599a59fb2  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -25,18 +25,15 @@ from companion.native import (
 )
 from companion.view import View
 
-# chapters/gradients/cuda.md:174
 KERNEL = re.compile(r"__global__\s+(?:\w+\s+)*?void\s+(\w+)")
 
 
-# chapters/gradients/cuda.md:177
 def kernel_names(source: str) -> list[str]:
     """The kernels of a CUDA text, each once; comments do not count."""
     noise = r"(?s)/\*.*?\*/|//[^\n]*|__launch_bounds__\(.*?\)"
     return list(dict.fromkeys(KERNEL.findall(re.sub(noise, "", source))))
 
 
-# chapters/gradients/cuda.md:183
 def kernel_text(file: str) -> str:
     """The text of a kernel file: a notebook's cells, or the library's."""
     if file in CELLS:
@@ -44,12 +41,10 @@ def kernel_text(file: str) -> str:
     return (resources.files("companion") / file).read_text()
 
 
-# chapters/gradients/cuda.md:207
 Sizes = int | tuple[int, ...]
 MOST = {"grid": (2 ** 31 - 1, 65_535, 65_535), "block": (1024, 1024, 64)}
 
 
-# chapters/gradients/cuda.md:211
 @functools.lru_cache(maxsize=1024)
 def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     """The size of a grid or a block along x, y and z, checked."""
@@ -65,7 +60,6 @@ def three(name: str, what: str, size: Sizes) -> tuple[int, ...]:
     return whole
 
 
-# chapters/gradients/cuda.md:236
 class Program:
     """One CUDA text, compiled: program["name"](grid, block, *arguments).
 
@@ -85,7 +79,6 @@ class Program:
             self.ready[name] = self.prepare(name)
         return self.ready[name]
 
-    # chapters/gradients/cuda.md:260
     def prepare(self, name: str) -> Callable[..., None]:
         """Find a kernel; every launch of it will be checked."""
         if name not in self.names:
@@ -99,7 +92,6 @@ class Program:
         return launch
 
 
-# chapters/gradients/cuda.md:277
 EMULATOR = "kernels/emulator.h"
 EMULATED = ("-std=c++17", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
@@ -110,7 +102,6 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 }}"""
 
 
-# chapters/gradients/cuda.md:287
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
     text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
@@ -124,7 +115,6 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
         raise CompileError(original(source, str(error))) from None
 
 
-# chapters/gradients/cuda.md:304
 def original(source: str, message: str) -> str:
     """A message whose lines are named as the text's #line say."""
     def place(found: re.Match) -> str:
@@ -137,7 +127,6 @@ def original(source: str, message: str) -> str:
     return re.sub(r"kernel\.cu, line (\d+)", place, message)
 
 
-# chapters/gradients/cuda.md:320
 def scalar(value: Any) -> Any:
     """An argument as something whose bytes the kernel can read."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -153,12 +142,10 @@ def scalar(value: Any) -> Any:
     return np.int64(value)
 
 
-# chapters/gradients/cuda.md:337
 class LaunchError(RuntimeError):
     """A kernel was given the wrong arguments, or went wrong itself."""
 
 
-# chapters/gradients/cuda.md:341
 def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
              grid: tuple, block: tuple, arguments: Iterable[Any]) -> None:
     """Run a grid of blocks on the processor."""
@@ -175,7 +162,6 @@ def run_grid(source: str, library: ctypes.PyDLL, order: int, name: str,
         raise LaunchError(f"{name}: {message}")
 
 
-# chapters/gradients/cuda.md:361
 class Emulator:
     """A card made of one processor: NumPy memory, blocks in turn.
 
@@ -195,7 +181,6 @@ class Emulator:
         return Program(source, flags, lambda name: functools.partial(
             run_grid, source, library, self.order, name))
 
-    # chapters/gradients/gpu.md:140
     processors = 2
     capacity, used = 1 << 30, 0  # bytes
 
@@ -214,12 +199,10 @@ class Emulator:
     def copy(self, target: int, source: int, nbytes: int) -> None:
         ctypes.memmove(target, source, nbytes)
 
-    # chapters/gradients/gpu.md:178
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
-    # chapters/gradients/gpu.md:1480
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """As a card's, in NumPy."""
@@ -231,19 +214,16 @@ class Emulator:
             x, y = tf32(x), tf32(y)
         column_major(c, dtype, m, n, count)[...] = x @ y
 
-    # chapters/gradients/gpu.md:1802
     def memory(self) -> Memory:
         return Memory(self.used, 0, self.capacity - self.used,
                       self.capacity)
 
-    # chapters/gradients/gpu.md:1941
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
         return functools.partial(np.copyto, target, source.copy())
 
 
-# chapters/gradients/cuda.md:381
 def check_flags(flags: Iterable[str]) -> None:
     """CUDA's own headers use names of one letter for their types."""
     for flag in flags:
@@ -252,14 +232,12 @@ def check_flags(flags: Iterable[str]) -> None:
                                f"themselves; take a longer one")
 
 
-# chapters/gradients/cuda.md:393
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.cuda: the magic %%cuda FILE.cu [flags]."""
     magic = functools.partial(cuda_cell, shell)
     shell.register_magic_function(magic, "cell", "cuda")
 
 
-# chapters/gradients/cuda.md:399
 def cuda_cell(shell: Any, line: str, cell: str) -> None:
     """Compile all cells of a file, bind its Program to the file's name."""
     header = line.partition(" ")[0].endswith(".h")
@@ -267,17 +245,14 @@ def cuda_cell(shell: Any, line: str, cell: str) -> None:
     compile_cell(shell, line, cell, make)
 
 
-# chapters/gradients/cuda.md:406
 def check_header(source: str, *flags: str) -> None:
     """Let the compiler read the emulator itself."""
     build(source, *EMULATED, *flags)
 
 
-# chapters/gradients/cuda.md:1330
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 
 
-# chapters/gradients/cuda.md:1333
 def check_marks(version: str) -> None:
     """Refuse to trace with a compiler that marks accesses its own way."""
     if "clang" in version:
@@ -292,7 +267,6 @@ ACCESS = np.dtype([
     ("writes", "u2"), ("shared", "u2"), ("atomic", "u2")])
 
 
-# chapters/gradients/cuda.md:1347
 class Notes(ctypes.Structure):
     """What the emulator's header calls struct Notes."""
 
@@ -301,7 +275,6 @@ class Notes(ctypes.Structure):
                 ("bounds", ctypes.c_void_p)]
 
 
-# chapters/gradients/cuda.md:1361
 def trace(program: Program, name: str, grid: Sizes, block: Sizes,
           *arguments: Any) -> np.ndarray:
     """Every load and store of a launch, as rows of ACCESS.
@@ -324,7 +297,6 @@ def trace(program: Program, name: str, grid: Sizes, block: Sizes,
     return np.frombuffer(ctypes.string_at(found.rows or 0, size), ACCESS)
 
 
-# chapters/gradients/cuda.md:1415
 def numbered(*columns: np.ndarray) -> np.ndarray:
     """A number for each row; rows that agree in all columns share it."""
     number, size = np.zeros(len(columns[0]), np.int64), 1
@@ -337,7 +309,6 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return np.unique(number, return_inverse=True)[1]
 
 
-# chapters/gradients/cuda.md:1427
 def turns(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
@@ -348,14 +319,12 @@ def turns(group: np.ndarray) -> np.ndarray:
     return found
 
 
-# chapters/gradients/cuda.md:1439
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
     turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
-# chapters/gradients/cuda.md:1445
 class Traffic(NamedTuple):
     """What warps asked of an array, or of shared memory.
 
@@ -368,7 +337,6 @@ class Traffic(NamedTuple):
     least: int
 
 
-# chapters/gradients/cuda.md:1459
 def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     """Accesses cut into units: of which access each is, and the unit."""
     address = seen["address"].astype(np.int64)
@@ -377,7 +345,6 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     return rows, first[rows] + turns(rows)
 
 
-# chapters/gradients/cuda.md:1467
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     """The traffic of a trace: {(number of array or "shared", kind): …}."""
     request = requests(seen)
@@ -394,7 +361,6 @@ def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:
     return dict(sorted(found.items(), key=str))
 
 
-# chapters/gradients/cuda.md:1487
 def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
         np.ndarray, np.ndarray]:
     """The different units of each request, each once."""
@@ -402,7 +368,6 @@ def distinct(request: np.ndarray, unit: np.ndarray) -> tuple[
     return request[first], unit[first]
 
 
-# chapters/gradients/cuda.md:1494
 def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with global memory."""
     _, words = np.unique(distinct(request, word)[0], return_counts=True)
@@ -410,7 +375,6 @@ def sectors(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 8).sum()))
 
 
-# chapters/gradients/cuda.md:1503
 def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
     """Traffic with shared memory: the fullest bank decides."""
     request, word = distinct(request, word)
@@ -422,7 +386,6 @@ def rounds(request: np.ndarray, word: np.ndarray) -> Traffic:
                    int(np.ceil(words / 32).sum()))
 
 
-# chapters/gradients/cuda.md:1603
 def clashes(seen: np.ndarray, key: np.ndarray,
             actor: np.ndarray) -> np.ndarray:
     """Accesses with the same key by different actors, one a writer."""
@@ -435,7 +398,6 @@ def clashes(seen: np.ndarray, key: np.ndarray,
     return ((low < high) & (writes == 1) & (atomic == 0))[key]
 
 
-# chapters/gradients/cuda.md:1615
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
     unit = np.gcd.reduce(seen["address"] | seen["size"], initial=4)
@@ -451,7 +413,6 @@ def races(seen: np.ndarray) -> np.ndarray:
     return all_seen[np.unique(rows[bad])]
 
 
-# chapters/gradients/cuda.md:1667
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
@@ -473,7 +434,6 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    # chapters/gradients/gpu.md:88
     @functools.cached_property
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
@@ -498,7 +458,6 @@ class Card:
             runtime.memcpyAsync(target, source, nbytes,
                                 runtime.memcpyDefault, stream.ptr)
 
-    # chapters/gradients/gpu.md:1432
     def gemm(self, dtype: DType, m: int, n: int, k: int, a: Operand,
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
@@ -513,7 +472,6 @@ class Card:
             b.address, elements, b.lead, b.step, zero,
             c.address, elements, c.lead, c.step, count, total, -1)
 
-    # chapters/gradients/gpu.md:1713
     def window(self, memory: Any, view: View, dtype: DType) -> Any:
         """The view as an array of CuPy; no copy."""
         size = dtype.itemsize
@@ -521,13 +479,11 @@ class Card:
             view.shape, dtype.numpy, memory.data + view.offset * size,
             [s * size for s in view.strides])
 
-    # chapters/gradients/gpu.md:1809
     def memory(self) -> Memory:
         pool = self.arrays.get_default_memory_pool()
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    # chapters/gradients/gpu.md:1899
     @functools.cached_property
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
@@ -536,7 +492,6 @@ class Card:
     # copies under way: event, memory they read, memory they write
     sent: tuple[tuple[Any, Any, Any], ...] = ()
 
-    # chapters/gradients/gpu.md:1913
     def send(self, target: Any, source: np.ndarray) -> Callable[[], None]:
         """Begin a copy; what is returned lets kernels wait for its end."""
         cuda, nbytes = self.arrays.cuda, source.nbytes
@@ -556,13 +511,11 @@ class Card:
         self.arrays.cuda.get_current_stream().wait_event(event)
 
 
-# chapters/gradients/cuda.md:1689
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
     kernel(grid, block, tuple(map(on_card, arguments)))
 
 
-# chapters/gradients/cuda.md:1698
 def on_card(value: Any) -> Any:
     """An argument as CuPy's launches want it."""
     if isinstance(value, np.ndarray) and value.ndim:
@@ -575,7 +528,6 @@ def on_card(value: Any) -> Any:
     return np.asarray(value).reshape(1) if whole else value
 
 
-# chapters/gradients/cuda.md:1712
 def includes() -> list[str]:
     """Where CUDA's headers lie, as flags, if pip has installed them."""
     found = importlib.util.find_spec("nvidia")
@@ -584,7 +536,6 @@ def includes() -> list[str]:
             for path in sorted(Path(folder).glob("cuda_*/include"))]
 
 
-# chapters/gradients/cuda.md:1724
 class Usage(NamedTuple):
     """What a kernel occupies: registers a thread, the rest in bytes."""
 
@@ -593,7 +544,6 @@ class Usage(NamedTuple):
     spilled: int
 
 
-# chapters/gradients/cuda.md:1732
 def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     """What NVRTC makes of each kernel of a text, for an architecture."""
     from cupy.cuda import nvrtc
@@ -610,7 +560,6 @@ def usage(source: str, *flags: str, arch: str = "sm_80") -> dict[str, Usage]:
     return dict(map(read_usage, report.split("entry function '")[1:]))
 
 
-# chapters/gradients/cuda.md:1750
 def read_usage(report: str) -> tuple[str, Usage]:
     """A kernel's name and usage, from what ptxas says of it."""
     def number(before: str) -> int:
@@ -621,7 +570,6 @@ def read_usage(report: str) -> tuple[str, Usage]:
         number("bytes spill stores"))
 
 
-# chapters/gradients/kernels.md:1428
 class Processor(NamedTuple):
     """What a streaming multiprocessor holds; memory in bytes."""
 
@@ -637,7 +585,6 @@ PROCESSORS = {"sm_75": Processor(1024, 16, 1 << 16, 64 << 10, 0),
               "sm_90": Processor(2048, 32, 1 << 16, 228 << 10, 1024)}
 
 
-# chapters/gradients/kernels.md:1443
 def occupancy(use: Usage, threads: int, arch: str) -> float:
     """The share of a multiprocessor's threads that blocks fill."""
     card, warps = PROCESSORS[arch], -(-threads // 32)
@@ -649,7 +596,6 @@ def occupancy(use: Usage, threads: int, arch: str) -> float:
     return blocks * 32 * warps / card.threads
 
 
-# chapters/gradients/gpu.md:1392
 class Kind(NamedTuple):
     """What cuBLAS calls the elements, and the type it adds them in."""
 
@@ -666,7 +612,6 @@ FACTORS: dict[int, np.ndarray] = {
     DOUBLE: np.array([1, 0], np.float64)}
 
 
-# chapters/gradients/gpu.md:1408
 def set_float32_matmul_precision(precision: str) -> None:
     """Products of float32 on a GPU: "highest", or "high" for TF32."""
     totals = {"highest": HIGHEST, "high": HIGH}
@@ -676,7 +621,6 @@ def set_float32_matmul_precision(precision: str) -> None:
     CUBLAS[float32] = Kind(0, totals[precision])
 
 
-# chapters/gradients/gpu.md:1421
 class Operand(NamedTuple):
     """A stack of matrices as cuBLAS is told of it."""
 
@@ -686,7 +630,6 @@ class Operand(NamedTuple):
     step: int
 
 
-# chapters/gradients/gpu.md:1453
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
             count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
@@ -703,14 +646,12 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     return found.transpose(0, 2, 1) if x.turned else found
 
 
-# chapters/gradients/gpu.md:1469
 def tf32(x: np.ndarray) -> np.ndarray:
     """float32 rounded to ten bits behind the point."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return (bits + 0x1000 & 0xFFFFE000).astype(np.uint32).view(np.float32)
 
 
-# chapters/gradients/gpu.md:1776
 class Memory(NamedTuple):
     """Bytes of a device: in tensors, kept in the pool, free, in all."""
 
@@ -724,7 +665,6 @@ class Memory(NamedTuple):
                 "free".format(*map(spoken, self)))
 
 
-# chapters/gradients/gpu.md:1789
 def spoken(nbytes: float) -> str:
     """A number of bytes in the unit that suits it."""
     units = ["bytes", "KiB", "MiB", "GiB"]

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:e796b26ad470
+# Tangled from data: edit there, `make tangle`. sha256:2bf32429321e
 from __future__ import annotations
 
 import contextlib
@@ -37,7 +37,6 @@ from companion.native import cache
 from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
 from companion.training import Batches
 
-# chapters/gradients/data.md:93
 STROKES = (
     "30 51 62 66 57 38 17 06 02 11 30", "12 30 38",
     "02 11 30 51 62 63 08 68", "01 30 51 62 53 34 55 66 57 38 07",
@@ -46,7 +45,6 @@ STROKES = (
     "34 53 51 30 11 13 34 65 67 38 07 05 34", "62 50 20 02 14 44 62 58")
 
 
-# chapters/gradients/data.md:101
 def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     """Corners (points, n, 2) of a digit, n times with a shaky hand.
 
@@ -63,7 +61,6 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
     return np.stack([left, top], -1).swapaxes(0, 1)
 
 
-# chapters/gradients/data.md:134
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
     grid = np.arange(28, dtype=np.float32)
@@ -78,7 +75,6 @@ def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     return (width[:, None, None] - np.sqrt(nearest)).clip(0, 1)
 
 
-# chapters/gradients/data.md:150
 def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """n pictures uint8 (n, 28, 28) of digits, and the digits, int64."""
     u = rand(n, 33, generator=Generator(seed)).numpy()
@@ -90,7 +86,6 @@ def drawn_digits(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return (images * 215 + noise * 40).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:185
 class Dataset(Protocol):
     """Anything with a length whose examples have numbers."""
 
@@ -103,7 +98,6 @@ Batch = tuple[Tensor, ...]
 Transform = Callable[..., Batch]
 
 
-# chapters/gradients/data.md:201
 def collate(items: list[Any]) -> Batch:
     """Examples to a batch: a tuple with each column stacked."""
     rows = [i if isinstance(i, tuple) else (i,) for i in items]
@@ -114,7 +108,6 @@ def collate(items: list[Any]) -> Batch:
     return tuple([column(parts) for parts in zip(*rows)])
 
 
-# chapters/gradients/data.md:213
 def column(parts: tuple[Any, ...]) -> Tensor:
     """One tensor of the parts: numbers, arrays or tensors of one shape."""
     try:
@@ -131,7 +124,6 @@ def column(parts: tuple[Any, ...]) -> Tensor:
             f"loader a collate of your own") from None
 
 
-# chapters/gradients/data.md:246
 def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     """The examples at `rows`, one by one."""
     found = []
@@ -144,14 +136,12 @@ def items(dataset: Dataset, rows: np.ndarray) -> list[Any]:
     return found
 
 
-# chapters/gradients/data.md:258
 @functools.singledispatch
 def gather(dataset: Dataset, rows: np.ndarray) -> Batch:
     """A batch of the examples at `rows`; datasets register better ways."""
     return collate(items(dataset, rows))
 
 
-# chapters/gradients/data.md:294
 class Arrays:
     """Columns of equal length in memory; row i of each is example i.
 
@@ -180,13 +170,11 @@ class Arrays:
             return rows
         return as_batch(self.transform(*rows))
 
-    # chapters/gradients/data.md:352
     def __repr__(self) -> str:
         kinds = [f"{c.dtype} {c.shape[1:]}" for c in self.columns]
         return f"Arrays({len(self)} of {', '.join(kinds)}; {self.source})"
 
 
-# chapters/gradients/data.md:327
 def as_batch(made: Any) -> Batch:
     """What a transform gave back, as a tuple; one tensor is a column."""
     if not isinstance(made, (tuple, Tensor)):
@@ -195,13 +183,11 @@ def as_batch(made: Any) -> Batch:
     return made if isinstance(made, tuple) else (made,)
 
 
-# chapters/gradients/data.md:345
 @gather.register
 def gather_rows(dataset: Arrays, rows: np.ndarray) -> Batch:
     return dataset[rows]
 
 
-# chapters/gradients/data.md:545
 @dataclass(eq=False)
 class DataLoader(Batches):
     """Batches of a dataset, in an order that (seed, epoch) decide.
@@ -233,7 +219,6 @@ class DataLoader(Batches):
                 f"workers={self.workers}, prefetch={self.prefetch}")
         self.go_to(0, 0)
 
-    # chapters/gradients/data.md:587
     def starts(self, index: int) -> range:
         """Where batches begin in an epoch's order, from `index` on."""
         n, size = len(self.dataset), self.batch_size
@@ -260,7 +245,6 @@ class DataLoader(Batches):
         order, size = self.shuffled(), self.batch_size
         return [order[i:i + size] for i in self.starts(self.index)]
 
-    # chapters/gradients/data.md:629
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         if epoch < 0 or not 0 <= index <= len(self.dataset):
@@ -271,7 +255,6 @@ class DataLoader(Batches):
         self.begun = False
         self.running: Iterator[Any] = iter(())
 
-    # chapters/gradients/data.md:646
     def rest(self) -> Iterator[tuple[int, Batch]]:
         """The rest of the epoch: each batch, and the index after it."""
         index, parts = self.index, self.parts()
@@ -279,7 +262,6 @@ class DataLoader(Batches):
             index += len(rows)
             yield index, batch
 
-    # chapters/gradients/data.md:1047
     def fetched(self, parts: list[np.ndarray]) -> Iterator[Batch]:
         """The batches of `parts`, in order, from the workers."""
         if not self.workers:
@@ -298,7 +280,6 @@ class DataLoader(Batches):
         finally:
             pool.shutdown(cancel_futures=True)
 
-    # chapters/gradients/data.md:888
     def fetch(self, rows: np.ndarray) -> Batch:
         """The batch of the examples at `rows`, augmented."""
         batch = (gather(self.dataset, rows) if self.collate is None
@@ -308,7 +289,6 @@ class DataLoader(Batches):
         chance = Chance(self.seed, self.epoch, rows)
         return as_batch(self.augment(chance, *batch))
 
-    # chapters/gradients/data.md:677
     def __iter__(self) -> Iterator[Batch]:
         if self.begun:
             self.go_to(self.epoch + 1, 0)
@@ -331,7 +311,6 @@ class DataLoader(Batches):
         return vars(self) | {"running": iter(())}
 
 
-# chapters/gradients/data.md:734
 @dataclass(frozen=True)
 class Normalize:
     """Bytes to float32: (x / 255 - mean) / std; for `Arrays`.
@@ -354,7 +333,6 @@ class Normalize:
         return x.to(float32) * (1 / (255 * std)) - mean / std, *rest
 
 
-# chapters/gradients/data.md:794
 class Chance:
     """Random numbers that belong to examples, not to their loader.
 
@@ -375,7 +353,6 @@ class Chance:
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
-# chapters/gradients/data.md:825
 @dataclass(frozen=True)
 class RandomShift:
     """Move each image (B, …, H, W) by up to `reach`; zeros come in."""
@@ -392,7 +369,6 @@ class RandomShift:
         return from_numpy(moved).to(x.device), *rest
 
 
-# chapters/gradients/data.md:853
 @dataclass(frozen=True)
 class RandomFlip:
     """Turn each image (B, …, W) left to right with probability `p`."""
@@ -407,7 +383,6 @@ class RandomFlip:
         return from_numpy(turned).to(x.device), *rest
 
 
-# chapters/gradients/data.md:869
 class Compose:
     """One augmentation after the other."""
 
@@ -420,7 +395,6 @@ class Compose:
         return batch
 
 
-# chapters/gradients/data.md:979
 def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
           depth: int) -> Iterator[Any]:
     """The tasks' results in order; `depth` more are under way."""
@@ -433,17 +407,14 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
-# chapters/gradients/data.md:1015
 WORKER = threading.local()
 
 
-# chapters/gradients/data.md:1018
 def begin(fetch: Callable[[np.ndarray], Any]) -> None:
     """What a worker, thread or process, does first: it learns its job."""
     WORKER.fetch = fetch
 
 
-# chapters/gradients/data.md:1023
 def work(rows: np.ndarray) -> Any:
     """What it does then, again and again."""
     try:
@@ -455,7 +426,6 @@ def work(rows: np.ndarray) -> Any:
         raise RuntimeError(f"a worker failed:\n{lines}") from None
 
 
-# chapters/gradients/data.md:1034
 def travels(error: Exception) -> bool:
     """Whether an exception survives the way from another process."""
     try:
@@ -464,11 +434,9 @@ def travels(error: Exception) -> bool:
         return False
 
 
-# chapters/gradients/data.md:1698
 IDX = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 
 
-# chapters/gradients/data.md:1701
 def read_idx(data: bytes) -> np.ndarray:
     """The array in an IDX file: kind, shape, elements, big end first."""
     start = 4 + 4 * data[3] if len(data) > 3 else 4
@@ -483,7 +451,6 @@ def read_idx(data: bytes) -> np.ndarray:
     return elements.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-# chapters/gradients/data.md:1804
 CHECKSUMS = {
     "mnist/train-images-idx3-ubyte.gz":
         "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -510,17 +477,14 @@ MIRRORS = {
     "cifar-10": ("https://www.cs.toronto.edu/~kriz/",)}
 
 
-# chapters/gradients/data.md:1840
 class DataError(RuntimeError):
     """A dataset is not what it should be; the text says what to do."""
 
 
-# chapters/gradients/data.md:1844
 class Unreachable(DataError):
     """A dataset is not here, and no mirror answers."""
 
 
-# chapters/gradients/data.md:1852
 def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     """The content of a file called `name`, unpacked if it is gzip."""
     if packed and name.endswith(".gz") and not name.endswith(".tar.gz"):
@@ -538,7 +502,6 @@ def verified(name: str, data: bytes, packed: bool = True) -> bytes:
     return data
 
 
-# chapters/gradients/data.md:1878
 def receive(url: str, part: Path) -> None:
     """Download `url` into `part`, from where that ends."""
     have = part.stat().st_size if part.exists() else 0
@@ -563,7 +526,6 @@ def receive(url: str, part: Path) -> None:
         raise ConnectionError(f"it ended after {size:,} of {total:,} bytes")
 
 
-# chapters/gradients/data.md:1918
 @contextlib.contextmanager
 def part_of(path: Path) -> Iterator[Path]:
     """Where a download is collected, by one program at a time."""
@@ -579,7 +541,6 @@ def part_of(path: Path) -> Iterator[Path]:
         yield part
 
 
-# chapters/gradients/data.md:1937
 def complete(name: str, url: str, part: Path) -> bytes:
     """The rest of a file; all of it, if what we had does not fit."""
     begun = part.stat().st_size
@@ -593,7 +554,6 @@ def complete(name: str, url: str, part: Path) -> bytes:
         raise
 
 
-# chapters/gradients/data.md:1954
 def download(name: str, path: Path) -> bytes:
     """The file `name` from the first mirror that has it, now at `path`."""
     folder, _, file = name.partition("/")
@@ -615,7 +575,6 @@ def download(name: str, path: Path) -> bytes:
         f"COMPANION_DATA a folder that has {name}{holdings(name)}")
 
 
-# chapters/gradients/data.md:2000
 def folder_of_yours() -> Path | None:
     """What COMPANION_DATA names; None if it is not set."""
     told = os.environ.get("COMPANION_DATA")
@@ -625,7 +584,6 @@ def folder_of_yours() -> Path | None:
     return Path(told) if told else None
 
 
-# chapters/gradients/data.md:2009
 def own(name: str) -> Path | None:
     """Where a file of the user's is, in one of the usual forms."""
     folder = folder_of_yours()
@@ -633,11 +591,9 @@ def own(name: str) -> Path | None:
     return next(filter(Path.exists, places), None)
 
 
-# chapters/gradients/data.md:2020
 FOLDERS = {"mnist": ("mnist/", "MNIST/raw/", "MNIST/", "")}
 
 
-# chapters/gradients/data.md:2023
 def usual_names(name: str) -> Iterator[str]:
     """The names under which a file may lie in a folder of the user's."""
     folder, _, file = name.partition("/")
@@ -647,7 +603,6 @@ def usual_names(name: str) -> Iterator[str]:
             yield place + form
 
 
-# chapters/gradients/data.md:2032
 def holdings(name: str) -> str:
     """What lies where the user has files, for an error that looked there."""
     folder = folder_of_yours()
@@ -661,7 +616,6 @@ def holdings(name: str) -> str:
             f"{', '.join(found[:8]) or 'nothing'}{more}")
 
 
-# chapters/gradients/data.md:2049
 def obtain(name: str) -> bytes:
     """The content of a file: the user's, the cache's, or a mirror's."""
     given, cached = own(name), cache() / "data" / name
@@ -677,12 +631,10 @@ def obtain(name: str) -> bytes:
     return download(name, cached)
 
 
-# chapters/gradients/data.md:2088
 DRAWN = {"train": (4000, 1), "test": (1000, 3)}  # how many, and a seed
 Columns = tuple[np.ndarray, np.ndarray]
 
 
-# chapters/gradients/data.md:2092
 def found_or_drawn(name: str, read: Callable[[str], Columns],
                    draw: Callable[[int, int], Columns], split: str,
                    transform: Transform | None) -> Arrays:
@@ -697,7 +649,6 @@ def found_or_drawn(name: str, read: Callable[[str], Columns],
     return Arrays(*columns, transform=transform, source=source)
 
 
-# chapters/gradients/data.md:2108
 def read_mnist(split: str) -> Columns:
     """Images and labels out of two files."""
     prefix = {"train": "train", "test": "t10k"}[split]
@@ -707,7 +658,6 @@ def read_mnist(split: str) -> Columns:
     return images, labels.astype(np.int64)
 
 
-# chapters/gradients/data.md:2117
 def mnist(split: str = "train", transform: Transform | None = None
           ) -> Arrays:
     """Handwritten digits (LeCun and others, 1998), 60,000 and 10,000.
@@ -719,7 +669,6 @@ def mnist(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:2156
 class ArraysOnly(pickle.Unpickler):
     """Reads pickles of plain values and NumPy arrays, and nothing else."""
 
@@ -732,7 +681,6 @@ class ArraysOnly(pickle.Unpickler):
                         f"no such thing")
 
 
-# chapters/gradients/data.md:2168
 def cifar_records(data: bytes) -> bytes:
     """The records in a file of CIFAR-10's Python form."""
     try:
@@ -747,7 +695,6 @@ def cifar_records(data: bytes) -> bytes:
                         f"({type(error).__name__}: {error})") from None
 
 
-# chapters/gradients/data.md:2184
 CIFAR = {"train": [f"data_batch_{i}" for i in range(1, 6)],
          "test": ["test_batch"]}
 CIFAR_FORMS = (
@@ -755,7 +702,6 @@ CIFAR_FORMS = (
     ("cifar-10-python.tar.gz", "cifar-10-batches-py", "", cifar_records))
 
 
-# chapters/gradients/data.md:2191
 def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
     """Names and records of CIFAR-10's files: unpacked, or in a tar."""
     for _, folder, end, records in CIFAR_FORMS:
@@ -773,7 +719,6 @@ def cifar_files(split: str) -> Iterator[tuple[str, bytes]]:
             yield file, records(member.read())
 
 
-# chapters/gradients/data.md:2210
 def unpacked_file(path: Path, records: Callable[[bytes], bytes]
                   ) -> Iterator[tuple[str, bytes]]:
     """The name of a file of the user's, and the records in it."""
@@ -786,11 +731,9 @@ def unpacked_file(path: Path, records: Callable[[bytes], bytes]
         raise DataError(f"{path}: {error}; mend it or remove it") from None
 
 
-# chapters/gradients/data.md:2224
 RECORD = 1 + 3 * 32 * 32  # a label, then planes of red, green and blue
 
 
-# chapters/gradients/data.md:2227
 def read_cifar(split: str) -> Columns:
     """Images and labels out of records of bytes."""
     parts = []
@@ -810,7 +753,6 @@ def read_cifar(split: str) -> Columns:
     return images, records[:, 0].astype(np.int64)
 
 
-# chapters/gradients/data.md:2263
 def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Drawn digits (n, 3, 32, 32) in two colours each."""
     images, labels = drawn_digits(n, seed)
@@ -820,7 +762,6 @@ def coloured(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (mixed * 255).astype(np.uint8), labels
 
 
-# chapters/gradients/data.md:2272
 def cifar10(split: str = "train", transform: Transform | None = None
             ) -> Arrays:
     """Small photographs of ten things (Krizhevsky 2009), 50,000, 10,000.
@@ -832,7 +773,6 @@ def cifar10(split: str = "train", transform: Transform | None = None
                           transform)
 
 
-# chapters/gradients/data.md:2297
 SPARE = {"tinyshakespeare/input.txt": """\
 BERNARDO:
 Who's there?
@@ -848,7 +788,6 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-# chapters/gradients/data.md:2314
 def text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
@@ -858,13 +797,11 @@ def text(name: str) -> str:
         return SPARE[name]
 
 
-# chapters/gradients/data.md:2323
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
     return text("tinyshakespeare/input.txt")
 
 
-# chapters/gradients/data.md:2328
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return text("names/names.txt").split()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:ed923437863f  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:1ee31c33477a  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -62,7 +62,6 @@ from companion.ops import (
 from companion.view import Shape, View, merged
 
 
-# chapters/tensors/operations.md:440
 def ufunc(function: np.ufunc) -> Callable[..., None]:
     """A NumPy elementwise loop of one or two operands as a kernel."""
     def one(out: Buffer, x: Buffer, _: None) -> None:
@@ -73,7 +72,191 @@ def ufunc(function: np.ufunc) -> Callable[..., None]:
     return one if function.nin == 1 else two
 
 
-# chapters/tensors/operations.md:453
+def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
+    np.copyto(out.array, x.array, casting="unsafe")
+
+
+def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
+    """x ** y; an integer's negative power is cut to a whole number."""
+    base, exponent = x.array, y.array
+    if not out.dtype.is_float:
+        whole_power(out.array, base, exponent)
+        return
+    np.power(base, exponent, out=out.array)
+    halves = exponent == 0.5
+    if halves.any():
+        np.add(out.array, 0, out=out.array, where=halves)  # -0 + 0 is 0
+        np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
+
+
+def whole_power(out: np.ndarray, base: np.ndarray,
+                exponent: np.ndarray) -> None:
+    np.power(base, np.where(exponent < 0, exponent & 1, exponent),
+             out=out)
+    lost = (exponent < 0) & (base != 1) & (base != -1)
+    np.copyto(out, 0, where=lost)
+
+
+BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
+
+
+def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
+           _: None) -> None:
+    """b, or a where the condition holds: bit by bit, without a branch."""
+    bits = BITS[out.dtype.itemsize]
+    new, this, other = [x.array.view(bits) for x in (out, a, b)]
+    np.bitwise_xor(this, other, out=new)
+    np.multiply(new, condition.array, out=new)
+    np.bitwise_xor(new, other, out=new)
+
+
+def running(dtype: DType) -> np.dtype:
+    """What a sum of elements of `dtype` is kept in on the way."""
+    return float64.numpy if dtype.is_float else dtype.numpy
+
+
+def fold(function: np.ufunc,
+         kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
+    """A reduction whose running values are of the dtype `kept` names."""
+    def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
+        wide = kept(x.dtype)
+        into = out.array if wide is out.dtype.numpy else None
+        result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
+                                 keepdims=True)
+        if into is None:
+            np.copyto(out.array, result, casting="unsafe")
+    return kernel
+
+
+MOVE: dict[Op, Callable[[View, Any], View | None]] = {
+    RESHAPE: View.reshape,
+    PERMUTE: View.permute,
+    EXPAND: View.expand,
+    SHRINK: View.shrink,
+    FLIP: View.flip,
+}
+
+
+@functools.lru_cache(maxsize=4096)
+def moved(op: Op, view: View, arg: Any) -> View | None:
+    """The view after a movement; None where only a copy can follow."""
+    SHAPE[op](view, arg)
+    return MOVE[op](view, arg)
+
+
+def pad(out: Buffer, x: Buffer, margins: Any) -> None:
+    out.array.fill(0)
+    inner = tuple([(before, n - after, step) for n, (before, after, step)
+                   in zip(out.shape, margins)])
+    copy(out.moved(out.view.shrink(inner)), x)
+
+
+def check_index(op: Op, index: Buffer, n: int) -> None:
+    values = index.array
+    if values.size == 0:
+        return
+    low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
+    if low < -n or high >= n:
+        allowed = f"{-n} to {n - 1}" if n else "none"
+        raise IndexError(
+            f"{op}: the index {low if low < -n else high} is out of "
+            f"range; an axis of length {n} allows {allowed} (axes indexed "
+            f"together count as one)")
+
+
+def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
+    """The kernel of GATHER: large batches of dense rows by the pool."""
+    dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
+    if (large and dense and index.dtype is int64
+            and copied(out, x, index.dense())):
+        return
+    check_index(GATHER, index, x.shape[0])
+    if dense:
+        x.array.take(index.array, 0, out.array, "wrap")
+    else:
+        np.copyto(out.array, x.array[index.array])
+
+
+def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
+    check_index(SCATTER, index, n)
+    sums = np.zeros(out.shape, running(x.dtype))
+    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
+    np.copyto(out.array, sums, casting="unsafe")
+
+
+def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
+    value, dtype, _ = arg
+    try:
+        out.array.fill(value)
+    except OverflowError:
+        raise OverflowError(
+            f"CONST: {value} does not fit {dtype}; cast the tensor "
+            f"beside it to a wider dtype first") from None
+
+
+def iota(out: Buffer, n: int) -> None:
+    np.copyto(out.array, np.arange(n))
+
+
+def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
+    copy(out, value)
+
+
+def random(out: Buffer, key: Buffer, _: Any) -> None:
+    """24 random bits an element, scaled to [0, 1)."""
+    seed, start = [int(v) for v in key.array]
+    n = out.view.size
+    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
+    words = threefry((seed & LOW, seed >> 32 & LOW),
+                     (counter & np.uint64(LOW)).astype(np.uint32),
+                     (counter >> np.uint64(32)).astype(np.uint32))
+    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
+    flat = out.moved(View.dense((n,)))
+    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
+
+
+LOW = 0xFFFFFFFF  # the lower half of 64 bits
+
+
+def threefry(key: tuple[int, int], x0: np.ndarray,
+             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
+    k = [np.uint32(key[0]), np.uint32(key[1])]
+    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
+    x0, x1 = x0 + k[0], x1 + k[1]
+    for block in range(5):
+        for r in ROTATIONS[block % 2]:
+            x0 = x0 + x1
+            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
+        x0 = x0 + k[(block + 1) % 3]
+        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
+    return x0, x1
+
+
+def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
+    """Whether the compiled `rows` has copied x[at] to `out`."""
+    rows, n = row_copier(), at.view.size
+    return rows is not None and n == rows(
+        x.address, at.address, out.address, out.array.nbytes // n, n,
+        x.shape[0], POOL.threads, POOL.address)
+
+
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+@functools.cache
+def row_copier() -> Callable[..., int] | None:
+    """The compiled `rows`; None without a C compiler."""
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
+        return None
+    function = library.rows
+    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
+    function.argtypes = [address] * 3 + [number] * 4 + [address]
+    return function
+
+
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
     LOG: ufunc(np.log),
@@ -89,203 +272,21 @@ KERNELS: dict[Op, Callable[..., None]] = {
     IDIV: ufunc(np.floor_divide),
     MOD: ufunc(np.remainder),
     AND: ufunc(np.bitwise_and),
+    CAST: copy,
+    POW: power_each,
+    WHERE: select,
+    SUM: fold(np.add, running),
+    MAX: fold(np.maximum, lambda dtype: dtype.numpy),
+    PAD: pad,
+    GATHER: take_rows,
+    SCATTER: scatter,
+    RANDOM: random,
+    MATMUL: matmul,
 }
-
-
-# chapters/tensors/operations.md:476
-def copy(out: Buffer, x: Buffer, _: Any = None) -> None:
-    np.copyto(out.array, x.array, casting="unsafe")
-
-
-KERNELS[CAST] = copy
-
-
-# chapters/tensors/operations.md:488
-def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
-    """x ** y; an integer's negative power is cut to a whole number."""
-    base, exponent = x.array, y.array
-    if not out.dtype.is_float:
-        whole_power(out.array, base, exponent)
-        return
-    np.power(base, exponent, out=out.array)
-    halves = exponent == 0.5
-    if halves.any():
-        np.add(out.array, 0, out=out.array, where=halves)  # -0 + 0 is 0
-        np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
-
-
-# chapters/tensors/operations.md:501
-def whole_power(out: np.ndarray, base: np.ndarray,
-                exponent: np.ndarray) -> None:
-    np.power(base, np.where(exponent < 0, exponent & 1, exponent),
-             out=out)
-    lost = (exponent < 0) & (base != 1) & (base != -1)
-    np.copyto(out, 0, where=lost)
-
-
-KERNELS[POW] = power_each
-
-# chapters/tensors/operations.md:559
-BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
-
-
-# chapters/tensors/operations.md:562
-def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
-           _: None) -> None:
-    """b, or a where the condition holds: bit by bit, without a branch."""
-    bits = BITS[out.dtype.itemsize]
-    new, this, other = [x.array.view(bits) for x in (out, a, b)]
-    np.bitwise_xor(this, other, out=new)
-    np.multiply(new, condition.array, out=new)
-    np.bitwise_xor(new, other, out=new)
-
-
-KERNELS[WHERE] = select
-
-
-# chapters/tensors/operations.md:609
-def running(dtype: DType) -> np.dtype:
-    """What a sum of elements of `dtype` is kept in on the way."""
-    return float64.numpy if dtype.is_float else dtype.numpy
-
-
-# chapters/tensors/operations.md:614
-def fold(function: np.ufunc,
-         kept: Callable[[DType], np.dtype]) -> Callable[..., None]:
-    """A reduction whose running values are of the dtype `kept` names."""
-    def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
-        wide = kept(x.dtype)
-        into = out.array if wide is out.dtype.numpy else None
-        result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
-                                 keepdims=True)
-        if into is None:
-            np.copyto(out.array, result, casting="unsafe")
-    return kernel
-
-
-KERNELS[SUM] = fold(np.add, running)
-KERNELS[MAX] = fold(np.maximum, lambda dtype: dtype.numpy)
-
-# chapters/tensors/operations.md:645
-MOVE: dict[Op, Callable[[View, Any], View | None]] = {
-    RESHAPE: View.reshape,
-    PERMUTE: View.permute,
-    EXPAND: View.expand,
-    SHRINK: View.shrink,
-    FLIP: View.flip,
-}
-
-
-# chapters/tensors/operations.md:654
-@functools.lru_cache(maxsize=4096)
-def moved(op: Op, view: View, arg: Any) -> View | None:
-    """The view after a movement; None where only a copy can follow."""
-    SHAPE[op](view, arg)
-    return MOVE[op](view, arg)
-
-
-# chapters/tensors/operations.md:668
-def pad(out: Buffer, x: Buffer, margins: Any) -> None:
-    out.array.fill(0)
-    inner = tuple([(before, n - after, step) for n, (before, after, step)
-                   in zip(out.shape, margins)])
-    copy(out.moved(out.view.shrink(inner)), x)
-
-
-KERNELS[PAD] = pad
-
-
-# chapters/tensors/operations.md:685
-def check_index(op: Op, index: Buffer, n: int) -> None:
-    values = index.array
-    if values.size == 0:
-        return
-    low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
-    if low < -n or high >= n:
-        allowed = f"{-n} to {n - 1}" if n else "none"
-        raise IndexError(
-            f"{op}: the index {low if low < -n else high} is out of "
-            f"range; an axis of length {n} allows {allowed} (axes indexed "
-            f"together count as one)")
-
-
-# chapters/gradients/data.md:447
-def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
-    """The kernel of GATHER: large batches of dense rows by the pool."""
-    dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
-    if (large and dense and index.dtype is int64
-            and copied(out, x, index.dense())):
-        return
-    check_index(GATHER, index, x.shape[0])
-    if dense:
-        x.array.take(index.array, 0, out.array, "wrap")
-    else:
-        np.copyto(out.array, x.array[index.array])
-
-
-# chapters/gradients/data.md:433
-def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
-    """Whether the compiled `rows` has copied x[at] to `out`."""
-    rows, n = row_copier(), at.view.size
-    return rows is not None and n == rows(
-        x.address, at.address, out.address, out.array.nbytes // n, n,
-        x.shape[0], POOL.threads, POOL.address)
-
-
-# chapters/gradients/data.md:420
-@functools.cache
-def row_copier() -> Callable[..., int] | None:
-    """The compiled `rows`; None without a C compiler."""
-    library = kernel_or_tell("rows are copied by NumPy, on one processor",
-                             "kernels/rows.c")
-    if library is None:
-        return None
-    function = library.rows
-    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
-    function.argtypes = [address] * 3 + [number] * 4 + [address]
-    return function
-
-
-# chapters/tensors/operations.md:706
-KERNELS[GATHER] = take_rows
-
-
-# chapters/tensors/operations.md:722
-def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
-    check_index(SCATTER, index, n)
-    sums = np.zeros(out.shape, running(x.dtype))
-    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
-    np.copyto(out.array, sums, casting="unsafe")
-
-
-KERNELS[SCATTER] = scatter
-
-
-# chapters/tensors/operations.md:745
-def const(out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
-    value, dtype, _ = arg
-    try:
-        out.array.fill(value)
-    except OverflowError:
-        raise OverflowError(
-            f"CONST: {value} does not fit {dtype}; cast the tensor "
-            f"beside it to a wider dtype first") from None
-
-
-# chapters/tensors/operations.md:755
-def iota(out: Buffer, n: int) -> None:
-    np.copyto(out.array, np.arange(n))
-
-
-# chapters/tensors/operations.md:759
-def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
-    copy(out, value)
-
 
 KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
 
 
-# chapters/tensors/operations.md:771
 class Like(NamedTuple):
     """What the tables need to know of an operand."""
 
@@ -293,7 +294,6 @@ class Like(NamedTuple):
     dtype: DType
 
 
-# chapters/tensors/operations.md:778
 @functools.lru_cache(maxsize=4096)
 def outcome(op: Op, arg: Any,
             *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
@@ -302,12 +302,10 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
-# chapters/tensors/operations.md:791
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
 
-# chapters/tensors/operations.md:795
 class Device:
     """The CPU: memory from NumPy, one kernel for each primitive.
 
@@ -335,14 +333,12 @@ class Device:
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
-    # chapters/gradients/autograd.md:1115
     def target(self, buffer: Buffer) -> Buffer:
         """The memory that a WRITE overwrites, one version older."""
         check_writable(buffer)
         buffer.storage.version += 1
         return buffer
 
-    # chapters/tensors/operations.md:849
     def move(self, op: Op, x: Buffer, arg: Any) -> Buffer:
         view = moved(op, x.view, arg)
         if view is not None:
@@ -357,7 +353,6 @@ class Device:
     def __repr__(self) -> str:
         return self.name
 
-    # chapters/tensors/operations.md:889
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory as a buffer of this device."""
         return adopt(array)
@@ -367,12 +362,10 @@ class Device:
         show; on every other device a copy, which they do not change."""
         return buffer
 
-    # chapters/tensors/operations.md:922
     def __reduce__(self) -> tuple[Any, ...]:
         """By name: a copied or pickled tensor stays on its device."""
         return named, (self.name,)
 
-    # chapters/tensors/operations.md:2359
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """What `numbers` returns now, on this device.
@@ -383,14 +376,12 @@ class Device:
         return {name: self.adopt(n) for name, n in numbers().items()}
 
 
-# chapters/tensors/operations.md:828
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
         raise ValueError("WRITE: the owner of this memory allows reading "
                          "only; clone the tensor first")
 
 
-# chapters/tensors/operations.md:864
 @functools.lru_cache(maxsize=4096)
 def repeated(device: Device, arg: tuple[Any, DType, Shape],
              name: object) -> Buffer:
@@ -402,14 +393,12 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     return device.move(EXPAND, one, shape)
 
 
-# chapters/tensors/operations.md:899
 CPU = Device()
 DEVICES = {"cpu": CPU}
 READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
-# chapters/gradients/gpu.md:1596
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
@@ -424,54 +413,9 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-# chapters/tensors/operations.md:2281
-ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-
-
-# chapters/tensors/operations.md:2284
-def threefry(key: tuple[int, int], x0: np.ndarray,
-             x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
-    k = [np.uint32(key[0]), np.uint32(key[1])]
-    k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
-    x0, x1 = x0 + k[0], x1 + k[1]
-    for block in range(5):
-        for r in ROTATIONS[block % 2]:
-            x0 = x0 + x1
-            x1 = x0 ^ (x1 << np.uint32(r) | x1 >> np.uint32(32 - r))
-        x0 = x0 + k[(block + 1) % 3]
-        x1 = x1 + k[(block + 2) % 3] + np.uint32(block + 1)
-    return x0, x1
-
-
-# chapters/tensors/operations.md:2321
-LOW = 0xFFFFFFFF  # the lower half of 64 bits
-
-
-# chapters/tensors/operations.md:2324
-def random(out: Buffer, key: Buffer, _: Any) -> None:
-    """24 random bits an element, scaled to [0, 1)."""
-    seed, start = [int(v) for v in key.array]
-    n = out.view.size
-    counter = np.arange(start, start + (n + 1) // 2, dtype=np.uint64)
-    words = threefry((seed & LOW, seed >> 32 & LOW),
-                     (counter & np.uint64(LOW)).astype(np.uint32),
-                     (counter >> np.uint64(32)).astype(np.uint32))
-    bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
-    flat = out.moved(View.dense((n,)))
-    np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
-
-
-KERNELS[RANDOM] = random
-
-# chapters/tensors/blas.md:1850
-KERNELS[MATMUL] = matmul
-
-# chapters/tensors/activations.md:681
 WALK = struct.Struct("9qP")
 
 
-# chapters/tensors/activations.md:684
 @functools.lru_cache(maxsize=4096)
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
@@ -487,7 +431,6 @@ def walk(threads: int, *views: View) -> bytes | None:
                      threads if size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:702
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
@@ -495,7 +438,6 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
                           file, *fast, *flags, *FLAVOURS[dtype])
 
 
-# chapters/tensors/activations.md:709
 @functools.cache
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
@@ -506,7 +448,6 @@ def loop(name: str, dtype: DType) -> Callable[..., None] | None:
 FLOATS = (float32, float64)  # what C computes in
 
 
-# chapters/tensors/activations.md:719
 def unchecked(library: ctypes.CDLL, name: str,
               addresses: int) -> Callable[..., None]:
     """A function of C that takes a structure's bytes and addresses."""
@@ -516,11 +457,9 @@ def unchecked(library: ctypes.CDLL, name: str,
     return function
 
 
-# chapters/tensors/activations.md:733
 Kernel = Callable[..., None]
 
 
-# chapters/tensors/activations.md:736
 def two(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of two operands: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
@@ -533,7 +472,6 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:752
 def one(name: str, otherwise: Kernel) -> Kernel:
     """A kernel of one operand: a loop of C, or `otherwise`."""
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
@@ -554,7 +492,6 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     return kernel
 
 
-# chapters/tensors/activations.md:775
 KERNELS |= {
     ADD: two("add", KERNELS[ADD]),
     SUB: two("subtract", KERNELS[SUB]),
@@ -563,11 +500,9 @@ KERNELS |= {
     EXP: one("exponentiate", KERNELS[EXP]),
 }
 
-# chapters/tensors/activations.md:911
 FOLD = struct.Struct("7qP")
 
 
-# chapters/tensors/activations.md:914
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
@@ -586,7 +521,6 @@ def folding(x: View, out: View, threads: int) -> bytes | None:
                      threads if x.size > 1 << 15 else 1, POOL.address)
 
 
-# chapters/tensors/activations.md:936
 @functools.cache
 def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     """The fold in C; None where `dtype` has none."""
@@ -595,7 +529,6 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-# chapters/tensors/activations.md:944
 def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
@@ -612,7 +545,6 @@ KERNELS |= {SUM: folds(KERNELS[SUM]),
             MAX: folds(KERNELS[MAX], "-DMOST")}
 
 
-# chapters/tensors/activations.md:1031
 def erf(out: Buffer, x: Buffer, _: None) -> None:
     """The error function, one element after another in Python."""
     slow = np.vectorize(math.erf, otypes=[np.float64])
@@ -621,7 +553,6 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 KERNELS[ERF] = one("error_function", erf)
 
-# chapters/gradients/gpu.md:1584
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:c215f64e13f0
+# Tangled from arrays: edit there, `make tangle`. sha256:4499f26679db
 """What one element is: its name, its width, and how two kinds meet."""
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import ml_dtypes
 import numpy as np
 
 
-# chapters/tensors/arrays.md:147
 @dataclass(frozen=True, eq=False)
 class DType:
     """One element type: `kind` is b, i, u or f; `itemsize` in bytes."""
@@ -27,20 +26,17 @@ class DType:
     def is_float(self) -> bool:
         return self.kind == "f"
 
-    # chapters/tensors/arrays.md:1184
     def __reduce__(self) -> str:
         """By name: a copied dtype is the dtype itself."""
         return "bool_" if self.name == "bool" else self.name
 
 
-# chapters/tensors/arrays.md:164
 def define(name: str, scalar: type) -> DType:
     numpy = np.dtype(scalar)
     kind = "f" if numpy.kind in "fV" else numpy.kind
     return DType(name, kind, numpy.itemsize, numpy)
 
 
-# chapters/tensors/arrays.md:175
 bool_ = define("bool", np.bool_)
 uint8 = define("uint8", np.uint8)
 int8 = define("int8", np.int8)
@@ -57,7 +53,6 @@ DTYPES = {
               float16, bfloat16, float32, float64)
 }
 
-# chapters/tensors/arrays.md:215
 WIDER = {
     bool_: (uint8, int8),
     uint8: (int32,),
@@ -71,7 +66,6 @@ WIDER = {
 }
 
 
-# chapters/tensors/arrays.md:255
 def above(dtype: DType) -> Iterator[DType]:
     """The dtypes that hold `dtype`, nearest first, itself included."""
     level = [dtype]
@@ -86,7 +80,6 @@ PROMOTE = {
 }
 
 
-# chapters/tensors/arrays.md:269
 def promote(*dtypes: DType) -> DType:
     """The smallest dtype that every one of `dtypes` widens to."""
     result = dtypes[0]
@@ -95,7 +88,6 @@ def promote(*dtypes: DType) -> DType:
     return result
 
 
-# chapters/tensors/arrays.md:312
 def scalar_dtype(value: object, beside: DType | None = None) -> DType:
     """The dtype a Python number takes beside a tensor of `beside`."""
     if isinstance(value, bool):
@@ -105,11 +97,9 @@ def scalar_dtype(value: object, beside: DType | None = None) -> DType:
     return beside if beside is not None and beside.is_float else float32
 
 
-# chapters/tensors/arrays.md:1038
 FROM_NUMPY = {d.numpy: d for d in DTYPES.values()}
 
 
-# chapters/tensors/arrays.md:1041
 def as_dtype(array: np.ndarray) -> DType:
     """Our dtype for a NumPy array's, or one clear error."""
     if array.dtype in FROM_NUMPY:

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:047d2261f3d5
+# Tangled from gpu: edit there, `make tangle`. sha256:b9f14756f953
 from __future__ import annotations
 
 import functools
@@ -72,7 +72,6 @@ from companion.timing import best, compare, stamp, steadiest
 from companion.view import Shape, View, merged
 
 
-# chapters/gradients/gpu.md:164
 class Remote(Storage):
     """A run of bytes in the memory of a device."""
 
@@ -84,18 +83,15 @@ class Remote(Storage):
         """The view as an array of the library that walks this memory."""
         return self.device.card.window(self.memory, view, dtype)
 
-    # chapters/gradients/gpu.md:1695
     def __reduce__(self) -> tuple[Any, ...]:
         """As bytes, and back to the device of that name."""
         values = Buffer(self, View.dense((self.nbytes,)), uint8)
         return stored, (self.device, self.device.host(values).array)
 
 
-# chapters/gradients/gpu.md:188
 LAUNCH: dict[Op, Callable[..., None]] = {}
 
 
-# chapters/gradients/gpu.md:191
 class GPU(Device):
     """A device with memory of its own, behind a Card or an Emulator."""
 
@@ -105,7 +101,6 @@ class GPU(Device):
         self.kernels = {op: functools.partial(launch, self)
                         for op, launch in LAUNCH.items()}
 
-    # chapters/gradients/gpu.md:1831
     def fresh(self, nbytes: int) -> Storage:
         """Uninitialised memory of the device; OutOfMemory without room."""
         try:
@@ -118,13 +113,11 @@ class GPU(Device):
                 f"graph), or use no_grad where no gradient is "
                 f"wanted") from None
 
-    # chapters/gradients/gpu.md:204
     def empty(self, shape: Shape, dtype: DType) -> Buffer:
         """A dense buffer on the device, its elements not yet written."""
         view = View.dense(shape)
         return Buffer(self.fresh(view.size * dtype.itemsize), view, dtype)
 
-    # chapters/gradients/gpu.md:215
     def adopt(self, array: np.ndarray) -> Buffer:
         """A copy of host memory on the device."""
         source = adopt(array).dense()
@@ -132,7 +125,6 @@ class GPU(Device):
         self.card.copy(out.address, source.address, out.storage.nbytes)
         return out
 
-    # chapters/gradients/gpu.md:1221
     def host(self, buffer: Buffer) -> Buffer:
         """A copy of a buffer in host memory; waits for what is queued."""
         if not buffer.view.is_dense:
@@ -142,7 +134,6 @@ class GPU(Device):
         self.check_indices()
         return out
 
-    # chapters/gradients/gpu.md:635
     def blocks(self, n: int) -> int:
         """Blocks for n threads that may loop."""
         return max(min(-(-n // THREADS), 16 * self.card.processors), 1)
@@ -156,7 +147,6 @@ class GPU(Device):
             self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
-    # chapters/gradients/gpu.md:867
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
              axes: tuple[int, ...], pieces: int = 1) -> None:
         """One launch: every result, or `pieces` partial ones of each."""
@@ -175,7 +165,6 @@ class GPU(Device):
         size = -(-along // max(wanted, 1))
         return -(-along // size)
 
-    # chapters/gradients/gpu.md:1163
     asked = False  # whether an index may have been wrong
 
     @functools.cached_property
@@ -193,7 +182,6 @@ class GPU(Device):
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
-    # chapters/gradients/gpu.md:1230
     def check_indices(self) -> None:
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
@@ -207,7 +195,6 @@ class GPU(Device):
                 f"axis of length {n} allows {-n} to {n - 1} (found on "
                 f"{self} some operations ago)")
 
-    # chapters/gradients/gpu.md:1723
     def share(self, source: Any) -> Buffer:
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
@@ -221,12 +208,10 @@ class GPU(Device):
         return Buffer(Remote(self, memory, memory.data.ptr),
                       view._replace(offset=-low.offset), as_dtype(array))
 
-    # chapters/gradients/gpu.md:1827
     def memory(self) -> Memory:
         """What the device's memory holds."""
         return self.card.memory()
 
-    # chapters/gradients/gpu.md:1952
     def begin(self, tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
         """A tensor on its way here, and what makes kernels wait for it."""
         source = tensor.device.host(tensor.buffer).dense()
@@ -235,12 +220,10 @@ class GPU(Device):
             out.storage.memory, source.array.reshape(-1).view(np.uint8))
 
 
-# chapters/gradients/gpu.md:263
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
                  ("step", "i8", (4, 8))])
 
 
-# chapters/gradients/gpu.md:267
 @functools.lru_cache(maxsize=4096)
 def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
@@ -257,7 +240,6 @@ def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
     return found[()]
 
 
-# chapters/gradients/gpu.md:431
 CUDA_CODE: dict[Op, str] = {
     EXP: "exp(a)",
     LOG: "log(a)",
@@ -278,7 +260,6 @@ CUDA_CODE: dict[Op, str] = {
 }
 
 
-# chapters/gradients/gpu.md:545
 class Types(NamedTuple):
     """How CUDA spells a dtype; what it is computed in, and summed in."""
 
@@ -299,7 +280,6 @@ TYPES: dict[DType, Types] = {
     float64: Types("double", float64, float64),
 }
 
-# chapters/gradients/gpu.md:571
 HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
@@ -309,7 +289,6 @@ NEEDS_KIND = dict.fromkeys((SUB, IDIV, MOD, POW), "iuf") | dict.fromkeys(
     (DIV, EXP, LOG, SIN, SQRT, ERF), "f") | {AND: "biu"}
 
 
-# chapters/gradients/gpu.md:580
 def maps(dtype: DType) -> Iterator[str]:
     """A kernel for each elementwise operation that `dtype` knows."""
     for op, code in CUDA_CODE.items():
@@ -318,7 +297,6 @@ def maps(dtype: DType) -> Iterator[str]:
             yield HEAD + MAPS[op.arity].format(op, result, code)
 
 
-# chapters/gradients/gpu.md:588
 def casts() -> Iterator[str]:
     """A kernel for each dtype to come from."""
     for source, (memory, work, _) in TYPES.items():
@@ -326,21 +304,18 @@ def casts() -> Iterator[str]:
                f"{{ cast<{TYPES[work].memory}>(w, out, x); }}")
 
 
-# chapters/gradients/gpu.md:606
 @functools.cache
 def program(card: Any, dtype: DType) -> Program:
     """The primitives of a dtype, compiled for a card."""
     return card.compile(program_text(dtype), *spelled(dtype))
 
 
-# chapters/gradients/gpu.md:823
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
                       *maps(dtype), *casts(), *folds(dtype)])
 
 
-# chapters/gradients/gpu.md:618
 def spelled(dtype: DType) -> list[str]:
     """The three types of a dtype, as flags of the compiler."""
     memory, work, total = TYPES[dtype]
@@ -348,11 +323,9 @@ def spelled(dtype: DType) -> list[str]:
             f"-DTOTAL={TYPES[total].memory}"]
 
 
-# chapters/gradients/gpu.md:630
 THREADS = 256  # of a block
 
 
-# chapters/gradients/gpu.md:654
 def elementwise(kernel: str) -> Callable[..., None]:
     """The launch of an elementwise kernel."""
     def launch(gpu: GPU, out: Buffer, *rest: Any) -> None:
@@ -365,7 +338,6 @@ LAUNCH |= {op: elementwise(op.name) for op in CUDA_CODE}
 LAUNCH[WHERE] = elementwise("choose")
 
 
-# chapters/gradients/gpu.md:666
 def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
     """Copy between any views, from any dtype to any other."""
     gpu.each(out.dtype, f"from_{x.dtype}", out, x)
@@ -373,17 +345,14 @@ def copy_on(gpu: GPU, out: Buffer, x: Buffer, _: Any = None) -> None:
 
 LAUNCH[CAST] = copy_on
 
-# chapters/gradients/gpu.md:800
 FORMS = {"": ("T", "T"), "_first": ("A", "T"), "_last": ("T", "A")}
 
 
-# chapters/gradients/gpu.md:803
 def forms(dtype: DType) -> list[str]:
     """The forms of a fold: one, where T and A are the same type."""
     return [""] if TYPES[dtype].total is dtype else list(FORMS)
 
 
-# chapters/gradients/gpu.md:808
 def folds(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
@@ -395,14 +364,12 @@ def folds(dtype: DType) -> Iterator[str]:
                        f"{{ {way}<{struct}>(kept, along, piece, out, x); }}")
 
 
-# chapters/gradients/gpu.md:834
 def nearest(view: View) -> int:
     """The smallest step along an axis that has one."""
     steps = [abs(s) for n, s in zip(view.shape, view.strides) if n > 1]
     return min(steps, default=1 << 62)
 
 
-# chapters/gradients/gpu.md:840
 def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     """A view's kept axes, and those that are folded."""
     kept = [i for i in range(len(view.shape)) if i not in axes]
@@ -412,14 +379,12 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
     return first, second
 
 
-# chapters/gradients/gpu.md:849
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
 
-# chapters/gradients/gpu.md:858
 def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     """The shape of a block, and how many results it folds."""
     if how == "columns":
@@ -427,7 +392,6 @@ def block(how: str, along: int) -> tuple[tuple[int, int], int]:
     return ((32, 8), 8) if along < 1024 else ((THREADS, 1), 1)
 
 
-# chapters/gradients/gpu.md:889
 def fold(op: Op) -> Callable[..., None]:
     """The launch of a reduction: one fold, or a fold of folds."""
     def launch(gpu: GPU, out: Buffer, x: Buffer,
@@ -448,7 +412,6 @@ def fold(op: Op) -> Callable[..., None]:
     return launch
 
 
-# chapters/gradients/gpu.md:909
 def fill(gpu: GPU, out: Buffer, value: Any) -> None:
     """Write one number everywhere."""
     given = TYPES[out.dtype].total.numpy.type(value)
@@ -458,7 +421,6 @@ def fill(gpu: GPU, out: Buffer, value: Any) -> None:
 LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 
-# chapters/gradients/gpu.md:968
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
@@ -467,13 +429,11 @@ def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
 LAUNCH[CONST] = const_on
 
 
-# chapters/gradients/gpu.md:1029
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
     program(gpu.card, float32)["iota"](
         gpu.blocks(n), THREADS, np.int64(n), out.address)
 
 
-# chapters/gradients/gpu.md:1034
 def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
     n = out.view.size
     if not key.view.is_dense:
@@ -486,7 +446,6 @@ def random_on(gpu: GPU, out: Buffer, key: Buffer, _: Any) -> None:
 LAUNCH[IOTA], LAUNCH[RANDOM] = iota_on, random_on
 
 
-# chapters/gradients/gpu.md:1077
 def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     fill(gpu, out, 0)
     inner = tuple([(before, n - after, step) for n, (before, after, step)
@@ -494,7 +453,6 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
     copy_on(gpu, out.moved(out.view.shrink(inner)), x)
 
 
-# chapters/gradients/gpu.md:1084
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
     if value.storage is out.storage:
@@ -504,11 +462,9 @@ def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
 
 LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
-# chapters/gradients/gpu.md:1158
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
 
-# chapters/gradients/gpu.md:1184
 def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     """An index in 64 bits, and steps of nothing along its axes."""
     if index.dtype is not int64:
@@ -516,7 +472,6 @@ def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
     return (index, index.view.strides), (0,) * len(index.shape)
 
 
-# chapters/gradients/gpu.md:1191
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
               _: None) -> None:
     walked, still = stretched(gpu, index)
@@ -525,7 +480,6 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                 (out, out.view.strides), walked, (x, (*still, *steps)))
 
 
-# chapters/gradients/gpu.md:1199
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
@@ -540,7 +494,6 @@ def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 LAUNCH[GATHER], LAUNCH[SCATTER] = gather_on, scatter_on
 
 
-# chapters/gradients/gpu.md:1307
 class Matrix(NamedTuple):
     """How cuBLAS is to read a matrix: T turns it, rows `lead` apart."""
 
@@ -551,7 +504,6 @@ class Matrix(NamedTuple):
 LONGEST = 2 ** 31 - 1  # cuBLAS counts in 32 bits
 
 
-# chapters/gradients/gpu.md:1317
 def matrix(view: View) -> Matrix | None:
     """The last two axes for cuBLAS; None where only a copy will do."""
     (m, n), (row, column) = view.shape[-2:], view.strides[-2:]
@@ -564,7 +516,6 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-# chapters/gradients/gpu.md:1344
 def stack(a: Buffer, b: Buffer, c: Buffer
           ) -> Iterator[tuple[int, list[int], list[int]]]:
     """For each launch how many products, how far apart, and from where."""
@@ -577,7 +528,6 @@ def stack(a: Buffer, b: Buffer, c: Buffer
             for k in (1, 2, 3)]
 
 
-# chapters/gradients/gpu.md:1513
 def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
@@ -590,7 +540,6 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
         out.address, a.address, b.address)
 
 
-# chapters/gradients/gpu.md:1525
 def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     """A buffer in a form that cuBLAS reads: itself, or a copy."""
     found = matrix(x.view)
@@ -599,7 +548,6 @@ def readable(gpu: GPU, x: Buffer) -> tuple[Buffer, Matrix]:
     return readable(gpu, gpu.run(CAST, x, arg=x.dtype))
 
 
-# chapters/gradients/gpu.md:1536
 def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
               _: None) -> None:
     (m, k), n, size = a.shape[-2:], b.shape[-1], out.dtype.itemsize
@@ -625,7 +573,6 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
 LAUNCH[MATMUL] = matmul_on
 
 
-# chapters/gradients/gpu.md:1613
 def card() -> Card:
     """The NVIDIA GPU of this machine; or an error that says what lacks."""
     if find_spec("cupy") is None:
@@ -643,7 +590,6 @@ def card() -> Card:
 CARDS: dict[str, Callable[[], Any]] = {"cuda": card, "emulated": Emulator}
 
 
-# chapters/gradients/gpu.md:1744
 def connect(name: str) -> GPU:
     """The device "cuda" or "emulated"; CUDA's arrays become its own."""
     device = GPU(name, CARDS[name]())
@@ -652,22 +598,18 @@ def connect(name: str) -> GPU:
     return device
 
 
-# chapters/gradients/gpu.md:1701
 def stored(device: GPU, values: np.ndarray) -> Storage:
     """Fresh memory of a device that holds these bytes."""
     return device.adopt(values).storage
 
 
-# chapters/gradients/gpu.md:1737
 CUDA_MEMORY = 2  # kDLCUDA in dlpack.h
 
 
-# chapters/gradients/gpu.md:1821
 class OutOfMemory(MemoryError):
     """A device has no room for a tensor; nothing else is lost."""
 
 
-# chapters/gradients/gpu.md:1965
 class Sent(NamedTuple):
     """A batch on its way: tensors, each with what waits for it."""
 
@@ -680,7 +622,6 @@ class Sent(NamedTuple):
         return tuple([tensor for tensor, _ in self.copies])
 
 
-# chapters/gradients/gpu.md:1977
 def prefetch(batches: Iterable[tuple[Tensor, ...]], device: Device | str,
              depth: int = 2) -> Iterator[tuple[Tensor, ...]]:
     """Batches on a GPU; `depth` of them are copied ahead of their use.
@@ -695,7 +636,6 @@ def prefetch(batches: Iterable[tuple[Tensor, ...]], device: Device | str,
                  batches, depth)
 
 
-# chapters/gradients/gpu.md:1993
 def columns(batch: Any) -> tuple[Tensor, ...]:
     """A batch, if it is one."""
     if not (isinstance(batch, tuple)
@@ -705,11 +645,9 @@ def columns(batch: Any) -> tuple[Tensor, ...]:
     return batch
 
 
-# chapters/gradients/gpu.md:2118
 Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 
-# chapters/gradients/gpu.md:2121
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
     """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
@@ -726,7 +664,6 @@ def measured(device: GPU, cases: Iterable[Case],
                "limit_fraction": rate / limit}
 
 
-# chapters/gradients/gpu.md:2140
 def sweeps(device: GPU, n: int) -> Iterator[dict]:
     """GB/s of kernels that read and write about n float32."""
     cp, side = device.card.arrays, math.isqrt(n)
@@ -749,7 +686,6 @@ def sweeps(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, limit)
 
 
-# chapters/gradients/gpu.md:2165
 def products(device: GPU, n: int) -> Iterator[dict]:
     """TFLOP/s of matrix products in several dtypes and layouts."""
     cp, work = device.card.arrays, 2e-12 * n ** 3
@@ -765,7 +701,6 @@ def products(device: GPU, n: int) -> Iterator[dict]:
     yield from measured(device, cases, math.inf)
 
 
-# chapters/gradients/gpu.md:2180
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """What the device reaches beside CuPy; needs an NVIDIA GPU."""
     try:

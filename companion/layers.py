@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:bc723d701955
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:de114faebfdd
 from __future__ import annotations
 
 import math
@@ -25,7 +25,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/layers.md:113
 class Module:
     """Something with parts: tensors and other modules, by attribute."""
 
@@ -40,7 +39,6 @@ class Module:
         for name, value in vars(self).items():
             yield from inside(name, value, kinds or (Tensor, Module))
 
-    # chapters/tensors/layers.md:145
     def named_tensors(self, prefix: str = "") -> Iterator[
             tuple[str, Tensor]]:
         """Every tensor below this module, with its path as its name."""
@@ -50,7 +48,6 @@ class Module:
             else:
                 yield prefix + name, part
 
-    # chapters/tensors/layers.md:192
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors that training may change; a shared one once."""
         seen: set[int] = set()
@@ -62,7 +59,6 @@ class Module:
     def parameters(self) -> list[Tensor]:
         return [tensor for _, tensor in self.named_parameters()]
 
-    # chapters/tensors/layers.md:230
     def forward(self, *inputs: Any, **options: Any) -> Any:
         raise NotImplementedError(
             f"{type(self).__name__} has no forward: define one")
@@ -70,7 +66,6 @@ class Module:
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         return self.forward(*inputs, **options)
 
-    # chapters/tensors/layers.md:595
     def title(self) -> str:
         """The class, and the settings it was built from."""
         settings = [f"{name}={value!r}" for name, value in
@@ -82,7 +77,6 @@ class Module:
         """How many numbers training may change."""
         return sum(p.size for p in self.parameters())
 
-    # chapters/tensors/layers.md:611
     def __repr__(self) -> str:
         places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
         return "\n".join([
@@ -101,7 +95,6 @@ class Module:
             yield f"{indent}{name}: {part.title()}{count}"
             yield from part.branches(indent + "  ")
 
-    # chapters/tensors/layers.md:691
     def train(self, mode: bool = True) -> Module:
         """Put this module and all below it into training mode."""
         self.training = mode
@@ -113,7 +106,6 @@ class Module:
         """The end of training mode, for this module and all below it."""
         return self.train(False)
 
-    # chapters/tensors/layers.md:932
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor by its path; they share memory with the module."""
         found: dict[str, Tensor] = {}
@@ -140,7 +132,6 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    # chapters/gradients/autograd.md:1036
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_target(target)
@@ -152,14 +143,12 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    # chapters/gradients/autograd.md:1011
     def zero_grad(self) -> None:
         """Forget the gradients of all parameters."""
         for p in self.parameters():
             p.grad = None
 
 
-# chapters/tensors/layers.md:128
 def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
     """`value` if it is of these kinds, or what it contains of them."""
     if isinstance(value, kinds):
@@ -171,14 +160,12 @@ def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
             yield from inside(f"{name}.{key}", part, kinds)
 
 
-# chapters/tensors/layers.md:184
 def parameter(x: Tensor) -> Tensor:
     """Mark a tensor as one that training may change."""
     x.requires_grad = True
     return x
 
 
-# chapters/tensors/layers.md:390
 def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Uniform with variance 2 / (inputs + outputs) (Glorot, 2010).
 
@@ -188,13 +175,11 @@ def xavier(outputs: int, inputs: int, **options: Any) -> Tensor:
     return (rand(outputs, inputs, **options) * 2 - 1) * bound
 
 
-# chapters/tensors/layers.md:399
 def he(outputs: int, inputs: int, **options: Any) -> Tensor:
     """Normal with variance 2 / inputs, for rectifiers (He, 2015)."""
     return randn(outputs, inputs, **options) * math.sqrt(2 / inputs)
 
 
-# chapters/tensors/layers.md:463
 class Linear(Module):
     """y = x Wᵀ + b for x of shape (…, in_features).
 
@@ -216,7 +201,6 @@ class Linear(Module):
         return y if self.bias is None else y + self.bias
 
 
-# chapters/tensors/layers.md:486
 def check_features(layer: Module, x: Tensor,
                    shape: tuple[int, ...]) -> None:
     """The last axes of `x` must be those the layer was built for."""
@@ -230,7 +214,6 @@ def check_features(layer: Module, x: Tensor,
             f"{x.shape}; reshape the input, or build the layer for it")
 
 
-# chapters/tensors/layers.md:538
 class Sequential(Module):
     """Modules, or plain functions, one after another."""
 
@@ -259,7 +242,6 @@ class Sequential(Module):
         return len(self.layers)
 
 
-# chapters/tensors/layers.md:586
 def plain(value: Any) -> bool:
     """Whether a value is a setting that a line of text can show."""
     if isinstance(value, tuple):
@@ -267,7 +249,6 @@ def plain(value: Any) -> bool:
     return value is None or isinstance(value, int | float | str)
 
 
-# chapters/tensors/layers.md:665
 class Dropout(Module):
     """While training, zero each element with probability p.
 
@@ -288,7 +269,6 @@ class Dropout(Module):
         return where(draw < self.p, 0, x * (1 / (1 - self.p)))
 
 
-# chapters/tensors/layers.md:818
 class LayerNorm(Module):
     """Rows of mean 0 and variance 1, scaled and shifted (Ba, 2016).
 
@@ -315,7 +295,6 @@ class LayerNorm(Module):
         return narrowed(y if self.bias is None else y + self.bias, x)
 
 
-# chapters/tensors/layers.md:853
 class RMSNorm(Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich, 2019).
 
@@ -339,7 +318,6 @@ class RMSNorm(Module):
         return narrowed(y, x)
 
 
-# chapters/tensors/layers.md:914
 def mismatches(own: Mapping[str, Tensor],
                state: Mapping[str, Any]) -> list[str]:
     """What keeps `state` from filling `own`, a line for each problem."""
@@ -354,7 +332,6 @@ def mismatches(own: Mapping[str, Tensor],
     return missing + extra + wrong
 
 
-# chapters/tensors/layers.md:997
 def check_target(target: Device | DType | str) -> None:
     """Weights of another dtype must be floats still."""
     if isinstance(target, DType) and not target.is_float:

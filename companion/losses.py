@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:7d04a3908aed
+# Tangled from losses: edit there, `make tangle`. sha256:afbd0202623a
 from __future__ import annotations
 
 import math
@@ -17,7 +17,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/losses.md:121
 def check_tensors(name: str, x: Any, target: Any) -> None:
     """A list has neither shape nor dtype."""
     for place, value in (("input", x), ("target", target)):
@@ -27,7 +26,6 @@ def check_tensors(name: str, x: Any, target: Any) -> None:
                 f"{type(value).__name__}; wrap it in Tensor(…)")
 
 
-# chapters/tensors/losses.md:130
 def matched(name: str, x: Tensor, target: Tensor) -> list[Tensor]:
     """Both in one float dtype, if they have one shape."""
     check_tensors(name, x, target)
@@ -45,7 +43,6 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-# chapters/tensors/losses.md:149
 def reduced(loss: Tensor, reduction: str, dtype: DType,
             n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
@@ -56,7 +53,6 @@ def reduced(loss: Tensor, reduction: str, dtype: DType,
     return REDUCTIONS[reduction](loss, n).to(dtype)
 
 
-# chapters/tensors/losses.md:159
 def mse_loss(x: Tensor, target: Tensor,
              reduction: str = "mean") -> Tensor:
     """(x - target)², averaged over all elements (Legendre, 1805)."""
@@ -65,7 +61,6 @@ def mse_loss(x: Tensor, target: Tensor,
     return reduced(difference.square(), reduction, x.dtype)
 
 
-# chapters/tensors/losses.md:233
 def bce_with_logits(x: Tensor, target: Tensor,
                     reduction: str = "mean") -> Tensor:
     """-t log σ(x) - (1 - t) log(1 - σ(x)), from the logits x.
@@ -81,14 +76,12 @@ def bce_with_logits(x: Tensor, target: Tensor,
     return reduced(loss, reduction, like.dtype)
 
 
-# chapters/tensors/losses.md:368
 def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
     shifted = x - detached(x.max(-1, keepdim=True))
     return shifted, shifted.exp().sum(-1).log()
 
 
-# chapters/tensors/losses.md:391
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = log_sums(x)
@@ -101,7 +94,6 @@ def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     return log_sum - score
 
 
-# chapters/tensors/losses.md:415
 def labels_of(x: Tensor, target: Tensor,
               ignore_index: int) -> tuple[Tensor, Tensor]:
     """The class of each row, 0 where it is ignored; and which count."""
@@ -116,7 +108,6 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-# chapters/tensors/losses.md:437
 def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
@@ -125,7 +116,6 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     return inside and not 0 <= ignore_index < classes
 
 
-# chapters/tensors/losses.md:455
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = same_dtype(x, share)
@@ -137,7 +127,6 @@ def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     return -(where(absent, 0, logs) * share).sum(-1)
 
 
-# chapters/tensors/losses.md:466
 def holds_shares(x: Tensor, target: Tensor) -> bool:
     """Whether targets are shares or classes; an error if neither."""
     shares = target.dtype.is_float
@@ -150,7 +139,6 @@ def holds_shares(x: Tensor, target: Tensor) -> bool:
     return shares
 
 
-# chapters/tensors/losses.md:480
 def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                   label_smoothing: float = 0.0,
                   reduction: str = "mean") -> Tensor:

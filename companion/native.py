@@ -1,4 +1,4 @@
-# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:57f1413fd6fc  # noqa: E501
+# Tangled from blas, optimizers, cuda: edit there, `make tangle`. sha256:88f674614533  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -26,12 +26,10 @@ from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
 
 
-# chapters/tensors/blas.md:118
 class CompileError(RuntimeError):
     """There is no C compiler, or it refused; the text says what to do."""
 
 
-# chapters/tensors/blas.md:122
 @functools.cache
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
@@ -49,12 +47,10 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
-# chapters/tensors/blas.md:149
 FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
 
-# chapters/gradients/cuda.md:139
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
@@ -66,7 +62,6 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
         raise CompileError(complaint(done.stderr))
 
 
-# chapters/gradients/cuda.md:154
 def complaint(report: str) -> str:
     """Where a compiler first complains, and about what."""
     found = re.search(r"(?m)^(.+?)[:(](\d+)[:)].*?error: (.*)$", report)
@@ -78,7 +73,6 @@ def complaint(report: str) -> str:
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
 
-# chapters/tensors/blas.md:188
 @functools.cache
 def cpu() -> str:
     """The processor, as far as the flag `native` looks at it."""
@@ -94,7 +88,6 @@ ARM = platform.machine() in ("aarch64", "arm64")
 LEVELS = {"x86-64-v2": "sse4_2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
 
 
-# chapters/tensors/blas.md:203
 def instruction_sets() -> list[str]:
     """The instruction sets that COMPANION_MARCH may name here."""
     has = cpu().split()
@@ -102,7 +95,6 @@ def instruction_sets() -> list[str]:
     return ["native", *(["generic"] if ARM else older)]
 
 
-# chapters/tensors/blas.md:210
 def march() -> str:
     """The compiler's flag for $COMPANION_MARCH, or for `native`."""
     told = os.environ.get("COMPANION_MARCH") or "native"
@@ -113,12 +105,10 @@ def march() -> str:
     return f"-m{'cpu' if ARM else 'arch'}={told}"
 
 
-# chapters/tensors/blas.md:234
 def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24]
 
 
-# chapters/tensors/blas.md:238
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     text = re.sub(r"(?m)^#line .*\n", "", source)
@@ -126,7 +116,6 @@ def key(source: str, flags: Iterable[str]) -> str:
     return digest("\0".join(parts).encode())
 
 
-# chapters/tensors/blas.md:256
 def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
@@ -136,7 +125,6 @@ def cache() -> Path:
     return folder
 
 
-# chapters/tensors/blas.md:265
 def sweep(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
@@ -145,7 +133,6 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
-# chapters/tensors/blas.md:276
 def build(source: str, *flags: str) -> Path:
     """The shared library of a C text: from the cache, or made now."""
     flags = (march(), *FLAGS, *flags)
@@ -165,12 +152,10 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-# chapters/tensors/blas.md:311
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
 
-# chapters/tensors/blas.md:315
 def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
     """[result, name, parameter …] of each function that C exports."""
     macros = dict(re.findall(r"(?m)^#define (\w+) (\w+)$", source))
@@ -181,14 +166,12 @@ def prototypes(source: str, flags: Iterable[str]) -> Iterator[list[str]]:
         yield [result, name, *parameters]
 
 
-# chapters/tensors/blas.md:339
 SCALARS = {"void": None, "int": ctypes.c_int, "long": ctypes.c_long,
            "float": ctypes.c_float, "double": ctypes.c_double}
 ELEMENTS = {"float": float32, "double": float64,
             "int": int32, "long": int64}
 
 
-# chapters/tensors/blas.md:345
 def c_type(declaration: str) -> Any:
     """What ctypes passes for `long n` or `const float *x`."""
     word, *rest = declaration.replace("const ", "").split()
@@ -200,7 +183,6 @@ def c_type(declaration: str) -> Any:
     return SCALARS[word]
 
 
-# chapters/tensors/blas.md:359
 @functools.cache
 def pointer(kind: str) -> type:
     """A ctypes parameter: takes arrays, Buffers and addresses."""
@@ -211,7 +193,6 @@ def pointer(kind: str) -> type:
     return Pointer
 
 
-# chapters/tensors/blas.md:369
 def address(value: Any, kind: str) -> Any:
     """Where the elements of an array or a Buffer of `kind` begin."""
     if isinstance(value, np.ndarray):
@@ -227,14 +208,12 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-# chapters/tensors/blas.md:389
 LOADING = threading.Lock()  # of two threads, one compiles
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
 
 
-# chapters/tensors/blas.md:395
 def load(source: str, *flags: str) -> ctypes.CDLL:
     """The library of a C text, its functions ready to be called."""
     with LOADING:
@@ -246,18 +225,15 @@ def load(source: str, *flags: str) -> ctypes.CDLL:
     return library
 
 
-# chapters/tensors/blas.md:420
 CELLS: dict[str, list[str]] = {}
 
 
-# chapters/tensors/blas.md:423
 def load_ipython_extension(shell: Any) -> None:
     """%load_ext companion.native: the magic %%c FILE.c [flags]."""
     magic = functools.partial(compile_cell, shell)
     shell.register_magic_function(magic, "cell", "c")
 
 
-# chapters/gradients/cuda.md:415
 def compile_cell(shell: Any, line: str, cell: str,
                  make: Callable[..., Any] = load) -> None:
     """Compile all cells of a file, bind what they make to its name."""
@@ -276,7 +252,6 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-# chapters/gradients/cuda.md:437
 def names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
@@ -285,7 +260,6 @@ def names(cell: str) -> set[str]:
                           re.sub(noise, "", cell)))
 
 
-# chapters/tensors/blas.md:593
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
     if file in CELLS:
@@ -293,7 +267,6 @@ def kernel(file: str, *flags: str) -> ctypes.CDLL:
     return load((resources.files("companion") / file).read_text(), *flags)
 
 
-# chapters/tensors/blas.md:1240
 def available() -> int:
     """Processors this process may use, or what COMPANION_THREADS says."""
     told = os.environ.get("COMPANION_THREADS")
@@ -307,7 +280,6 @@ def available() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/tensors/blas.md:1253
 class Pool:
     """The threads that kernels share."""
 
@@ -321,11 +293,9 @@ class Pool:
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
 
-# chapters/tensors/blas.md:1269
 POOL = Pool()
 
 
-# chapters/tensors/blas.md:1272
 def set_threads(threads: int) -> None:
     """How many threads kernels may use from now on."""
     if not isinstance(threads, int) or threads < 1:
@@ -333,7 +303,6 @@ def set_threads(threads: int) -> None:
     POOL.threads = threads
 
 
-# chapters/gradients/optimizers.md:992
 def keep_freed(most: int) -> bool:
     """Have glibc keep up to `most` freed bytes for the next request.
 

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:dff843a773fa
+# Tangled from optimizers: edit there, `make tangle`. sha256:f8c2e223f26d
 from __future__ import annotations
 
 import math
@@ -13,7 +13,6 @@ from companion.layers import Module
 from companion.tensor import Tensor, feed, zeros_like
 
 
-# chapters/gradients/optimizers.md:88
 class Optimizer:
     """Parameters in groups with settings, and a memory for each.
 
@@ -29,7 +28,6 @@ class Optimizer:
         check_groups(self.param_groups, defaults)
         self.state: dict[Tensor, dict[str, Any]] = {}
 
-    # chapters/gradients/optimizers.md:183
     def step(self) -> None:
         """Move every parameter that has a gradient."""
         with no_grad():
@@ -55,7 +53,6 @@ class Optimizer:
                     for name, n in self.numbers(p, group).items()}
         return feed(count, p.device)
 
-    # chapters/gradients/optimizers.md:213
     def zero_grad(self) -> None:
         """Forget the gradients of the last step."""
         for group in self.param_groups:
@@ -68,7 +65,6 @@ class Optimizer:
         own[name] = own[name].to(p.device) if name in own else zeros_like(p)
         return own[name]
 
-    # chapters/gradients/optimizers.md:757
     def parameters(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -81,7 +77,6 @@ class Optimizer:
                           for p, i in places.items() if p in self.state},
                 "param_groups": groups}
 
-    # chapters/gradients/optimizers.md:784
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over memory and settings; all of it or nothing."""
         saved, own = state["param_groups"], self.param_groups
@@ -106,7 +101,6 @@ class Optimizer:
         self.param_groups, self.state = groups, memory
 
 
-# chapters/gradients/optimizers.md:104
 def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     """What an optimizer was given, as groups."""
     given = [] if isinstance(parameters, Tensor) else list(parameters)
@@ -119,12 +113,10 @@ def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
     return groups
 
 
-# chapters/gradients/optimizers.md:120
 LIMITS = {"lr": math.inf, "eps": math.inf, "weight_decay": math.inf,
           "momentum": 1.0, "alpha": 1.0, "betas": 1.0}
 
 
-# chapters/gradients/optimizers.md:124
 def check_groups(groups: list[dict[str, Any]],
                  defaults: Mapping[str, Any]) -> None:
     """Known settings within their limits, and each leaf once."""
@@ -150,7 +142,6 @@ def check_groups(groups: list[dict[str, Any]],
             check_parameter(p, seen)
 
 
-# chapters/gradients/optimizers.md:151
 def check_parameter(p: Any, seen: set[Tensor]) -> None:
     """A tensor of floats, given and not computed, for the first time."""
     if not isinstance(p, Tensor):
@@ -166,18 +157,15 @@ def check_parameter(p: Any, seen: set[Tensor]) -> None:
     seen.add(p)
 
 
-# chapters/gradients/optimizers.md:166
 def listed(value: Any) -> Sequence[Any]:
     return value if isinstance(value, tuple | list) else (value,)
 
 
-# chapters/gradients/optimizers.md:243
 def descend(p: Tensor, way: Tensor, rate: Tensor) -> None:
     """p -= way · rate, in the memory of p."""
     p.assign(p - way * rate)
 
 
-# chapters/gradients/optimizers.md:312
 class SGD(Optimizer):
     """p -= lr · v, where v = momentum · v + g (Polyak, 1964).
 
@@ -200,13 +188,11 @@ class SGD(Optimizer):
         descend(p, g, group["lr"])
 
 
-# chapters/gradients/optimizers.md:334
 def decayed(p: Tensor, g: Tensor, group: dict[str, Any]) -> Tensor:
     """The gradient with that of the penalty weight_decay · |p|² / 2."""
     return g + p * group["weight_decay"] if group["weight_decay"] else g
 
 
-# chapters/gradients/optimizers.md:502
 class RMSprop(Optimizer):
     """p -= lr · g / (√s + eps), s a running mean of g² (Hinton, 2012)."""
 
@@ -223,7 +209,6 @@ class RMSprop(Optimizer):
         descend(p, g / (s.sqrt() + group["eps"]), group["lr"])
 
 
-# chapters/gradients/optimizers.md:540
 class Adam(Optimizer):
     """p -= lr · m̂ / (√ŝ + eps) (Kingma and Ba, 2015).
 
@@ -244,7 +229,6 @@ class Adam(Optimizer):
         s.assign(s * second + g * g * (1 - second))
         descend(p, self.direction(m, s, group), group["lr"])
 
-    # chapters/gradients/optimizers.md:1026
     def numbers(self, p: Tensor, group: dict[str, Any]) -> dict[str, float]:
         """lr and eps, combined with the corrections c = 1 - β^step.
 
@@ -261,7 +245,6 @@ class Adam(Optimizer):
         return m / (s.sqrt() + group["eps"])
 
 
-# chapters/gradients/optimizers.md:637
 class AdamW(Adam):
     """Adam, with p shrunk by lr · weight_decay beside it (2019)."""
 
@@ -281,7 +264,6 @@ class AdamW(Adam):
         return super().numbers(p, group) | {"keep": 1 - lost}
 
 
-# chapters/gradients/optimizers.md:686
 def decay_groups(module: Module,
                  weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; vectors (biases, norms) do not."""
@@ -292,7 +274,6 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-# chapters/gradients/optimizers.md:810
 def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()

@@ -1,4 +1,4 @@
-# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:e5f82e8a96c4  # noqa: E501
+# Tangled from blas, activations, mnist, gpu: edit there, `make tangle`. sha256:041148bdeba8  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -27,7 +27,6 @@ from companion.native import compiler, cpu, kernel
 from companion.ops import GATHER, WRITE, Op
 
 
-# chapters/tensors/blas.md:479
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
     """The shortest of several times, in seconds."""
     times = []
@@ -38,7 +37,6 @@ def best(run: Callable[[], Any], rounds: int = 5) -> float:
     return min(times)
 
 
-# chapters/tensors/blas.md:603
 class Limits(NamedTuple):
     """What a machine can do: GFLOP/s, and GB/s from memory."""
 
@@ -46,7 +44,6 @@ class Limits(NamedTuple):
     bandwidth: float
 
 
-# chapters/tensors/blas.md:610
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
@@ -68,12 +65,10 @@ def limits(threads: int = 1) -> Limits:
     return Limits(peak / 1e9, 12 * threads * size / seconds / 1e9)
 
 
-# chapters/tensors/blas.md:1985
 FORK = multiprocessing.get_context("fork")
 Setup = Callable[[], Callable[[], Any]]
 
 
-# chapters/tensors/blas.md:1989
 class Rival:
     """A program in a process of its own that runs when it is its turn."""
 
@@ -95,7 +90,6 @@ class Rival:
         os.kill(self.process.pid or 0, signal.SIGSTOP)
         return found
 
-    # chapters/tensors/blas.md:2016
     def turn(self) -> float:
         """The shortest call of a burst, in seconds."""
         os.kill(self.process.pid or 0, signal.SIGCONT)
@@ -108,7 +102,6 @@ class Rival:
         self.pipe.close()
 
 
-# chapters/tensors/blas.md:2031
 def serve(setup: Setup, pipe: Any) -> None:
     """In the rival's process: a first result, then bursts on demand."""
     run = setup()
@@ -118,7 +111,6 @@ def serve(setup: Setup, pipe: Any) -> None:
         pipe.send(burst(run))
 
 
-# chapters/tensors/blas.md:2040
 def burst(run: Callable[[], Any]) -> float:
     """The shortest call of some milliseconds, after as many to warm up."""
     shortest = []
@@ -130,7 +122,6 @@ def burst(run: Callable[[], Any]) -> float:
     return shortest[1]
 
 
-# chapters/tensors/blas.md:2056
 class Comparison(NamedTuple):
     """Two programs timed in turn; a ratio above 1 is in favour of ours."""
 
@@ -140,7 +131,6 @@ class Comparison(NamedTuple):
     spread: float
 
 
-# chapters/tensors/blas.md:2069
 def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             agree: Callable[[Any, Any], None] | None = None) -> Comparison:
     """Best times in seconds, median and spread of peer time / our time.
@@ -161,7 +151,6 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
             rival.end()
 
 
-# chapters/tensors/blas.md:2093
 def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     """Both in turn; the first of the pairs warms up and is left out."""
     pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
@@ -170,7 +159,6 @@ def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
     return Comparison(min(a), min(b), middle, high - low)
 
 
-# chapters/tensors/blas.md:2101
 def steadiest(attempt: Callable[[], Comparison],
               tries: int = 5) -> Comparison:
     """The comparison with the least spread; under 5 % ends the search."""
@@ -183,7 +171,6 @@ def steadiest(attempt: Callable[[], Comparison],
     return found
 
 
-# chapters/tensors/blas.md:2126
 def judged(found: dict) -> dict:
     """A measurement, or the reason why it is refused in its place."""
     ratio, spread = found["ratio"], found["spread"]
@@ -200,14 +187,12 @@ def judged(found: dict) -> dict:
     return found | MISSING | {"refused": reason}
 
 
-# chapters/tensors/blas.md:2147
 BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
 ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
 
 
-# chapters/tensors/blas.md:2153
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
@@ -223,7 +208,6 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
         raise SystemExit(f"bench {name}: failed on {threads} threads")
 
 
-# chapters/tensors/blas.md:2168
 def machine() -> str:
     """The processor's name, and how many of them we may use."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
@@ -233,7 +217,6 @@ def machine() -> str:
             f"{os.cpu_count()} processors")
 
 
-# chapters/tensors/blas.md:2180
 def versions(peer: str) -> dict[str, str]:
     """What has been compared with what, for the record."""
     found = {"python": platform.python_version(), "compiler": compiler()[1]}
@@ -242,7 +225,6 @@ def versions(peer: str) -> dict[str, str]:
     return found
 
 
-# chapters/tensors/blas.md:2188
 def stamp(peer: str) -> dict[str, Any]:
     """Where and when a measurement was made, and beside whom."""
     return {"peer_name": peer, "machine": machine(),
@@ -253,7 +235,6 @@ MISSING = dict.fromkeys(
     ("ours", "peer", "ratio", "spread", "limit_fraction"))
 
 
-# chapters/tensors/blas.md:2201
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
     parser = argparse.ArgumentParser(prog="python -m companion bench")
@@ -270,7 +251,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# chapters/tensors/blas.md:2217
 def counts(text: str) -> list[int]:
     """Numbers of threads, written with commas between them."""
     if not re.fullmatch(r"[1-9][0-9]*(,[1-9][0-9]*)*", text):
@@ -279,7 +259,6 @@ def counts(text: str) -> list[int]:
     return [int(count) for count in text.split(",")]
 
 
-# chapters/tensors/blas.md:2228
 def row_of(found: dict) -> str:
     """A measurement as a row of text."""
     start = f"{found['case']:20} {found['threads']} threads"
@@ -295,11 +274,9 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-# chapters/tensors/blas.md:2435
 BENCHES["eager"] = "companion.benchmark"
 
 
-# chapters/tensors/activations.md:1176
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -307,7 +284,6 @@ def bytes_seen(buffer: Buffer) -> int:
     return n * buffer.dtype.itemsize
 
 
-# chapters/tensors/activations.md:1183
 class Timed:
     """A device that counts time, bytes and calls, and delegates."""
 
@@ -327,7 +303,6 @@ class Timed:
         self.calls.append((op, seconds, moved))
         return out
 
-    # chapters/tensors/activations.md:1208
     def __repr__(self) -> str:
         return self.name
 
@@ -345,7 +320,6 @@ class Timed:
         """Itself: a copied tensor stays on its device."""
         return self
 
-    # chapters/tensors/activations.md:1231
     def table(self) -> str:
         """Calls, milliseconds and megabytes for each primitive."""
         totals: dict[Op, list[float]] = {}
@@ -360,9 +334,7 @@ class Timed:
         return "\n".join(rows)
 
 
-# chapters/gradients/mnist.md:673
 BENCHES["mlp"] = "companion.milestones.mlp_bench"
 
-# chapters/gradients/gpu.md:2200
 BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:f8c9c9f4e4bb
+# Tangled from training: edit there, `make tangle`. sha256:c86267de14f4
 from __future__ import annotations
 
 import csv
@@ -39,7 +39,6 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/training.md:155
 class Batches:
     """Endless shuffled batches of tensors of equal length.
 
@@ -64,7 +63,6 @@ class Batches:
         """How many there are."""
         return len(self.tensors[0])
 
-    # chapters/gradients/training.md:184
     def go_to(self, epoch: int, index: int) -> None:
         """Continue with the example that is at `index` in `epoch`."""
         self.epoch, self.index = epoch, index
@@ -76,7 +74,6 @@ class Batches:
         keys = rand(self.examples, dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
 
-    # chapters/gradients/training.md:200
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         return self
 
@@ -88,7 +85,6 @@ class Batches:
         return tuple(t[rows] for t in self.tensors)
 
 
-# chapters/gradients/training.md:225
 class Source(Protocol):
     """Where batches come from, and how to return to a place in them.
 
@@ -108,50 +104,42 @@ class Source(Protocol):
     def __next__(self) -> tuple[Tensor, ...]: ...
 
 
-# chapters/gradients/training.md:263
 Schedule = Callable[[int], float]
 
 
-# chapters/gradients/training.md:266
 def constant_rate(step: int) -> float:
     return 1.0
 
 
-# chapters/gradients/training.md:270
 def half_cosine(begin: float, end: float, done: float) -> float:
     """From `begin` to `end` along half a cosine; `done` up to 1."""
     return end + (begin - end) * (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
-# chapters/gradients/training.md:275
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
     return functools.partial(warmed_up, steps, warmup, floor)
 
 
-# chapters/gradients/training.md:281
 def warmed_up(steps: int, warmup: int, floor: float, step: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return half_cosine(1, floor, (step - warmup) / max(steps - warmup, 1))
 
 
-# chapters/gradients/training.md:287
 def one_cycle(steps: int, peak: float = 0.3,
               start: float = 0.04) -> Schedule:
     """Cosines up to 1 at peak · steps, and down to nearly 0 (Smith)."""
     return functools.partial(cycled, steps, peak * steps, start)
 
 
-# chapters/gradients/training.md:295
 def cycled(steps: int, top: float, start: float, step: int) -> float:
     if step < top:
         return half_cosine(start, 1, step / top)
     return half_cosine(1, start / 1e4, (step - top) / max(steps - top, 1))
 
 
-# chapters/gradients/training.md:364
 def norm_of(gradients: list[Tensor]) -> Tensor:
     """The Euclidean length of all together: a 0-d float64."""
     squares = [g.cast(float64).square().sum() for g in gradients]
@@ -159,7 +147,6 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
     return sum([square.to(first.device) for square in rest], first).sqrt()
 
 
-# chapters/gradients/training.md:373
 def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
                     max_norm: float) -> Tensor:
     """Scale all gradients so that their common length is ≤ `max_norm`.
@@ -183,7 +170,6 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
     return norm
 
 
-# chapters/gradients/training.md:450
 @dataclass
 class Trainer:
     """A run of training: what it trains, on what, and how far it is.
@@ -215,7 +201,6 @@ class Trainer:
                 f"Trainer: expected accumulate of at least 1 and clip of "
                 f"at least 0, got {self.accumulate} and {self.clip}")
 
-    # chapters/gradients/training.md:523
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started, before = time.perf_counter(), self.place()
@@ -232,7 +217,6 @@ class Trainer:
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    # chapters/gradients/training.md:724
     def gradient(self) -> tuple[float, float]:
         """That of all batches of a step, clipped: their loss, its norm."""
         place = self.place()
@@ -249,7 +233,6 @@ class Trainer:
                 f"the gradient of {bad[-1]}" if bad else "its square")
         return loss, norm
 
-    # chapters/gradients/training.md:869
     def backward(self) -> Tensor:
         """Add the gradient of one batch to what is there; its loss."""
         loss = self.loss_of(self.model, *self.next_batch())
@@ -257,7 +240,6 @@ class Trainer:
         part.backward()
         return part.detach()
 
-    # chapters/gradients/training.md:557
     def place(self) -> list[Any]:
         """Where the next batch and the next random numbers come from."""
         return [self.batches.epoch, self.batches.index,
@@ -269,7 +251,6 @@ class Trainer:
         for draw, (seed, at) in zip(self.generators, place[2], strict=True):
             draw.go_to(seed, at)
 
-    # chapters/gradients/training.md:740
     def search(self, place: list[Any]) -> str:
         """Where the loss of the step from `place` stops being a number."""
         self.go_to(place)
@@ -280,7 +261,6 @@ class Trainer:
                 return suspect(self, batch)
         return "their sum"
 
-    # chapters/gradients/training.md:780
     def state_dict(self) -> dict[str, Any]:
         """All that the next steps depend on."""
         return {
@@ -294,7 +274,6 @@ class Trainer:
                           for o in self.observers],
         }
 
-    # chapters/gradients/training.md:798
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there, if all of it fits; else nothing changes."""
         before = deepcopy(self.state_dict())
@@ -321,7 +300,6 @@ class Trainer:
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
 
-    # chapters/gradients/training.md:844
     def next_batch(self) -> tuple[Any, ...]:
         """The next batch; of the first one a checksum is kept."""
         place, batch = self.place(), next(self.batches)
@@ -339,7 +317,6 @@ class Trainer:
                 "run began with; expected the same data, seed, order and "
                 "batch size. (A state whose \"first\" is None is not asked.)")
 
-    # chapters/gradients/training.md:1154
     def note(self, path: Path) -> Journal:
         """Bring the journal beside a checkpoint up to date."""
         place = journal_of(path)
@@ -367,7 +344,6 @@ class Trainer:
                          save(arrays, {"run": run, "journal": rows}))
         self.saved = f"{path} ({self.steps} steps)"
 
-    # chapters/gradients/training.md:1190
     def resume(self, path: str | Path) -> bool:
         """Continue from a checkpoint; False if there is none yet."""
         path = Path(path)
@@ -383,7 +359,6 @@ class Trainer:
         self.saved = f"{path} ({self.steps} steps)"
         return True
 
-    # chapters/gradients/training.md:1283
     def fit(self, steps: int, checkpoint: str | Path | None = None,
             every: int = 100) -> list[dict[str, float]]:
         """Train until `steps` in all, or until an observer stops it.
@@ -414,7 +389,6 @@ class Trainer:
         return self.history
 
 
-# chapters/gradients/training.md:486
 def generators_of(model: Module) -> list[Generator]:
     """The common generator, then those that modules have to themselves."""
     own = [draw for _, module in named_modules(model)
@@ -422,7 +396,6 @@ def generators_of(model: Module) -> list[Generator]:
     return list(dict.fromkeys([GENERATOR, *own]))
 
 
-# chapters/gradients/training.md:493
 def named_modules(module: Module, name: str = "") -> Iterator[
         tuple[str, Module]]:
     """The module and all below it, deepest first."""
@@ -432,7 +405,6 @@ def named_modules(module: Module, name: str = "") -> Iterator[
     yield name.rstrip(".") or "the model", module
 
 
-# chapters/gradients/training.md:506
 @contextmanager
 def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
     """Learning rates times `factor`, inside the block."""
@@ -446,14 +418,12 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
             group["lr"] = rate
 
 
-# chapters/gradients/training.md:641
 def finite(*values: Any) -> bool:
     """Whether every tensor among the values is free of nan and inf."""
     return all(np.isfinite(v.numpy()).all() for v in values
                if isinstance(v, Tensor))
 
 
-# chapters/gradients/training.md:649
 def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     """The first module whose output is not finite, or its input."""
     found: list[str] = []
@@ -476,7 +446,6 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
     return found[0] if found else None
 
 
-# chapters/gradients/training.md:681
 def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     """Where a loss that is no number comes from."""
     for i, value in enumerate(batch):
@@ -493,7 +462,6 @@ def suspect(run: Trainer, batch: tuple[Any, ...]) -> str:
     return place or "the loss itself"
 
 
-# chapters/gradients/training.md:699
 def sound(run: Trainer, batch: tuple[Any, ...]) -> bool:
     """Whether the loss of a batch can be computed, and is a number."""
     try:
@@ -502,7 +470,6 @@ def sound(run: Trainer, batch: tuple[Any, ...]) -> bool:
         return False
 
 
-# chapters/gradients/training.md:707
 class NotFinite(ArithmeticError):
     """Training cannot go on: what, when, where, and what is left."""
 
@@ -513,7 +480,6 @@ class NotFinite(ArithmeticError):
             f"rates or a lower clip, or mend the data")
 
 
-# chapters/gradients/training.md:831
 def checksum(batch: Iterable[Any]) -> int:
     """A number that changes with any bit of the tensors in a batch."""
     found = 0
@@ -525,7 +491,6 @@ def checksum(batch: Iterable[Any]) -> int:
     return found
 
 
-# chapters/gradients/training.md:879
 def remind(observers: list[Observer], states: list[Any]) -> None:
     """Give each observer the next state that one of its class left."""
     waiting: dict[str, list[Any]] = {}
@@ -536,12 +501,10 @@ def remind(observers: list[Observer], states: list[Any]) -> None:
             observer.load_state_dict(left.pop(0))
 
 
-# chapters/gradients/training.md:943
 PLAIN = (type(None), bool, int, float, str)  # JSON gives these back
 ARRAYS = {Tensor: "tensor", np.ndarray: "array"}
 
 
-# chapters/gradients/training.md:947
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree as JSON, its arrays by name; those go to `arrays`."""
     kind = type(tree)
@@ -562,7 +525,6 @@ def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
                     f"and arrays, in lists, tuples and dicts")
 
 
-# chapters/gradients/training.md:969
 def put(value: Any, name: str, arrays: dict[str, np.ndarray]) -> str:
     """Add a tensor, array or NumPy number; the name that it got."""
     array = np.asarray(value, order="C")
@@ -583,7 +545,6 @@ UNPACK: dict[str, Callable[[Any, Mapping[str, Any]], Any]] = {
     "dict": lambda pairs, arrays: dict(unpacked(pairs, arrays))}
 
 
-# chapters/gradients/training.md:989
 def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree as it was before `packed`."""
     if isinstance(tree, list):
@@ -594,7 +555,6 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     return UNPACK[kind](inside, arrays)
 
 
-# chapters/gradients/training.md:1025
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -608,7 +568,6 @@ def write_atomically(path: Path, data: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-# chapters/gradients/training.md:1038
 def to_disk(path: Path) -> None:
     """Return when the file, or the folder's list of names, is on disk."""
     number = os.open(path, os.O_RDONLY)
@@ -618,7 +577,6 @@ def to_disk(path: Path) -> None:
         os.close(number)
 
 
-# chapters/gradients/training.md:1081
 class Journal:
     """A list of rows on disk, a line of JSON each, that only grows.
 
@@ -649,7 +607,6 @@ class Journal:
                 f"{self.end}: put the journal back, or delete the "
                 f"checkpoint to start anew")
 
-    # chapters/gradients/training.md:1116
     def read(self) -> list[dict[str, float]]:
         """The rows that count."""
         data = self.path.read_bytes() if self.path.exists() else b""
@@ -658,17 +615,14 @@ class Journal:
                 data[:self.end].splitlines()]
 
 
-# chapters/gradients/training.md:1140
 def journal_of(checkpoint: Path) -> Path:
     """The journal beside a checkpoint, under the whole of its name."""
     return checkpoint.with_name(f"{checkpoint.name}.jsonl")
 
 
-# chapters/gradients/training.md:1147
 HEADER = 50_000_000  # bytes: half of what the format allows in all
 
 
-# chapters/gradients/training.md:1208
 def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
     """The state in a checkpoint, and how much of the journal counts."""
     try:
@@ -684,7 +638,6 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
             f"to start anew, or name another") from None
 
 
-# chapters/gradients/training.md:1234
 class Observer:
     """Looks on while a run trains; override what you need.
 
@@ -709,7 +662,6 @@ class Observer:
         """Take over what another of this class remembered."""
 
 
-# chapters/gradients/training.md:1262
 def seen_by(observer: Observer, run: Trainer,
             row: Mapping[str, Any]) -> dict[str, Any]:
     """The row after an observer has looked at it, fit for the journal."""
@@ -727,7 +679,6 @@ def seen_by(observer: Observer, run: Trainer,
     return seen
 
 
-# chapters/gradients/training.md:1337
 class ProgressBar(Observer):
     """How far a run is, how fast, and its loss."""
 
@@ -747,7 +698,6 @@ class ProgressBar(Observer):
                 if name not in ("bar", "draw")}
 
 
-# chapters/gradients/training.md:1360
 class LossPlot(ProgressBar):
     """A progress bar; in a notebook, with the loss as a curve above.
 
@@ -772,7 +722,6 @@ class LossPlot(ProgressBar):
         super().end(run)
 
 
-# chapters/gradients/training.md:1386
 def in_notebook() -> bool:
     """Whether a Jupyter kernel runs us; it has imported IPython then."""
     ipython = sys.modules.get("IPython")
@@ -781,12 +730,10 @@ def in_notebook() -> bool:
     return "ZMQInteractiveShell" in kinds
 
 
-# chapters/gradients/training.md:1394
 def draw_nothing(history: list[dict[str, float]]) -> None:
     """Where no picture can be shown, the bar has to do."""
 
 
-# chapters/gradients/training.md:1400
 def canvas() -> Callable[[list[dict[str, float]]], None]:
     """A function that draws a history where the last one was drawn."""
     import matplotlib.pyplot as plt
@@ -803,7 +750,6 @@ def canvas() -> Callable[[list[dict[str, float]]], None]:
     return draw
 
 
-# chapters/gradients/training.md:1416
 def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     """The loss, each step faint and a running mean on top."""
     loss = np.array([row["loss"] for row in history])
@@ -815,7 +761,6 @@ def plot_history(history: list[dict[str, float]], axes: Any) -> None:
     axes.set(xlabel="step", ylabel="loss")
 
 
-# chapters/gradients/training.md:1463
 def write_history(history: list[dict[str, float]],
                   path: str | Path) -> None:
     """The history as .json or .csv, by the file's suffix."""
@@ -833,7 +778,6 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
-# chapters/gradients/training.md:1486
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
@@ -853,13 +797,11 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     return total / n
 
 
-# chapters/gradients/training.md:1505
 def accuracy(model: Module, x: Tensor, target: Tensor) -> Tensor:
     """The part of rows whose largest logit is the target's."""
     return (model(x).argmax(-1) == target).to(float32).mean()
 
 
-# chapters/gradients/training.md:1520
 class EarlyStopping(Observer):
     """Stops a run when `measure(model)` no longer falls.
 
@@ -887,7 +829,6 @@ class EarlyStopping(Observer):
         if self.waited >= self.patience:
             run.stopped = True
 
-    # chapters/gradients/training.md:1552
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "waited": self.waited,
                 "best_model": self.best_model}

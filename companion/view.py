@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:727e16aeb0d5  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:7b23c8f41667  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# chapters/tensors/arrays.md:363
 Shape = tuple[int, ...]
 
 
-# chapters/tensors/arrays.md:366
 class View(NamedTuple):
     """A window on flat storage; strides and offset count elements.
 
@@ -28,7 +26,6 @@ class View(NamedTuple):
     def address(self, index: tuple[int, ...]) -> int:
         return self.offset + sum(i * s for i, s in zip(index, self.strides))
 
-    # chapters/tensors/arrays.md:399
     @staticmethod
     @functools.lru_cache(maxsize=4096)
     def dense(shape: Shape) -> View:
@@ -38,14 +35,12 @@ class View(NamedTuple):
     def size(self) -> int:
         return math.prod(self.shape)
 
-    # chapters/tensors/arrays.md:551
     def permute(self, order: tuple[int, ...]) -> View:
         """The axes in another order."""
         shape, strides, offset = self
         return View(tuple([shape[i] for i in order]),
                     tuple([strides[i] for i in order]), offset)
 
-    # chapters/tensors/arrays.md:564
     def flip(self, axes: tuple[int, ...]) -> View:
         """The named axes walked from their end."""
         last = tuple([
@@ -55,7 +50,6 @@ class View(NamedTuple):
             -s if i in axes else s for i, s in enumerate(self.strides)])
         return View(self.shape, strides, self.address(last))
 
-    # chapters/tensors/arrays.md:599
     def shrink(self, ranges: tuple[tuple[int, int, int], ...]) -> View:
         """Keep start, start+step, … below stop on every axis; step ≥ 1."""
         starts = tuple([r[0] for r in ranges])
@@ -63,7 +57,6 @@ class View(NamedTuple):
         strides = tuple([s * r[2] for s, r in zip(self.strides, ranges)])
         return View(shape, strides, self.address(starts))
 
-    # chapters/tensors/arrays.md:613
     def expand(self, shape: Shape) -> View:
         """Axes of length 1 stretched to `shape`, and new ones in front."""
         new = len(shape) - len(self.shape)
@@ -78,7 +71,6 @@ class View(NamedTuple):
         walks = zip(self.shape, self.strides)
         return self.size > 0 and any(n > 1 and s == 0 for n, s in walks)
 
-    # chapters/tensors/arrays.md:665
     def runs(self) -> list[tuple[int, int]]:
         """Axes merged where two neighbours walk memory as one would."""
         merged: list[tuple[int, int]] = []
@@ -95,7 +87,6 @@ class View(NamedTuple):
         """Row-major with no gaps (offset aside): one run of memory."""
         return self.runs() in ([], [(self.size, 1)]) or self.size == 0
 
-    # chapters/tensors/arrays.md:711
     def reshape(self, shape: Shape) -> View | None:
         """The same elements under `shape`, or None where only a copy can."""
         if self.size == 0:
@@ -112,7 +103,6 @@ class View(NamedTuple):
         return View(shape, tuple(reversed(strides)), self.offset)
 
 
-# chapters/tensors/arrays.md:388
 def row_major(shape: Shape) -> tuple[int, ...]:
     """Strides, in elements, of a dense array whose last axis is nearest."""
     strides, step = [], 1
@@ -122,11 +112,9 @@ def row_major(shape: Shape) -> tuple[int, ...]:
     return tuple(reversed(strides))
 
 
-# chapters/tensors/activations.md:662
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-# chapters/tensors/activations.md:665
 def merged(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []

@@ -57,15 +57,13 @@ def code(source, **options):
 
 
 def bare(text):
-    """A text without its origins, blank lines merged."""
-    text = re.sub(r"(?m)^ *# \S+:\d+\n", "", text)
+    """A text, blank lines merged."""
     return re.sub(r"\n+", "\n", text).strip()
 
 
 def plain(text):
     """A file without its header and its origins."""
     text = re.sub(r'(?m)^#line \d+ "\S+"', "", text)
-    text = re.sub(r"(?m)^ *# \S+\[\d+\]:\d+\n", "", text)
     return bare(text.split("\n", 1)[1])
 
 
@@ -82,18 +80,15 @@ GROW = code("@extend\nclass View:\n    def first(self):\n        return 1")
 
 def test_a_class_grows_where_it_stands(tmp_path):
     assert grown(tmp_path, VIEW, code("LAST = 1"), GROW) == '''\
-# chapters/a.md:8
 class View:
     """A window."""
 
     size = 1
 
-    # chapters/a.md:23
     def first(self):
         return 1
 
 
-# chapters/a.md:16
 LAST = 1
 '''
 
@@ -122,8 +117,42 @@ def test_functions_classes_and_entries_are_replaced(tmp_path):
     second = code("class C:\n    y = 2\n\n\ndef f(): return 2\nT[A] = 3\n",
                   replaces="C, f, T[A]")
     assert bare(grown(tmp_path, first, second)) == (
-        "T = {}\nA = 1\nT[A] = 3\ndef f(): return 2\n"
-        "class C:\n    y = 2")
+        "A = 1\ndef f(): return 2\nclass C:\n    y = 2\n"
+        "T = {\n    A: 3,\n}")
+
+
+def test_a_table_is_printed_whole(tmp_path):
+    table = code("T = {\n    1: 2,\n}\nU = {}\nB = len(U)")
+    aligned = code('# why\nT["ä"] = (f,\n          3)  # so\n'
+                   "U[0] = [\n    g(),\n]")
+    late = code("def f(): ...\n\n\ndef g(): ...")
+    assert bare(grown(tmp_path, table, late, aligned)) == (
+        "def g(): ...\n"
+        "U = {\n    0: [\n        g(),\n    ],\n}\nB = len(U)\ndef f(): ...\n"
+        'T = {\n    1: 2,\n    # why\n    "ä": (f,\n          3),  # so\n}')
+
+
+def test_an_entry_stays_where_its_table_cannot_take_it(tmp_path):
+    cells = (
+        code("T = {1: 2}\nT[2] = 3"),  # no room before the brace
+        code("U = dict(a=1)\nU[2] = 3"),
+        code("V = {}\nV[1] = 0\nV |= {1: 1}\nV[2] = 2"),
+        code('W = {}\nW[1] = """\n"""'),
+        code("X = {}\nX[1], X[2] = 3, 4"),
+    )
+    assert bare(grown(tmp_path, *cells)) == (
+        "T = {1: 2}\nT[2] = 3\nU = dict(a=1)\nU[2] = 3\n"
+        "V = {\n    1: 0,\n}\nV |= {1: 1}\nV[2] = 2\n"
+        'W = {}\nW[1] = """\n"""\nX = {}\nX[1], X[2] = 3, 4')
+
+
+def test_an_entry_of_a_table_is_replaced(tmp_path):
+    first = code("T = {}\nT[1] = 1\nT[2] = 2")
+    second = code("T[1] = 3", replaces="T[1]")
+    assert bare(grown(tmp_path, first, second)) == (
+        "T = {\n    1: 3,\n    2: 2,\n}")
+    assert "T[1] is already defined at chapters/a.md:9" in complaint(
+        tmp_path, first, code("T[1] = 3"))
 
 
 def test_what_runs_at_import_finds_what_it_needs(tmp_path):
@@ -137,7 +166,7 @@ def test_what_runs_at_import_finds_what_it_needs(tmp_path):
 def test_the_program_block_stays_last(tmp_path):
     run = code('if __name__ == "__main__":\n    print(C)')
     text = grown(tmp_path, code("C = {}"), run, code("C[1] = 2"))
-    assert text.index("C[1]") < text.index("if __name__")
+    assert text.index("1: 2") < text.index("if __name__")
 
 
 def test_accessors_and_overloads_may_repeat_a_name(tmp_path):
@@ -154,7 +183,6 @@ def test_tests_lose_their_decorator(tmp_path):
 from companion.view import View
 
 
-# chapters/a.md:17
 def test_v():
     View()
 """
@@ -173,10 +201,8 @@ from math import PI, e, pi
 
 import numpy as np
 
-# chapters/a.md:16
 X = np.e, sys
 
-# chapters/a.md:24
 Y = os, e, pi
 """
 
@@ -558,13 +584,13 @@ def test_a_file_edited_by_hand_is_kept(tmp_path):
     file = tmp_path / "companion/view.py"
     edited = file.read_text().replace("size = 1", "size = 7\n    n = 1")
     file.write_text(edited)
-    message = ("companion/view.py:6: edited by hand in line 6-7: move the"
+    message = ("companion/view.py:5: edited by hand in line 5-6: move the"
                " edit to the chapter, or `tangle --force` to drop it")
     assert told(tmp_path, "--check") == message
     assert told(tmp_path) == message
     assert file.read_text() == edited
     assert run(tmp_path, "--force").returncode == 0
-    assert run(tmp_path, "--check").stdout == "1 files as tangled\n"
+    assert run(tmp_path, "--check").stdout == "2 files as tangled\n"
 
 
 def test_check_names_each_kind_of_difference(tmp_path):
@@ -712,8 +738,8 @@ def test_what_editors_leave_in_the_library_is_not_ours(tmp_path):
     (library / "._view.py").write_bytes(b"\0\xff")
     (library / ".#view.py").symlink_to("someone@somewhere.1")
     (library / "folder.py").mkdir()
-    assert run(tmp_path, "--check").stdout == "2 files as tangled\n"
-    assert run(tmp_path).stdout == "2 files tangled, 0 changed\n"
+    assert run(tmp_path, "--check").stdout == "3 files as tangled\n"
+    assert run(tmp_path).stdout == "3 files tangled, 0 changed\n"
 
 
 def test_a_readers_own_module_needs_no_plan(tmp_path):
@@ -749,7 +775,7 @@ def test_a_full_disk_changes_nothing(tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.glob(".tangle*"))
     monkeypatch.setattr(os, "fsync", real)
     assert command.main([]) == 0
-    assert len(writing.present(tmp_path)) == 2
+    assert len(writing.present(tmp_path)) == 3
 
 
 # ------------------------------------------------------- notebooks, origins
@@ -774,12 +800,14 @@ def test_a_readers_notebooks_give_their_library(tmp_path):
         page = tmp_path / f"{name}.ipynb"
         page.write_text(notebook(book.chapter(name)))
     result = run(tmp_path, "a.ipynb", "b.ipynb", "--out", "mine")
-    assert result.stdout == "4 files tangled, 4 changed\n", result.stderr
+    assert result.stdout == "5 files tangled, 5 changed\n", result.stderr
     mine = writing.present(tmp_path / "mine")
+    origins = mine.pop("companion/origins.txt").split("\n")
+    assert "companion/view.py:7 a.ipynb[2]:3" in origins
     ours = tangle(book).files
     assert {f: plain(t) for f, t in mine.items()} == {
         f: plain(t) for f, t in ours.items()}
-    assert "# a.ipynb[2]:3\n    def first" in mine["companion/view.py"]
+    assert mine["companion/view.py"].split("\n")[6] == "    def first(self):"
 
 
 BROKEN = {
@@ -854,13 +882,13 @@ def test_every_line_leads_back_to_its_chapter(tmp_path):
                  "    return A\n# end")
     new = code("@extend\nclass View:\n    size = 3", replaces="View.size")
     book = save_book(tmp_path, a=("view.py", VIEW, extra, GROW, new))
-    write(tangle(book).files, tmp_path)
+    write(tangle(book).written, tmp_path)
     file = str(tmp_path / "companion/view.py")
     page = (tmp_path / "chapters/a.md").read_text().split("\n")
     lines = Path(file).read_text().split("\n")
     found = 0
     for number, line in enumerate(lines, 1):
-        if line.strip() and not re.match(r" *# (chapters/|Tangled)", line):
+        if line.strip() and not line.startswith("# Tangled"):
             path, at = origin(file, number).split(":")
             assert (path, page[int(at) - 1]) == ("chapters/a.md", line)
             found += 1
@@ -888,10 +916,11 @@ def test_no_line_is_lost_and_each_leads_back(cells):
         texts.append(code("".join(parts)))
     with tempfile.TemporaryDirectory() as folder:
         book = save_book(Path(folder), a=("view.py", *texts))
-        text = tangle(book).files["companion/view.py"]
-        file = Path(folder, "view.py")
-        file.write_text(text)
-        places = [origin(str(file), n + 1) for n in range(text.count("\n"))]
+        written = tangle(book).written
+        write(written, folder)
+        text = written["companion/view.py"]
+        file = f"{folder}/companion/view.py"
+        places = [origin(file, n + 1) for n in range(text.count("\n"))]
     tree = ast.parse(text)
     assert sum(isinstance(node, ast.ClassDef) and node.name == "View"
                for node in ast.walk(tree)) == 1
@@ -899,8 +928,7 @@ def test_no_line_is_lost_and_each_leads_back(cells):
     source = [line for c in book.chapters[1].cells
               for line in c.source.replace(
                   "@extend\nclass View:\n", "").split("\n") if line]
-    lines = [line for line in text.split("\n")[1:]
-             if line and not re.match(" *# chapters/", line)]
+    lines = [line for line in text.split("\n")[1:] if line]
     assert sorted(lines) == sorted(source)
     for place, line in zip(places, text.split("\n"), strict=False):
         if line in lines:
@@ -910,7 +938,7 @@ def test_no_line_is_lost_and_each_leads_back(cells):
 def test_an_error_shows_the_chapters_line(tmp_path):
     failing = code("def f():\n    return g()\n\n\ndef g():\n    return 1 / 0")
     book = save_book(tmp_path, a=("view.py", failing))
-    write(tangle(book).files, tmp_path)
+    write(tangle(book).written, tmp_path)
     scope = {}
     file = tmp_path / "companion/view.py"
     exec(compile(file.read_text(), str(file), "exec"), scope)

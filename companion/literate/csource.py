@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:259af70b33b8
+# Tangled from tangle: edit there, `make tangle`. sha256:4971641e4c3b
 """C and CUDA cells: what they define, and whether a compiler reads it."""
 
 import os
@@ -9,7 +9,6 @@ import subprocess
 from companion.literate.pieces import Piece
 from companion.literate.source import Cell, SourceError
 
-# chapters/appendix/tangle.md:2703
 NOT_CODE = (
     r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'"
     r"|^[ \t]*#(?:[^\n]*\\\n)*[^\n]*"
@@ -19,14 +18,12 @@ ATTRIBUTE = r"__attribute__\s*\(\((?:[^()]|\([^()]*\))*\)\)"
 BODY = "\N{REPLACEMENT CHARACTER}"  # stands for what braces held
 
 
-# chapters/appendix/tangle.md:2712
 def c_piece(cell: Cell) -> Piece:
     """A cell of C is one piece; its magic is the notebook's."""
     lines = cell.source.split("\n")[1:]
     return Piece(cell, None, 2, lines, symbols("\n".join(lines)))
 
 
-# chapters/appendix/tangle.md:2718
 def symbols(code: str) -> list[str]:
     """The functions, types and variables that C text defines."""
     code = re.sub(NOT_CODE, " ", code, flags=re.S | re.M)
@@ -39,7 +36,6 @@ def symbols(code: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-# chapters/appendix/tangle.md:2734
 def symbol(declaration: str) -> list[str]:
     """The type or the variable that a declaration makes, if any."""
     if declaration.startswith("extern") or declaration.endswith(")"):
@@ -52,14 +48,12 @@ def symbol(declaration: str) -> list[str]:
     return words[-1:] if len(words) > 1 else []
 
 
-# chapters/appendix/tangle.md:2763
 CARD = "kernels/emulator.h"
 
 READ = {"c": ("C", "-x", "c"),
         "cuda": ("C++", "-x", "c++", "-std=c++17", "-Wno-narrowing")}
 
 
-# chapters/appendix/tangle.md:2769
 def check_c(text: str, language: str = "c", flags=()) -> None:
     """Let the C compiler read a file; its error names the chapter."""
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))),
@@ -78,7 +72,6 @@ def check_c(text: str, language: str = "c", flags=()) -> None:
         raise SourceError(error[1], int(error[2]), message)
 
 
-# chapters/appendix/tangle.md:2793
 def check_source(cells: list[Cell], text: str, card: str) -> None:
     """Let a compiler read the text of a C or CUDA file, made of cells."""
     flags = dict.fromkeys(flag for cell in cells for flag in cell.flags)

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:57a2142caba7
+# Tangled from record: edit there, `make tangle`. sha256:edbde20072cf
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -61,7 +61,6 @@ from companion.literate.stage import (
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:568
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
     notebook = myst_to_notebook(chapter.text, add_source_map=True)
@@ -74,7 +73,6 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     return notebook
 
 
-# chapters/appendix/record.md:580
 def check_sources(chapter: Chapter, cells: list) -> None:
     """What runs is what tangle takes."""
     for cell, ours in zip(cells, chapter.cells, strict=True):
@@ -84,31 +82,26 @@ def check_sources(chapter: Chapter, cells: list) -> None:
                                 " U+0085, U+2028) as an escape")
 
 
-# chapters/appendix/record.md:591
 def hashed(text: str) -> str:
     """The SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# chapters/appendix/record.md:596
 def code_cells(notebook) -> list:
     """A notebook's code cells."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-# chapters/appendix/record.md:601
 def tagged(cell, tag: str) -> bool:
     """Whether a notebook's cell carries a tag."""
     return tag in tags(cell)
 
 
-# chapters/appendix/record.md:606
 def tags(cell) -> list[str]:
     """The tags of a notebook's cell."""
     return cell.metadata.get("tags", [])
 
 
-# chapters/appendix/record.md:624
 def environment(folder, scratch) -> dict[str, str]:
     """The kernel sees the stage, and no habits of the reader's own."""
     return {
@@ -120,7 +113,6 @@ def environment(folder, scratch) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:664
 INK, DATA, GRADIENT, COST = "7c7c7c", "2f7fc1", "c8662f", "96791f"
 STYLE = {
     **dict.fromkeys(["axes.facecolor", "figure.facecolor"], "none"),
@@ -137,14 +129,12 @@ STYLE = {
 }
 
 
-# chapters/appendix/record.md:680
 def write_style(scratch: Path) -> None:
     """Matplotlib reads the file of this name in the working folder."""
     lines = [f"{name}: {value}\n" for name, value in STYLE.items()]
     (scratch / "matplotlibrc").write_text("".join(lines))
 
 
-# chapters/appendix/record.md:694
 class Room:
     """Where cells run: with others, or alone while they take the time.
 
@@ -169,7 +159,6 @@ class Room:
         """A file to lock, opened."""
         return os.open(self.folder / f"{name}.lock", os.O_RDWR | os.O_CREAT)
 
-    # chapters/appendix/record.md:723
     def enter(self, alone: bool = False) -> None:
         """Leave, and come back when there is room for the next cell."""
         mode, begin = (LOCK_EX if alone else LOCK_SH), perf_counter()
@@ -180,7 +169,6 @@ class Room:
         self.waited += perf_counter() - begin
 
 
-# chapters/appendix/record.md:766
 class Watch:
     """Knows which cell runs, and where the chapter has it."""
 
@@ -207,27 +195,23 @@ class Watch:
         except DeadKernelError:
             raise self.error("the kernel died in this cell") from None
 
-    # chapters/appendix/record.md:803
     def error(self, message: str) -> SourceError:
         """An error at the first line of the cell that was running."""
         at = self.cells.index(self.cell)
         return self.chapter.cells[at].error(1, message)
 
 
-# chapters/appendix/record.md:795
 def tell(note: str) -> None:
     """Write over the last line of a terminal; a file is told nothing."""
     if sys.stderr.isatty():
         print(f"\r{note}\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# chapters/appendix/record.md:813
 CELL_FRAME = re.compile(r"Cell In\[(\d+)\], line (\d+)")
 FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-# chapters/appendix/record.md:818
 def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     """The error for a cell that raised, traceback included."""
     output = next(o for o in cell.outputs if o.output_type == "error")
@@ -245,7 +229,6 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
     return SourceError(chapter.path, lines[-1], message)
 
 
-# chapters/appendix/record.md:844
 def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
     """Shorten expected errors; sign what ran on the GPU."""
     pairs = zip(code_cells(notebook), chapter.cells, strict=True)
@@ -261,13 +244,11 @@ def finish_cells(chapter: Chapter, notebook, device: str | None) -> None:
             sign_recording(cell, device)
 
 
-# chapters/appendix/record.md:863
 def needs_gpu(chapter: Chapter) -> bool:
     """Whether any cell is tagged `gpu`."""
     return any("gpu" in cell.tags for cell in chapter.cells)
 
 
-# chapters/appendix/record.md:868
 @cache
 def gpu_name() -> str | None:
     """The name of the CUDA device, or None where there is none."""
@@ -280,7 +261,6 @@ def gpu_name() -> str | None:
     return cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
 
 
-# chapters/appendix/record.md:880
 def sign_recording(cell, device: str) -> None:
     """Note what ran the cell, when, and which source it was."""
     today = datetime.date.today().isoformat()
@@ -289,13 +269,11 @@ def sign_recording(cell, device: str) -> None:
         "device": device, "date": today, "source": source}
 
 
-# chapters/appendix/record.md:892
 CELL_TIMEOUT = 300  # seconds
 KERNEL = ["--InlineBackend.figure_formats={'svg'}",
           "--InteractiveShell.colors=nocolor", "--log-level=ERROR"]
 
 
-# chapters/appendix/record.md:897
 def run_cells(chapter: Chapter, folder: Path, room: Room):
     """The chapter's notebook, run with `folder` on PYTHONPATH."""
     notebook, begin = as_notebook(chapter), perf_counter()
@@ -317,25 +295,15 @@ def run_cells(chapter: Chapter, folder: Path, room: Room):
     return notebook
 
 
-# chapters/appendix/record.md:932
-ORIGIN_LINE = re.compile(
-    r"\s*(?:# (?P<path>chapters/\S+\.md):(?P<line>\d+)"
-    r'|#line (?P<c_line>\d+) "(?P<c_path>chapters/\S+\.md)")$'
-)
-
-
-# chapters/appendix/record.md:938
 def bare(text: str) -> list[str]:
     """The lines of a generated file, less its header and its origins."""
     lines = text.splitlines()[1:]
-    return [line for line in lines if not ORIGIN_LINE.match(line)]
+    return [line for line in lines if not line.startswith("#line ")]
 
 
-# chapters/appendix/record.md:953
 IMPORT = re.compile(r"^[ \t]*(?:from|import)\b(?:[^\n(]|\([^)]*\))*", re.M)
 
 
-# chapters/appendix/record.md:956
 def outline(book: Book) -> str:
     """A hash of all that decides what a book tangles to, bare."""
     pages = [[chapter.front.get("companion"), *map(essence, chapter.cells)]
@@ -343,14 +311,12 @@ def outline(book: Book) -> str:
     return hashed(json.dumps([pages, tools_at_work()]))
 
 
-# chapters/appendix/record.md:963
 @cache
 def tools_at_work() -> dict[str, list[str]]:
     """The bare files of the tools that are running."""
     return {path: bare(text) for path, text in lent().items()}
 
 
-# chapters/appendix/record.md:969
 def essence(cell: Cell) -> list:
     """What tangle reads of a cell; of one that stays here, its imports."""
     if not cell.target:
@@ -358,13 +324,11 @@ def essence(cell: Cell) -> list:
     return [cell.target, cell.language, cell.source, cell.tags, cell.replaces]
 
 
-# chapters/appendix/record.md:984
 BARE = "_build/bare"
 UNREADABLE = (ValueError, TypeError, LookupError, AttributeError,
               nbformat.ValidationError)
 
 
-# chapters/appendix/record.md:989
 def bare_files(book: Book) -> dict[str, list[str]]:
     """The files that a book tangles to, bare; kept from run to run."""
     order = " ".join(chapter.name for chapter in book.tangle_order)
@@ -379,25 +343,21 @@ def bare_files(book: Book) -> dict[str, list[str]]:
     return files
 
 
-# chapters/appendix/record.md:1007
 KERNEL_PACKAGES = ("ipykernel", "nbclient")
 NAMED = re.compile(r"""["']([a-z]\w*)["']""")
 
 
-# chapters/appendix/record.md:1011
 @cache
 def providers() -> dict[str, list[str]]:
     """Which installed packages bring a module of a name."""
     return dict(packages_distributions())
 
 
-# chapters/appendix/record.md:1017
 def mentioned(source: str) -> set[str]:
     """The modules that a text imports, or a part of it might."""
     return set(re.findall(r"\w+", " ".join(IMPORT.findall(source))))
 
 
-# chapters/appendix/record.md:1022
 @cache
 def installed(package: str) -> tuple[str, frozenset[str]]:
     """A package with its version, and the packages it needs."""
@@ -410,7 +370,6 @@ def installed(package: str) -> tuple[str, frozenset[str]]:
     return f"{package}=={found.version}", frozenset(n[0] for n in names if n)
 
 
-# chapters/appendix/record.md:1036
 def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     """Name and version of all that a chapter can import."""
     modules = set()
@@ -423,7 +382,6 @@ def packages(chapter: Chapter, library: dict[str, list[str]]) -> list[str]:
     return sorted(needed({*KERNEL_PACKAGES}.union(*imported)).values())
 
 
-# chapters/appendix/record.md:1048
 def needed(waiting: set[str]) -> dict[str, str]:
     """These packages and all that they need, each with its version."""
     found: dict[str, str] = {}
@@ -434,7 +392,6 @@ def needed(waiting: set[str]) -> dict[str, str]:
     return found
 
 
-# chapters/appendix/record.md:1073
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
     program = [[cell.source, cell.tags] for cell in chapter.cells]
@@ -445,14 +402,12 @@ def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     return hashed(json.dumps([program, library, STYLE, KERNEL, machine]))
 
 
-# chapters/appendix/record.md:1083
 def is_framework(path: str) -> bool:
     """Whether a chapter that is no tool's can see the file."""
     tools, tests = "companion/literate/", "tests/"
     return path.endswith("runtime.py") or not path.startswith((tools, tests))
 
 
-# chapters/appendix/record.md:1112
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Let one process at a time work on `path`."""
@@ -462,7 +417,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-# chapters/appendix/record.md:1121
 def cached(path: Path, key: str | None = None):
     """The notebook stored under this key, or under any; None without."""
     if not path.exists():
@@ -475,11 +429,9 @@ def cached(path: Path, key: str | None = None):
         return None
 
 
-# chapters/appendix/record.md:1153
 EXECUTED = "_build/executed"
 
 
-# chapters/appendix/record.md:1158
 class Run:
     """A chapter on its stage, or on the "final" library."""
 
@@ -505,7 +457,6 @@ class Run:
             return json.loads(text)["metadata"]["execution"]
         return {}
 
-    # chapters/appendix/record.md:1188
     def done(self):
         """The executed notebook: what was kept, or of a new run."""
         with locked(self.path):
@@ -517,7 +468,6 @@ class Run:
                 replace_file(self.path, nbformat.writes(done))
             return done
 
-    # chapters/appendix/record.md:1451
     def expected(self) -> float | None:
         """The seconds that the last run took, here or in the record."""
         found = self.last().get("seconds")
@@ -527,7 +477,6 @@ class Run:
         return found
 
 
-# chapters/appendix/record.md:1202
 def execute(book: Book, name: str, library: str = "stage"):
     """The chapter as a notebook with all its outputs.
 
@@ -543,7 +492,6 @@ def execute(book: Book, name: str, library: str = "stage"):
     return notebook
 
 
-# chapters/appendix/record.md:1219
 def fill(notebook, done) -> None:
     """Give the cells of `notebook` the outputs of those in `done`."""
     pairs = zip(code_cells(notebook), code_cells(done), strict=True)
@@ -555,7 +503,6 @@ def fill(notebook, done) -> None:
     notebook.metadata["execution"] = done.metadata["execution"]
 
 
-# chapters/appendix/record.md:1237
 def check_claims(chapter: Chapter, notebook) -> None:
     """Refuse claims that are compared, or false on the reference."""
     reference = os.environ.get("COMPANION_REFERENCE")
@@ -571,7 +518,6 @@ def check_claims(chapter: Chapter, notebook) -> None:
                                f" or the sentence; the page says {text!r}")
 
 
-# chapters/appendix/record.md:1252
 def claims(cells) -> Iterator[tuple]:
     """The cell, name, text and truth of each claim among the outputs."""
     for cell, source in cells:
@@ -582,11 +528,9 @@ def claims(cells) -> Iterator[tuple]:
                 yield source, about["scrapbook"]["name"], text, about["holds"]
 
 
-# chapters/appendix/record.md:1268
 RECORD = "site/notebooks"
 
 
-# chapters/appendix/record.md:1271
 def insert_recorded(book: Book, name: str, notebook) -> None:
     """Show, where no GPU ran them, what the record has of `gpu` cells."""
     waiting = [cell for cell in code_cells(notebook)
@@ -599,7 +543,6 @@ def insert_recorded(book: Book, name: str, notebook) -> None:
         cell.outputs = [label(cell), *cell.outputs]
 
 
-# chapters/appendix/record.md:1283
 def paired(waiting: list, known: list) -> list:
     """For each cell its recording: of its source, or else of its place."""
     same = {ran.metadata["recorded"]["source"]: ran for ran in known}
@@ -611,7 +554,6 @@ def paired(waiting: list, known: list) -> list:
     return [same.get(key, ran) for key, ran in zip(keys, free, strict=True)]
 
 
-# chapters/appendix/record.md:1296
 def recorded_cells(path: Path) -> list:
     """The cells of a notebook that were recorded on a GPU."""
     if not path.exists():
@@ -620,7 +562,6 @@ def recorded_cells(path: Path) -> list:
     return [cell for cell in cells if "recorded" in cell.metadata]
 
 
-# chapters/appendix/record.md:1304
 def read_record(path: Path):
     """A notebook of the record; a GPU's outputs are nowhere else."""
     try:
@@ -633,7 +574,6 @@ def read_record(path: Path):
         raise SourceError(shown, 1, message) from None
 
 
-# chapters/appendix/record.md:1336
 def label(cell):
     """An output that says where the outputs below it come from."""
     note = "Not run here: this cell needs an NVIDIA GPU."
@@ -646,7 +586,6 @@ def label(cell):
     return new_output("display_data", data, metadata={"companion": "label"})
 
 
-# chapters/appendix/record.md:1460
 def processors() -> int:
     """How many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -654,7 +593,6 @@ def processors() -> int:
     return os.cpu_count() or 1
 
 
-# chapters/appendix/record.md:1467
 def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     """How long runs will take that took these times; None: unknown."""
     known = [one for one in seconds if one is not None]
@@ -665,7 +603,6 @@ def forecast(seconds: Sequence[float | None], side_by_side: int) -> str:
     return f"about {duration(about)}"
 
 
-# chapters/appendix/record.md:1479
 def duration(seconds: float) -> str:
     """A time for people: `40 s`, `3 min`."""
     if seconds < 100:
@@ -673,7 +610,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min"
 
 
-# chapters/appendix/record.md:1493
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
     book = read_book()
@@ -694,7 +630,6 @@ def run_chapters(options) -> int:
     return 0
 
 
-# chapters/appendix/record.md:1515
 def run_all(runs: Iterable[Run]) -> int:
     """Execute chapters side by side; 1 if any of them fails."""
     waiting, failed = iter(runs), 0
@@ -711,7 +646,6 @@ def run_all(runs: Iterable[Run]) -> int:
                 failed |= reported(print_run, jobs.pop(job), job)
 
 
-# chapters/appendix/record.md:1531
 def print_run(run: Run, job: Future) -> None:
     """Print the line of a chapter that is done."""
     seconds = job.result()
@@ -719,13 +653,11 @@ def print_run(run: Run, job: Future) -> None:
     print(f"{run.chapter.name}: executed in {seconds:.1f} s", flush=True)
 
 
-# chapters/appendix/record.md:1538
 def run_one(run: Run) -> float:
     """Execute one chapter; the seconds it took."""
     return run.done().metadata["execution"]["seconds"]
 
 
-# chapters/appendix/record.md:1547
 def end_with_parent() -> None:
     """See to it that this process does not outlive its parent."""
     def watch() -> None:
@@ -735,7 +667,6 @@ def end_with_parent() -> None:
     Thread(target=watch, daemon=True).start()
 
 
-# chapters/appendix/record.md:1560
 def main(argv: list[str]) -> int:
     """Run each chapter's cells on its stage, as far as they changed."""
     parser = chapter_parser("execute", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:6470c368756f
+# Tangled from tangle: edit there, `make tangle`. sha256:c21055be4303
 """The floors of the house: who may import whom."""
 
 from collections.abc import Callable
@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from companion.literate.source import SourceError
 
-# chapters/appendix/tangle.md:1504
 FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
@@ -24,19 +23,16 @@ FLOORS = (
 BESIDE = "literate __init__ __main__"
 
 
-# chapters/appendix/tangle.md:1523
 def room(file: str) -> str:
     """`view` for companion/view.py, `kernels` for what is in there."""
     return file.split("/")[1].removesuffix(".py")
 
 
-# chapters/appendix/tangle.md:1528
 def beside(file: str) -> bool:
     """Whether a file is one of the tools beside the house."""
     return room(file) in BESIDE.split()
 
 
-# chapters/appendix/tangle.md:1533
 def planned(file: str) -> int | None:
     """The floor that the plan promises a file; None without a promise."""
     for number, rooms in enumerate(FLOORS):
@@ -45,7 +41,6 @@ def planned(file: str) -> int | None:
     return None
 
 
-# chapters/appendix/tangle.md:2271
 class Link(NamedTuple):
     """A name that one file imports from another.
 
@@ -61,7 +56,6 @@ class Link(NamedTuple):
     made: int
 
 
-# chapters/appendix/tangle.md:2286
 def graph_of(links) -> dict[str, dict[str, None]]:
     """For each file, the files that it imports."""
     graph: dict[str, dict[str, None]] = {}
@@ -70,7 +64,6 @@ def graph_of(links) -> dict[str, dict[str, None]]:
     return graph
 
 
-# chapters/appendix/tangle.md:2300
 def check_cycles(links) -> None:
     """No module imports itself by way of others."""
     try:
@@ -88,7 +81,6 @@ def check_cycles(links) -> None:
                        "move what both need down")
 
 
-# chapters/appendix/tangle.md:2323
 def floors(files, links) -> dict[str, int]:
     """The floor of each file: as planned, or as its imports put it."""
     graph = graph_of(links)
@@ -101,7 +93,6 @@ def floors(files, links) -> dict[str, int]:
     return {file: found.get(file, planned(file) or 0) for file in house}
 
 
-# chapters/appendix/tangle.md:2335
 def check_floors(house: dict[str, int], links) -> None:
     """Imports lead downwards; the tools import nothing of the house."""
     for link in links:

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:2a1f308088b7
+# Tangled from tangle: edit there, `make tangle`. sha256:662d73f67a01
 """How the time to tangle a book grows with its cells."""
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,6 @@ from time import process_time
 from companion.literate.source import Book, read_myst
 from companion.literate.tangle import tangle
 
-# chapters/appendix/tangle.md:3227
 FUNCTION = """{fence}{{code-cell}} python
 :tags: [tangle]
 def f{n}(x):
@@ -21,7 +20,6 @@ def f{n}(x):
 FRONT = "---\ncompanion: {{module: compiler/m{first}.py}}\n---\n# A page\n"
 
 
-# chapters/appendix/tangle.md:3237
 def long_book(cells: int, most: int = 40) -> Book:
     """A book in memory: small functions, at most `most` a chapter."""
     pages = []
@@ -34,11 +32,9 @@ def long_book(cells: int, most: int = 40) -> Book:
     return Book(Path(), tuple(pages))
 
 
-# chapters/appendix/tangle.md:3255
 SIZES = (500, 2_000, 10_000)  # cells
 
 
-# chapters/appendix/tangle.md:3258
 def seconds(cells: int, rounds: int = 3) -> float:
     """The least time of our process that such a book has taken."""
     taken = []
@@ -49,14 +45,12 @@ def seconds(cells: int, rounds: int = 3) -> float:
     return min(taken)
 
 
-# chapters/appendix/tangle.md:3268
 def exponent(sizes: Iterable[float], taken: Iterable[float]) -> float:
     """The p with which `taken` grows like `sizes` to the power p."""
     slope, _ = linear_regression([*map(log, sizes)], [*map(log, taken)])
     return slope
 
 
-# chapters/appendix/tangle.md:3274
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Milliseconds for books of growing length, and how they grow."""
     sizes = SIZES[:2] if quick else SIZES

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:1399ce0e96e7
+# Tangled from tangle: edit there, `make tangle`. sha256:db9869a67739
 """Import statements: taken apart, merged, sorted, written."""
 
 import ast
@@ -7,7 +7,6 @@ import sys
 from dataclasses import dataclass
 
 
-# chapters/appendix/tangle.md:1415
 @dataclass(frozen=True)
 class Import:
     """`import module as alias`, or `from module import name as alias`."""
@@ -36,7 +35,6 @@ class Import:
         return f"{path}.py"
 
 
-# chapters/appendix/tangle.md:1447
 def imports_of(node: ast.stmt) -> list[Import]:
     """The imports that a statement makes."""
     if isinstance(node, ast.Import):
@@ -47,7 +45,6 @@ def imports_of(node: ast.stmt) -> list[Import]:
     return []
 
 
-# chapters/appendix/tangle.md:1900
 def import_block(imports) -> list[str]:
     """The lines of a module's import statements, in four sections."""
     merged: dict[tuple, list[str]] = {}
@@ -66,7 +63,6 @@ def import_block(imports) -> list[str]:
     return lines
 
 
-# chapters/appendix/tangle.md:1918
 def statement(start: str, names: list[str]) -> list[str]:
     """One import statement, over several lines where one is too short."""
     line = start + ", ".join(names)
@@ -75,7 +71,6 @@ def statement(start: str, names: list[str]) -> list[str]:
     return [f"{start}(", *[f"    {name}," for name in names], ")"]
 
 
-# chapters/appendix/tangle.md:1930
 def order(found: Import):
     """Sections; `import` before `from`; CONSTANTS, Classes, functions."""
     name = found.name
@@ -85,14 +80,12 @@ def order(found: Import):
             natural(name), found.alias)
 
 
-# chapters/appendix/tangle.md:1939
 def natural(name: str) -> list:
     """The order in which int8 stands before int32."""
     parts = re.split(r"(\d+)", name.lower())
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-# chapters/appendix/tangle.md:1945
 def section(module: str) -> int:
     """Future, standard library, others' packages, our own."""
     base = module.split(".")[0]

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:255dedcf487d
+# Tangled from record: edit there, `make tangle`. sha256:652e38f0d7ba
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -24,13 +24,11 @@ from companion.literate.source import (
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, tangle
 
-# chapters/appendix/record.md:2351
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
             "bibliography", "list-table", "image")
 
 
-# chapters/appendix/record.md:2356
 def page_blocks(chapter: Chapter) -> Iterator[Block]:
     """Every block of the page, those inside directives included."""
     lines, begin = chapter.text.split("\n"), 0
@@ -41,7 +39,6 @@ def page_blocks(chapter: Chapter) -> Iterator[Block]:
     yield from inner_blocks(chapter.path, text, begin + 1)
 
 
-# chapters/appendix/record.md:2366
 def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
     """The blocks of a text, and those inside them."""
     for block in blocks(path, text, line):
@@ -52,13 +49,11 @@ def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
             yield from inner_blocks(path, block.body, block.line)
 
 
-# chapters/appendix/record.md:2379
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
     return INLINE.sub(read_aloud, text)
 
 
-# chapters/appendix/record.md:2384
 def read_aloud(match: re.Match) -> str:
     """What a reader says for a role, a link, code or a formula."""
     if match["role"]:
@@ -66,13 +61,11 @@ def read_aloud(match: re.Match) -> str:
     return match["text"] if match["target"] else ""
 
 
-# chapters/appendix/record.md:2391
 def words(text: str) -> int:
     """How many words a reader reads."""
     return len(re.findall(r"[A-Za-z][\w'’-]*", aloud(text)))
 
 
-# chapters/appendix/record.md:2405
 @dataclass
 class Measures:
     """What the table shows of one chapter."""
@@ -98,25 +91,21 @@ class Measures:
         return sum(map(mul, HEIGHTS, [*shown, pictures])) / 900
 
 
-# chapters/appendix/record.md:2435
 HEIGHTS = 16, 76, 50, 3.9, 320  # a line, a cell, a fold, a word, a picture
 FOLDED = {"hide-cell", "hide-input"}
 REMOVED = {"remove-cell", "remove-input"}
 
 
-# chapters/appendix/record.md:2440
 def in_sight(cell: Cell) -> bool:
     """Whether a page shows a cell's code without being asked."""
     return (FOLDED | REMOVED).isdisjoint(cell.tags)
 
 
-# chapters/appendix/record.md:2445
 def height(cell: Cell) -> int:
     """How many lines a cell has."""
     return cell.source.count("\n") + 1
 
 
-# chapters/appendix/record.md:2450
 def described(cell) -> bool:
     """Whether a cell says what is on the picture it draws."""
     found = cell.options
@@ -125,7 +114,6 @@ def described(cell) -> bool:
     return bool(found)
 
 
-# chapters/appendix/record.md:2461
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     lines = [line for c in chapter.cells for line in c.source.split("\n")]
@@ -145,7 +133,6 @@ def measure(book: Book, chapter: Chapter) -> Measures:
     return found
 
 
-# chapters/appendix/record.md:2485
 def longest_run(flags: list[bool]) -> int:
     """The most flags in a row that are up."""
     longest = run = 0
@@ -155,7 +142,6 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
-# chapters/appendix/record.md:2494
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
     """Words, figures, asides, and the longest stretch of mere words."""
     stretch = 0
@@ -172,13 +158,11 @@ def count_blocks(found: Measures, page: Iterator[Block]) -> None:
             found.gap = max(found.gap, stretch)
 
 
-# chapters/appendix/record.md:2510
 def last_run(book: Book, chapter: Chapter):
     """The notebook of the chapter's last execution, if any."""
     return cached(book.root / EXECUTED / f"{chapter.name}-stage.ipynb")
 
 
-# chapters/appendix/record.md:2524
 COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "screens": "25", "folded": "-",
     "median": "8", "90 %": "20",
@@ -187,7 +171,6 @@ COLUMNS = {
 }
 
 
-# chapters/appendix/record.md:2532
 def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
@@ -200,7 +183,6 @@ def row(found: Measures) -> list:
     ]
 
 
-# chapters/appendix/record.md:2544
 def table(rows: list[list]) -> str:
     """The name to the left, the numbers to the right, aims on top."""
     head = [["chapter", *COLUMNS], ["aim", *COLUMNS.values()]]
@@ -211,12 +193,10 @@ def table(rows: list[list]) -> str:
     ) for line in text)
 
 
-# chapters/appendix/record.md:2570
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
 
 
-# chapters/appendix/record.md:2574
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Cells too long or wide, not shown, or that end in a semicolon."""
     for cell in chapter.cells:
@@ -237,7 +217,6 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
                                          " end the cell with plt.show()")
 
 
-# chapters/appendix/record.md:2597
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
     for block in page_blocks(chapter):
@@ -248,7 +227,6 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
                 yield SourceError(chapter.path, number, message)
 
 
-# chapters/appendix/record.md:2614
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
     for block in page_blocks(chapter):
@@ -264,7 +242,6 @@ def references(chapter: Chapter) -> Iterator[tuple]:
                 yield line, match["target"], shown
 
 
-# chapters/appendix/record.md:2629
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Images without a text, and files that are not there."""
     for line, target, alt in references(chapter):
@@ -276,7 +253,6 @@ def reference_problems(book: Book, chapter) -> Iterator[SourceError]:
             yield SourceError(chapter.path, line, message)
 
 
-# chapters/appendix/record.md:2647
 def is_there(root: Path, page: str, target: str) -> bool:
     """Whether a link's file exists; addresses and labels are no files."""
     path = target.partition("#")[0]
@@ -286,7 +262,6 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
-# chapters/appendix/record.md:2661
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
     """Pictures that cells draw need a text as well."""
     done = last_run(book, chapter)
@@ -298,14 +273,12 @@ def image_problems(book: Book, chapter) -> Iterator[SourceError]:
                                 " the cell `mystnb: {image: {alt: …}}`")
 
 
-# chapters/appendix/record.md:2672
 def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
 
 
-# chapters/appendix/record.md:2683
 def functions(library: Library) -> Iterator[tuple]:
     """(file, line, name, lines) of every function of the library."""
     for path, text in library.files.items():
@@ -316,7 +289,6 @@ def functions(library: Library) -> Iterator[tuple]:
                     yield path, node.lineno, node.name, length
 
 
-# chapters/appendix/record.md:2693
 def function_problems(library: Library) -> Iterator[SourceError]:
     """Functions too long to be read at a glance."""
     for path, line, name, length in functions(library):
@@ -325,7 +297,6 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
-# chapters/appendix/record.md:2701
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -335,7 +306,6 @@ def summary(library: Library) -> str:
             f"90 % {most}, max {lengths[-1]}")
 
 
-# chapters/appendix/record.md:2717
 def problems(book: Book, library: Library) -> Iterator[SourceError]:
     """Every line of the book that breaks a limit."""
     for chapter in book.chapters:
@@ -346,7 +316,6 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     yield from function_problems(library)
 
 
-# chapters/appendix/record.md:2727
 def lint(options) -> int:
     """Print the table, then what is wrong; 1 if anything is."""
     book = read_book()
@@ -359,7 +328,6 @@ def lint(options) -> int:
     return min(len(broken), 1)
 
 
-# chapters/appendix/record.md:2739
 def main(argv: list[str]) -> int:
     """Print every chapter's measures; fail if a limit is broken."""
     parser = argparse.ArgumentParser(

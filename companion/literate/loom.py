@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:d35c64433528
+# Tangled from weave: edit there, `make tangle`. sha256:36a43e7c902d
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -15,7 +15,6 @@ from companion.literate.source import read_book
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/weave.md:207
 class Loom:
     """The book of the build under way, and the library it tangles to."""
 
@@ -34,7 +33,6 @@ class Loom:
         self.by_file = grouped(found, lambda d: d.file)
         self.members = {d.name: d for d in reversed(found) if "." in d.name}
 
-    # chapters/appendix/weave.md:269
     def made_by(self, cell):
         """What one cell defines."""
         return self.by_cell.get((cell.path, cell.index), [])
@@ -48,7 +46,6 @@ class Loom:
         found = [made for made in self.by_file.get(file, []) if made.line]
         return sorted(found, key=lambda made: made.line)
 
-    # chapters/appendix/weave.md:305
     def files(self):
         """The files of the library, its tests left out."""
         return [f for f in self.library.files if f.startswith("companion/")]
@@ -75,19 +72,16 @@ class Loom:
                 found.setdefault(made.path, made)
         return found.values()
 
-    # chapters/appendix/weave.md:816
     def place_of(self, name):
         """The page and the cell that first define a member, if any do."""
         made = self.members.get(name)
         return made and (page_of(made.path), made.cell_index)
 
-    # chapters/appendix/weave.md:1156
     def files_after(self, count):
         """The bare files, tests included, that the first chapters make."""
         chapters = self.book.tangle_order[:count]
         return bare_files(replace(self.book, chapters=chapters))
 
-    # chapters/appendix/weave.md:1280
     def state(self, page):
         """A hash of all that the rest of the book gives to a page."""
         if page not in self.chapters:
@@ -107,7 +101,6 @@ class Loom:
         outputs = outputs_of(page)
         return hash_of(self.book.numbers, earlier, replacing, outputs)
 
-    # chapters/appendix/weave.md:1305
     def outline(self):
         """What an index says: bare files, and who defines what where."""
         made = [(d.file, d.name, d.action, d.path, d.cell_index,
@@ -115,7 +108,6 @@ class Loom:
         return made, [bare(text) for text in self.library.files.values()]
 
 
-# chapters/appendix/weave.md:226
 def grouped(things, key):
     """Lists of the things that share a key, by that key."""
     found = defaultdict(list)
@@ -124,7 +116,6 @@ def grouped(things, key):
     return found
 
 
-# chapters/appendix/weave.md:239
 def page_of(path):
     """The page that shows a chapter, or a file of the library."""
     stem = re.sub(r"\.(md|py)$", "", path)
@@ -134,33 +125,28 @@ def page_of(path):
 LOOM = Loom()
 
 
-# chapters/appendix/weave.md:352
 def uri(page, target, anchor=""):
     """The address of a page, or a place in it, as seen from `page`."""
     address = relative_uri(f"{page}.html", f"{target}.html")
     return f"{address}#{anchor}" if anchor else address
 
 
-# chapters/appendix/weave.md:358
 def link(page, target, anchor, *words):
     """A link from one page to a place in another, as a node."""
     address = uri(page, target, anchor)
     return nodes.reference("", "", *words, refuri=address, internal=True)
 
 
-# chapters/appendix/weave.md:374
 def cell_id(index):
     """The anchor of a chapter's cell."""
     return f"cell-{index}"
 
 
-# chapters/appendix/weave.md:379
 def anchor_of(name):
     """The anchor of a definition; `KERNELS[MATMUL]` has to lose some."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-# chapters/appendix/weave.md:384
 def cell_link(page, path, index):
     """A link to a cell; `number` writes its section's number into it."""
     target = page_of(path)
@@ -169,38 +155,32 @@ def cell_link(page, path, index):
     return reference
 
 
-# chapters/appendix/weave.md:392
 def where(page, made):
     """A link to the cell that made a definition."""
     return cell_link(page, made.path, made.cell_index)
 
 
-# chapters/appendix/weave.md:402
 def code(text):
     """Text set as code."""
     return nodes.literal("", text)
 
 
-# chapters/appendix/weave.md:407
 def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
 
 
-# chapters/appendix/weave.md:942
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
-# chapters/appendix/weave.md:1312
 def record_of(page):
     """The committed notebook of a page."""
     return Path(LOOM.book.root, RECORD, f"{Path(page).name}.ipynb")
 
 
-# chapters/appendix/weave.md:1317
 def outputs_of(page):
     """What the files hold that keep a chapter's outputs."""
     record = record_of(page)

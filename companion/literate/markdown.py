@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:f6cc6acd4b13
+# Tangled from record: edit there, `make tangle`. sha256:c24ccbfb2978
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
@@ -20,7 +20,6 @@ from companion.literate.source import (
 )
 
 
-# chapters/appendix/record.md:1587
 @dataclass(frozen=True)
 class Block:
     """A run of prose (no name), a plain `fence`, or a directive."""
@@ -32,7 +31,6 @@ class Block:
     options: dict = field(default_factory=dict)
 
 
-# chapters/appendix/record.md:1598
 def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     """Cut a page's text, which begins at `line`, into its blocks."""
     lines, begin, at = text.split("\n"), 0, 0
@@ -47,11 +45,9 @@ def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
     yield Block("", line + begin, "\n".join(lines[begin:]))
 
 
-# chapters/appendix/record.md:1615
 DIRECTIVE = re.compile(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)")
 
 
-# chapters/appendix/record.md:1618
 def fenced(path: str, lines: list[str], line: int) -> Block:
     """The block that a fence and its body make."""
     head = DIRECTIVE.match(lines[0])
@@ -65,7 +61,6 @@ def fenced(path: str, lines: list[str], line: int) -> Block:
     return Block(head[1], line + 1 + taken, body, head[2], options)
 
 
-# chapters/appendix/record.md:1641
 UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
 INLINE = re.compile(
     r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
@@ -76,7 +71,6 @@ INLINE = re.compile(
 )
 
 
-# chapters/appendix/record.md:1651
 def text_and_target(content: str) -> tuple[str, str]:
     """`text <target>` as a pair; without a text, an empty one."""
     content = " ".join(content.split())
@@ -84,7 +78,6 @@ def text_and_target(content: str) -> tuple[str, str]:
     return (found[1], found[2]) if found else ("", content)
 
 
-# chapters/appendix/record.md:1665
 @dataclass(frozen=True)
 class Addresses:
     """Where the book's pages, labels and sources stand on the web."""
@@ -110,7 +103,6 @@ class Addresses:
         return self.labels.get("{" + directive + "}", ("intro", ""))[0]
 
 
-# chapters/appendix/record.md:1693
 def addresses(book: Book) -> Addresses:
     """Read `_config.yml`, every chapter's labels, and the sources."""
     text = (book.root / "_config.yml").read_text(encoding="utf-8")
@@ -130,19 +122,16 @@ def addresses(book: Book) -> Addresses:
     )
 
 
-# chapters/appendix/record.md:1712
 def page_of(chapter: Chapter) -> str:
     """A chapter's page, as addresses name it."""
     return chapter.path.removesuffix(".md")
 
 
-# chapters/appendix/record.md:1720
 LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
 NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
 LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
 
 
-# chapters/appendix/record.md:1725
 def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     """What a reference may name on this page, with its text."""
     found = {name: (page, name) for name in NAMED.findall(text)}
@@ -151,7 +140,6 @@ def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
     return found | dict.fromkeys(LISTING.findall(text), (page, ""))
 
 
-# chapters/appendix/record.md:1733
 def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     """`{key: "Knuth 1984"}` for every entry of the bibliography."""
     found = {}
@@ -166,7 +154,6 @@ def cited_as(book: Book, files: list[str]) -> dict[str, str]:
     return found
 
 
-# chapters/appendix/record.md:1760
 @dataclass(frozen=True)
 class Page:
     """One page being rewritten, and what its text may refer to."""
@@ -196,7 +183,6 @@ class Page:
         kept = [line for line in lines if not UNSEEN.match(line)]
         return INLINE.sub(self.span, "\n".join(kept))
 
-    # chapters/appendix/record.md:1795
     def span(self, match: re.Match) -> str:
         """One role, link, code span or formula."""
         if match["role"]:
@@ -222,14 +208,12 @@ class Page:
             return f"{bang}[{text}]({self.web.page(page, anchor)})"
         return f"{bang}[{text}]({self.web.file(path)})"
 
-    # chapters/appendix/record.md:1826
     def resolve(self, path: str) -> str:
         """A path relative to this page, or absolute, from the root."""
         here = posixpath.join("/", posixpath.dirname(self.name))
         return posixpath.normpath(posixpath.join(here, path))[1:]
 
 
-# chapters/appendix/record.md:1837
 def reference(page: Page, text: str, label: str) -> str:
     where, title = page.web.labels.get(label, (page.name, label))
     text = re.sub(r"\s*(%s|\{number\})", "", text) or title
@@ -237,21 +221,18 @@ def reference(page: Page, text: str, label: str) -> str:
     return f"[{text}]({page.web.page(where, anchor)})"
 
 
-# chapters/appendix/record.md:1844
 def document(page: Page, text: str, target: str) -> str:
     where = page.resolve(target)
     text = text or page.web.titles.get(where, target)
     return f"[{text}]({page.web.page(where)})"
 
 
-# chapters/appendix/record.md:1850
 def term(page: Page, text: str, target: str) -> str:
     anchor = "term-" + re.sub(r"[^a-zA-Z0-9._]+", "-", target)
     where = page.web.page(page.web.holding("glossary"), anchor)
     return f"[{text or target}]({where})"
 
 
-# chapters/appendix/record.md:1856
 def cite(page: Page, text: str, target: str) -> str:
     where = page.web.page(page.web.holding("bibliography"))
     keys = [key.strip() for key in target.split(",")]
@@ -259,22 +240,18 @@ def cite(page: Page, text: str, target: str) -> str:
     return ", ".join(f"[{name}]({where})" for name in cited)
 
 
-# chapters/appendix/record.md:1866
 def glued(page: Page, text: str, target: str) -> str:
     return page.glued.get(target, f"`{target}`")
 
 
-# chapters/appendix/record.md:1870
 def as_code(page: Page, text: str, target: str) -> str:
     return f"`{text or target}`"
 
 
-# chapters/appendix/record.md:1874
 def wrapped(before: str, after: str):
     return lambda page, text, target: before + (text or target) + after
 
 
-# chapters/appendix/record.md:1878
 def nothing(page: Page, *ignored) -> str:
     return ""
 
@@ -294,7 +271,6 @@ ROLES = {
 }
 
 
-# chapters/appendix/record.md:1906
 def quote(page: Page, block: Block, title: str = "") -> str:
     """A box of the page as a quotation with a bold title."""
     heading = page.inline(block.argument) or title
@@ -302,29 +278,24 @@ def quote(page: Page, block: Block, title: str = "") -> str:
     return quoted(text + page.rewrite(block.body, block.line))
 
 
-# chapters/appendix/record.md:1913
 def quoted(text: str) -> str:
     return "\n".join(f"> {line}".rstrip() for line in text.split("\n"))
 
 
-# chapters/appendix/record.md:1917
 def figure(page: Page, block: Block) -> str:
     image = page.link("!", block.options.get("alt", ""), block.argument)
     caption = page.rewrite(block.body, block.line)
     return f"{image}\n\n{quoted(caption)}" if caption else image
 
 
-# chapters/appendix/record.md:1923
 def formula(page: Page, block: Block) -> str:
     return f"$$\n{(block.argument + block.body).strip()}\n$$"
 
 
-# chapters/appendix/record.md:1927
 def listing(page: Page, block: Block) -> str:
     return f"```{block.argument}\n{block.body.strip()}\n```"
 
 
-# chapters/appendix/record.md:1934
 def titled(page: Page, block: Block) -> str:
     """What the directive holds, under its title."""
     heading = page.inline(block.argument)
@@ -332,7 +303,6 @@ def titled(page: Page, block: Block) -> str:
     return title + page.rewrite(block.body, block.line)
 
 
-# chapters/appendix/record.md:1941
 def list_table(page: Page, block: Block) -> str:
     """Rows written as nested lists, as a Markdown table."""
     rows = re.split(r"^\* ", block.body, flags=re.M)[1:]
@@ -343,19 +313,16 @@ def list_table(page: Page, block: Block) -> str:
     return page.inline("\n".join(title + lines))
 
 
-# chapters/appendix/record.md:1951
 def list_items(text: str) -> list[str]:
     return re.split(r"^ *- ?", text, flags=re.M)[1:]
 
 
-# chapters/appendix/record.md:1955
 def elsewhere(page: Page, block: Block) -> str:
     """What only a web page can show."""
     where = page.web.page(page.name)
     return f"*[This part is interactive: see it on the page]({where}).*"
 
 
-# chapters/appendix/record.md:1964
 DIRECTIVES = {
     **dict.fromkeys(["figure", "image"], figure),
     **dict.fromkeys(["code", "code-block", "sourcecode"], listing),

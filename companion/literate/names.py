@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0fa31626e059
+# Tangled from tangle: edit there, `make tangle`. sha256:c80e2eb61226
 """Which names a piece of Python binds, and which it takes from outside."""
 
 import ast
@@ -8,7 +8,6 @@ from bisect import bisect_left
 from functools import cache
 from typing import NamedTuple
 
-# chapters/appendix/tangle.md:1255
 MODULE_NAMES = ("__name__", "__file__", "__doc__", "__package__", "__spec__")
 
 KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
@@ -16,7 +15,6 @@ KNOWN = {*dir(builtins), *MODULE_NAMES, "__class__", "__qualname__"}
 AT_ONCE = ("listcomp", "setcomp", "dictcomp", "genexpr")
 
 
-# chapters/appendix/tangle.md:1262
 class Use(NamedTuple):
     """A name taken from outside, in a scope that begins at `line`.
 
@@ -28,7 +26,6 @@ class Use(NamedTuple):
     now: bool
 
 
-# chapters/appendix/tangle.md:1277
 class Names(NamedTuple):
     """What a text binds at its top level, and what it uses."""
 
@@ -36,7 +33,6 @@ class Names(NamedTuple):
     uses: list[Use]
 
 
-# chapters/appendix/tangle.md:1284
 @cache
 def names_in(text: str) -> Names:
     """The names of a text, builtins too."""
@@ -47,7 +43,6 @@ def names_in(text: str) -> Names:
     return Names({symbol.get_name() for symbol in made}, sorted(found))
 
 
-# chapters/appendix/tangle.md:1298
 @cache
 def lines_of(text: str) -> dict[str, list[int]]:
     """The lines on which each name of a text stands, in order."""
@@ -58,7 +53,6 @@ def lines_of(text: str) -> dict[str, list[int]]:
     return lines
 
 
-# chapters/appendix/tangle.md:1308
 def line_of(use: Use, text: str) -> int:
     """The first line of a text on which a use of a name stands."""
     lines = lines_of(text).get(use.name, [])
@@ -66,7 +60,6 @@ def line_of(use: Use, text: str) -> int:
     return lines[at] if at < len(lines) else use.line
 
 
-# chapters/appendix/tangle.md:1319
 def outer(scope: symtable.SymbolTable) -> set[str]:
     """The names of one scope that are looked up in the module."""
     inner = {child.get_name() for child in scope.get_children()}
@@ -75,7 +68,6 @@ def outer(scope: symtable.SymbolTable) -> set[str]:
     return {s.get_name() for s in found if s.is_global() and not s.is_local()}
 
 
-# chapters/appendix/tangle.md:1327
 def below(scope: symtable.SymbolTable, now: bool = True):
     """Yield the uses in a scope, and in the scopes inside it."""
     at_once = scope.get_type() == "class" or scope.get_name() in AT_ONCE

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:73bc934695ab
+# Tangled from record: edit there, `make tangle`. sha256:f3e89958d7e1
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -34,7 +34,6 @@ from companion.literate.stage import (
     reported,
 )
 
-# chapters/appendix/record.md:2006
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.
 from importlib.util import find_spec
@@ -47,7 +46,6 @@ quotes a time that was measured, the notebook has its `name`: yours will
 be another.*"""
 
 
-# chapters/appendix/record.md:2021
 def assemble(book: Book, name: str, values, web: Addresses):
     """The chapter's notebook without outputs; `values` for its glue."""
     chapter = book.chapter(name)
@@ -69,7 +67,6 @@ def assemble(book: Book, name: str, values, web: Addresses):
     return new_notebook(cells=head + kept, metadata=about(source) | gpu)
 
 
-# chapters/appendix/record.md:2045
 def about(source) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
@@ -81,7 +78,6 @@ def about(source) -> dict:
     return found
 
 
-# chapters/appendix/record.md:2068
 def kept_outputs(cell) -> list:
     """A cell's outputs as text; none of those that nothing compares."""
     if not compared(tags(cell)) and not tagged(cell, "gpu"):
@@ -90,7 +86,6 @@ def kept_outputs(cell) -> list:
     return [output for output in outputs if output is not None]
 
 
-# chapters/appendix/record.md:2076
 def as_text(output):
     """An output without images; None if it is a recording's label."""
     if "data" not in output:
@@ -105,7 +100,6 @@ def as_text(output):
     return new_output(output.output_type, data, metadata=names, **extra)
 
 
-# chapters/appendix/record.md:2097
 def glue_values(outputs: list[list]) -> dict[str, str]:
     """What the cells glued, by name."""
     return {
@@ -118,11 +112,9 @@ def glue_values(outputs: list[list]) -> dict[str, str]:
     }
 
 
-# chapters/appendix/record.md:2114
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{8,}\b")
 
 
-# chapters/appendix/record.md:2117
 def check_outputs(cell, outputs: list, root: Path) -> None:
     """Refuse what could not be the same on another machine."""
     for output in outputs:
@@ -138,7 +130,6 @@ def check_outputs(cell, outputs: list, root: Path) -> None:
                                 " that stays the same")
 
 
-# chapters/appendix/record.md:2137
 def record(book: Book, name: str, web: Addresses):
     """The chapter's notebook with the outputs that are kept."""
     chapter, done = book.chapter(name), execute(book, name)
@@ -160,13 +151,11 @@ def record(book: Book, name: str, web: Addresses):
     return notebook
 
 
-# chapters/appendix/record.md:2183
 def notebook_path(book: Book, name: str) -> Path:
     """Where the record keeps a chapter."""
     return book.root / RECORD / f"{name}.ipynb"
 
 
-# chapters/appendix/record.md:2188
 def stale(book: Book, name: str, web: Addresses) -> str:
     """Why the record is not the chapter's; empty if it is."""
     path = notebook_path(book, name)
@@ -183,14 +172,12 @@ def stale(book: Book, name: str, web: Addresses) -> str:
     return ""
 
 
-# chapters/appendix/record.md:2204
 def said(cell) -> tuple:
     """What a cell has from its chapter: its source, tags and options."""
     own = {k: v for k, v in cell.metadata.items() if k != "recorded"}
     return cell.source, own
 
 
-# chapters/appendix/record.md:2213
 def strays(book: Book) -> list[Path]:
     """Notebooks in the record that no chapter has."""
     known = {chapter.name for chapter in book.chapters if chapter.cells}
@@ -198,7 +185,6 @@ def strays(book: Book) -> list[Path]:
     return [path for path in found if path.stem not in known]
 
 
-# chapters/appendix/record.md:2223
 def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     """Record one chapter; say whether the file changed."""
     path = notebook_path(book, name)
@@ -211,7 +197,6 @@ def write_notebook(book: Book, name: str, web: Addresses) -> bool:
     return True
 
 
-# chapters/appendix/record.md:2235
 def settled(run: Run) -> float:
     """The seconds of a run, rounded; the record's, if they are near."""
     new = round(run.last()["seconds"])
@@ -220,7 +205,6 @@ def settled(run: Run) -> float:
     return old if old and old / 2 <= new <= 2 * old else new
 
 
-# chapters/appendix/record.md:2246
 def write_record(options) -> None:
     """Record the chosen chapters; drop notebooks that none has."""
     book = read_book()
@@ -234,7 +218,6 @@ def write_record(options) -> None:
         print(f"{RECORD}/{path.name} removed: no chapter has it")
 
 
-# chapters/appendix/record.md:2262
 def check_record(options) -> int:
     """Print which notebooks are not fresh; 1 if there are any."""
     book = read_book()
@@ -248,7 +231,6 @@ def check_record(options) -> int:
     return min(len(old), 1)
 
 
-# chapters/appendix/record.md:2275
 def main(argv: list[str]) -> int:
     """Record chapters as notebooks in site/notebooks."""
     parser = chapter_parser("notebook", str(main.__doc__))

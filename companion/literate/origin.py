@@ -1,29 +1,36 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:72447badbb75
+# Tangled from tangle: edit there, `make tangle`. sha256:d6224d32f61e
 """From a line of the library to the line of the chapter it came from."""
 
 import linecache
 import re
 import sys
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
-# chapters/appendix/tangle.md:2838
-ORIGIN = re.compile(r"\s*# (\S+\.(?:md|ipynb)\S*):(\d+)$")
+ORIGINS = "companion/origins.txt"
 
 
-# chapters/appendix/tangle.md:2841
 def origin(filename: str, line: int) -> str | None:
     """The chapter's `path:line` for a line of a generated file."""
-    lines = linecache.getlines(filename)[:line]
-    if not lines or not lines[0].startswith("# Tangled from "):
+    path = Path(filename)
+    begun = [run for root in path.parents for run in runs_of(root, path)
+             if run[0] <= line]
+    if not begun:
         return None
-    for above, text in enumerate(reversed(lines)):
-        match = ORIGIN.match(text.rstrip())
+    first, chapter, at = begun[-1]
+    return f"{chapter}:{at + line - first}"
+
+
+def runs_of(root: Path, path: Path) -> Iterator[tuple[int, str, int]]:
+    """The runs of a file of the library that stands in a folder."""
+    own = re.escape(path.relative_to(root).as_posix())
+    for text in linecache.getlines(str(root / ORIGINS)):
+        match = re.match(rf"{own}:(\d+) (.+):(\d+)$", text)
         if match:
-            return f"{match[1]}:{int(match[2]) + max(above - 1, 0)}"
-    return None
+            yield int(match[1]), match[2], int(match[3])
 
 
-# chapters/appendix/tangle.md:2859
 def annotate(error: BaseException) -> BaseException:
     """Note on an error the chapters' lines that its frames came from."""
     known = set(getattr(error, "__notes__", ()))
@@ -36,7 +43,6 @@ def annotate(error: BaseException) -> BaseException:
     return error
 
 
-# chapters/appendix/tangle.md:2875
 def install() -> None:
     """Let uncaught errors show the chapter's line, in IPython too."""
     previous = sys.excepthook
@@ -51,7 +57,6 @@ def install() -> None:
             shell.set_custom_exc((Exception,), show)
 
 
-# chapters/appendix/tangle.md:2889
 def show(shell, kind, error, trace, tb_offset=None):
     """IPython's own traceback, with the chapters' lines noted."""
     annotate(error)

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:716a29d4e4be
+# Tangled from weave: edit there, `make tangle`. sha256:0b4389102555
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -12,7 +12,6 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import get_lexer_for_filename
 from sphinx.util.docutils import SphinxDirective
 
-from companion.literate.execute import ORIGIN_LINE
 from companion.literate.floors import FLOORS
 from companion.literate.loom import (
     LOOM,
@@ -30,48 +29,40 @@ from companion.literate.loom import (
 )
 
 
-# chapters/appendix/weave.md:857
-def back(page, line, colored):
-    """A highlighted line; a link to the chapter if it names its origin."""
-    origin = ORIGIN_LINE.match(line)
-    if origin is None:
-        return colored
-    target = page_of(origin["path"] or origin["c_path"])
-    at = int(origin["line"] or origin["c_line"])
-    cells = LOOM.chapters[target].cells if target in LOOM.chapters else ()
-    above = [cell.index for cell in cells if cell.line <= at]
-    if not above:
-        return colored
-    address = uri(page, target, cell_id(above[-1]))
-    return f'<a class="origin" href="{address}">{colored}</a>'
+def ways_back(page, standing):
+    """A link to each cell, by the line where what it made begins."""
+    cells = groupby(standing, lambda made: (made.path, made.cell_index))
+    for (path, index), (first, *_) in cells:
+        address = uri(page, page_of(path), cell_id(index))
+        yield first.line, (f'  <a class="origin" href="{address}">'
+                           f"{first.chapter}</a>")
 
 
-# chapters/appendix/weave.md:872
-def row(n, colored, made=()):
-    """One line of a source page: number, anchors, text."""
+def row(n, colored, made=(), back=""):
+    """One line of a source page: number, anchors, text, a way back."""
     ids = "".join(f'<a id="{anchor_of(m.name)}"></a>' for m in made)
     number = f'<a class="tt-line" tabindex="-1" id="L{n}" href="#L{n}">{n}</a>'
-    return f"{number}{ids}{colored}\n"
+    return f"{number}{ids}{colored}{back}\n"
 
 
-# chapters/appendix/weave.md:898
 SOURCE = """\
 <h1><code>{file}</code></h1>
-<p>Tangled from {chapters}. The comments that name a chapter lead to the
-paragraph there.</p>
+<p>Tangled from {chapters}. Behind a definition stands the chapter that
+made it, with a link to the paragraph there.</p>
 <div class="highlight tt-source"><pre>{rows}</pre></div>
 """
 
 
-# chapters/appendix/weave.md:906
 def source_html(app, page, file, text):
     """A file of the library, highlighted, with ways back to the book."""
     lexer = get_lexer_for_filename(file, stripnl=False)
     colored = highlight(text, lexer, HtmlFormatter(nowrap=True)).split("\n")
-    made = grouped(LOOM.standing(file), lambda made: made.line)
+    standing = sorted(LOOM.standing(file), key=lambda made: made.line)
+    made = grouped(standing, lambda made: made.line)
+    back = dict(ways_back(page, standing))
     rows = [
-        row(n, back(page, line, colored[n - 1]), made.get(n, ()))
-        for n, line in enumerate(text.splitlines(), 1)
+        row(n, line, made.get(n, ()), back.get(n, ""))
+        for n, line in enumerate(colored[:text.count("\n")], 1)
     ]
     chapters = ", ".join(
         chapter_html(app, page, cell) for cell in LOOM.first_cells(file)
@@ -80,7 +71,6 @@ def source_html(app, page, file, text):
     return SOURCE.format(file=shown, chapters=chapters, rows="".join(rows))
 
 
-# chapters/appendix/weave.md:922
 def chapter_html(app, page, cell):
     """A link to a chapter's cell, by the chapter's title."""
     target = page_of(cell.path)
@@ -88,7 +78,6 @@ def chapter_html(app, page, cell):
     return f'<a href="{uri(page, target, cell_id(cell.index))}">{title}</a>'
 
 
-# chapters/appendix/weave.md:950
 def frame(app):
     """A hash of what stands around each page of source."""
     config, titles = app.config, app.env.titles
@@ -102,7 +91,6 @@ def frame(app):
     )
 
 
-# chapters/appendix/weave.md:963
 def source_pages(app):
     """The pages of the library's files, those that are not up to date."""
     around = frame(app)
@@ -116,7 +104,6 @@ def source_pages(app):
             yield page, {"title": file, "body": body}, "page.html"
 
 
-# chapters/appendix/weave.md:994
 class Index(SphinxDirective):
     """A directive whose page follows the library as it grows."""
 
@@ -126,7 +113,6 @@ class Index(SphinxDirective):
         return list(self.lists(page))
 
 
-# chapters/appendix/weave.md:1003
 def items(paragraphs):
     """A list, for the index pages."""
     found = nodes.bullet_list(classes=["tt-index"])
@@ -134,11 +120,9 @@ def items(paragraphs):
     return found
 
 
-# chapters/appendix/weave.md:1015
 VERBS = {"define": "defined", "extend": "added", "replace": "replaced"}
 
 
-# chapters/appendix/weave.md:1018
 def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
@@ -150,7 +134,6 @@ def identifier(page, made):
     return paragraph(*words)
 
 
-# chapters/appendix/weave.md:1039
 class Identifiers(Index):
     """`{identifiers}`: where each name is defined, changed and used."""
 
@@ -164,13 +147,11 @@ class Identifiers(Index):
             yield items(identifier(page, made) for made in group)
 
 
-# chapters/appendix/weave.md:1052
 def in_index(made):
     """Under what the index lists a definition: `__add__` under `a`."""
     return made.name.strip("_").lower()
 
 
-# chapters/appendix/weave.md:1067
 class Modules(Index):
     """`{library}`: the files of the library, floor by floor."""
 
@@ -182,20 +163,17 @@ class Modules(Index):
             yield items(module(page, file) for file in group)
 
 
-# chapters/appendix/weave.md:1078
 def level(file):
     """The floor on which a file lives; the tools come after the last."""
     return LOOM.library.floors.get(file, len(FLOORS))
 
 
-# chapters/appendix/weave.md:1088
 def subject(file, text):
     """What a module says of itself in its first line, if anything."""
     said = ast.get_docstring(ast.parse(text)) if file[-3:] == ".py" else ""
     return f" · {said.splitlines()[0].rstrip('.')}" if said else ""
 
 
-# chapters/appendix/weave.md:1094
 def module(page, file):
     """An entry of the list of modules: size, chapters, what it defines."""
     text = LOOM.library.files[file]

@@ -1,18 +1,17 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:eabd1d78deb9
+# Tangled from tangle: edit there, `make tangle`. sha256:8b54440bc7e1
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 from companion.literate.source import Cell, SourceError
 
-# chapters/appendix/tangle.md:930
 BLOCKS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
-# chapters/appendix/tangle.md:937
 @dataclass(eq=False)
 class Piece:
     """A statement and the comments above it; `first` counts from 1."""
@@ -23,11 +22,12 @@ class Piece:
     text: list[str]
     names: list[str]
     body: list["Piece"] = field(default_factory=list)
+    tail: list[str] = field(default_factory=list)  # what closes the body
 
     @property
     def last(self) -> int:
         """The last of the cell's lines that belong to it."""
-        end = self.first + len(self.text) - 1
+        end = self.first + len(self.text) + len(self.tail) - 1
         return max([end, *(piece.last for piece in self.body)])
 
     @property
@@ -42,7 +42,6 @@ class Piece:
         text = isinstance(getattr(value, "value", None), str)
         return isinstance(self.node, ast.Expr) and text
 
-    # chapters/appendix/tangle.md:973
     def place(self, shift: int = 0) -> tuple[str, int]:
         """Where its line number `shift` stands in the chapter."""
         return self.cell.path, self.cell.line + self.first - 1 + shift
@@ -53,7 +52,6 @@ class Piece:
         return self.cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:983
 @cache
 def parse(cell: Cell) -> list[ast.stmt]:
     """The statements of a cell."""
@@ -68,14 +66,12 @@ def parse(cell: Cell) -> list[ast.stmt]:
         raise cell.error(line or 1, message) from None
 
 
-# chapters/appendix/tangle.md:1005
 def pieces(cell: Cell) -> list[Piece]:
     """The statements of a cell, each with its text."""
     lines = cell.source.split("\n")
     return cut(cell, lines, parse(cell), 0, len(lines), "")
 
 
-# chapters/appendix/tangle.md:1011
 def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     """Cut lines[start:stop] into the pieces that `nodes` span."""
     found: list[Piece] = []
@@ -96,13 +92,11 @@ def cut(cell, lines, nodes, start, stop, owner) -> list[Piece]:
     return found
 
 
-# chapters/appendix/tangle.md:1031
 def deepest(piece: Piece) -> Piece:
     """The piece that ends the text of `piece`."""
     return deepest(piece.body[-1]) if piece.body else piece
 
 
-# chapters/appendix/tangle.md:1042
 def open_class(piece: Piece, lines: list[str], owner: str) -> None:
     """Separate the head of a class from its members."""
     node = piece.node
@@ -114,7 +108,6 @@ def open_class(piece: Piece, lines: list[str], owner: str) -> None:
                          node.end_lineno, inside)
 
 
-# chapters/appendix/tangle.md:1053
 def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     """The line on which the colon of a class statement stands."""
     values = [*node.bases, *(word.value for word in node.keywords)]
@@ -126,7 +119,6 @@ def header_end(node: ast.ClassDef, lines: list[str]) -> int:
     return at
 
 
-# chapters/appendix/tangle.md:1070
 def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     """What a statement defines, members and table entries included."""
     if isinstance(node, BLOCKS):
@@ -138,7 +130,6 @@ def names_of(node: ast.stmt, owner: str = "") -> list[str]:
     return [owner + ast.unparse(target) for target in targets]
 
 
-# chapters/appendix/tangle.md:1081
 def leaves(target: ast.expr) -> list[ast.expr]:
     """The single targets of an assignment."""
     if isinstance(target, ast.Starred):
@@ -148,7 +139,6 @@ def leaves(target: ast.expr) -> list[ast.expr]:
     return [target]
 
 
-# chapters/appendix/tangle.md:1090
 def function_names(node) -> list[str]:
     """A function's name; none for what Python expects to be repeated."""
     for decorator in node.decorator_list:
@@ -160,7 +150,6 @@ def function_names(node) -> list[str]:
     return [] if node.name == "_" else [node.name]
 
 
-# chapters/appendix/tangle.md:1112
 def table_entries(piece: Piece) -> list[str]:
     """The entries of a table that is written as a whole."""
     table = getattr(piece.node, "value", None)
@@ -170,14 +159,12 @@ def table_entries(piece: Piece) -> list[str]:
     return [f"{piece.names[0]}[{key}]" for key in keys]
 
 
-# chapters/appendix/tangle.md:1121
 def decorated(piece: Piece, name: str) -> bool:
     """Whether a definition's first decorator is `@name`."""
     marks = getattr(piece.node, "decorator_list", [])
     return bool(marks) and ast.unparse(marks[0]) == name
 
 
-# chapters/appendix/tangle.md:1127
 def without_decorator(piece: Piece) -> Piece:
     """The piece without the line of its first decorator."""
     at = piece.node.decorator_list[0].lineno - piece.first
@@ -186,58 +173,106 @@ def without_decorator(piece: Piece) -> Piece:
     return piece
 
 
-# chapters/appendix/tangle.md:1159
+def open_table(piece: Piece) -> bool:
+    """Make room before a table's last brace; whether there is any."""
+    *head, end = piece.text
+    if isinstance(getattr(piece.node, "value", None), ast.Dict):
+        if end == "}" and head[-1].endswith(","):
+            piece.text, piece.tail = head, [end]
+        elif end.endswith(" = {}"):
+            piece.text, piece.tail = [*head, end[:-1]], ["}"]
+    return bool(piece.tail)
+
+
+def is_entry(piece: Piece) -> bool:
+    """Whether a statement sets one entry of a table, and may be moved."""
+    node = piece.node
+    if not isinstance(node, ast.Assign) or len(piece.names) != 1:
+        return False
+    strings = (x for x in ast.walk(node) if isinstance(x, ast.Constant))
+    return (isinstance(node.targets[0], ast.Subscript)
+            and all(x.lineno == x.end_lineno for x in strings))
+
+
+def as_entry(piece: Piece) -> Piece:
+    """`TABLE[key] = value` as `key: value,`, a line of the table's."""
+    node, lines = piece.node, [*piece.text]
+    target, at = node.targets[0], node.lineno - piece.first
+    end = node.end_lineno - piece.first
+    stop = column(lines[end], node.end_col_offset)
+    lines[end] = lines[end][:stop] + "," + lines[end][stop:]
+    key = ast.get_source_segment(piece.cell.source, target.slice)
+    equals = column(lines[at], target.end_col_offset) + len(" = ")
+    value = lines[at][equals:]
+    hangs = value.endswith(("(", "[", "{"))
+    by = 4 if hangs else len(f"    {key}: ") - equals
+    lines = [shifted(line, by if at < n <= end else 4)
+             for n, line in enumerate(lines)]
+    lines[at] = f"    {key}: {value}"
+    return replace(piece, text=lines)
+
+
+def column(line: str, offset: int) -> int:
+    """Python's parser counts bytes, a text has characters."""
+    return len(line.encode()[:offset].decode())
+
+
+def shifted(line: str, by: int) -> str:
+    """A line, moved to the right or to the left."""
+    return (" " * by + line if by > 0 else line[-by:]).rstrip()
+
+
 class Layout:
     """Writes pieces one below the other and says where they came from."""
 
-    def __init__(self, mark: str = "# {path}:{line}"):
+    def __init__(self, mark: str = ""):
         self.mark = mark
         self.lines: list[str] = []
         self.origins: dict[int, tuple[Piece, int]] = {}
         self.spans: dict[int, tuple[int, int]] = {}
-        self.next: tuple[str, int] | None = None
 
     @property
     def text(self) -> str:
         """All the lines so far."""
         return "\n".join(self.lines)
 
-    def emit(self, line: str) -> None:
-        """One more line; the place in the chapter moves on by one."""
-        self.lines.append(line)
-        if self.next:
-            self.next = (self.next[0], self.next[1] + 1)
+    def runs(self) -> Iterator[tuple[int, str]]:
+        """The lines that do not go on where the last one left off."""
+        last = None
+        for line, (piece, own) in self.origins.items():
+            at = piece.cell.line + own - 1
+            if last != (piece.cell.path, at - line):
+                yield line, f"{piece.cell.path}:{at}"
+            last = piece.cell.path, at - line
 
-    # chapters/appendix/tangle.md:1187
     def add(self, body: list[Piece], depth: int = 0) -> "Layout":
         """All the pieces of a module or of a class."""
         previous = None
         for piece in body:
-            for _ in range(gap(previous, piece, depth)):
-                self.emit("")
+            self.lines += [""] * gap(previous, piece, depth)
             self.add_piece(piece, depth)
             previous = piece
         return self
 
     def add_piece(self, piece: Piece, depth: int) -> None:
-        """A piece; its origin above it where the text does not run on."""
-        if self.next != piece.place() or (piece.block and not depth):
+        """A piece, below the mark that a compiler reads, if any."""
+        if self.mark:
             path, line = piece.place()
-            mark = self.mark.format(path=path, line=line)
-            self.emit("    " * depth + mark)
-            self.next = (path, line)
+            self.lines.append(self.mark.format(path=path, line=line))
         begin = len(self.lines) + 1
         for n, text in enumerate(piece.text):
-            self.emit(text)
+            self.lines.append(text)
             self.origins[len(self.lines)] = (piece, piece.first + n)
         self.add(piece.body, depth + 1)
+        for text in piece.tail:
+            self.lines.append(text)
+            self.origins[len(self.lines)] = (piece, piece.node.end_lineno)
         self.spans[id(piece)] = (begin, len(self.lines))
 
 
-# chapters/appendix/tangle.md:1216
 def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     """How many blank lines stand between two pieces."""
-    if previous is None:
+    if previous is None or (depth and is_entry(piece)):
         return 0
     widest = 1 if depth else 2
     if previous.block or piece.block:
@@ -247,7 +282,6 @@ def gap(previous: Piece | None, piece: Piece, depth: int) -> int:
     return max(own if same else 1, int(previous.docstring))
 
 
-# chapters/appendix/tangle.md:1228
 def alone(piece: Piece) -> Layout:
     """The layout of one piece of a module."""
     return Layout().add([piece])

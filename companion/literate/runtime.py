@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:425affa09130
+# Tangled from record: edit there, `make tangle`. sha256:7fa7c6160910
 """What a chapter's cells call while they run."""
 
 import gc
@@ -8,12 +8,10 @@ from collections.abc import Callable
 from types import CellType
 
 
-# chapters/appendix/record.md:137
 class Empty:
     """Holds what Python itself writes into every class, no more."""
 
 
-# chapters/appendix/record.md:141
 def members(original: type, addition: type) -> dict:
     """The attributes that the body of `addition` wrote, by name."""
     own = {*vars(Empty), "__annotations__"}
@@ -23,7 +21,6 @@ def members(original: type, addition: type) -> dict:
     return found
 
 
-# chapters/appendix/record.md:174
 def rebind_class_cell(addition: type, original: type) -> None:
     """Let zero-argument super() in the new members mean `original`."""
     for referrer in gc.get_referrers(addition):
@@ -31,7 +28,6 @@ def rebind_class_cell(addition: type, original: type) -> None:
             referrer.cell_contents = original
 
 
-# chapters/appendix/record.md:186
 def reopened(scope: dict, addition: type) -> type:
     """The class that `addition` extends, if it may."""
     name = addition.__name__
@@ -49,7 +45,6 @@ def reopened(scope: dict, addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:206
 def extend(addition: type) -> type:
     """Give the members of class `addition` to the class of that name.
 
@@ -66,7 +61,6 @@ def extend(addition: type) -> type:
     return original
 
 
-# chapters/appendix/record.md:244
 def test(function: Callable) -> Callable:
     """Run a test where it is written; print one line when it passes."""
     function()
@@ -77,7 +71,6 @@ def test(function: Callable) -> Callable:
 PREFIX = "application/papermill.record/"
 
 
-# chapters/appendix/record.md:254
 def glue(name: str, value, **about) -> None:
     """Keep str(value) under `name`, for the page's prose to quote."""
     from IPython.display import display
@@ -87,7 +80,6 @@ def glue(name: str, value, **about) -> None:
     display(bundle, raw=True, metadata={"scrapbook": scrapbook, **about})
 
 
-# chapters/appendix/record.md:270
 def claim(name: str, holds, sentence: str, otherwise: str) -> None:
     """Glue `sentence` under `name` where it holds, else `otherwise`."""
     glue(name, sentence if holds else otherwise, holds=bool(holds))

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:3d144be957e9
+# Tangled from record: edit there, `make tangle`. sha256:fe01a8729412
 """Serve the built site; rebuild and reload it when a source changes."""
 
 import argparse
@@ -21,18 +21,15 @@ from starlette.staticfiles import StaticFiles
 from companion.literate.execute import RECORD, main as execute_book
 from companion.literate.tangle import main as tangle_book
 
-# chapters/appendix/record.md:2791
 SITE = Path("_build/html")
 WATCHED = ("chapters", "site", "intro.md", "_config.yml", "_toc.yml")
 
 
-# chapters/appendix/record.md:2795
 def make_book() -> bool:
     """Build the book; if it fails, the reason stands in the terminal."""
     return not subprocess.run(["make", "book"], check=False).returncode
 
 
-# chapters/appendix/record.md:2803
 def rebuild(changed_paths: Sequence[Path]) -> None:
     """Build what has changed, with what is imported already."""
     for path in changed_paths:
@@ -47,13 +44,11 @@ def rebuild(changed_paths: Sequence[Path]) -> None:
             print(error, flush=True)  # the next edit may mend it
 
 
-# chapters/appendix/record.md:2817
 def is_tool(path: Path) -> bool:
     """Whether a change may change what has been imported."""
     return path.suffix == ".py" or "appendix" in path.parts
 
 
-# chapters/appendix/record.md:2825
 def make_ready() -> None:
     """Build what is built already: a rebuild is forked from here.
 
@@ -63,7 +58,6 @@ def make_ready() -> None:
     gc.freeze()
 
 
-# chapters/appendix/record.md:2837
 def ignored(path: str) -> bool:
     """The record, and what editors, browsers and Python leave behind."""
     name, record = Path(path).name, Path(RECORD).resolve()
@@ -71,7 +65,6 @@ def ignored(path: str) -> bool:
     return left or record in Path(path).parents
 
 
-# chapters/appendix/record.md:2847
 def application(address: str) -> Starlette:
     """The site as a web application that knows when to reload."""
     SITE.mkdir(parents=True, exist_ok=True)
@@ -83,7 +76,6 @@ def application(address: str) -> Starlette:
                      lifespan=watcher.lifespan)
 
 
-# chapters/appendix/record.md:2863
 def listen(port: int) -> socket.socket:
     """The port, ours from now on; 0 stands for any that is free."""
     absent = [name for name in WATCHED if not Path(name).exists()]
@@ -96,7 +88,6 @@ def listen(port: int) -> socket.socket:
         raise ValueError(f"--port {port}: {error}; choose another") from None
 
 
-# chapters/appendix/record.md:2875
 def main(argv: list[str]) -> int:
     """Serve the site; rebuild and reload it at every change."""
     parser = argparse.ArgumentParser(

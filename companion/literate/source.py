@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:cb0d79fa426a
+# Tangled from tangle: edit there, `make tangle`. sha256:f8317cc6cd40
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -12,7 +12,6 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 
-# chapters/appendix/tangle.md:177
 class SourceError(Exception):
     """Bad input: where it stands, what is wrong, how to mend it."""
 
@@ -24,7 +23,6 @@ class SourceError(Exception):
         return f"{self.path}:{self.line}: {self.message}"
 
 
-# chapters/appendix/tangle.md:202
 CONTENT_TAGS = (
     "tangle", "test", "timing", "varies", "gpu", "exercise", "solution"
 )  # fmt: skip
@@ -40,13 +38,11 @@ TAGS = CONTENT_TAGS + DISPLAY_TAGS
 SUFFIXES = (".py", ".c", ".h", ".cu", ".cuh")
 
 
-# chapters/appendix/tangle.md:217
 def compared(tags: Iterable[str]) -> bool:
     """Whether a cell of these tags prints the same on every machine."""
     return UNCOMPARED.isdisjoint(tags)
 
 
-# chapters/appendix/tangle.md:228
 @dataclass(frozen=True)
 class Cell:
     """One code cell; `line` is where its source begins in `path`."""
@@ -79,7 +75,6 @@ class Cell:
         return SourceError(self.path, self.line + line - 1, message)
 
 
-# chapters/appendix/tangle.md:266
 @dataclass(frozen=True)
 class Chapter:
     """One page: its front matter, its whole text, its code cells."""
@@ -102,7 +97,6 @@ class Chapter:
         return bool(self.front.get("companion", {}).get("beside"))
 
 
-# chapters/appendix/tangle.md:292
 @dataclass(frozen=True)
 class Book:
     """The pages in the order of `_toc.yml`."""
@@ -124,7 +118,6 @@ class Book:
                 return chapter
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
-    # chapters/appendix/tangle.md:322
     def before(self, name: str) -> "Book":
         """The book a reader of `name` has behind him, and the tools."""
         order = self.tangle_order
@@ -140,7 +133,6 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-# chapters/appendix/tangle.md:354
 FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
 
 NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
@@ -148,7 +140,6 @@ NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
 LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
 
 
-# chapters/appendix/tangle.md:361
 def fences(path: str, lines: list[str]):
     """Yield (first, last, info) of every fence at the page's top level."""
     at = 0
@@ -164,7 +155,6 @@ def fences(path: str, lines: list[str]):
         at += 1
 
 
-# chapters/appendix/tangle.md:376
 def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     """The line that closes the fence opened at line `at`."""
     close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
@@ -174,7 +164,6 @@ def closing(path: str, lines: list[str], at: int, fence: str) -> int:
     raise unclosed(path, at, fence)
 
 
-# chapters/appendix/tangle.md:391
 def check_body(path, lines, first, last, opening) -> None:
     """Refuse a fence whose body holds a code cell that would not run."""
     fence, info = opening.groups()
@@ -187,25 +176,21 @@ def check_body(path, lines, first, last, opening) -> None:
             raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
 
 
-# chapters/appendix/tangle.md:403
 def unclosed(path: str, at: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:408
 def nested(path: str, at: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
     return SourceError(path, at + 1, message)
 
 
-# chapters/appendix/tangle.md:427
 MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-# chapters/appendix/tangle.md:432
 def split_options(lines: list[str]) -> tuple[str, int]:
     """A cell's options as YAML, and how many lines they take."""
     found = [line.lstrip() for line in lines]
@@ -213,14 +198,12 @@ def split_options(lines: list[str]) -> tuple[str, int]:
     return "\n".join(line[1:] for line in found[:taken]), taken
 
 
-# chapters/appendix/tangle.md:439
 def as_list(value) -> tuple[str, ...]:
     """`a, b` or `[a, b]` as a tuple of words."""
     words = value.split(",") if isinstance(value, str) else value or ()
     return tuple(str(word).strip() for word in words)
 
 
-# chapters/appendix/tangle.md:457
 def check_options(path: str, body: list[str], first: int, taken: int) -> None:
     """Refuse options that YAML, or jupytext, would read otherwise."""
     for n, line in enumerate(body[:taken]):
@@ -236,7 +219,6 @@ def check_options(path: str, body: list[str], first: int, taken: int) -> None:
             break
 
 
-# chapters/appendix/tangle.md:476
 def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     """A mapping written in YAML that begins at `line`."""
     try:
@@ -252,7 +234,6 @@ def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     return data
 
 
-# chapters/appendix/tangle.md:495
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     """A checked cell; `line` is the source's first, in `path`."""
     magic = MAGIC.match(source)
@@ -272,7 +253,6 @@ def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
     return replace(cell, file=target_file(cell, named))
 
 
-# chapters/appendix/tangle.md:514
 def check_tags(cell: Cell) -> None:
     """Every tag is known; a cell is tangled to one file."""
     if not isinstance(cell.options.get("tags", []), list):
@@ -286,7 +266,6 @@ def check_tags(cell: Cell) -> None:
         raise cell.error(1, "a cell is `tangle` or `test`: split it in two")
 
 
-# chapters/appendix/tangle.md:533
 def target_file(cell: Cell, named: str | None) -> str | None:
     """Where the cell's text goes, relative to companion/."""
     if "test" in cell.tags:
@@ -308,13 +287,11 @@ def target_file(cell: Cell, named: str | None) -> str | None:
     return str(file)
 
 
-# chapters/appendix/tangle.md:573
 def unix(text: str) -> str:
     """The text, each of its lines ended by a line feed."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# chapters/appendix/tangle.md:578
 def read_text(path: Path, shown: str) -> str:
     """The text of a file that has to be UTF-8."""
     data = path.read_bytes()
@@ -329,7 +306,6 @@ def read_text(path: Path, shown: str) -> str:
     raise SourceError(shown, line, message)
 
 
-# chapters/appendix/tangle.md:592
 def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     """Read a MyST chapter, or a reader's notebook (`.ipynb`)."""
     file = Path(root, path)
@@ -341,7 +317,6 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-# chapters/appendix/tangle.md:607
 def check_front(front: dict, path: str) -> None:
     """The front matter's own part must be a mapping, if it is there."""
     own = front.get("companion", {})
@@ -350,7 +325,6 @@ def check_front(front: dict, path: str) -> None:
                           " write `companion: {module: NAME.py}`")
 
 
-# chapters/appendix/tangle.md:621
 @cache
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
@@ -370,7 +344,6 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
 
 
-# chapters/appendix/tangle.md:644
 def myst_cells(chapter: Chapter, lines: list[str]):
     """The code cells among a chapter's fences."""
     index = 0
@@ -392,7 +365,6 @@ def myst_cells(chapter: Chapter, lines: list[str]):
         index += 1
 
 
-# chapters/appendix/tangle.md:669
 def read_notebook(name: str, path: str, text: str) -> Chapter:
     """A chapter from a notebook; `path[3]:2` is line 2 of code cell 3."""
     try:
@@ -419,7 +391,6 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
     return replace(chapter, cells=tuple(cells))
 
 
-# chapters/appendix/tangle.md:699
 def check_exercises(chapter: Chapter) -> None:
     """Each exercise is followed by its solution."""
     asked: Cell | None = None
@@ -434,14 +405,12 @@ def check_exercises(chapter: Chapter) -> None:
             asked = cell if "exercise" in cell.tags else None
 
 
-# chapters/appendix/tangle.md:719
 class Marked(str):
     """A text of the table of contents, with its line there."""
 
     line = 1
 
 
-# chapters/appendix/tangle.md:725
 class TocLoader(LOADER):  # type: ignore[misc, valid-type]
     """Reads YAML and marks its texts."""
 
@@ -451,7 +420,6 @@ class TocLoader(LOADER):  # type: ignore[misc, valid-type]
         return text
 
 
-# chapters/appendix/tangle.md:738
 def toc_files(node) -> list[Marked]:
     """Every page that a table of contents names, in reading order."""
     if isinstance(node, list):
@@ -468,19 +436,16 @@ def toc_files(node) -> list[Marked]:
     return own + [f for key in below for f in toc_files(node.get(key) or [])]
 
 
-# chapters/appendix/tangle.md:754
 def toc_error(text, message: str) -> SourceError:
     """An error at the line of a text of the table of contents."""
     return SourceError("_toc.yml", getattr(text, "line", 1), message)
 
 
-# chapters/appendix/tangle.md:770
 def hidden(path: Path) -> bool:
     """Whether a file, or its folder, is what an editor keeps aside."""
     return any(part[0] in ".#~" or part[-1] == "~" for part in path.parts)
 
 
-# chapters/appendix/tangle.md:775
 def files_below(folder: Path) -> list[Path]:
     """The files of a folder and its folders, less the hidden ones."""
     found = sorted(folder.rglob("*"))
@@ -488,7 +453,6 @@ def files_below(folder: Path) -> list[Path]:
             and not hidden(path.relative_to(folder))]
 
 
-# chapters/appendix/tangle.md:794
 def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
     """The table of contents and the folder name the same pages, once."""
     known: dict[str, str] = {}
@@ -506,7 +470,6 @@ def check_toc(root: Path, entries: list[Marked], files: list[str]) -> None:
             raise SourceError(shown, 1, message)
 
 
-# chapters/appendix/tangle.md:811
 def clash(file: str, known: dict[str, str]) -> str:
     """What is wrong where a page of this name is known, if one is."""
     other = known.get(Path(file).stem)
@@ -516,7 +479,6 @@ def clash(file: str, known: dict[str, str]) -> str:
     return f"{file} and {other} share a name: rename one" if other else ""
 
 
-# chapters/appendix/tangle.md:824
 def read_book(root: str | Path = ".") -> Book:
     """Read every page of the book whose `_toc.yml` stands in `root`."""
     root = Path(root)
@@ -535,7 +497,6 @@ def read_book(root: str | Path = ".") -> Book:
     return Book(root, chapters, toc_numbers(toc))
 
 
-# chapters/appendix/tangle.md:846
 def toc_numbers(toc: dict) -> dict[str, str]:
     """Chapter numbers as Jupyter Book gives them: over all parts."""
     numbers: dict[str, str] = {}
@@ -552,13 +513,11 @@ def toc_numbers(toc: dict) -> dict[str, str]:
     return numbers
 
 
-# chapters/appendix/tangle.md:862
 def page_file(entry: str) -> str:
     """The file of an entry, which may end in .md or not."""
     return str(PurePosixPath(entry.removesuffix(".md") + ".md"))
 
 
-# chapters/appendix/tangle.md:867
 def pages_in(node: dict, key: str) -> list[dict]:
     """The entries below `key` that are pages, and no links elsewhere."""
     return [item for item in node.get(key) or [] if "file" in item]

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:9fb9b1d9efc7
+# Tangled from record: edit there, `make tangle`. sha256:c3dc0fa51204
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
@@ -12,19 +12,16 @@ from pathlib import Path
 from companion.literate.source import Book, SourceError, read_book
 from companion.literate.tangle import tangle
 
-# chapters/appendix/record.md:361
 STAGES = "_build/stage"
 
 
-# chapters/appendix/record.md:364
 def package_files(book: Book, name: str | None = None) -> dict[str, str]:
     """The library's files before chapter `name`, or all of them."""
-    files = tangle(book.before(name) if name else book).files
+    files = tangle(book.before(name) if name else book).written
     own = {p: t for p, t in files.items() if p.startswith("companion/")}
     return own if "companion/literate/__init__.py" in own else lent() | own
 
 
-# chapters/appendix/record.md:371
 def lent() -> dict[str, str]:
     """The tools at work here, for a book that has none of its own."""
     found = Path(inspect.getfile(tangle)).parent.glob("*.py")
@@ -33,7 +30,6 @@ def lent() -> dict[str, str]:
     return {"companion/__init__.py": "", **files}
 
 
-# chapters/appendix/record.md:379
 def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     """Write the library before chapter `name`; return its folder.
 
@@ -45,11 +41,9 @@ def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     return folder
 
 
-# chapters/appendix/record.md:399
 PART = ".part"  # the suffix of a file being written
 
 
-# chapters/appendix/record.md:402
 def replace_file(target: Path, text: str) -> None:
     """Write a file whole or not at all, even if others write it too."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +60,6 @@ def replace_file(target: Path, text: str) -> None:
         raise
 
 
-# chapters/appendix/record.md:421
 def sync(folder: Path, files: dict[str, str]) -> None:
     """Make `folder` hold exactly `files`; touch only what differs."""
     for path, text in files.items():
@@ -77,7 +70,6 @@ def sync(folder: Path, files: dict[str, str]) -> None:
         stranger.unlink(missing_ok=True)
 
 
-# chapters/appendix/record.md:431
 def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
     """Files of an earlier stage that this one does not have."""
     known = {folder / path for path in files}
@@ -86,7 +78,6 @@ def strangers(folder: Path, files: dict[str, str]) -> list[Path]:
             and path not in known and path.suffix not in passing]
 
 
-# chapters/appendix/record.md:501
 def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     """A parser for commands that work on named chapters, or all."""
     parser = argparse.ArgumentParser(
@@ -96,14 +87,12 @@ def chapter_parser(command: str, purpose: str) -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/record.md:510
 def chosen(book: Book, options) -> list[str]:
     """The chapters that were named, or all; those with cells."""
     given = [book.chapter(name) for name in options.chapters]
     return [c.name for c in given or book.chapters if c.cells]
 
 
-# chapters/appendix/record.md:516
 def reported(work: Callable, *arguments) -> int:
     """Run a command's work; what stops it is one line and status 1."""
     try:
@@ -120,7 +109,6 @@ def reported(work: Callable, *arguments) -> int:
     return 1
 
 
-# chapters/appendix/record.md:535
 def print_stages(options) -> None:
     """Stage the chosen chapters; print their folders."""
     book = read_book()
@@ -128,7 +116,6 @@ def print_stages(options) -> None:
         print(stage(book, name, options.out))
 
 
-# chapters/appendix/record.md:542
 def main(argv: list[str]) -> int:
     """Write the library as it stood before each chapter."""
     parser = chapter_parser("stage", str(main.__doc__))

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:420cbe723e6b
+# Tangled from tangle: edit there, `make tangle`. sha256:a4a8e7a8a8dc
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -24,11 +24,15 @@ from companion.literate.floors import (
 )
 from companion.literate.imports import Import, import_block, imports_of
 from companion.literate.names import KNOWN, Use, line_of, names_in
+from companion.literate.origin import ORIGINS
 from companion.literate.pieces import (
     Layout,
     Piece,
     alone,
+    as_entry,
     decorated,
+    is_entry,
+    open_table,
     parse,
     pieces,
     table_entries,
@@ -46,7 +50,6 @@ from companion.literate.source import (
 from companion.literate.write import check, with_header, write
 
 
-# chapters/appendix/tangle.md:1369
 @dataclass(eq=False)
 class Definition:
     """One thing a cell defines, and where it stands in the library.
@@ -69,20 +72,29 @@ class Definition:
     uses: set[str] = field(default_factory=set)
 
 
-# chapters/appendix/tangle.md:1394
 @dataclass
 class Library:
     """The tangled files, and every definition in the book's order.
 
-    `floors` has the files of the house, and not the tools beside it.
+    `floors` has the files of the house, and not the tools beside it;
+    `origins` the places in the chapters where the runs of a file begin.
     """
 
     files: dict[str, str] = field(default_factory=dict)
+    origins: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
     definitions: list[Definition] = field(default_factory=list)
     floors: dict[str, int] = field(default_factory=dict)
 
+    @property
+    def written(self) -> dict[str, str]:
+        """The files, and the one that says where their lines come from."""
+        lines = [f"{file}:{line} {place}"
+                 for file, runs in self.origins.items()
+                 for line, place in runs]
+        origins = with_header(ORIGINS, ["the chapters"], lines)
+        return self.files | {ORIGINS: origins}
 
-# chapters/appendix/tangle.md:1465
+
 class Reason(NamedTuple):
     """Why a module imports a name: the page that needs it, and where."""
 
@@ -90,7 +102,6 @@ class Reason(NamedTuple):
     error: Callable[[str], SourceError]
 
 
-# chapters/appendix/tangle.md:1472
 @dataclass(eq=False)
 class Module:
     """A file in the making."""
@@ -115,7 +126,6 @@ class Module:
         return self.file.startswith("companion/")
 
 
-# chapters/appendix/tangle.md:1552
 @dataclass(eq=False)
 class Entry:
     """A name in the index: its piece, and the body that holds it."""
@@ -127,7 +137,6 @@ class Entry:
     definition: Definition
 
 
-# chapters/appendix/tangle.md:1566
 LAZY = "from __future__ import annotations\n"
 KINDS = {
     ast.ClassDef: "class",
@@ -137,7 +146,6 @@ KINDS = {
 }
 
 
-# chapters/appendix/tangle.md:1575
 def definition(module, name, piece, action, replaced) -> Definition:
     """The record of a name that a piece defines."""
     kind = KINDS.get(type(piece.node), "constant")
@@ -151,7 +159,6 @@ def definition(module, name, piece, action, replaced) -> Definition:
                       cell.index, action, replaced)
 
 
-# chapters/appendix/tangle.md:1966
 class Reading:
     """A piece as the library will print it, and the names in it."""
 
@@ -179,7 +186,6 @@ class Reading:
         return cell.error(line, message)
 
 
-# chapters/appendix/tangle.md:1593
 class Tangler:
     """Takes cells in the book's order; remembers who defines what."""
 
@@ -207,7 +213,6 @@ class Tangler:
         fresh = Module(file, beside(file) if inside else tool)
         return self.modules.setdefault(file, fresh)
 
-    # chapters/appendix/tangle.md:1628
     def learn(self, cell: Cell) -> None:
         """Remember what a cell imports, and what an untagged one makes."""
         if cell.language != "python":
@@ -219,7 +224,6 @@ class Tangler:
             for name in names_in(own.source).bound:
                 self.loose.setdefault((cell.chapter, name), cell)
 
-    # chapters/appendix/tangle.md:1693
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
         if cell.language != "python":
@@ -245,9 +249,9 @@ class Tangler:
                 raise piece.error(f"{new.binds} is imported from {old.module} "
                                   f"and from {new.module}: rename one")
 
-    # chapters/appendix/tangle.md:1724
     def place(self, module: Module, piece: Piece) -> None:
         """Put a statement where it belongs."""
+        table = self.table(module, piece)
         if decorated(piece, "extend"):
             self.extend(module, piece)
         elif piece.docstring and not (module.body or module.doc):
@@ -255,6 +259,8 @@ class Tangler:
             module.doc = piece.text
         elif decorated(piece, "test"):
             self.put(module, module.body, without_decorator(piece))
+        elif table:
+            self.put_entry(module, table, piece)
         else:
             self.put(module, module.body, piece)
 
@@ -274,7 +280,25 @@ class Tangler:
         for member in piece.body:
             self.put(entry.module, body, member, "extend")
 
-    # chapters/appendix/tangle.md:1762
+    def table(self, module: Module, piece: Piece) -> Piece | None:
+        """The table of this module that an entry can be printed in."""
+        if not is_entry(piece):
+            return None
+        name = ast.unparse(piece.node.targets[0].value)
+        entry = self.index.get(name, {}).get(module.file)
+        changed = any(ast.unparse(other.node.target) == name
+                      for other in module.body
+                      if isinstance(other.node, ast.AugAssign))
+        if entry and not changed and open_table(entry.piece):
+            return entry.piece
+        return None
+
+    def put_entry(self, module: Module, table: Piece, piece: Piece) -> None:
+        """Print an entry in its table, and the table here."""
+        module.body.remove(table)
+        module.body.append(table)
+        self.put(module, table.body, as_entry(piece))
+
     def put(self, module, body, piece, action="define") -> None:
         """Add a piece to a body, or let it take an older one's place."""
         found = [self.old(module, name, piece) for name in piece.names]
@@ -298,7 +322,6 @@ class Tangler:
                 f"rename one of them or say `:replaces: {name}`")
         return entry
 
-    # chapters/appendix/tangle.md:1791
     def drop(self, entry: Entry, new: Piece) -> None:
         """Remove a replaced piece, and the members it had."""
         old = entry.piece
@@ -324,7 +347,6 @@ class Tangler:
                 raise cell.error(1, f"replaces {name}: no earlier cell "
                                     "defines it, or this one does not")
 
-    # chapters/appendix/tangle.md:1822
     def register(self, module, body, piece, action, replaced="") -> None:
         """Enter a piece's names, and those of a class's members."""
         self.sign(module, piece.cell)
@@ -347,7 +369,6 @@ class Tangler:
         if future and future.module == "__future__":
             module.imports["annotations"] = future
 
-    # chapters/appendix/tangle.md:1852
     def home(self, module, name, anywhere=False) -> str:
         """The file in which a name stands that a cell of `module` says."""
         base = re.split(r"[.\[]", name)[0]
@@ -374,7 +395,6 @@ class Tangler:
             and other is not module
         ]
 
-    # chapters/appendix/tangle.md:2000
     def resolve_all(self, module: Module, read: dict[int, Reading]) -> None:
         """Give the module the imports that its free names need."""
         own = set(module.imports)
@@ -392,7 +412,6 @@ class Tangler:
                     module.reasons[use.name] = reason
                     own.add(use.name)
 
-    # chapters/appendix/tangle.md:2023
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
         said = self.pages[chapter].get(name)
@@ -410,7 +429,6 @@ class Tangler:
             raise blame(f"{name} {self.hint(name, chapter, others)}")
         return found[0]
 
-    # chapters/appendix/tangle.md:2046
     def nearest(self, name, chapter, others) -> list[Module]:
         """Those of several definers that the page itself has named."""
         said = self.pages[chapter].get(name)
@@ -433,13 +451,12 @@ class Tangler:
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"is defined nowhere: define or import it{guess}"
 
-    # chapters/appendix/tangle.md:2159
     def library(self) -> Library:
         """All the files, once they stand as they should."""
         library = Library()
         modules = [m for m in self.modules.values() if m.chapters]
         for module in modules:
-            library.files[module.file] = self.finish(module)
+            self.finish(module, library)
         links = list(self.links(modules))
         check_cycles(links)
         library.floors = floors([m.file for m in modules if m.library], links)
@@ -447,8 +464,8 @@ class Tangler:
         library.definitions = [entry.definition for entry in self.entries]
         return library
 
-    def finish(self, module: Module) -> str:
-        """The text of a file."""
+    def finish(self, module: Module, library: Library) -> None:
+        """Add the text of a file, and where its lines come from."""
         if module.file.endswith(".py"):
             read = {id(piece): Reading(piece) for piece in module.body}
             module.body = Order(module, read).ordered
@@ -457,10 +474,13 @@ class Tangler:
         else:
             layout, head, read = Layout('#line {line} "{path}"'), [], {}
         layout.add(module.body)
-        self.note(module, layout, read, len(head) + 1)
-        return with_header(module.file, module.chapters, head + layout.lines)
+        above = len(head) + 1
+        self.note(module, layout, read, above)
+        library.files[module.file] = with_header(
+            module.file, module.chapters, head + layout.lines)
+        library.origins[module.file] = [
+            (above + line, place) for line, place in layout.runs()]
 
-    # chapters/appendix/tangle.md:2202
     def note(self, module, layout, read, shift) -> None:
         """Complete the definitions with what the layout knows."""
         known = {n for piece in module.body for n in piece.names}
@@ -486,7 +506,6 @@ class Tangler:
             inner = self.note_piece(member, inner, used)
         return previous
 
-    # chapters/appendix/tangle.md:2233
     def links(self, modules):
         """Yield each import of one module by another, as a Link."""
         order = {chapter: n for n, chapter in enumerate(self.pages)}
@@ -502,11 +521,9 @@ class Tangler:
                                order[used], order[made])
 
 
-# chapters/appendix/tangle.md:1645
 IPYTHON = re.compile(r"(\s*)(?:[%!?,;/]|>>>|\.\.\.|.*=\s*[%!]|.*\?\s*$)")
 
 
-# chapters/appendix/tangle.md:1648
 def readable(cell: Cell) -> Cell:
     """A page's own cell, without the lines that only IPython reads."""
     source = textwrap.dedent(cell.source)
@@ -527,7 +544,6 @@ def readable(cell: Cell) -> Cell:
         leave_out(lines, at, theirs[1])
 
 
-# chapters/appendix/tangle.md:1668
 def leave_out(lines: list[str], at: int, indent: str) -> None:
     """Put `pass` for a line, and for those that continue it."""
     while lines[at].endswith("\\"):
@@ -536,7 +552,6 @@ def leave_out(lines: list[str], at: int, indent: str) -> None:
     lines[at] = f"{indent}pass"
 
 
-# chapters/appendix/tangle.md:2087
 class Order:
     """The book's order, with what a piece needs at import before it."""
 
@@ -562,7 +577,6 @@ class Order:
         self.settled.update(needed)
         self.ordered.append(piece)
 
-    # chapters/appendix/tangle.md:2126
     def needs(self, reading: Reading) -> list[str]:
         """The names that must exist when a piece runs, nearest first."""
         names = list(dict.fromkeys(filter(self.open, self.at_once(reading))))
@@ -589,14 +603,12 @@ class Order:
         return now
 
 
-# chapters/appendix/tangle.md:2113
 def is_main(piece: Piece) -> bool:
     """Whether it is the block that runs a module as a program."""
     node = piece.node
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
-# chapters/appendix/tangle.md:2189
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
     parts = [module.doc, import_block(module.imports.values())]
@@ -605,7 +617,6 @@ def top(module: Module) -> list[str]:
     return lines + [""] * ending if lines else []
 
 
-# chapters/appendix/tangle.md:2253
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
@@ -614,7 +625,6 @@ def tangle(book: Book, upto: str | None = None) -> Library:
     return tangler.library()
 
 
-# chapters/appendix/tangle.md:3039
 def main(argv: list[str]) -> int:
     """Write the library that the chapters define."""
     options = arguments().parse_args(argv)
@@ -635,7 +645,6 @@ def main(argv: list[str]) -> int:
     return 1
 
 
-# chapters/appendix/tangle.md:3062
 def run(options: argparse.Namespace) -> int | None:
     """Tangle, then compare or write; None if it is to be done again."""
     out = options.out or "."
@@ -643,7 +652,7 @@ def run(options: argparse.Namespace) -> int | None:
         message = "is not the whole book: say `--out DIR`"
         raise SourceError(options.sources[0], 1, message)
     book = book_of(options.sources)
-    files = tangle(book, options.upto).files
+    files = tangle(book, options.upto).written
     check_kernels(book, files, Path(out))
     if options.check:
         found = check(files, out)
@@ -655,7 +664,6 @@ def run(options: argparse.Namespace) -> int | None:
     return None if mine and any("literate/" in f for f in changed) else 0
 
 
-# chapters/appendix/tangle.md:3086
 def arguments() -> argparse.ArgumentParser:
     """What may stand after `python -m companion tangle`."""
     parser = argparse.ArgumentParser(
@@ -677,7 +685,6 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-# chapters/appendix/tangle.md:3110
 def book_of(sources: list[str]) -> Book:
     """The book here; or a reader's own chapters, and the tools."""
     if not sources:
@@ -691,7 +698,6 @@ def book_of(sources: list[str]) -> Book:
     return Book(Path("."), (*tools, *own))
 
 
-# chapters/appendix/tangle.md:3123
 def reader_page(source: str, known: dict[str, str]) -> Chapter:
     """A chapter that a reader named, once, and that makes something."""
     twice = clash(source, known)
@@ -704,7 +710,6 @@ def reader_page(source: str, known: dict[str, str]) -> Chapter:
     return page
 
 
-# chapters/appendix/tangle.md:3138
 def installed() -> Chapter:
     """The tools as they are installed, for a reader without the book."""
     package = Path(__file__).parents[1]
@@ -713,14 +718,13 @@ def installed() -> Chapter:
     cells = []
     for n, path in enumerate(sorted(files)):
         file = path.relative_to(package).as_posix()
-        text = re.sub(r"(?m)^ *# .*\n|^\w+\[.*\] = .*\n", "",
-                      path.read_text())
+        text = re.sub(r'(?m)^# Tangled .*\n|^    "\w+": "companion\.'
+                      r'(?!literate).*\n', "", path.read_text())
         cells.append(Cell("tools", f"companion/{file}", n, 1, text,
                           ("tangle",), file=file))
     return Chapter("tools", "companion", "", front, "", tuple(cells))
 
 
-# chapters/appendix/tangle.md:3156
 def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
     """Let the compiler read the C and CUDA files that changed."""
     cells = (cell for page in book.chapters for cell in page.cells)
@@ -735,7 +739,6 @@ def check_kernels(book: Book, files: dict[str, str], out: Path) -> None:
             check_source(spoken[file], text, card(files))
 
 
-# chapters/appendix/tangle.md:3170
 def card(files: dict[str, str]) -> str:
     """The header of the emulated card: the book's, or the installed."""
     ours = Path(__file__).parents[1] / CARD

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:474aef6db4c8
+# Tangled from tangle: edit there, `make tangle`. sha256:4b1966855abc
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -14,7 +14,6 @@ from pathlib import Path
 
 from companion.literate.source import SUFFIXES, SourceError, files_below
 
-# chapters/appendix/tangle.md:2379
 FOLDERS = ("companion", "tests/chapters")
 
 HEADER = "Tangled from {}: edit there, `make tangle`. {}"
@@ -23,48 +22,42 @@ SEAL = re.compile(r"(?:# |/\* )Tangled from (.*): edit.*(sha256:\w+)(?: .*)?$")
 JOURNAL = ".tangle"
 
 
-# chapters/appendix/tangle.md:2387
 def with_header(file: str, chapters: Iterable[str], lines: list[str]) -> str:
     """A file's text below the line that says where to edit it."""
     text = "\n".join(lines).rstrip("\n") + "\n"
     header = HEADER.format(", ".join(chapters), digest(text))
-    if not file.endswith(".py"):
+    if not file.endswith((".py", ".txt")):
         return f"/* {header} */\n{text}"
     long = "  # noqa: E501" if len(header) > 77 else ""
     return f"# {header}{long}\n{text}"
 
 
-# chapters/appendix/tangle.md:2401
 def digest(text: str) -> str:
     """The seal of a generated text: a later edit by hand breaks it."""
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# chapters/appendix/tangle.md:2406
 def header(text: str) -> tuple[str, str]:
     """The chapters and the seal in a generated file's first line."""
     match = SEAL.match(text.split("\n", 1)[0])
     return (match[1], match[2]) if match else ("", "")
 
 
-# chapters/appendix/tangle.md:2412
 def edited(text: str) -> bool:
     """Whether a text is not what tangle wrote."""
     return header(text)[1] != digest(text.partition("\n")[2])
 
 
-# chapters/appendix/tangle.md:2462
 def present(out: Path) -> dict[str, str]:
     """The library's files that stand in a folder."""
     found = (p for folder in FOLDERS for p in files_below(out / folder))
     return {
         path.relative_to(out).as_posix(): path.read_text("utf-8", "replace")
         for path in found
-        if path.suffix in SUFFIXES
+        if path.suffix in (*SUFFIXES, ".txt")
     }
 
 
-# chapters/appendix/tangle.md:2472
 def changes(files: dict[str, str], out: Path, force=False, remove=False):
     """What has to be written, and what has to go.
 
@@ -83,7 +76,6 @@ def changes(files: dict[str, str], out: Path, force=False, remove=False):
     return new, gone
 
 
-# chapters/appendix/tangle.md:2496
 def lost(gone: list[str], now: dict[str, str]) -> SourceError:
     """The error for files that no cell makes any more."""
     makers = [name for f in gone for name in header(now[f])[0].split(", ")]
@@ -93,7 +85,6 @@ def lost(gone: list[str], now: dict[str, str]) -> SourceError:
         "give the cells their tags back, or say `tangle --remove`")
 
 
-# chapters/appendix/tangle.md:2509
 def hand_edited(file: str, old: str, new: str) -> SourceError:
     """The error for a file that tangle would have to overwrite."""
     lines = different_lines(old, new)
@@ -103,7 +94,6 @@ def hand_edited(file: str, old: str, new: str) -> SourceError:
     return SourceError(file, int(re.split("[-,]", lines)[0]), message)
 
 
-# chapters/appendix/tangle.md:2518
 def different_lines(old: str, new: str) -> str:
     """The lines of `old` that `new` does not have, as `3, 7-9`."""
     a, b = old.split("\n")[1:], new.split("\n")[1:]
@@ -117,7 +107,6 @@ def different_lines(old: str, new: str) -> str:
     return ", ".join(words) or "1"
 
 
-# chapters/appendix/tangle.md:2542
 def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     """What differs between a folder and `files`, one line each."""
     now = present(Path(out))
@@ -125,7 +114,6 @@ def check(files: dict[str, str], out: str | Path = ".") -> list[str]:
     return [line for f in every if (line := verdict(f, files, now))]
 
 
-# chapters/appendix/tangle.md:2549
 def verdict(file: str, files, now) -> str | None:
     """What is wrong with one file, if anything is."""
     if file not in now:
@@ -141,7 +129,6 @@ def verdict(file: str, files, now) -> str | None:
     return f"{file}: no cell makes it any more: `tangle --remove` removes it"
 
 
-# chapters/appendix/tangle.md:2583
 def write(files: dict[str, str], out=".", force=False,
           remove=False) -> list[str]:
     """Bring a folder to the state `files`: wholly, or not at all.
@@ -159,7 +146,6 @@ def write(files: dict[str, str], out=".", force=False,
         return [*new, *gone]
 
 
-# chapters/appendix/tangle.md:2600
 @contextmanager
 def only_one(out: Path):
     """Let one process at a time write in a folder."""
@@ -171,7 +157,6 @@ def only_one(out: Path):
         os.close(handle)
 
 
-# chapters/appendix/tangle.md:2615
 def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     """Write all new texts beside the old; the last step decides."""
     waiting = out / f"{JOURNAL}-new"
@@ -185,7 +170,6 @@ def prepare(out: Path, new: dict[str, str], gone: list[str]) -> None:
     os.replace(waiting, out / JOURNAL)
 
 
-# chapters/appendix/tangle.md:2628
 def save(path: Path, text: str) -> None:
     """Write a file and see that it reaches the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +179,6 @@ def save(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-# chapters/appendix/tangle.md:2641
 def finish(out: Path) -> None:
     """Clear what was not decided; do what was, where it stopped."""
     journal, waiting = out / JOURNAL, out / f"{JOURNAL}-new"

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:ca2880d31c72
+# Tangled from mnist: edit there, `make tangle`. sha256:4b64be492112
 from __future__ import annotations
 
 import functools
@@ -17,12 +17,10 @@ from companion.optim import SGD
 from companion.tensor import from_numpy
 from companion.timing import compare, limits, machine, versions
 
-# chapters/gradients/mnist.md:541
 Step = Callable[[np.ndarray], float]  # rows of the batch to its loss
 RATE, BATCH, EPOCH = 0.1, 128, 60_000 // 128
 
 
-# chapters/gradients/mnist.md:545
 def ours(x: np.ndarray, t: np.ndarray, weights: list[np.ndarray]) -> Step:
     """784-128-10 with this library, eager."""
     model = Sequential(Linear(784, 128), relu, Linear(128, 10))
@@ -40,7 +38,6 @@ def ours(x: np.ndarray, t: np.ndarray, weights: list[np.ndarray]) -> Step:
     return step
 
 
-# chapters/gradients/mnist.md:565
 def torchs(x: np.ndarray, t: np.ndarray,
            weights: list[np.ndarray]) -> Step:
     """The same with PyTorch, eager."""
@@ -64,7 +61,6 @@ def torchs(x: np.ndarray, t: np.ndarray,
     return step
 
 
-# chapters/gradients/mnist.md:591
 def by_hand(x: np.ndarray, t: np.ndarray,
             weights: list[np.ndarray]) -> Step:
     """The same in NumPy, with the derivatives worked out on paper."""
@@ -89,11 +85,9 @@ def by_hand(x: np.ndarray, t: np.ndarray,
     return step
 
 
-# chapters/gradients/mnist.md:618
 PEERS = {"torch": torchs, "numpy": by_hand}
 
 
-# chapters/gradients/mnist.md:621
 def task(seed: int = 0) -> tuple[np.ndarray, np.ndarray,
                                  list[np.ndarray]]:
     """Random pictures, labels and first weights: time knows no other."""
@@ -105,7 +99,6 @@ def task(seed: int = 0) -> tuple[np.ndarray, np.ndarray,
                   for s in shapes]
 
 
-# chapters/gradients/mnist.md:632
 def epoch(step: Step, steps: int) -> Callable[[], list[float]]:
     """`steps` steps on shuffled rows, as a function to be timed."""
     order = np.random.default_rng(1).permutation(60_000)
@@ -113,7 +106,6 @@ def epoch(step: Step, steps: int) -> Callable[[], list[float]]:
     return lambda: [step(r) for r in rows]
 
 
-# chapters/gradients/mnist.md:642
 def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
     """Milliseconds an epoch of ours and of one peer, in turn."""
     if name == "torch" and importlib.util.find_spec("torch") is None:
@@ -132,7 +124,6 @@ def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
             "limit_fraction": work / found.ours / limits(threads).peak}
 
 
-# chapters/gradients/mnist.md:660
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """An epoch of a small network, beside each peer."""
     for name in PEERS:

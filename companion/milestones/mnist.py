@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:c8479211bc87
+# Tangled from mnist: edit there, `make tangle`. sha256:67425de39858
 from __future__ import annotations
 
 import time
@@ -25,7 +25,6 @@ from companion.training import (
 )
 
 
-# chapters/gradients/mnist.md:92
 def pixels(data: Arrays) -> Arrays:
     """Pictures as rows of 784 floats from 0 to 1, beside the labels."""
     images, labels = data.columns
@@ -33,16 +32,13 @@ def pixels(data: Arrays) -> Arrays:
     return Arrays(rows, labels, source=data.source)
 
 
-# chapters/gradients/mnist.md:105
 BATCH = 128
 
 
-# chapters/gradients/mnist.md:108
 def loss_of(model: Module, x: Tensor, t: Tensor) -> Tensor:
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/mnist.md:112
 def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
             momentum: float = 0.9, schedule: Callable = one_cycle,
             loss: Callable[..., Tensor] = loss_of,
@@ -55,20 +51,17 @@ def learner(model: Module, train: Arrays, epochs: int, lr: float = 0.2,
                    rate=schedule(epochs * len(batches)))
 
 
-# chapters/gradients/mnist.md:124
 def read_right(model: Module, data: Arrays) -> float:
     """The share of pictures that are read right."""
     return evaluate(model, accuracy, *data.columns)
 
 
-# chapters/gradients/mnist.md:165
 def classifier(width: int = 256) -> Sequential:
     """784 pixels, a hidden layer of rectifiers, ten logits."""
     return Sequential(Linear(784, width, init=he), relu,
                       Linear(width, 10))
 
 
-# chapters/gradients/mnist.md:171
 def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
           seed: int = 0, observers: Sequence[Observer] = (),
           ) -> tuple[Trainer, list[dict[str, Any]]]:
@@ -86,7 +79,6 @@ def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
     return run, rows
 
 
-# chapters/gradients/mnist.md:265
 def genuine(data: Arrays) -> Arrays:
     """The data, if it is MNIST; drawn digits earn no verdict."""
     if data.source != "MNIST":
@@ -97,14 +89,12 @@ def genuine(data: Arrays) -> Arrays:
     return data
 
 
-# chapters/gradients/mnist.md:275
 def verdict(rows: list[dict[str, Any]]) -> Report:
     """The report on a study; 95 % after the last epoch are asked for."""
     return Report("handwritten digits", "share of test digits read right",
                   rows[-1]["right"], 0.95, rows, rows[-1]["seconds"])
 
 
-# chapters/gradients/mnist.md:281
 def milestone() -> Report:
     """All of MNIST: 60,000 to learn from, 10,000 to be judged by."""
     try:

@@ -1,4 +1,4 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:e832140c8ce5
+# Tangled from perceptron: edit there, `make tangle`. sha256:0dfd6c342f38
 from __future__ import annotations
 
 import time
@@ -7,11 +7,9 @@ from companion.dtype import float32
 from companion.milestones.report import Report
 from companion.tensor import Generator, Tensor, randint, randn, where, zeros
 
-# chapters/tensors/perceptron.md:58
 SIDE, SQUARE = 20, 4
 
 
-# chapters/tensors/perceptron.md:61
 def cards(n: int, draw: Generator) -> tuple[Tensor, Tensor]:
     """n pictures (n, 400) of a square, and its side: -1 left, 1 right."""
     right = randint(0, 2, (n,), generator=draw)
@@ -24,7 +22,6 @@ def cards(n: int, draw: Generator) -> tuple[Tensor, Tensor]:
     return pictures.reshape(n, -1), right * 2 - 1
 
 
-# chapters/tensors/perceptron.md:109
 class Perceptron:
     """Signs of weighted sums, and Rosenblatt's rule (1958)."""
 
@@ -47,7 +44,6 @@ class Perceptron:
         return right.to(float32).mean().item()
 
 
-# chapters/tensors/perceptron.md:197
 def fifty_cards(seed: int) -> tuple[float, int]:
     """Accuracy on 1,000 new cards after 50, and the mistakes so far."""
     draw = Generator(seed)
@@ -59,7 +55,6 @@ def fifty_cards(seed: int) -> tuple[float, int]:
     return machine.accuracy(unseen, truth), machine.mistakes
 
 
-# chapters/tensors/perceptron.md:289
 def separable(n: int, margin: float, draw: Generator,
               inputs: int = 10) -> tuple[Tensor, Tensor]:
     """n random points on the sphere, at least `margin` from a cut."""
@@ -72,7 +67,6 @@ def separable(n: int, margin: float, draw: Generator,
     return x[:n], where(height[:n] > 0, 1, -1)
 
 
-# chapters/tensors/perceptron.md:303
 def until_right(x: Tensor, t: Tensor, passes: int = 100) -> Perceptron:
     """Show all examples again and again until none is wrong."""
     pupil = Perceptron(x.shape[1])
@@ -86,7 +80,6 @@ def until_right(x: Tensor, t: Tensor, passes: int = 100) -> Perceptron:
     return pupil
 
 
-# chapters/tensors/perceptron.md:413
 def generalization(seed: int) -> float:
     """Accuracy on new points after learning 300 separable ones."""
     draw = Generator(seed)
@@ -94,7 +87,6 @@ def generalization(seed: int) -> float:
     return until_right(x[:300], t[:300]).accuracy(x[300:], t[300:])
 
 
-# chapters/tensors/perceptron.md:493
 def milestone() -> Report:
     """Rosenblatt's rule on separable data, five seeds."""
     start = time.perf_counter()

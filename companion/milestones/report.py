@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:9417a7b2e9b5  # noqa: E501
+# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:cf00d08ce657  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -13,7 +13,6 @@ from companion.timing import machine
 from companion.training import write_atomically
 
 
-# chapters/tensors/perceptron.md:425
 class Report(NamedTuple):
     """What a milestone reached: `value` must not be below `target`."""
 
@@ -40,11 +39,9 @@ class Report(NamedTuple):
                           f"in {self.seconds:.1f} s"])
 
 
-# chapters/tensors/perceptron.md:454
 MILESTONES = {"1957": "companion.milestones.perceptron"}
 
 
-# chapters/gradients/xor.md:307
 def run(year: str, folder: Path) -> Report:
     """Run one milestone and leave its report as JSON in `folder`."""
     report: Report = import_module(MILESTONES[year]).milestone()
@@ -57,7 +54,6 @@ def run(year: str, folder: Path) -> Report:
     return report
 
 
-# chapters/gradients/mnist.md:246
 def main(argv: list[str]) -> int:
     """Run milestones; exit with 1 if any is below its target."""
     parser = argparse.ArgumentParser(prog="python -m companion milestone")
@@ -69,16 +65,13 @@ def main(argv: list[str]) -> int:
     return 0 if all(results) else 1
 
 
-# chapters/gradients/xor.md:322
 MILESTONES["1969"] = "companion.milestones.xor"
 
 
-# chapters/gradients/mnist.md:227
 class Unmeasured(RuntimeError):
     """The data for a verdict is missing: says how to get it."""
 
 
-# chapters/gradients/mnist.md:231
 def reached(year: str, folder: Path) -> bool:
     """Run a milestone and print what it says; whether it is reached."""
     try:
@@ -90,5 +83,4 @@ def reached(year: str, folder: Path) -> bool:
     return report.passed
 
 
-# chapters/gradients/mnist.md:260
 MILESTONES["1986"] = "companion.milestones.mnist"

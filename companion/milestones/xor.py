@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:93afbcffa260
+# Tangled from xor: edit there, `make tangle`. sha256:90914442f141
 from __future__ import annotations
 
 import time
@@ -13,25 +13,21 @@ from companion.tensor import Tensor, arange, manual_seed
 from companion.training import Batches, Trainer
 
 
-# chapters/gradients/xor.md:57
 def bits(n: int) -> Tensor:
     """All rows of n bits, (2ⁿ, n), counted up from zero."""
     places = Tensor([2 ** i for i in range(n)])
     return (arange(2 ** n).unsqueeze(1) // places % 2).to(float32)
 
 
-# chapters/gradients/xor.md:63
 def parity(x: Tensor) -> Tensor:
     """1 for each row with an odd number of ones, else 0: (rows, 1)."""
     return x.sum(1, keepdim=True) % 2
 
 
-# chapters/gradients/xor.md:81
 def loss_of(model: Module, x: Tensor, t: Tensor) -> Tensor:
     return bce_with_logits(model(x), t)
 
 
-# chapters/gradients/xor.md:85
 def taught(model: Module, x: Tensor, t: Tensor, steps: int) -> Trainer:
     """A run of training on all rows at once."""
     optimizer = SGD(model.parameters(), lr=0.5, momentum=0.9)
@@ -40,21 +36,18 @@ def taught(model: Module, x: Tensor, t: Tensor, steps: int) -> Trainer:
     return run
 
 
-# chapters/gradients/xor.md:93
 def right(model: Module, x: Tensor, t: Tensor) -> int:
     """How many rows are on the right side of zero."""
     with no_grad():
         return int(((model(x) > 0) == (t > 0.5)).sum())
 
 
-# chapters/gradients/xor.md:235
 def network(inputs: int, width: int) -> Sequential:
     """One hidden layer of tanh units, and one logit."""
     return Sequential(Linear(inputs, width), Tensor.tanh,
                       Linear(width, 1))
 
 
-# chapters/gradients/xor.md:273
 def attempt(seed: int, width: int = 4, steps: int = 100) -> dict:
     """One run on exclusive or: loss, rows right, seconds."""
     manual_seed(seed)
@@ -66,7 +59,6 @@ def attempt(seed: int, width: int = 4, steps: int = 100) -> dict:
             "seconds": round(time.perf_counter() - start, 2)}
 
 
-# chapters/gradients/xor.md:284
 def milestone() -> Report:
     """Exclusive or from ten seeds; at least nine must have it whole."""
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:85b81822da82
+# Tangled from activations: edit there, `make tangle`. sha256:4b538ca310e6
 from __future__ import annotations
 
 import math
@@ -15,12 +15,10 @@ from companion.tensor import Tensor, manual_seed, randn, where, zeros
 from companion.timing import Timed
 
 
-# chapters/tensors/activations.md:1440
 def reference(f, values):
     return np.array([f(v) for v in values.astype(np.float64)])
 
 
-# chapters/tensors/activations.md:1444
 def logistic(v):
     e = math.exp(-abs(v))
     return (e if v < 0 else 1) / (1 + e)
@@ -41,7 +39,6 @@ POINTS = np.concatenate(
     [-np.logspace(-6, 1, 200), [0.0], np.logspace(-6, 1, 200)])
 
 
-# chapters/tensors/activations.md:1467
 def test_values_are_right_to_the_last_digits():
     for name, (f, exact) in EXACT.items():
         for dtype, tolerance in ((float32, 4e-7), (float64, 1e-15)):
@@ -51,7 +48,6 @@ def test_values_are_right_to_the_last_digits():
             assert (error <= tolerance * (np.abs(truth) + 1)).all(), name
 
 
-# chapters/tensors/activations.md:1477
 def test_tanh_and_sigmoid_keep_their_relative_precision():
     x = np.concatenate([np.logspace(-8, 1, 300), -np.logspace(-8, 1, 300)])
     for f, exact in (EXACT["tanh"], EXACT["sigmoid"]):
@@ -60,7 +56,6 @@ def test_tanh_and_sigmoid_keep_their_relative_precision():
         assert error.max() < 5e-7
 
 
-# chapters/tensors/activations.md:1488
 def test_gelu_by_tanh_keeps_its_left_tail():
     f, exact = EXACT["gelu by tanh"]
     x = -np.logspace(-3, 0.9, 200).astype(np.float32)
@@ -68,7 +63,6 @@ def test_gelu_by_tanh_keeps_its_left_tail():
     assert error.max() < 3e-5  # the cubic's rounding, times 2u
 
 
-# chapters/tensors/activations.md:1496
 def test_nothing_overflows_at_ten_thousand():
     x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4])
     for name, (f, _) in EXACT.items():
@@ -79,7 +73,6 @@ def test_nothing_overflows_at_ten_thousand():
     assert x.log_softmax(0)[0].item() == -2e4
 
 
-# chapters/tensors/activations.md:1509
 def test_nan_passes_through_and_infinity_saturates():
     x = Tensor([math.nan, math.inf, -math.inf])
     assert np.isnan([f(x).numpy()[0] for f in (
@@ -88,7 +81,6 @@ def test_nan_passes_through_and_infinity_saturates():
     assert x.tanh().tolist()[1:] == [1.0, -1.0]
 
 
-# chapters/tensors/activations.md:1518
 def test_sigmoid_has_no_corner_at_zero():
     h = 1e-4
     left, middle, right = Tensor([-h, 0.0, h], float64).sigmoid().tolist()
@@ -97,7 +89,6 @@ def test_sigmoid_has_no_corner_at_zero():
     assert abs((middle - left) / h - 0.25) < 1e-6
 
 
-# chapters/tensors/activations.md:1527
 def test_shapes_without_elements_and_without_axes():
     for name, (f, _) in EXACT.items():
         assert f(zeros(0, 3)).shape == (0, 3), name
@@ -105,7 +96,6 @@ def test_shapes_without_elements_and_without_axes():
     assert zeros(0, 3).softmax(1).shape == (0, 3)
 
 
-# chapters/tensors/activations.md:1537
 def test_strided_operands_give_the_same_values():
     x = randn(6, 4)
     for name, (f, _) in EXACT.items():
@@ -113,7 +103,6 @@ def test_strided_operands_give_the_same_values():
     assert np.allclose(x.T.softmax(0).numpy(), x.softmax(1).T.numpy())
 
 
-# chapters/tensors/activations.md:1545
 def test_rows_of_softmax_add_up_and_ignore_a_shift():
     x = randn(7, 5, dtype=float64)
     assert np.allclose(x.softmax(-1).sum(-1).numpy(), 1, atol=1e-15)
@@ -121,13 +110,11 @@ def test_rows_of_softmax_add_up_and_ignore_a_shift():
     assert np.allclose(x.log_softmax(1).exp().numpy(), x.softmax(1).numpy())
 
 
-# chapters/tensors/activations.md:1553
 def test_logsumexp_of_nothing_possible():
     assert Tensor([-math.inf] * 3).logsumexp(0).item() == -math.inf
     assert Tensor([0.0, -math.inf]).logsumexp(0).item() == 0.0
 
 
-# chapters/tensors/activations.md:1561
 def test_halves_stay_halves():
     for dtype in (float16, bfloat16):
         x = Tensor([-3.0, 0.5, 3.0], dtype)
@@ -138,7 +125,6 @@ def test_halves_stay_halves():
             assert np.abs(y.to(float64).numpy() - truth).max() < 0.05, name
 
 
-# chapters/tensors/activations.md:1572
 def test_many_halves_share_one():
     even = zeros(70_000, dtype=float16)
     share = even.softmax(0)
@@ -147,12 +133,10 @@ def test_many_halves_share_one():
     assert abs(even.logsumexp(0).item() - math.log(7e4)) < 0.01
 
 
-# chapters/tensors/activations.md:1581
 def test_a_leak_has_the_slope_it_was_given():
     assert leaky_relu(Tensor([-2.0, 3.0]), 0.5).tolist() == [-1.0, 3.0]
 
 
-# chapters/tensors/activations.md:1589
 def last_places(found, exact, x):
     """The largest error of `found`, in units of the last place."""
     truth = np.array([exact(v) for v in x.astype(np.float64)])
@@ -160,7 +144,6 @@ def last_places(found, exact, x):
     return (np.abs(found.astype(np.float64) - truth) / step).max()
 
 
-# chapters/tensors/activations.md:1597
 def test_exp_and_erf_are_right_to_two_last_places():
     tiny = np.logspace(-44, -3, 300)
     for dtype, low, high in ((float32, -103, 88.7), (float64, -740, 709)):
@@ -172,7 +155,6 @@ def test_exp_and_erf_are_right_to_two_last_places():
         assert last_places(Tensor(x).erf().numpy(), math.erf, x) < 2
 
 
-# chapters/tensors/activations.md:1612
 def test_exp_and_erf_of_special_values():
     for dtype in (float16, bfloat16, float32, float64):
         x = Tensor([math.nan, math.inf, -math.inf, 0.0, -0.0, 1e4, -1e4],
@@ -186,7 +168,6 @@ def test_exp_and_erf_of_special_values():
     assert zeros(0, 3).exp().shape == zeros(3, 0).T.erf().shape == (0, 3)
 
 
-# chapters/tensors/activations.md:1627
 def arranged(a):
     """An array of three axes, (8, 40, 32), under many views."""
     wide = np.broadcast_to
@@ -196,7 +177,6 @@ def arranged(a):
             a[:, 3], a[..., 5], a[:, :, :1], a[:1, :1], a[:, :0]]
 
 
-# chapters/tensors/activations.md:1637
 def test_loops_in_c_agree_with_numpy_on_every_view():
     draw = np.random.default_rng(4)
     for dtype in (np.float32, np.float64, np.int32):
@@ -212,7 +192,6 @@ def test_loops_in_c_agree_with_numpy_on_every_view():
                 assert ((x * y).numpy() == left * right).all()
 
 
-# chapters/tensors/activations.md:1655
 def test_folds_agree_with_numpy_on_every_view():
     draw = np.random.default_rng(5)
     for dtype in (np.float32, np.float64):
@@ -231,7 +210,6 @@ def test_folds_agree_with_numpy_on_every_view():
         assert np.isnan(Tensor(bad).max(axis).numpy()).sum() == 1
 
 
-# chapters/tensors/activations.md:1677
 def test_loops_give_the_same_bits_on_any_number_of_threads():
     manual_seed(6)
     x, before, found = randn(3, 70_001), POOL.threads, set()
@@ -243,7 +221,6 @@ def test_loops_give_the_same_bits_on_any_number_of_threads():
     assert len(found) == 1
 
 
-# chapters/tensors/activations.md:1693
 def test_without_a_compiler_erf_is_the_same():
     x, out = randn(6, 5).T, Buffer.empty((5, 6), float32)
     erf(out, x.buffer, None)
@@ -253,7 +230,6 @@ def test_without_a_compiler_erf_is_the_same():
     assert (short.array == halves.erf().numpy()).all()
 
 
-# chapters/tensors/activations.md:1707
 def test_where_chooses_in_every_dtype_and_layout():
     draw = np.random.default_rng(1)
     for dtype in DTYPES.values():
@@ -273,7 +249,6 @@ def test_where_chooses_in_every_dtype_and_layout():
     assert math.isnan(where(Tensor(False), 1.0, math.nan).item())
 
 
-# chapters/tensors/activations.md:1729
 def test_a_timed_device_gives_the_same_values():
     x = randn(4, 6)
     timed = Timed(CPU)
@@ -291,7 +266,6 @@ def test_a_timed_device_gives_the_same_values():
     assert timed.calls[-1][2] == 2 * 2 * 6 * 4 + 2 * 8
 
 
-# chapters/tensors/activations.md:1747
 def test_bad_requests_say_what_to_do():
     try:
         gelu(Tensor([1.0]), "sigmoid")

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:cbf510aeef50
+# Tangled from arrays: edit there, `make tangle`. sha256:53fcac972d27
 from __future__ import annotations
 
 import ast
@@ -22,7 +22,6 @@ from companion.dtype import (
 from companion.view import View
 
 
-# chapters/tensors/arrays.md:286
 def test_promotion_follows_the_standard():
     standard = [d for d in DTYPES.values() if d is not bfloat16]
     for a, b in product(standard, standard):
@@ -35,20 +34,17 @@ def test_promotion_follows_the_standard():
             assert promote(a, b) is a
 
 
-# chapters/tensors/arrays.md:299
 def test_promotion_does_not_depend_on_order():
     for a, b, c in product(DTYPES.values(), repeat=3):
         assert promote(a, a) is a and promote(a, b) is promote(b, a)
         assert promote(promote(a, b), c) is promote(a, promote(b, c))
 
 
-# chapters/tensors/arrays.md:1203
 def permuted(draw, ours, theirs):
     order = tuple(draw(st.permutations(range(theirs.ndim))))
     return ours.permute(order), theirs.transpose(order)
 
 
-# chapters/tensors/arrays.md:1208
 def flipped(draw, ours, theirs):
     axes = tuple(i for i in range(theirs.ndim) if draw(st.booleans()))
     steps = [-1 if i in axes else 1 for i in range(theirs.ndim)]
@@ -56,7 +52,6 @@ def flipped(draw, ours, theirs):
     return ours.flip(axes), theirs[(..., *slices)]
 
 
-# chapters/tensors/arrays.md:1215
 def shrunk(draw, ours, theirs):
     slices = tuple(
         draw(st.slices(n).filter(lambda s: (s.step or 1) > 0))
@@ -65,20 +60,17 @@ def shrunk(draw, ours, theirs):
     return ours.shrink(ranges), theirs[(..., *slices)]
 
 
-# chapters/tensors/arrays.md:1223
 def expanded(draw, ours, theirs):
     shape = tuple(draw(st.lists(st.integers(0, 3), max_size=1))) + tuple(
         draw(st.integers(0, 3)) if n == 1 else n for n in theirs.shape)
     return ours.expand(shape), np.broadcast_to(theirs, shape)
 
 
-# chapters/tensors/arrays.md:1233
 MOVES = (permuted, flipped, shrunk, expanded)
 many = settings(max_examples=200, deadline=None, database=None,
                 derandomize=True)
 
 
-# chapters/tensors/arrays.md:1238
 def moved(draw, move, ours, theirs):
     """One movement on both sides; the storage must stay the same."""
     view, theirs = move(draw, ours.view, theirs)
@@ -89,7 +81,6 @@ def moved(draw, move, ours, theirs):
     return result, theirs
 
 
-# chapters/tensors/arrays.md:1248
 @st.composite
 def pairs(draw):
     """A buffer after some movements, and NumPy's array after the same."""
@@ -102,7 +93,6 @@ def pairs(draw):
     return pair
 
 
-# chapters/tensors/arrays.md:1263
 @many
 @given(pairs(), st.data())
 def test_movements_agree_and_copy_nothing(pair, data):
@@ -110,7 +100,6 @@ def test_movements_agree_and_copy_nothing(pair, data):
         moved(data.draw, move, *pair)
 
 
-# chapters/tensors/arrays.md:1275
 @many
 @given(pairs(), st.data())
 def test_reshape_copies_only_where_it_must(pair, data):
@@ -129,7 +118,6 @@ def test_reshape_copies_only_where_it_must(pair, data):
     assert (ours.moved(view).array == expected).all()
 
 
-# chapters/tensors/arrays.md:1298
 @many
 @given(pairs())
 def test_adopt_shares_memory(pair):
@@ -138,7 +126,6 @@ def test_adopt_shares_memory(pair):
     assert theirs.size == 0 or np.shares_memory(adopted.array, theirs)
 
 
-# chapters/tensors/arrays.md:1307
 @many
 @given(pairs())
 def test_dense_copies_only_where_it_must(pair):
@@ -148,7 +135,6 @@ def test_dense_copies_only_where_it_must(pair):
     assert (ours.dense().array == theirs).all()
 
 
-# chapters/tensors/arrays.md:1317
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_repeats_means_shared_elements(pair):
@@ -157,7 +143,6 @@ def test_repeats_means_shared_elements(pair):
     assert view.repeats == (len(cells) < view.size)
 
 
-# chapters/tensors/arrays.md:1334
 def test_copies_are_buffers_like_others():
     for dtype in (bool_, int8, bfloat16):
         ours = adopt(np.ones((2, 3), dtype.numpy)[:, ::-1])
@@ -168,14 +153,12 @@ def test_copies_are_buffers_like_others():
         assert ours.array.sum() == 5 and other.dtype is dtype
 
 
-# chapters/tensors/arrays.md:1349
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_text_reads_back(pair):
     assert ast.literal_eval(text(pair[0])) == pair[1].tolist()
 
 
-# chapters/tensors/arrays.md:1356
 def test_text_of_every_kind():
     for array, expected in (
             (np.array(5, np.uint8), "5"),
@@ -190,7 +173,6 @@ def test_text_of_every_kind():
     assert text(adopt(np.arange(6)), threshold=1) == "[0, 1, 2, 3, 4, 5]"
 
 
-# chapters/tensors/arrays.md:1378
 def complaint(error, function, *arguments) -> str:
     """The message with which `function` refuses its arguments."""
     try:
@@ -200,7 +182,6 @@ def complaint(error, function, *arguments) -> str:
     raise AssertionError(f"{function.__name__} accepts {arguments}")
 
 
-# chapters/tensors/arrays.md:1388
 def test_refusals():
     half = Buffer.empty((2,), bfloat16)
     backwards = adopt(np.arange(3)[::-1])

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:7e6247cd2ec7
+# Tangled from autograd: edit there, `make tangle`. sha256:0cfb7f395dcf
 from __future__ import annotations
 
 import math
@@ -59,7 +59,6 @@ from companion.tensor import (
 )
 
 
-# chapters/gradients/autograd.md:1352
 def push(f, x, change):
     """How f(x) changes when x does: J · change, by two sweeps."""
     x = x.detach().requires_grad_()
@@ -70,7 +69,6 @@ def push(f, x, change):
     return pushed
 
 
-# chapters/gradients/autograd.md:1550
 class Scales(Device):
     """The CPU, with the bytes that its results hold at each moment."""
 
@@ -95,14 +93,12 @@ class Scales(Device):
         self.alive -= nbytes
 
 
-# chapters/gradients/autograd.md:1576
 def deep(x, layers):
     for _ in range(layers):
         x = x.sin()
     return x.sum()
 
 
-# chapters/gradients/autograd.md:1582
 def weighed(retain=False, layers=50):
     """The scales after a deep chain, forwards and backwards."""
     scales = Scales()
@@ -113,7 +109,6 @@ def weighed(retain=False, layers=50):
     return scales, forward, scales.alive, loss
 
 
-# chapters/gradients/autograd.md:1704
 def wide(*shape, low=-1.0):
     """A float64 leaf with values from `low` to 1."""
     x = rand(*shape, dtype=float64) * (1 - low) + low
@@ -143,7 +138,6 @@ EXAMPLES = {
 FLAT = {LESS, EQUAL, IDIV, AND}
 
 
-# chapters/gradients/autograd.md:1736
 def test_every_rule_agrees_with_finite_differences():
     assert set(EXAMPLES) == set(GRADIENT) - FLAT
     for op, (inputs, arg) in EXAMPLES.items():
@@ -152,7 +146,6 @@ def test_every_rule_agrees_with_finite_differences():
             *inputs)
 
 
-# chapters/gradients/autograd.md:1745
 def test_every_rule_can_be_differentiated_again():
     for op, (inputs, arg) in EXAMPLES.items():
         def slope_of(*xs, op=op, arg=arg):
@@ -163,7 +156,6 @@ def test_every_rule_can_be_differentiated_again():
         gradcheck(slope_of, *inputs, tolerance=1e-4)
 
 
-# chapters/gradients/autograd.md:1759
 def gradients_in(dtype, op, inputs, arg):
     """The gradients of an example with its floats cast to `dtype`."""
     xs = [x.detach().cast(dtype).requires_grad_() if x.requires_grad
@@ -172,7 +164,6 @@ def gradients_in(dtype, op, inputs, arg):
     return grad((y * y).sum(), [x for x in xs if x.requires_grad])
 
 
-# chapters/gradients/autograd.md:1768
 def test_float32_gives_the_numbers_of_float64():
     for op, example in EXAMPLES.items():
         exact = gradients_in(float64, op, *example)
@@ -181,7 +172,6 @@ def test_float32_gives_the_numbers_of_float64():
             assert np.allclose(g.numpy(), e.numpy(), 1e-5, 1e-6), op
 
 
-# chapters/gradients/autograd.md:1780
 def spoilt(x):
     """The shape and dtype of x, and none of its values."""
     if x.dtype.is_float:
@@ -189,7 +179,6 @@ def spoilt(x):
     return x == ~x if x.dtype is bool_ else x * 0 - 1000
 
 
-# chapters/gradients/autograd.md:1788
 def test_rules_read_only_what_the_table_says():
     for op, (inputs, arg) in EXAMPLES.items():
         values = [*inputs, Tensor.apply(op, *inputs, arg=arg)]
@@ -206,35 +195,29 @@ def test_rules_read_only_what_the_table_says():
             assert np.array_equal(clean, dirty), op
 
 
-# chapters/gradients/autograd.md:1809
 def test_a_value_used_twice():
     gradcheck(lambda x: (y := x * x) * y + y.sin(), wide(3))
 
 
-# chapters/gradients/autograd.md:1814
 def test_broadcasting_both_ways():
     gradcheck(lambda a, b: a * b, wide(3, 1), wide(1, 4))
     gradcheck(lambda a, b: a - b, wide(2, 3), wide(3))
     gradcheck(lambda a, b: a / b, wide(), wide(2, 2, low=0.3))
 
 
-# chapters/gradients/autograd.md:1821
 def test_slices_that_overlap():
     gradcheck(lambda x: x[1:] * x[:-1] + x[::2].sum(), wide(6))
 
 
-# chapters/gradients/autograd.md:1826
 def test_repeated_indices_add_up():
     gradcheck(lambda x: x[Tensor([0, 2, 2, 2])].square(), wide(3, 2))
 
 
-# chapters/gradients/autograd.md:1831
 def test_shared_weights():
     gradcheck(lambda w, x: ((x @ w).sin() @ w).sin() @ w,
               wide(3, 3), wide(2, 3))
 
 
-# chapters/gradients/autograd.md:1839
 def test_ties_share_the_gradient():
     x = Tensor([3.0, 1.0, 3.0]).requires_grad_()
     x.max().backward()
@@ -244,7 +227,6 @@ def test_ties_share_the_gradient():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:1849
 def test_corners_have_the_slopes_that_frameworks_give():
     flat, ends = [0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]
     for f, slopes in ((Tensor.relu, flat), (lambda x: x.clamp(0, 1), ends),
@@ -257,7 +239,6 @@ def test_corners_have_the_slopes_that_frameworks_give():
         assert x.grad.tolist() == slopes
 
 
-# chapters/gradients/autograd.md:1864
 def test_slopes_of_powers_where_logarithms_end():
     inf, nan = math.inf, math.nan
     for base, power, slopes in (
@@ -274,7 +255,6 @@ def test_slopes_of_powers_where_logarithms_end():
     assert x.grad.tolist() == [0.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1883
 def test_second_slopes_of_powers_at_zero():
     for power, bend in ((1, 0.0), (2, 2.0), (3, 0.0), (0, 0.0)):
         x, y = Tensor(0.0).requires_grad_(), Tensor(float(power))
@@ -282,7 +262,6 @@ def test_second_slopes_of_powers_at_zero():
         assert grad(g, x)[0].item() == bend
 
 
-# chapters/gradients/autograd.md:1891
 def test_nothing_at_all():
     for f in (lambda x: x * x, lambda x: x[:, 1:].exp(),
               lambda x: x @ x.T, lambda x: x.T @ x, lambda x: x.max(1),
@@ -293,7 +272,6 @@ def test_nothing_at_all():
         assert x.grad.shape == (0, 3)
 
 
-# chapters/gradients/autograd.md:1904
 def test_gradients_accumulate_until_they_are_cleared():
     x = Tensor(3.0).requires_grad_()
     for _ in range(2):
@@ -301,14 +279,12 @@ def test_gradients_accumulate_until_they_are_cleared():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:1912
 def test_integers_between_floats_do_not_pass_gradients():
     x = Tensor([1.5, -0.5]).requires_grad_()
     (x * (x > 0)).sum().backward()
     assert x.grad.tolist() == [1.0, 0.0]
 
 
-# chapters/gradients/autograd.md:1922
 def message(call):
     try:
         call()
@@ -317,7 +293,6 @@ def message(call):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/autograd.md:1931
 def test_bad_requests_say_what_to_do():
     x = Tensor([1.0, 2.0]).requires_grad_()
     assert "nothing here asks" in message(zeros(1).backward)
@@ -330,7 +305,6 @@ def test_bad_requests_say_what_to_do():
     assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:1946
 def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(lambda: gradcheck(Tensor.sin, x))
@@ -343,13 +317,11 @@ def test_bad_checks_say_what_to_do():
         lambda: grad(x * 2, [x, zeros(1)]))
 
 
-# chapters/gradients/autograd.md:1959
 def test_one_input_needs_no_list():
     x = Tensor([3.0]).requires_grad_()
     assert [g.item() for g in grad(x * x, x)] == [6.0]
 
 
-# chapters/gradients/autograd.md:1965
 def test_a_check_leaves_its_input_as_it_was():
     x = wide(3)
     before, calls = x.tolist(), iter((x * 2, x.detach()))  # then none
@@ -362,7 +334,6 @@ def test_a_check_leaves_its_input_as_it_was():
     gradcheck(lambda v: ones(2, dtype=float64), x)  # all slopes are 0
 
 
-# chapters/gradients/autograd.md:1980
 def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
     for narrow, wide_one in ((float32, float64), (float16, float32)):
         x = Tensor([1.0, 2.0], narrow).requires_grad_()
@@ -370,14 +341,12 @@ def test_a_cast_brings_the_gradient_back_in_its_own_dtype():
         assert x.grad.dtype is narrow and x.grad.tolist() == [3.0, 3.0]
 
 
-# chapters/gradients/autograd.md:1988
 def test_a_gradient_may_be_written_to():
     x = Tensor([1.0]).requires_grad_()
     (x + 2).backward()
     assert x.grad.assign(7).tolist() == [7.0]
 
 
-# chapters/gradients/autograd.md:1997
 def test_a_failed_block_turns_recording_on_again():
     try:
         with no_grad():
@@ -386,7 +355,6 @@ def test_a_failed_block_turns_recording_on_again():
         assert RECORDING.get()
 
 
-# chapters/gradients/autograd.md:2006
 def test_no_grad_and_detach_leave_no_record():
     x = Tensor([1.0]).requires_grad_()
     with no_grad():
@@ -395,7 +363,6 @@ def test_no_grad_and_detach_leave_no_record():
     assert x.detach().buffer.storage is x.buffer.storage
 
 
-# chapters/gradients/autograd.md:2017
 def test_leaves_are_copied_whole_and_graphs_are_not():
     x = Tensor([1.0, 2.0]).requires_grad_()
     y = x.square().sum()
@@ -413,7 +380,6 @@ def test_leaves_are_copied_whole_and_graphs_are_not():
         assert x.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/autograd.md:2037
 def test_a_value_overwritten_in_place_keeps_both_pasts():
     w, v = wide(3), wide(3)
 
@@ -440,7 +406,6 @@ def test_a_value_overwritten_in_place_keeps_both_pasts():
     assert grad(before.sum(), [x])[0].tolist() == [3, 3]
 
 
-# chapters/gradients/autograd.md:2066
 def test_in_place_under_no_grad_moves_the_parameter():
     model = Linear(2, 1)
     was = [p.tolist() for p in model.parameters()]
@@ -454,7 +419,6 @@ def test_in_place_under_no_grad_moves_the_parameter():
     assert all(p.is_leaf and p.requires_grad for p in model.parameters())
 
 
-# chapters/gradients/autograd.md:2081
 def behind_its_back(x, h):
     total = h.sum()
     h.detach().assign(0)
@@ -463,33 +427,28 @@ def behind_its_back(x, h):
     (h + 1).sum()
 
 
-# chapters/gradients/autograd.md:2089
 def the_root_itself(x, h):
     total = h.sum()
     total.detach().assign(0)
     total.backward()
 
 
-# chapters/gradients/autograd.md:2095
 def a_part(x, h):
     h[0] += 1
 
 
-# chapters/gradients/autograd.md:2099
 def a_view_of_it(x, h):
     turned = h.flip()
     turned *= 2
     h.sum()
 
 
-# chapters/gradients/autograd.md:2105
 def needed_later(x, h):
     y = h * x
     h *= x
     y.sum().backward()
 
 
-# chapters/gradients/autograd.md:2114
 def test_writes_that_no_record_could_tell_are_refused():
     for act, words in [(lambda x, h: x.__iadd__(1), "leaf"),
                        (a_part, "a part"), (behind_its_back, "another"),
@@ -510,7 +469,6 @@ def test_writes_that_no_record_could_tell_are_refused():
     assert h.tolist() == [7, 8] and not h.requires_grad and h.is_leaf
 
 
-# chapters/gradients/autograd.md:2137
 def test_numpy_does_not_lose_a_gradient_in_silence():
     w, plain = wide(2), rand(2, dtype=float64)
     for act in (np.exp, np.asarray, np.array, Tensor, np.from_dlpack,
@@ -527,7 +485,6 @@ def test_numpy_does_not_lose_a_gradient_in_silence():
     assert w.numpy() is not None and w[0].item() and w.tolist()
 
 
-# chapters/gradients/autograd.md:2159
 def effort(program, n):
     """Calls, and the most bytes held, of a gradient through n steps."""
     calls, x = [0], Tensor([1.0]).requires_grad_()
@@ -546,7 +503,6 @@ def effort(program, n):
     return calls[0], peak
 
 
-# chapters/gradients/autograd.md:2179
 def ladder(x, n):
     """Every value is used twice, by the next and by the one after."""
     a = b = x
@@ -555,7 +511,6 @@ def ladder(x, n):
     return a
 
 
-# chapters/gradients/autograd.md:2187
 def fan(x, n):
     """One leaf is used n times."""
     total = x
@@ -564,7 +519,6 @@ def fan(x, n):
     return total
 
 
-# chapters/gradients/autograd.md:2198
 def test_a_program_four_times_as_long_costs_four_times_as_much():
     def line(x, n):
         for _ in range(n):
@@ -577,7 +531,6 @@ def test_a_program_four_times_as_long_costs_four_times_as_much():
         assert long[1] < 6 * short[1], program  # tables double in size
 
 
-# chapters/gradients/autograd.md:2213
 def test_twenty_thousand_operations_in_a_row():
     x = Tensor([1.0]).requires_grad_()
     y = x
@@ -587,7 +540,6 @@ def test_twenty_thousand_operations_in_a_row():
     assert x.grad.tolist() == [1.0]
 
 
-# chapters/gradients/autograd.md:2223
 def test_overwritten_values_are_noticed():
     for write_over, f in (
             ("y", lambda x, a: a.exp()), ("a", lambda x, a: x * a),
@@ -600,7 +552,6 @@ def test_overwritten_values_are_noticed():
         assert "written to after" in message(total.backward)
 
 
-# chapters/gradients/autograd.md:2239
 def test_harmless_writes_are_allowed():
     table, bias = zeros(3, 2).requires_grad_(), zeros(2)
     y = table[Tensor([1, 1])] + bias
@@ -610,14 +561,12 @@ def test_harmless_writes_are_allowed():
     assert table.grad.tolist() == [[0, 0], [2, 2], [0, 0]]
 
 
-# chapters/gradients/autograd.md:2251
 def test_a_sweep_lets_go_of_the_graph():
     scales, _, after, loss = weighed(layers=9)
     assert max(scales.curve) > 10 * 10 ** 6
     assert 2 * 10 ** 6 <= after < 2.1 * 10 ** 6 and loss.item() == 0
 
 
-# chapters/gradients/autograd.md:2258
 def test_a_dropped_graph_is_gone_at_once():
     scales = Scales()
     x = zeros(1000, 250, device=scales).requires_grad_()
@@ -628,7 +577,6 @@ def test_a_dropped_graph_is_gone_at_once():
     assert scales.alive == start
 
 
-# chapters/gradients/autograd.md:2271
 def test_gradients_own_their_memory():
     a, b = zeros(3).requires_grad_(), zeros(3).requires_grad_()
     weight = Tensor([1.0, 2.0, 3.0])
@@ -637,7 +585,6 @@ def test_gradients_own_their_memory():
     assert b.grad.tolist() == weight.tolist() == [1.0, 2.0, 3.0]
 
 
-# chapters/gradients/autograd.md:2280
 def test_kept_graphs_can_be_walked_again():
     x = Tensor(3.0).requires_grad_()
     y = x * x
@@ -647,7 +594,6 @@ def test_kept_graphs_can_be_walked_again():
     assert x.grad.item() == 12.0
 
 
-# chapters/gradients/autograd.md:2292
 def test_products_with_hessians_and_jacobians():
     x, v = wide(4).detach(), wide(4).detach()
 

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:93e601a2a19d
+# Tangled from blas: edit there, `make tangle`. sha256:82ba16dbbceb
 from __future__ import annotations
 
 import contextlib
@@ -31,14 +31,12 @@ from companion.native import (
 from companion.tensor import Tensor, rand
 from companion.timing import MISSING, compare, judged, row_of
 
-# chapters/tensors/blas.md:2460
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
      100, 130])
 STACKS = st.sampled_from([(), (1,), (3,), (2, 3), (0,)])
 
 
-# chapters/tensors/blas.md:2466
 def matrices(draw, stack, m, n, dtype, writable=False):
     """A Buffer of random values in one of several layouts."""
     layout = draw(st.sampled_from(["dense", "turned", "steps", "flipped"]))
@@ -52,7 +50,6 @@ def matrices(draw, stack, m, n, dtype, writable=False):
             "steps": x[..., ::2, ::3], "flipped": x[..., ::-1, ::-1]}[layout]
 
 
-# chapters/tensors/blas.md:2479
 @st.composite
 def products(draw, dtypes=(np.float32, np.float64)):
     """c, a, b of shapes that fit, in any layouts."""
@@ -63,13 +60,11 @@ def products(draw, dtypes=(np.float32, np.float64)):
             matrices(draw, stack, k, n, dtype))
 
 
-# chapters/tensors/blas.md:2493
 def spread_out(x, stack):
     """A Buffer whose stack is as long as it should be, by stride 0."""
     return adopt(np.broadcast_to(x, stack + x.shape[-2:]))
 
 
-# chapters/tensors/blas.md:2499
 @settings(max_examples=300, deadline=None)
 @given(products(), st.sampled_from([1, 0, -2]), st.sampled_from([0, 1, 3]),
        st.sampled_from([1, 2, 3]))
@@ -87,7 +82,6 @@ def test_gemm_against_numpy(operands, alpha, beta, threads):
     np.testing.assert_array_equal(c, expected)
 
 
-# chapters/tensors/blas.md:2521
 def test_large_products():
     random = np.random.default_rng(0)
     for m, n, k in ((200, 130, 2500), (1500, 300, 1100), (1, 5000, 3000),
@@ -103,14 +97,12 @@ def test_large_products():
             assert error < 1e-6 * k ** 0.5 * 10
 
 
-# chapters/tensors/blas.md:2540
 def levels_of_x86():
     """Names of the x86 generations that this processor can run."""
     needs = {"x86-64": "sse2", "x86-64-v3": "avx2", "x86-64-v4": "avx512f"}
     return [level for level, flag in needs.items() if flag in cpu().split()]
 
 
-# chapters/tensors/blas.md:2547
 def test_every_width_of_vector():
     a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
     for level in levels_of_x86():
@@ -125,7 +117,6 @@ def test_every_width_of_vector():
             np.testing.assert_array_equal(c, a @ a.T[:, :n])
 
 
-# chapters/tensors/blas.md:2566
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from([(3,), (2, 3), (4, 2, 3), (5, 1, 2, 3)]),
        st.sampled_from([(3,), (3, 2), (4, 3, 2), (4, 3, 1)]),
@@ -138,7 +129,6 @@ def test_operator_follows_numpy(left, right, kind):
     assert result.numpy().dtype == a.dtype
 
 
-# chapters/tensors/blas.md:2579
 def test_operands_that_do_not_fit():
     for a, b, message in (
             (rand(2, 3), rand(4, 5), "(2, 3) @ (4, 5)"),
@@ -151,7 +141,6 @@ def test_operands_that_do_not_fit():
             raise AssertionError(f"{a.shape} @ {b} went through")
 
 
-# chapters/tensors/blas.md:2596
 def test_gemm_refuses_what_does_not_fit():
     def ones(*shape, dtype=np.float32):
         return adopt(np.ones(shape, dtype))
@@ -170,7 +159,6 @@ def test_gemm_refuses_what_does_not_fit():
             raise AssertionError(f"gemm made no objection: {message}")
 
 
-# chapters/tensors/blas.md:2617
 def test_integers_are_multiplied_by_whole_numbers():
     for dtype in (np.int32, np.int64):
         a, c = np.array([[3, 4]], dtype), np.array([[10]], dtype)
@@ -185,7 +173,6 @@ def test_integers_are_multiplied_by_whole_numbers():
         assert c.item() == -20
 
 
-# chapters/tensors/blas.md:2635
 @contextlib.contextmanager
 def environment(**variables):
     """Other variables for a while, and nothing remembered of before."""
@@ -199,7 +186,6 @@ def environment(**variables):
         function.cache_clear()
 
 
-# chapters/tensors/blas.md:2649
 def test_damaged_library_is_rebuilt():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -212,7 +198,6 @@ def test_damaged_library_is_rebuilt():
         assert len(list(Path(folder).iterdir())) == 1
 
 
-# chapters/tensors/blas.md:2664
 def test_killed_compilations_are_swept_away():
     with (tempfile.TemporaryDirectory() as folder,
           environment(COMPANION_CACHE=folder)):
@@ -225,7 +210,6 @@ def test_killed_compilations_are_swept_away():
         assert busy.exists() and not left.exists()
 
 
-# chapters/tensors/blas.md:2678
 def compile_and_multiply(folder, results):
     """What each process of the crowd does."""
     with environment(COMPANION_CACHE=folder):
@@ -234,7 +218,6 @@ def compile_and_multiply(folder, results):
         results.put(load("int four(void) { return 4; }").four())
 
 
-# chapters/tensors/blas.md:2687
 def test_many_processes_compile_at_once():
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
@@ -250,7 +233,6 @@ def test_many_processes_compile_at_once():
         assert not [p for p in Path(folder).iterdir() if p.is_dir()]
 
 
-# chapters/tensors/blas.md:2705
 def test_without_a_compiler():
     said = io.StringIO()
     with environment(PATH="", CC=""), contextlib.redirect_stderr(said):
@@ -269,7 +251,6 @@ def test_without_a_compiler():
     assert len(lines) == 1 and "install one" in lines[0]
 
 
-# chapters/tensors/blas.md:2724
 def test_threads_from_the_environment():
     with environment(COMPANION_THREADS="3"):
         assert available() == 3
@@ -282,7 +263,6 @@ def test_threads_from_the_environment():
             raise AssertionError("COMPANION_THREADS=many was accepted")
 
 
-# chapters/tensors/blas.md:2739
 def test_instruction_set_from_the_environment():
     source = """int wide(void) {
     #ifdef __AVX2__
@@ -302,7 +282,6 @@ def test_instruction_set_from_the_environment():
             raise AssertionError("COMPANION_MARCH=x87 was accepted")
 
 
-# chapters/tensors/blas.md:2761
 def test_errors_name_the_line():
     try:
         load('#line 3 "blas.md"\nint f(void) {\n  return x;\n}')
@@ -312,7 +291,6 @@ def test_errors_name_the_line():
         raise AssertionError("an unknown name was compiled")
 
 
-# chapters/tensors/blas.md:2771
 def test_every_memory_has_an_address():
     locked = np.ones(3)
     locked.flags.writeable = False
@@ -322,7 +300,6 @@ def test_every_memory_has_an_address():
         assert Storage(memory).address == lies
 
 
-# chapters/tensors/blas.md:2781
 def test_prototypes_and_pointers():
     library = load("double half(const double *x, long i) { return x[i]/2; }")
     assert library.half(np.array([1.0, 3.0]), 1) == 1.5
@@ -334,7 +311,6 @@ def test_prototypes_and_pointers():
         raise AssertionError("a float array passed as double *")
 
 
-# chapters/tensors/blas.md:2797
 def test_rows_of_a_bench():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "ratio": 0.5, "spread": 0.02, "limit_fraction": None,
@@ -345,7 +321,6 @@ def test_rows_of_a_bench():
     assert "numpy: it is not installed" in row_of(row | MISSING)
 
 
-# chapters/tensors/blas.md:2808
 def test_what_cannot_be_trusted_is_refused():
     row = {"case": "x", "threads": 1, "unit": "µs", "ours": 2.0,
            "peer": 1.0, "ratio": 0.67, "spread": 0.02,
@@ -358,7 +333,6 @@ def test_what_cannot_be_trusted_is_refused():
         assert found["ratio"] is None and reason in row_of(found)
 
 
-# chapters/tensors/blas.md:2824
 def test_rivals_run_apart_and_agree():
     def setup(value):
         return lambda: lambda: (os.getpid() != parent, value)
@@ -375,7 +349,6 @@ def test_rivals_run_apart_and_agree():
         raise AssertionError("a program that ended was timed")
 
 
-# chapters/tensors/blas.md:2844
 def test_small_calls_are_measured():
     for case, run in list(EAGER.items())[:2]:
         found = calls(run, rounds=2)

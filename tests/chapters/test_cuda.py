@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:df99a3519c63
+# Tangled from cuda: edit there, `make tangle`. sha256:6532ac16964f
 from __future__ import annotations
 
 import numpy as np
@@ -19,7 +19,6 @@ from companion.cuda import (
 from companion.dtype import bfloat16
 from companion.native import complaint
 
-# chapters/gradients/cuda.md:1795
 WAITING = """
 extern "C" __global__ void leave(float *y) {
   __shared__ float room[64];
@@ -42,7 +41,6 @@ extern "C" __global__ void depart(int *y) {
 }
 """
 
-# chapters/gradients/cuda.md:1820
 VOTING = """
 extern "C" __global__ void vote(unsigned *y) {
   unsigned all = __ballot_sync(~0u, threadIdx.x % 3 == 0);
@@ -58,11 +56,9 @@ extern "C" __global__ void where(int *y) {
 }
 """
 
-# chapters/gradients/cuda.md:1838
 ORDERS = (1, -1, 7, 1234)
 
 
-# chapters/gradients/cuda.md:1842
 def test_threads_wait_in_every_order():
     for order in ORDERS:
         program = Emulator(order).compile(WAITING)
@@ -84,7 +80,6 @@ def test_threads_wait_in_every_order():
         assert bits[1] == 1 + 4
 
 
-# chapters/gradients/cuda.md:1866
 def test_every_thread_of_every_block_runs_once():
     for order in ORDERS:
         place = np.zeros((2 * 3 * 2, 4 * 2 * 3), np.int32)
@@ -94,7 +89,6 @@ def test_every_thread_of_every_block_runs_once():
         assert (place == expected).all()
 
 
-# chapters/gradients/cuda.md:1876
 def test_orders_are_what_they_say():
     text = """extern "C" __global__ void f(int *turn, int *y) {
       y[atomicAdd(turn, 1)] = blockIdx.x * blockDim.x + threadIdx.x;
@@ -107,7 +101,6 @@ def test_orders_are_what_they_say():
         assert steps == {order} if abs(order) == 1 else len(steps) > 1
 
 
-# chapters/gradients/cuda.md:1892
 BROKEN = """
 extern "C" __global__ void divided(float *x) {
   if (threadIdx.x < 16)
@@ -126,7 +119,6 @@ extern "C" __global__ void unset(float *x) {
 """
 
 
-# chapters/gradients/cuda.md:1910
 def complaint_of(run, *arguments):
     """What a call that must fail says."""
     try:
@@ -136,7 +128,6 @@ def complaint_of(run, *arguments):
     raise AssertionError("it went through")
 
 
-# chapters/gradients/cuda.md:1922
 def test_broken_kernels_are_told():
     x = np.zeros(32, np.float32)
     for order in ORDERS:
@@ -151,7 +142,6 @@ def test_broken_kernels_are_told():
         complaint_of(program["stuck"], 1, 32, x)
 
 
-# chapters/gradients/cuda.md:1940
 COUNTED = """
 extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
   __shared__ float room[64];
@@ -164,7 +154,6 @@ extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
 """
 
 
-# chapters/gradients/cuda.md:1953
 def test_traffic_is_what_one_counts_by_hand():
     x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
     seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
@@ -175,7 +164,6 @@ def test_traffic_is_what_one_counts_by_hand():
     assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
 
 
-# chapters/gradients/cuda.md:1968
 def test_races_between_blocks_and_within_warps():
     text = """extern "C" __global__ void f(int safe, int *x) {
       __shared__ int room[32];
@@ -189,7 +177,6 @@ def test_races_between_blocks_and_within_warps():
     assert found["shared"].sum() == 128 and len(found) == 192
 
 
-# chapters/gradients/cuda.md:1982
 def test_atomics_do_not_race():
     text = """extern "C" __global__ void f(int safe, int *x) {
       if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
@@ -201,7 +188,6 @@ def test_atomics_do_not_race():
         assert (len(races(seen)) == 0) == safe
 
 
-# chapters/gradients/cuda.md:1998
 def test_bad_launches_are_told():
     program = Emulator().compile(BROKEN)
     unset, x = program["unset"], np.zeros(32, np.float32)
@@ -222,7 +208,6 @@ def test_bad_launches_are_told():
     assert "no file" in complaint_of(cuda_cell, None, " ", BROKEN)
 
 
-# chapters/gradients/cuda.md:2021
 def test_kernels_are_found_by_name():
     text = """// __global__ void old(int n)
     /* __global__ void older() {} */
@@ -234,7 +219,6 @@ def test_kernels_are_found_by_name():
     assert program.names == ["f"] and x[0] == 1
 
 
-# chapters/gradients/cuda.md:2034
 PASSING = """
 struct Range { int first, last; double step; };
 extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
@@ -244,7 +228,6 @@ extern "C" __global__ void fill(Range r, char tag, bool on, float *y) {
 """
 
 
-# chapters/gradients/cuda.md:2044
 def test_arguments_of_every_size():
     kind = np.dtype([("first", "i4"), ("last", "i4"), ("step", "f8")])
     some = np.array((2, 5, 0.5), kind)
@@ -256,7 +239,6 @@ def test_arguments_of_every_size():
         assert y.tolist() == [0, 0, 11, 11.5, 12, 0, 0, 0]
 
 
-# chapters/gradients/cuda.md:2059
 def test_errors_in_kernels_name_the_line():
     text = '#line 7 "page.md"\nextern "C" __global__ void f() {\n  x = 1;\n}'
     said = complaint_of(Emulator().compile, text)
@@ -273,7 +255,6 @@ def test_errors_in_kernels_name_the_line():
     assert read_usage(ptxas) == ("f", Usage(40, 8320, 12))
 
 
-# chapters/gradients/cuda.md:2077
 FRAGMENTS = """
 #include <mma.h>
 using namespace nvcuda::wmma;
@@ -289,7 +270,6 @@ extern "C" __global__ void product(const half *a, const half *b, float *c) {
 """
 
 
-# chapters/gradients/cuda.md:2093
 def test_fragments_lie_by_rows_or_by_columns():
     a, b = np.random.default_rng(0).integers(-9, 9, (2, 16, 16)).astype("f2")
     c = np.zeros((16, 16), np.float32)
@@ -299,7 +279,6 @@ def test_fragments_lie_by_rows_or_by_columns():
         assert np.array_equal(c, right)
 
 
-# chapters/gradients/cuda.md:2104
 WORDS = """
 extern "C" __global__ void words(double *y, int *n) {
   double found[] = {
@@ -317,7 +296,6 @@ extern "C" __global__ void words(double *y, int *n) {
 """
 
 
-# chapters/gradients/cuda.md:2122
 def test_words_mean_what_they_mean_in_cuda():
     y, n = np.zeros(26), np.zeros(1, np.int32)
     Emulator().compile(WORDS)["words"](1, 1, y, n)
@@ -327,7 +305,6 @@ def test_words_mean_what_they_mean_in_cuda():
     assert n[0] == 6 and np.isnan(y[-1])
 
 
-# chapters/gradients/cuda.md:2133
 SHORT = """
 #include <cuda_fp16.h>
 extern "C" __global__ void round_trip(int n, const float *x, __half *h,
@@ -340,7 +317,6 @@ extern "C" __global__ void round_trip(int n, const float *x, __half *h,
 """
 
 
-# chapters/gradients/cuda.md:2146
 def test_short_floats_round_as_numpy_does():
     some = np.random.default_rng(0).integers(0, 2 ** 32, 1 << 20, np.uint32)
     halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
@@ -358,7 +334,6 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-# chapters/gradients/cuda.md:2166
 def test_traffic_of_odd_sizes():
     text = """struct Three { short a, b, c; };
     extern "C" __global__ void f(const Three *x, Three *y) {
@@ -370,7 +345,6 @@ def test_traffic_of_odd_sizes():
     assert traffic(seen[:0]) == {} and len(races(seen[:0])) == 0
 
 
-# chapters/gradients/cuda.md:2180
 def test_rows_keep_their_numbers_in_long_traces():
     up = np.arange(1 << 16)
     both, first = np.tile(up, 2), np.concatenate([up, up[::-1]])
@@ -378,7 +352,6 @@ def test_rows_keep_their_numbers_in_long_traces():
     assert sorted(found) == list(range(1 << 17))
 
 
-# chapters/gradients/cuda.md:2190
 def test_traces_stop_what_leaves_its_arrays():
     text = """extern "C" __global__ void f(int n, float *x) {
       for (int i = 0; i <= n; i++) x[i] = i;
@@ -398,14 +371,12 @@ def test_traces_stop_what_leaves_its_arrays():
         trace, wide, "f", 1, 1, x.view("u1")[12:20].view("f4"))
 
 
-# chapters/gradients/cuda.md:2212
 def test_tracing_asks_for_gcc():
     check_marks("gcc (Debian 12.2.0-14) 12.2.0")
     assert "expected GCC" in complaint_of(
         check_marks, "Apple clang version 17.0.0")
 
 
-# chapters/gradients/cuda.md:2221
 def test_traces_forget_what_went_wrong_before():
     text = """extern "C" __global__ void f(int far, int *x) {
       if (far) atomicAdd(x + far, 1);
@@ -416,7 +387,6 @@ def test_traces_forget_what_went_wrong_before():
     assert len(races(trace(program, "f", 1, 2, np.int32(0), x))) == 2
 
 
-# chapters/gradients/cuda.md:2234
 def test_lanes_that_meet_agree_on_the_count():
     text = """extern "C" __global__ void f(int *x) {
       __shared__ int room[32];
@@ -429,7 +399,6 @@ def test_lanes_that_meet_agree_on_the_count():
     assert len(races(trace(Emulator().compile(text), "f", 1, 32, x))) == 0
 
 
-# chapters/gradients/cuda.md:2249
 def test_races_of_narrow_and_wide_accesses():
     text = """extern "C" __global__ void f(int wide, char *x, float4 *y) {
       x[threadIdx.x] = 1;

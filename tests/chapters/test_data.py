@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:2db94551248b
+# Tangled from data: edit there, `make tangle`. sha256:ee852f486e35
 from __future__ import annotations
 
 import contextlib
@@ -62,7 +62,6 @@ from companion.tensor import Tensor, from_numpy, manual_seed, zeros
 from companion.training import Batches
 
 
-# chapters/gradients/data.md:268
 def seconds(call, times=15):
     """The best of several runs, in seconds."""
     taken = []
@@ -73,7 +72,6 @@ def seconds(call, times=15):
     return min(taken)
 
 
-# chapters/gradients/data.md:718
 def test_a_loader_is_batches_and_more():
     x, t = map(from_numpy, drawn_digits(50))
     old = Batches(x, t, size=8, seed=3)
@@ -84,7 +82,6 @@ def test_a_loader_is_batches_and_more():
         assert old.index == new.index and old.epoch == new.epoch
 
 
-# chapters/gradients/data.md:919
 class Costly(Arrays):
     """Examples in memory that are expensive to get, all the same."""
 
@@ -100,13 +97,11 @@ class Costly(Arrays):
         return batch
 
 
-# chapters/gradients/data.md:936
 def wait(tenths):
     """Do nothing for some tenths of a millisecond."""
     time.sleep(tenths * 1e-4)
 
 
-# chapters/gradients/data.md:943
 def make_step(width=256):
     """One training step of a small classifier, as a function."""
     manual_seed(0)
@@ -120,7 +115,6 @@ def make_step(width=256):
     return step
 
 
-# chapters/gradients/data.md:958
 def run_epoch(loader, step):
     """Train for an epoch; when each step began and ended."""
     log = []
@@ -131,24 +125,20 @@ def run_epoch(loader, step):
     return log
 
 
-# chapters/gradients/data.md:968
 def accelerated(x, t):
     """A step on another device, as the processor sees it: a wait."""
     time.sleep(6e-3)
 
 
-# chapters/gradients/data.md:1130
 BLOCK = np.ones(20_000, np.float32)
 
 
-# chapters/gradients/data.md:1133
 def arithmetic(times):
     """Let NumPy's loops run over an array of 80 kB."""
     for _ in range(times):
         np.exp(BLOCK)
 
 
-# chapters/gradients/data.md:1139
 def python(thousands):
     """Let Python itself work."""
     sum(range(thousands * 1000))
@@ -158,7 +148,6 @@ forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
 
-# chapters/gradients/data.md:1311
 def batches(**options):
     """All batches of two epochs, as arrays."""
     data = Arrays(*drawn_digits(50), transform=Normalize())
@@ -168,7 +157,6 @@ def batches(**options):
             for batch in loader]
 
 
-# chapters/gradients/data.md:1321
 def test_workers_do_not_change_the_batches():
     expected = batches()
     assert len(expected) == 14 and len(expected[6][1]) == 2
@@ -178,7 +166,6 @@ def test_workers_do_not_change_the_batches():
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
 
 
-# chapters/gradients/data.md:1335
 def test_every_example_once_in_an_epoch():
     for workers, drop in ((0, False), (2, False), (2, True)):
         loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
@@ -192,7 +179,6 @@ def test_every_example_once_in_an_epoch():
     assert plain == [[0, 1], [2, 3], [4]]
 
 
-# chapters/gradients/data.md:1353
 def test_rows_by_the_pool_are_numpys():
     draw = np.random.default_rng(2)
     for n, shape in ((1, (70_000,)), (2, (9, 5_000)), (400, (100,)),
@@ -204,7 +190,6 @@ def test_rows_by_the_pool_are_numpys():
                 assert np.array_equal(Tensor(table)[at], table[at])
 
 
-# chapters/gradients/data.md:1365
 def test_rows_that_the_pool_cannot_copy_are_numpys_too():
     draw = np.random.default_rng(3)
     table = draw.random((300, 300), np.float32)
@@ -220,7 +205,6 @@ def test_rows_that_the_pool_cannot_copy_are_numpys_too():
         assert np.array_equal(flat[places], table[at])
 
 
-# chapters/gradients/data.md:1383
 def test_each_epoch_augments_anew():
     images, labels = drawn_digits(9)
     loader = DataLoader(
@@ -234,7 +218,6 @@ def test_each_epoch_augments_anew():
         assert np.array_equal(turned, expected)
 
 
-# chapters/gradients/data.md:1399
 def test_a_loop_left_early_leaves_no_worker():
     before = threading.active_count()
     loader = DataLoader(range(1000), 1, workers=3)
@@ -245,7 +228,6 @@ def test_a_loop_left_early_leaves_no_worker():
     assert len(list(loader)) == 1000 and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1410
 def test_a_dropped_loader_leaves_no_worker():
     before = threading.active_count()
     for pool in ThreadPoolExecutor, forked:
@@ -256,7 +238,6 @@ def test_a_dropped_loader_leaves_no_worker():
     assert not multiprocessing.active_children()
 
 
-# chapters/gradients/data.md:1423
 def test_loops_over_one_loader_do_not_disturb_each_other():
     loader = DataLoader(range(4), 2, workers=1)
     seen = [(a.tolist(), b.tolist()) for a, in loader for b, in loader]
@@ -264,7 +245,6 @@ def test_loops_over_one_loader_do_not_disturb_each_other():
                     ([2, 3], [0, 1]), ([2, 3], [2, 3])]
 
 
-# chapters/gradients/data.md:1431
 def test_a_loop_keeps_its_epoch():
     make = functools.partial(DataLoader, range(4), 2, augment=(
         lambda chance, x: from_numpy(chance())))
@@ -275,7 +255,6 @@ def test_a_loop_keeps_its_epoch():
     assert found + [x.tolist() for x, in loop] == expected
 
 
-# chapters/gradients/data.md:1444
 def test_a_copied_loader_makes_its_own_batches():
     loader = DataLoader(range(9), 2)
     next(loader)
@@ -283,7 +262,6 @@ def test_a_copied_loader_makes_its_own_batches():
     assert next(twin)[0].tolist() == next(loader)[0].tolist() == [2, 3]
 
 
-# chapters/gradients/data.md:1452
 def test_next_goes_on_where_a_loop_was_left():
     loader = DataLoader(range(9), 4, drop_last=True)
     for _batch in loader:
@@ -293,7 +271,6 @@ def test_next_goes_on_where_a_loop_was_left():
     assert next(loader)[0].tolist() == [0, 1, 2, 3] and loader.epoch == 1
 
 
-# chapters/gradients/data.md:1463
 class Broken:
     """Fails at one example, and takes the process along at another."""
 
@@ -311,7 +288,6 @@ class Broken:
         return i
 
 
-# chapters/gradients/data.md:1480
 def failure(loader):
     try:
         list(loader)
@@ -320,7 +296,6 @@ def failure(loader):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/data.md:1491
 def test_an_error_in_a_worker_arrives():
     for options in ({}, {"workers": 2}, {"workers": 2, "pool": forked}):
         loader = DataLoader(Broken(bad=5), 2, **options)
@@ -332,7 +307,6 @@ def test_an_error_in_a_worker_arrives():
         assert (loader.epoch, loader.index) == (0, 4)
 
 
-# chapters/gradients/data.md:1503
 def test_an_error_that_cannot_travel_sends_its_words():
     class Distant(Broken):
         def __getitem__(self, i):
@@ -348,7 +322,6 @@ def test_an_error_that_cannot_travel_sends_its_words():
         assert "while loading example 5" in text and "__getitem__" in text
 
 
-# chapters/gradients/data.md:1521
 def test_a_dataset_that_runs_dry_ends_no_epoch():
     """StopIteration is an error like others, and not the end of a loop."""
     class Dry(Broken):
@@ -361,7 +334,6 @@ def test_a_dataset_that_runs_dry_ends_no_epoch():
         assert "while loading example 5" in error.__cause__.__notes__[0]
 
 
-# chapters/gradients/data.md:1535
 class Counted(Broken):
     """Takes its time, and counts how often it was asked."""
 
@@ -377,7 +349,6 @@ class Counted(Broken):
         return i
 
 
-# chapters/gradients/data.md:1551
 def test_workers_run_ahead_so_far_and_no_farther():
     data = Counted()
     loader = DataLoader(data, 1, workers=1, prefetch=3)
@@ -390,7 +361,6 @@ def test_workers_run_ahead_so_far_and_no_farther():
     assert data.asked < 20
 
 
-# chapters/gradients/data.md:1566
 def test_after_an_error_the_same_batch_comes_again():
     loader = DataLoader(Broken(bad=5), 2, workers=1)
     failure(loader)
@@ -398,7 +368,6 @@ def test_after_an_error_the_same_batch_comes_again():
     assert next(loader)[0].tolist() == [4, 5]
 
 
-# chapters/gradients/data.md:1574
 def test_a_process_that_dies_is_noticed():
     loader = DataLoader(Broken(deadly=6), 1, workers=1, pool=forked)
     error = failure(loader)
@@ -408,7 +377,6 @@ def test_a_process_that_dies_is_noticed():
     assert next(loader)[0].tolist() == [place]
 
 
-# chapters/gradients/data.md:1585
 def message(call, kind=ValueError):
     try:
         call()
@@ -418,7 +386,6 @@ def message(call, kind=ValueError):
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/data.md:1595
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -435,7 +402,6 @@ def test_bad_input_is_one_clear_error():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:1614
 def test_where_a_place_does_not_exist_nothing_is_copied():
     table, out = Tensor(np.ones((5, 4_000))), zeros(9, 4_000)
     for wrong in (5, -6, 1 << 62):
@@ -447,7 +413,6 @@ def test_where_a_place_does_not_exist_nothing_is_copied():
         assert not out.numpy().any()
 
 
-# chapters/gradients/data.md:1628
 def test_a_transform_returns_its_batch():
     for made, forget in (({"transform": lambda x: x * 2}, {}),
                          ({}, {"augment": lambda chance, x: x * 2})):
@@ -461,7 +426,6 @@ def test_a_transform_returns_its_batch():
     assert "got NoneType" in message(lambda: next(loader), TypeError)
 
 
-# chapters/gradients/data.md:1644
 def test_a_repr_is_one_line():
     shown = repr(DataLoader([0] * 1000, 8))
     assert shown.startswith("DataLoader(batch_size=8") and len(shown) < 250
@@ -469,7 +433,6 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
-# chapters/gradients/data.md:1654
 def test_augmentations_move_and_turn():
     x = np.zeros((200, 2, 5, 7), np.uint8)
     x[:, :, 2, 3] = np.arange(200)[:, None]
@@ -485,7 +448,6 @@ def test_augmentations_move_and_turn():
     assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
 
 
-# chapters/gradients/data.md:1670
 def test_normalized_images_have_the_mean_and_spread_asked_for():
     x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
     y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
@@ -495,13 +457,11 @@ def test_normalized_images_have_the_mean_and_spread_asked_for():
     assert y.dtype is float32 and t.tolist() == [1]
 
 
-# chapters/gradients/data.md:1731
 SERVED, ASKED = {}, []
 SPOILED = {"login": b"<html>Please accept our terms</html>",
            "other": gzip.compress(b"something else", mtime=0)}
 
 
-# chapters/gradients/data.md:1736
 class Moody(BaseHTTPRequestHandler):
     """Serves /MOOD/FILE, from the byte that the reader asks for."""
 
@@ -527,7 +487,6 @@ class Moody(BaseHTTPRequestHandler):
         """Keep quiet."""
 
 
-# chapters/gradients/data.md:1763
 @contextlib.contextmanager
 def serving():
     """The address of a moody server on this machine."""
@@ -547,12 +506,10 @@ four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
 SERVED["four.gz"] = gzip.compress(four, mtime=0)
 SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
 
-# chapters/gradients/data.md:1834
 CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
     gzip.decompress(SERVED["four.gz"])).hexdigest()
 
 
-# chapters/gradients/data.md:2347
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -568,7 +525,6 @@ def reader(*moods):
         yield Path(folder, "data", "tiny", "four.gz")
 
 
-# chapters/gradients/data.md:2365
 def test_no_file_and_no_split_are_refused():
     for call, words in (
         (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
@@ -579,7 +535,6 @@ def test_no_file_and_no_split_are_refused():
         assert words in message(call), words
 
 
-# chapters/gradients/data.md:2378
 def test_what_is_wrong_is_never_kept():
     for mood, kind, words in (
             ("down", Unreachable, "503"),
@@ -594,14 +549,12 @@ def test_what_is_wrong_is_never_kept():
             assert len(ASKED) == 2 and text.count("http://") == 1
 
 
-# chapters/gradients/data.md:2393
 def test_a_good_mirror_is_found_behind_bad_ones():
     with reader("down", "other", "login", "good") as path:
         assert read_idx(obtain("tiny/four.gz")).shape == (4, 28, 28)
         assert [p.name for p in path.parent.iterdir()] == ["four.gz"]
 
 
-# chapters/gradients/data.md:2402
 def test_halves_that_do_not_fit_are_not_joined():
     """A mirror that always breaks off spoils nothing for the others."""
     with reader("short", "stored"):
@@ -613,7 +566,6 @@ def test_halves_that_do_not_fit_are_not_joined():
         assert ASKED == [("anew", 7)], "it did not go on, it began anew"
 
 
-# chapters/gradients/data.md:2414
 def test_of_two_at_once_one_downloads():
     with reader("slow") as path, ThreadPoolExecutor(2) as two:
         found = list(two.map(obtain, ["tiny/four.gz"] * 2))
@@ -621,7 +573,6 @@ def test_of_two_at_once_one_downloads():
         assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2424
 def test_a_download_goes_on_where_it_ended():
     with reader("short", "good") as path:
         obtain("tiny/four.gz")
@@ -639,7 +590,6 @@ def test_a_download_goes_on_where_it_ended():
             assert path.read_bytes() == SERVED["four.gz"]
 
 
-# chapters/gradients/data.md:2444
 def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
     whole = SERVED["four.gz"]
     for damaged in (b"", whole[:-9], b"x" + whole, gzip.compress(b"other"),
@@ -659,7 +609,6 @@ def test_a_damaged_file_is_fetched_again_unless_it_is_yours():
             assert not ASKED and not path.exists()
 
 
-# chapters/gradients/data.md:2466
 def test_a_cache_that_cannot_be_written_is_an_error():
     with reader("good") as path:
         path.with_name("four.gz.part").mkdir(parents=True)
@@ -668,7 +617,6 @@ def test_a_cache_that_cannot_be_written_is_an_error():
         assert not ASKED
 
 
-# chapters/gradients/data.md:2477
 def test_a_folder_that_is_none_is_an_error():
     with reader("good"), tempfile.NamedTemporaryFile() as file:
         os.environ["COMPANION_CACHE"] = file.name
@@ -678,7 +626,6 @@ def test_a_folder_that_is_none_is_an_error():
         assert "/no/such/folder, which is no" in message(mnist, DataError)
 
 
-# chapters/gradients/data.md:2487
 def test_a_loader_reads_what_a_mirror_serves():
     names = {"train-images-idx3-ubyte.gz": gzip.decompress(SERVED["four.gz"]),
              "train-labels-idx1-ubyte.gz": struct.pack(">HBBI4B", 0, 8, 1, 4,
@@ -692,7 +639,6 @@ def test_a_loader_reads_what_a_mirror_serves():
         assert data[:][0].dtype is uint8 and data[:][1].dtype is int64
 
 
-# chapters/gradients/data.md:2503
 def test_photographs_are_checked():
     with reader("down"), tempfile.TemporaryDirectory() as mine:
         os.environ["COMPANION_DATA"] = mine
@@ -715,7 +661,6 @@ def test_photographs_are_checked():
         assert x.shape == (10_000, 3, 32, 32) and t[12].item() == 2
 
 
-# chapters/gradients/data.md:2527
 @contextlib.contextmanager
 def folder_with(**files):
     """A reader whose mirrors are down and whose folder has these files."""
@@ -728,13 +673,11 @@ def folder_with(**files):
         yield Path(mine)
 
 
-# chapters/gradients/data.md:2539
 def idx(values, *shape):
     return struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape
                        ) + bytes(values)
 
 
-# chapters/gradients/data.md:2547
 def test_digits_are_read_in_every_usual_form():
     parts = {"images-idx3": idx(range(8), 2, 2, 2), "labels-idx1": idx(
         (3, 1), 2)}
@@ -754,7 +697,6 @@ def test_digits_are_read_in_every_usual_form():
                 assert data[:][0].shape == (2, 2, 2)
 
 
-# chapters/gradients/data.md:2568
 def batch_of_python(records, protocol=4):
     """Records as CIFAR-10's authors pickle them."""
     return pickle.dumps({b"labels": records[:, 0].tolist(),
@@ -762,14 +704,12 @@ def batch_of_python(records, protocol=4):
                         protocol)
 
 
-# chapters/gradients/data.md:2575
 def ten_thousand():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0], records[:, 5] = np.arange(10_000) % 10, 7
     return records
 
 
-# chapters/gradients/data.md:2584
 def test_photographs_are_read_in_their_python_form():
     batch = batch_of_python(ten_thousand())
     packed = io.BytesIO()
@@ -790,13 +730,11 @@ def test_photographs_are_read_in_their_python_form():
             assert t == 2 and x.flatten()[4] == 7 and x.shape == (3, 32, 32)
 
 
-# chapters/gradients/data.md:2606
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harm",)
 
 
-# chapters/gradients/data.md:2612
 def test_a_pickle_that_is_a_program_is_not_run():
     name = "cifar-10-batches-py/test_batch"
     for content, words in ((pickle.dumps(Harmful()), "asks for posix.mkdir"),
@@ -810,7 +748,6 @@ def test_a_pickle_that_is_a_program_is_not_run():
             assert not Path("harm").exists()
 
 
-# chapters/gradients/data.md:2626
 def test_what_is_not_read_is_named():
     with folder_with(**{"mnist/mnist.npz": b"", "mnist/digits.csv": b""}):
         with contextlib.redirect_stderr(io.StringIO()) as told:
@@ -823,7 +760,6 @@ def test_what_is_not_read_is_named():
         assert "by COMPANION_DATA, holds photographs" in told.getvalue()
 
 
-# chapters/gradients/data.md:2641
 def test_photographs_come_out_of_the_tar():
     records = np.zeros((10_000, RECORD), np.uint8)
     records[:, 0] = np.arange(10_000) % 10
@@ -840,7 +776,6 @@ def test_photographs_come_out_of_the_tar():
         assert len(ASKED) == 2
 
 
-# chapters/gradients/data.md:2660
 def test_without_files_and_network_there_are_drawn_digits():
     with reader("down"):
         for load in mnist, cifar10:

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:1ff2d890a148
+# Tangled from gpu: edit there, `make tangle`. sha256:70a83a87e120
 from __future__ import annotations
 
 import copy
@@ -42,7 +42,6 @@ from companion.ops import (
 from companion.tensor import Generator, Tensor
 
 
-# chapters/gradients/gpu.md:1049
 def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:
     """What the error says that `run` must raise."""
     try:
@@ -52,7 +51,6 @@ def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:
     raise AssertionError(f"expected {kind.__name__}")
 
 
-# chapters/gradients/gpu.md:1062
 def test_the_same_chance_on_both_devices():
     device = GPU("emulated", Emulator())
     for n in (1, 2, 7, 1000):
@@ -61,7 +59,6 @@ def test_the_same_chance_on_both_devices():
         assert here.tolist() == there.tolist()
 
 
-# chapters/gradients/gpu.md:1756
 def test_a_copied_tensor_stays_on_its_device():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]]).to("emulated")
     rows = copy.deepcopy([x, x[1]])
@@ -70,7 +67,6 @@ def test_a_copied_tensor_stays_on_its_device():
     assert x.tolist() == [[1.0, 2.0], [3.0, 4.0]]
 
 
-# chapters/gradients/gpu.md:2010
 def test_batches_arrive_in_order_and_whole():
     device = GPU("emulated", Emulator())
     batches = [(Tensor([i, i + 1.0]), Tensor([i])) for i in range(5)]
@@ -82,7 +78,6 @@ def test_batches_arrive_in_order_and_whole():
     assert here[4][0].tolist() == [4.0, 5.0] and here[4][0].device is CPU
 
 
-# chapters/gradients/gpu.md:2022
 def test_a_batch_of_something_else_is_refused():
     for device in "cpu", GPU("emulated", Emulator()):
         for batch in {"x": Tensor(1)}, (np.ones(2),), [Tensor(1)]:
@@ -94,7 +89,6 @@ def test_a_batch_of_something_else_is_refused():
                 raise AssertionError("expected an error")
 
 
-# chapters/gradients/gpu.md:2037
 def test_a_batch_is_not_there_before_it_arrived():
     device = GPU("emulated", Emulator())
     tensor, arrive = device.begin(Tensor([1.0, 2.0]))
@@ -104,7 +98,6 @@ def test_a_batch_is_not_there_before_it_arrived():
     assert tensor.tolist() == [1.0, 2.0]
 
 
-# chapters/gradients/gpu.md:2228
 def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     """Run `op` here and there, on what is seen through a strange view."""
     found = []
@@ -116,7 +109,6 @@ def both(op: Op, *arrays: np.ndarray, arg: Any = None) -> None:
     assert np.allclose(*found, rtol=1e-6), op
 
 
-# chapters/gradients/gpu.md:2243
 def test_every_kernel_agrees_with_the_cpu():
     random = np.random.default_rng(0)
     x, y = random.uniform(0.5, 2, (2, 5, 5)).astype(np.float32)
@@ -135,7 +127,6 @@ def test_every_kernel_agrees_with_the_cpu():
     both(WRITE, x.copy(), y)
 
 
-# chapters/gradients/gpu.md:2262
 def test_a_large_number_hides_none_of_many_ones():
     """Their sum in float32 would stay at the first, 2 ** 24."""
     x, gpu = np.ones((301, 2), np.float32), GPU("emulated", Emulator())
@@ -147,7 +138,6 @@ def test_a_large_number_hides_none_of_many_ones():
         assert found.ravel().tolist() == [2.0 ** 24 + 300] * 2, op
 
 
-# chapters/gradients/gpu.md:2277
 def test_a_wrong_index_costs_one_operation_and_not_the_device():
     table = Tensor([[1.0], [2.0]]).to("emulated")
     for wrong in (2, -3):
@@ -156,7 +146,6 @@ def test_a_wrong_index_costs_one_operation_and_not_the_device():
     assert table.sum().item() == 3
 
 
-# chapters/gradients/gpu.md:2286
 def test_operands_must_be_on_one_device():
     x = Tensor([1.0])
     assert ".to(device)" in complaint(

@@ -1,4 +1,4 @@
-# Tangled from kernels: edit there, `make tangle`. sha256:33474872e5c8
+# Tangled from kernels: edit there, `make tangle`. sha256:a858309f2156
 from __future__ import annotations
 
 import ml_dtypes
@@ -14,30 +14,25 @@ from companion.cuda import (
     traffic,
 )
 
-# chapters/gradients/kernels.md:200
 ORDERS = (1, -1, 1234)
 
 
-# chapters/gradients/kernels.md:203
 def shipped(file, *flags):
     """A kernel file of the library, once for each order of threads."""
     text = kernel_text(f"kernels/{file}")
     return [Emulator(order).compile(text, *flags) for order in ORDERS]
 
 
-# chapters/gradients/kernels.md:209
 def up(n, size):
     """How many blocks of a size cover n."""
     return -(-n // size)
 
 
-# chapters/gradients/kernels.md:214
 def no_races(program, *launch):
     """A launch stays in its arrays, and order cannot matter to it."""
     assert len(races(trace(program, *launch))) == 0
 
 
-# chapters/gradients/kernels.md:222
 def test_transpose():
     random = np.random.default_rng(0)
     for flag, dtype in (("float", "f4"), ("double", "f8"), ("char", "i1")):
@@ -52,13 +47,11 @@ def test_transpose():
         no_races(program, *launch)
 
 
-# chapters/gradients/kernels.md:426
 KINDS = (("float", "double", "f4", "f8"), ("double", "double", "f8", "f8"),
          ("signed char", "long long", "i1", "i8"))
 REDUCTIONS = (("Sum", np.sum), ("Max", np.max))
 
 
-# chapters/gradients/kernels.md:431
 def reductions():
     """Every kind and operation: programs, and what they should give."""
     for real, wide, dtype, out in KINDS:
@@ -67,13 +60,11 @@ def reductions():
             yield shipped("reduce.cu", *flags), dtype, out, right
 
 
-# chapters/gradients/kernels.md:439
 def integers(shape, dtype):
     """Small and negative: exact sums, and no maximum is 0."""
     return np.random.default_rng(0).integers(-99, 0, shape).astype(dtype)
 
 
-# chapters/gradients/kernels.md:447
 def test_reduce_rows():
     for programs, dtype, out, right in reductions():
         for rows, n, parts, block in ((1, 1, 1, 32), (3, 31, 2, 64),
@@ -86,7 +77,6 @@ def test_reduce_rows():
         no_races(programs[0], "reduce_rows", *launch)
 
 
-# chapters/gradients/kernels.md:460
 def test_reduce_columns():
     for programs, dtype, out, right in reductions():
         for outer, n, inner in ((1, 1, 1), (3, 31, 5), (5, 100, 33)):
@@ -100,7 +90,6 @@ def test_reduce_columns():
         no_races(programs[0], "reduce_columns", *launch)
 
 
-# chapters/gradients/kernels.md:476
 def test_reduce_what_is_special():
     x = np.random.default_rng(0).standard_normal((2, 9999)).astype("f4")
     y, z = np.zeros((2, 1)), np.zeros((2, 1))
@@ -118,7 +107,6 @@ def test_reduce_what_is_special():
     assert np.isnan(z[0, 0]) and z[1, 0] == -np.inf
 
 
-# chapters/gradients/kernels.md:630
 def test_softmax():
     random = np.random.default_rng(0)
     for real, dtype, most in (("float", np.float32, 1e-6),
@@ -137,7 +125,6 @@ def test_softmax():
         no_races(program, "softmax", *launch)
 
 
-# chapters/gradients/kernels.md:649
 def test_softmax_of_infinities():
     x = np.float32([[0, -np.inf, 0, -np.inf], [np.inf, 0, 1, 2]])
     y = np.zeros_like(x)
@@ -145,7 +132,6 @@ def test_softmax_of_infinities():
     assert y[0].tolist() == [0.5, 0, 0.5, 0] and np.isnan(y[1, 0])
 
 
-# chapters/gradients/kernels.md:659
 def test_softmax_of_a_row_that_is_masked():
     lowest = np.finfo(np.float32).min
     x = np.float32([[lowest] * 4, [-np.inf] * 4, [lowest, 0, lowest, 0]])
@@ -155,7 +141,6 @@ def test_softmax_of_a_row_that_is_masked():
     assert y[2].tolist() == [0, 0.5, 0, 0.5]
 
 
-# chapters/gradients/kernels.md:848
 def check_layernorm(x, g, w, b, y, dx, dw, db):
     """Against the formulas, in float64."""
     r = 1 / np.sqrt(x.var(1, keepdims=True) + 1e-5)
@@ -167,7 +152,6 @@ def check_layernorm(x, g, w, b, y, dx, dw, db):
         assert np.allclose(ours, theirs, atol=2e-4 * np.abs(r).max())
 
 
-# chapters/gradients/kernels.md:862
 def test_layernorm():
     random = np.random.default_rng(0)
     for program in shipped("layernorm.cu"):
@@ -192,7 +176,6 @@ def test_layernorm():
              *kept, dx)
 
 
-# chapters/gradients/kernels.md:890
 def test_layernorm_far_from_zero():
     x = np.random.default_rng(0).standard_normal((8, 500)) + 10_000
     x = x.astype("f4")
@@ -205,7 +188,6 @@ def test_layernorm_far_from_zero():
     assert np.abs(y.std(1) - 1).max() < 1e-3
 
 
-# chapters/gradients/kernels.md:903
 def test_layernorm_of_rows_without_a_variance():
     x = np.ones((3, 64), "f4")
     x[0, 3], x[1, 3] = np.inf, np.nan
@@ -217,12 +199,10 @@ def test_layernorm_of_rows_without_a_variance():
     assert (y[2] == 1).all()
 
 
-# chapters/gradients/kernels.md:1357
 SIZES = ((1, 1, 1), (31, 33, 17), (128, 128, 32), (130, 257, 40), (7, 1, 99))
 ZERO = np.int64(0)
 
 
-# chapters/gradients/kernels.md:1361
 def check_product(program, name, dtype, tolerance, sizes=SIZES):
     """A stack of two products of each size, against float64."""
     random = np.random.default_rng(0)
@@ -241,7 +221,6 @@ def check_product(program, name, dtype, tolerance, sizes=SIZES):
         assert np.abs(c - right).max() <= tolerance * np.sqrt(k), (m, n, k)
 
 
-# chapters/gradients/kernels.md:1382
 def test_gemm():
     for program in shipped("gemm.cu"):
         check_product(program, "gemm", np.float32, 1e-5)
@@ -251,7 +230,6 @@ def test_gemm():
              *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1392
 def test_gemm_tensor():
     for flags, dtype in (((), np.float16), (("-DTF32",), np.float32),
                          (("-DBF16",), ml_dtypes.bfloat16)):
@@ -263,7 +241,6 @@ def test_gemm_tensor():
                  x.astype("f4"), *[ZERO] * 3)
 
 
-# chapters/gradients/kernels.md:1406
 def test_no_transaction_is_wasted():
     x, y, z = np.ones((3, 128, 128), "f4")
     one, sizes = np.int32(128), [np.int32(128)] * 3
@@ -275,12 +252,10 @@ def test_no_transaction_is_wasted():
             assert asked.transactions == asked.least
 
 
-# chapters/gradients/kernels.md:1418
 def test_products_of_nothing_are_zero():
     check_product(shipped("gemm.cu")[0], "gemm", np.float32, 1, ((3, 5, 0),))
 
 
-# chapters/gradients/kernels.md:1459
 def test_occupancy():
     def share(registers, shared=0, threads=256, arch="sm_80"):
         return occupancy(Usage(registers, shared, 0), threads, arch)

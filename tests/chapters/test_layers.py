@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:a2e39f712c91
+# Tangled from layers: edit there, `make tangle`. sha256:e3266fd31bae
 from __future__ import annotations
 
 import math
@@ -33,7 +33,6 @@ from companion.tensor import (
 from companion.timing import Timed
 
 
-# chapters/tensors/layers.md:729
 def layer_norm_slowly(row, weight, bias, eps=1e-5):
     """One row, in double precision, as the formula says it."""
     n = len(row)
@@ -43,7 +42,6 @@ def layer_norm_slowly(row, weight, bias, eps=1e-5):
             for x, w, b in zip(row, weight, bias)]
 
 
-# chapters/tensors/layers.md:1195
 def message(call, kind=ValueError):
     try:
         call()
@@ -52,7 +50,6 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/tensors/layers.md:1204
 def test_linear_is_a_product_and_a_sum():
     layer = Linear(5, 3, dtype=float64)
     x = randn(2, 7, 5, dtype=float64)
@@ -62,7 +59,6 @@ def test_linear_is_a_product_and_a_sum():
     assert "expected (…, 5)" in message(lambda: layer(ones(2, 4)))
 
 
-# chapters/tensors/layers.md:1214
 def test_parameters_are_found_through_lists_and_nesting():
     net = Sequential(Linear(2, 3), Sequential(Linear(3, 1), LayerNorm(1)))
     names = [name for name, _ in net.named_parameters()]
@@ -73,7 +69,6 @@ def test_parameters_are_found_through_lists_and_nesting():
     assert "# 15 parameters" in repr(net)
 
 
-# chapters/tensors/layers.md:1227
 def test_dictionaries_and_lists_of_lists_are_searched():
     net = Module()
     net.heads = {"left": Linear(2, 1), "right": [Linear(2, 1)]}
@@ -85,7 +80,6 @@ def test_dictionaries_and_lists_of_lists_are_searched():
     assert "define one" in message(lambda: net(1), NotImplementedError)
 
 
-# chapters/tensors/layers.md:1241
 def test_a_shared_weight_is_one_parameter_with_two_names():
     first, second = Linear(3, 3), Linear(3, 3)
     second.weight = first.weight
@@ -97,7 +91,6 @@ def test_a_shared_weight_is_one_parameter_with_two_names():
     assert net.count() == 9 + 3 + 3
 
 
-# chapters/tensors/layers.md:1253
 def test_an_error_says_where_in_the_network():
     net = Sequential(Tensor.relu, Sequential(Linear(2, 3), Linear(2, 3)))
     try:
@@ -112,7 +105,6 @@ def test_an_error_says_where_in_the_network():
     assert net[:1](ones(2)).tolist() == [1.0, 1.0] and len(net[1:]) == 1
 
 
-# chapters/tensors/layers.md:1270
 def test_normalizations_against_the_formula():
     manual_seed(3)
     x = randn(4, 6, dtype=float64) * 3 + 1
@@ -127,7 +119,6 @@ def test_normalizations_against_the_formula():
     assert np.allclose(rms(x).numpy(), expected)
 
 
-# chapters/tensors/layers.md:1285
 def test_two_axes_can_be_one_row():
     x = randn(5, 2, 3)
     flat = LayerNorm(6)(x.reshape(5, 6)).reshape(5, 2, 3)
@@ -135,7 +126,6 @@ def test_two_axes_can_be_one_row():
     assert LayerNorm(6, bias=False).count() == 6
 
 
-# chapters/tensors/layers.md:1295
 def test_normalizations_keep_halves_finite_and_constant_rows_zero():
     x = Tensor([[1000.0, 0.0, 0.0, 500.0], [9.0, 9.0, 9.0, 9.0]], float16)
     for layer in (LayerNorm(4), RMSNorm(4), LayerNorm(4).to(float16)):
@@ -146,7 +136,6 @@ def test_normalizations_keep_halves_finite_and_constant_rows_zero():
     assert LayerNorm(4)(x)[1].tolist() == [0.0] * 4
 
 
-# chapters/tensors/layers.md:1306
 def test_settings_are_used():
     x = Tensor([[1e-3, -1e-3]])
     for layer in LayerNorm(2, eps=1.0), RMSNorm(2, eps=1.0):
@@ -157,7 +146,6 @@ def test_settings_are_used():
     assert half.weight.dtype is half.bias.dtype is float16
 
 
-# chapters/tensors/layers.md:1317
 def test_what_no_layer_can_take_is_refused():
     for layer in Linear(2, 2), LayerNorm(2):
         assert "expected a Tensor, got a ndarray" in message(
@@ -166,7 +154,6 @@ def test_what_no_layer_can_take_is_refused():
         lambda: Linear(2, 2).to(int32), TypeError)
 
 
-# chapters/tensors/layers.md:1328
 def test_every_function_in_a_row_is_shown():
     shown = repr(Sequential(Linear(2, 2), partial(max, 0), np.tanh,
                             Dropout(0.5), Tensor.relu))
@@ -175,7 +162,6 @@ def test_every_function_in_a_row_is_shown():
     assert names == ["Linear", "max", "tanh", "Dropout", "relu"]
 
 
-# chapters/tensors/layers.md:1337
 def test_normalizations_refuse_other_widths():
     for layer in (LayerNorm(4), RMSNorm(4), LayerNorm((2, 4))):
         assert "4), got (3, 1)" in message(
@@ -183,7 +169,6 @@ def test_normalizations_refuse_other_widths():
     assert LayerNorm(4)(zeros(0, 4)).shape == (0, 4)
 
 
-# chapters/tensors/layers.md:1345
 def test_layer_norm_survives_a_large_mean():
     x = randn(4, 64) + 1e4
     y = LayerNorm(64)(x)
@@ -191,7 +176,6 @@ def test_layer_norm_survives_a_large_mean():
     assert abs(y.std(correction=0).item() - 1) < 1e-2
 
 
-# chapters/tensors/layers.md:1355
 def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     manual_seed(0)
     drop, x = Dropout(0.3), ones(200_000)
@@ -202,7 +186,6 @@ def test_dropout_keeps_the_expected_value_and_rests_in_eval():
     assert "0 <= p < 1" in message(lambda: Dropout(1.0))
 
 
-# chapters/tensors/layers.md:1366
 def test_dropout_repeats_with_its_seed_and_removes_what_it_drops():
     drop = Dropout(0.5, Generator(1))
     first = drop(ones(64)).tolist()
@@ -215,7 +198,6 @@ def test_dropout_repeats_with_its_seed_and_removes_what_it_drops():
     assert drop(ones(())).shape == ()
 
 
-# chapters/tensors/layers.md:1381
 def test_state_makes_a_round_trip():
     manual_seed(1)
     one, two = [Sequential(Linear(3, 4), LayerNorm(4)) for _ in range(2)]
@@ -227,7 +209,6 @@ def test_state_makes_a_round_trip():
     assert all(a is b for a, b in zip(kept, two.parameters()))
 
 
-# chapters/tensors/layers.md:1395
 def test_a_state_is_data():
     net = Linear(2, 2)
     state = net.state_dict()
@@ -237,7 +218,6 @@ def test_a_state_is_data():
     assert all(x.requires_grad for x in net.parameters())
 
 
-# chapters/tensors/layers.md:1407
 def test_two_tensors_under_one_name_are_refused():
     net = Module()
     for doors in ({"a.b": ones(1), "a": {"b": ones(1)}},
@@ -249,7 +229,6 @@ def test_two_tensors_under_one_name_are_refused():
     net.load_state_dict(net.state_dict())
 
 
-# chapters/tensors/layers.md:1419
 def test_a_copied_module_shares_what_its_original_shared():
     draw = Generator(3)
     net = Sequential(Linear(2, 2), Linear(2, 2), Dropout(), Dropout(
@@ -264,7 +243,6 @@ def test_a_copied_module_shares_what_its_original_shared():
         assert net[0].weight.abs().sum() > 0
 
 
-# chapters/tensors/layers.md:1436
 def test_a_state_that_does_not_fit_changes_nothing():
     net = Sequential(Linear(3, 4), Linear(4, 2))
     before = [p.tolist() for p in net.parameters()]
@@ -284,7 +262,6 @@ def test_a_state_that_does_not_fit_changes_nothing():
     assert len(state) == 4
 
 
-# chapters/tensors/layers.md:1456
 def test_weights_may_change_places():
     net = Sequential(Linear(2, 2), Linear(2, 2))
     first, second = [layer.weight.tolist() for layer in (net[0], net[1])]
@@ -296,7 +273,6 @@ def test_weights_may_change_places():
     assert net[1].weight.tolist() == first
 
 
-# chapters/tensors/layers.md:1470
 def test_modes_and_devices_reach_every_part():
     net = Sequential(Linear(2, 2), Sequential(Dropout(0.5)))
     net.eval()
@@ -313,7 +289,6 @@ def test_modes_and_devices_reach_every_part():
         assert {p.device for p in layer.parameters()} == {timed}
 
 
-# chapters/tensors/layers.md:1489
 def test_a_state_crosses_devices_and_dtypes():
     one, two = Linear(3, 2), Linear(3, 2, dtype=float64)
     two.to(Timed(CPU))
@@ -323,7 +298,6 @@ def test_a_state_crosses_devices_and_dtypes():
     assert two.weight.tolist() == one.weight.tolist()
 
 
-# chapters/tensors/layers.md:1499
 def test_first_weights_have_the_promised_variance():
     manual_seed(2)
     assert abs(xavier(300, 500).var().item() * 400 - 1) < 0.02

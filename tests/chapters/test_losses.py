@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:c7d13eda6627
+# Tangled from losses: edit there, `make tangle`. sha256:75bda2b1967d
 from __future__ import annotations
 
 import math
@@ -18,7 +18,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/losses.md:819
 def surprise(x, t):
     """Cross entropy by float64 NumPy, for logits (n, C)."""
     top = x.max(1, keepdims=True)
@@ -26,7 +25,6 @@ def surprise(x, t):
     return -logs[np.arange(len(t)), t], -logs.mean(1)
 
 
-# chapters/tensors/losses.md:826
 def message(call, kind=ValueError):
     try:
         call()
@@ -35,7 +33,6 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/tensors/losses.md:835
 def test_cross_entropy_against_numpy():
     manual_seed(0)
     x, t = randn(50, 7, dtype=float64) * 5, randint(0, 7, (50,))
@@ -48,7 +45,6 @@ def test_cross_entropy_against_numpy():
         cross_entropy(x, t, label_smoothing=0.1).item(), smooth.mean())
 
 
-# chapters/tensors/losses.md:850
 def test_labels_of_every_integer_dtype():
     x = randn(4, 3)
     wide = cross_entropy(x, Tensor([0, 2, 1, 1])).item()
@@ -60,7 +56,6 @@ def test_labels_of_every_integer_dtype():
     assert abs(cross_entropy(x, hole, ignore_index=255).item() - kept) < 1e-6
 
 
-# chapters/tensors/losses.md:862
 def test_shares_agree_with_labels_and_with_smoothing():
     x, t = randn(5, 4, dtype=float64), randint(0, 4, (5,))
     hot = one_hot(t, 4).to(float64)
@@ -74,7 +69,6 @@ def test_shares_agree_with_labels_and_with_smoothing():
     assert cross_entropy(masked, Tensor([[1.0, 0.0]])).item() == 0.0
 
 
-# chapters/tensors/losses.md:878
 def test_ignored_rows_count_for_nothing():
     x = randn(4, 3, dtype=float64)
     t = Tensor([0, -100, 2, -100])
@@ -86,7 +80,6 @@ def test_ignored_rows_count_for_nothing():
     assert np.isclose(padded.item(), kept.item())
 
 
-# chapters/tensors/losses.md:890
 def test_extremes_stay_finite_and_exact():
     x = Tensor([[1e4, -1e4], [-1e4, 1e4]])
     t = Tensor([1, 1])
@@ -96,7 +89,6 @@ def test_extremes_stay_finite_and_exact():
     assert got[:2] == [1e4, 0.0] and abs(got[2] - math.log(2)) < 1e-6
 
 
-# chapters/tensors/losses.md:900
 def test_a_lifted_row_has_the_same_loss():
     x, t = Tensor([[1.0, 0.5, 0.0]]), Tensor([0])
     for e in (0.0, 0.1):
@@ -105,14 +97,12 @@ def test_a_lifted_row_has_the_same_loss():
         assert abs(high - low) < 1e-6
 
 
-# chapters/tensors/losses.md:911
 def test_a_masked_class_is_no_nan():
     x = Tensor([[0.0, -math.inf, 1.0]])
     kept = cross_entropy(x[:, ::2], Tensor([1])).item()
     assert abs(cross_entropy(x, Tensor([2])).item() - kept) < 1e-7
 
 
-# chapters/tensors/losses.md:918
 def test_an_ignored_row_may_hold_anything():
     x = Tensor([[0.0, 1.0], [math.nan, math.inf]])
     alone = cross_entropy(x[:1], Tensor([1])).item()
@@ -120,7 +110,6 @@ def test_an_ignored_row_may_hold_anything():
     assert cross_entropy(x, Tensor([1, 7]), ignore_index=7).item() == alone
 
 
-# chapters/tensors/losses.md:926
 def test_a_batch_without_targets_is_nan():
     none = Tensor([-100, -100])
     assert math.isnan(cross_entropy(zeros(2, 3), none).item())
@@ -131,7 +120,6 @@ def test_a_batch_without_targets_is_nan():
     assert math.isnan(mse_loss(zeros(0), zeros(0)).item())
 
 
-# chapters/tensors/losses.md:939
 def test_two_classes_are_a_special_case():
     x = randn(20, dtype=float64) * 4
     t = randint(0, 2, (20,))
@@ -141,7 +129,6 @@ def test_two_classes_are_a_special_case():
     assert np.isclose(a, bce_with_logits(x, t == 1).item())
 
 
-# chapters/tensors/losses.md:949
 def test_mse_and_reductions():
     x, t = Tensor([1.0, 2.0, 4.0]), Tensor([1.0, 0.0, 1.0])
     assert mse_loss(x, t, "none").tolist() == [0.0, 4.0, 9.0]
@@ -149,7 +136,6 @@ def test_mse_and_reductions():
     assert abs(mse_loss(x, t).item() - 13 / 3) < 1e-6
 
 
-# chapters/tensors/losses.md:957
 def test_bytes_and_halves():
     bytes_ = Tensor([3, 255], uint8)
     assert mse_loss(bytes_, bytes_.flip(0)).item() == 252 ** 2
@@ -161,7 +147,6 @@ def test_bytes_and_halves():
     assert abs(loss.item() - math.log(40)) < 2e-3
 
 
-# chapters/tensors/losses.md:971
 def test_bad_requests_say_what_to_do():
     assert "same shape" in message(lambda: mse_loss(ones(3, 1), ones(3)))
     assert "mean, sum, none" in message(

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:7dcd2907a061
+# Tangled from mnist: edit there, `make tangle`. sha256:1f2c6cdc1778
 from __future__ import annotations
 
 import numpy as np
@@ -10,7 +10,6 @@ from companion.milestones.report import Unmeasured
 from companion.optim import SGD
 
 
-# chapters/gradients/mnist.md:196
 def first_checks(model, x, t, steps=100):
     """The loss before training, and after learning one batch by heart."""
     optimizer, losses = SGD(model.parameters(), lr=0.1, momentum=0.9), []
@@ -23,12 +22,10 @@ def first_checks(model, x, t, steps=100):
     return losses[0], losses[-1]
 
 
-# chapters/gradients/mnist.md:706
 def drawn(n, seed):
     return pixels(Arrays(*drawn_digits(n, seed), source="drawn"))
 
 
-# chapters/gradients/mnist.md:710
 def refused(data):
     try:
         genuine(data)
@@ -37,7 +34,6 @@ def refused(data):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/mnist.md:719
 def test_pixels_are_rows_from_zero_to_one():
     rows = drawn(50, 0)
     x, t = rows.columns
@@ -47,7 +43,6 @@ def test_pixels_are_rows_from_zero_to_one():
     assert rows.source == "drawn"
 
 
-# chapters/gradients/mnist.md:729
 def test_drawn_digits_are_learned_and_earn_no_verdict():
     run, rows = study(drawn(2000, 1), drawn(500, 3), epochs=4, width=32)
     assert rows[0]["right"] < rows[-1]["right"] > 0.9
@@ -55,7 +50,6 @@ def test_drawn_digits_are_learned_and_earn_no_verdict():
     assert "set COMPANION_DATA" in refused(drawn(20, 0))
 
 
-# chapters/gradients/mnist.md:741
 def test_the_same_seed_gives_the_same_run():
     train, test = drawn(400, 1), drawn(100, 3)
     runs = [study(train, test, epochs=1, width=16, seed=s)[0]
@@ -66,7 +60,6 @@ def test_the_same_seed_gives_the_same_run():
     assert weights[0] == weights[1] != weights[2]
 
 
-# chapters/gradients/mnist.md:752
 def test_hand_written_derivatives_agree():
     x, t, weights = task(3)
     steps = [make(x, t, weights) for make in (ours, by_hand)]

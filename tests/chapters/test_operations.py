@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:df37ab0479d2
+# Tangled from operations: edit there, `make tangle`. sha256:5fb8a7985080
 from __future__ import annotations
 
 import math
@@ -48,7 +48,6 @@ from companion.tensor import (
 )
 
 
-# chapters/tensors/operations.md:1387
 def test_movement_shares_storage():
     x = Tensor(np.arange(24.0).reshape(2, 3, 4))
     moves = [x.reshape(6, 4), x.view(-1), x.permute(2, 0, 1), x.T, x.mT,
@@ -57,7 +56,6 @@ def test_movement_shares_storage():
     assert x.T.reshape(-1).buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:2304
 def test_threefry_known_answers():
     """Random123's kat_vectors: counter, key, result."""
     ones, pi = 0xFFFFFFFF, (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344)
@@ -70,7 +68,6 @@ def test_threefry_known_answers():
         assert (int(words[0][0]), int(words[1][0])) == answer
 
 
-# chapters/tensors/operations.md:2888
 def test_basic_indexing_shares_storage():
     x = arange(24).reshape(2, 3, 4)
     for view in (x[1], x[:, ::-2], x[..., None, 1], x[-1, 0:0], x[()]):
@@ -78,11 +75,9 @@ def test_basic_indexing_shares_storage():
     assert x[[1]].buffer.storage is not x.buffer.storage
 
 
-# chapters/tensors/operations.md:3556
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 
 
-# chapters/tensors/operations.md:3560
 @settings(max_examples=100, deadline=None)
 @given(hnp.mutually_broadcastable_shapes(num_shapes=3, min_side=0))
 def test_broadcasting(found):
@@ -93,7 +88,6 @@ def test_broadcasting(found):
     assert np.array_equal(result.numpy(), np.where(a < b, b, c))
 
 
-# chapters/tensors/operations.md:3573
 @settings(max_examples=100, deadline=None)
 @given(SHAPES, st.data())
 def test_basic_indexing(shape, data):
@@ -105,7 +99,6 @@ def test_basic_indexing(shape, data):
     assert np.array_equal(x.numpy(), array)
 
 
-# chapters/tensors/operations.md:3585
 @settings(max_examples=100, deadline=None)
 @given(hnp.array_shapes(max_dims=4, max_side=4), st.data())
 def test_indexing_by_tensors(shape, data):
@@ -117,7 +110,6 @@ def test_indexing_by_tensors(shape, data):
     assert np.array_equal(Tensor(array)[Tensor(mask)].numpy(), array[mask])
 
 
-# chapters/tensors/operations.md:3601
 def test_random_numbers_do_not_depend_on_order():
     whole = Tensor.apply(RANDOM, Tensor([5, 0]), arg=(100,)).numpy()
     late = Tensor.apply(RANDOM, Tensor([5, 20]), arg=(60,)).numpy()
@@ -125,7 +117,6 @@ def test_random_numbers_do_not_depend_on_order():
     assert whole.min() >= 0 and whole.max() < 1
 
 
-# chapters/tensors/operations.md:3609
 def test_a_refused_shape_takes_no_numbers():
     draw = Generator(1)
     for shape in ((-2, 3), (-3,), (-2, -3)):
@@ -137,7 +128,6 @@ def test_a_refused_shape_takes_no_numbers():
             raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3621
 def test_a_vector_has_no_matrix_to_transpose():
     try:
         _ = ones(2).mT
@@ -147,7 +137,6 @@ def test_a_vector_has_no_matrix_to_transpose():
         raise AssertionError("expected an error")
 
 
-# chapters/tensors/operations.md:3633
 def test_a_seed_repeats_and_a_stream_does_not():
     a, b = Generator(3), Generator(3)
     first, second = rand(9, generator=a), rand(9, generator=a)
@@ -156,7 +145,6 @@ def test_a_seed_repeats_and_a_stream_does_not():
     assert rand(1000, dtype=bfloat16, generator=a).max() < 1
 
 
-# chapters/tensors/operations.md:3642
 def test_threads_draw_numbers_of_their_own():
     def twenty(draw):
         return [rand(40, generator=draw).tolist() for _ in range(20)]
@@ -174,7 +162,6 @@ def test_threads_draw_numbers_of_their_own():
         numbers for _ in range(7) for numbers in twenty(alone)])
 
 
-# chapters/tensors/operations.md:3662
 def test_generators_are_copied_and_the_common_one_is_not():
     draw = Generator(5)
     rand(7, generator=draw)
@@ -184,7 +171,6 @@ def test_generators_are_copied_and_the_common_one_is_not():
         assert (twin.seed, twin.place) == (5, 4)
 
 
-# chapters/tensors/operations.md:3674
 def test_moments_of_the_distributions():
     g = Generator(8)
     u, z = rand(200_000, generator=g), randn(200_000, generator=g)
@@ -195,7 +181,6 @@ def test_moments_of_the_distributions():
     assert (abs(one_hot(dice, 7).sum(0)[1:] - 10_000) < 400).all()
 
 
-# chapters/tensors/operations.md:3689
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 34
@@ -203,7 +188,6 @@ def test_the_vocabulary():
     assert set(SHAPE) == set(words) - {BUFFER}
 
 
-# chapters/tensors/operations.md:3697
 def test_dtypes_of_results():
     small, flag = Tensor([1, 2], uint8), Tensor([True, False])
     assert (small + flag).dtype is uint8 and (small / 2).dtype is float32
@@ -213,7 +197,6 @@ def test_dtypes_of_results():
     assert (small < 2).dtype is bool_ and small.argmax().dtype is int64
 
 
-# chapters/tensors/operations.md:3710
 def test_where_moves_bits():
     flag = Tensor([True, False, True, False, True])
     odd = [-0.0, 0.0, math.nan, math.inf, -1.5]
@@ -228,7 +211,6 @@ def test_where_moves_bits():
     assert where(Tensor(True), 1, 2.5).item() == 1.0
 
 
-# chapters/tensors/operations.md:3727
 def test_halves_keep_their_range():
     for half, many in ((float16, 70_000), (bfloat16, 1024)):
         x = full((many,), 3.0, half)
@@ -242,7 +224,6 @@ def test_halves_keep_their_range():
     assert (Tensor([60000.0], float16) / 1e7).item() == np.float16(0.006)
 
 
-# chapters/tensors/operations.md:3744
 def test_sums_are_right_along_every_axis():
     for dtype, bound in ((float32, 1e-6), (float16, 1e-3), (bfloat16, 4e-3)):
         row = Tensor([300.1, -0.7], dtype)
@@ -259,7 +240,6 @@ def test_sums_are_right_along_every_axis():
     assert alike.std(0).tolist() == [0.0, 0.0]
 
 
-# chapters/tensors/operations.md:3764
 def test_a_place_named_very_often_has_the_whole_sum():
     for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
         x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
@@ -270,7 +250,6 @@ def test_a_place_named_very_often_has_the_whole_sum():
         assert not found[1].any()
 
 
-# chapters/tensors/operations.md:3777
 def test_copies_work_like_their_originals():
     x = arange(6).reshape(2, 3)[:, ::-1]
     x.numpy()
@@ -279,7 +258,6 @@ def test_copies_work_like_their_originals():
         assert (x + y[:, 1:2]).tolist() == [[9, 8, 7], [12, 11, 10]]
 
 
-# chapters/tensors/operations.md:3789
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     """What an act complains of; an error if it does not."""
     try:
@@ -289,7 +267,6 @@ def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
     raise AssertionError(f"no {kind.__name__} was raised")
 
 
-# chapters/tensors/operations.md:3799
 def test_refusals():
     x, empty = ones(2, 3), zeros(0, 3)
     assert "(2, 3) and (2,)" in complaint(ValueError, lambda: x + ones(2))
@@ -308,7 +285,6 @@ def test_refusals():
     assert "a float" in complaint(TypeError, lambda: randn(2, dtype=int64))
 
 
-# chapters/tensors/operations.md:3820
 def test_in_place_operators_write_where_the_tensor_lies():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]])
     name, row, turned = x, x[1], x.T
@@ -335,7 +311,6 @@ def test_in_place_operators_write_where_the_tensor_lies():
     assert m.tolist() == [[2, 0], [0, 2]]
 
 
-# chapters/tensors/operations.md:3849
 def test_in_place_operators_refuse_what_does_not_fit():
     n, x, wide = arange(3), ones(3), ones(1).expand(3)
     for act in (lambda: operator.itruediv(n, 2), lambda: operator.iadd(n, .5),
@@ -350,7 +325,6 @@ def test_in_place_operators_refuse_what_does_not_fit():
     assert n.tolist() == [0, 1, 2] and x.tolist() == [1, 1, 1]
 
 
-# chapters/tensors/operations.md:3866
 def test_arrays_join_the_tensor_on_its_device():
     far, beside = Device(), np.array([1.0, 2.0])
     far.name = "far"
@@ -364,7 +338,6 @@ def test_arrays_join_the_tensor_on_its_device():
     assert x.tolist() == [2, 0]
 
 
-# chapters/tensors/operations.md:3882
 def test_refusals_of_indices_and_writes():
     x, wide = arange(6).reshape(2, 3), ones(1).expand(3)
     assert "index 2" in complaint(IndexError, lambda: x[2])
@@ -390,7 +363,6 @@ def test_refusals_of_indices_and_writes():
     assert "one of cpu" in complaint(ValueError, lambda: x.to("tpu"))
 
 
-# chapters/tensors/operations.md:3912
 def test_constants_are_shared_and_cannot_be_overwritten():
     x = ones(2, 3)
     (_, zero), (_, again), (_, minus) = [align(x, v) for v in (0., 0., -0.)]

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:d3b3f81a29ca
+# Tangled from optimizers: edit there, `make tangle`. sha256:e93ff5130d56
 from __future__ import annotations
 
 import functools
@@ -18,13 +18,11 @@ from companion.tensor import Tensor, manual_seed, ones, randint, randn, zeros
 from companion.timing import Timed
 
 
-# chapters/gradients/optimizers.md:54
 def valley(p):
     """Steep across, flat along: curvatures 40 and 1."""
     return (p[0] * p[0] * 40 + p[1] * p[1]) * 0.5
 
 
-# chapters/gradients/optimizers.md:272
 def path(make, loss=valley, start=(1.0, 10.0), steps=60, dtype=float32):
     p = Tensor(list(start), dtype).requires_grad_()
     optimizer, points = make([p]), [p.tolist()]
@@ -36,13 +34,11 @@ def path(make, loss=valley, start=(1.0, 10.0), steps=60, dtype=float32):
     return np.array(points)
 
 
-# chapters/gradients/optimizers.md:419
 def slope(x):
     """25 x, then a gentler stretch between 1 and 2, then 25 again."""
     return 25 * x if x < 1 else x + 24 if x < 2 else 25 * x - 24
 
 
-# chapters/gradients/optimizers.md:424
 def rolled(steps=60, **settings):
     """Where a point that starts at 3.3 goes on that landscape."""
     p = Tensor([3.3], float64).requires_grad_()
@@ -54,7 +50,6 @@ def rolled(steps=60, **settings):
     return points
 
 
-# chapters/gradients/optimizers.md:482
 def moved(make, steps=2000, at=1000):
     """How far p is behind a minimum that jumps from 0 to 1 half-way."""
     p, noise = Tensor([0.5]).requires_grad_(), np.random.default_rng(0)
@@ -65,7 +60,6 @@ def moved(make, steps=2000, at=1000):
     return abs(1.0 - p.item())
 
 
-# chapters/gradients/optimizers.md:660
 def shaken(make, steps=200):
     p = Tensor([1.0]).requires_grad_()
     optimizer = make([p])
@@ -75,7 +69,6 @@ def shaken(make, steps=200):
     return p.item()
 
 
-# chapters/gradients/optimizers.md:714
 def interrupted(pass_on, steps=20, stop=12):
     """Adam, its rate halved at step 5, stopped and made anew."""
     p = Tensor([1.0, 10.0]).requires_grad_()
@@ -93,12 +86,10 @@ def interrupted(pass_on, steps=20, stop=12):
     return p.tolist()
 
 
-# chapters/gradients/optimizers.md:825
 def handed_over(old, new):
     new.load_state_dict(old.state_dict())
 
 
-# chapters/gradients/optimizers.md:839
 def one_step(make):
     manual_seed(0)
     net = Sequential(Linear(784, 128, init=he), Tensor.relu,
@@ -110,7 +101,6 @@ def one_step(make):
     return net, optimizer
 
 
-# chapters/gradients/optimizers.md:850
 def remembered(optimizer):
     """Bytes of all tensors in the memory of an optimizer."""
     return sum(value.size * value.dtype.itemsize
@@ -124,7 +114,6 @@ MAKERS = {
 }
 
 
-# chapters/gradients/optimizers.md:908
 def sweeps(make, n=4096):
     """Words that a step moves for each parameter, and its operations."""
     timed = Timed(CPU)
@@ -137,7 +126,6 @@ def sweeps(make, n=4096):
     return round(sum(moved) / (4 * n)), sum(m > 100 for m in moved)
 
 
-# chapters/gradients/optimizers.md:959
 def faults(run):
     """How many pages are touched for the first time."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -145,7 +133,6 @@ def faults(run):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-# chapters/gradients/optimizers.md:1148
 def curved(p):
     """A loss with unequal, changing curvature."""
     return ((p[1:] - p[:-1] * p[:-1]).square() * 10
@@ -166,7 +153,6 @@ SETTINGS = [
     (AdamW, {"lr": 1e-2, "weight_decay": 0.1}),
 ]
 
-# chapters/gradients/optimizers.md:1171
 GOLDEN64 = [
     [-0.753080222466, 0.654118568029, 0.438249912948, 0.135398997109],
     [-0.748993968378, 0.64957621423, 0.434235307656, 0.133159396703],
@@ -197,7 +183,6 @@ GOLDEN32 = [
 ]
 
 
-# chapters/gradients/optimizers.md:1204
 def test_trajectories_are_the_recorded_ones():
     for dtype, golden, error in ((float64, GOLDEN64, 1e-11),
                                  (float32, GOLDEN32, 3e-5)):
@@ -208,7 +193,6 @@ def test_trajectories_are_the_recorded_ones():
                 make, setting, dtype)
 
 
-# chapters/gradients/optimizers.md:1220
 def twins(make, start=(0.5, -0.5), steps=200):
     """How far two paths are apart that begin one rounding apart."""
     def bent(p):
@@ -220,13 +204,11 @@ def twins(make, start=(0.5, -0.5), steps=200):
     return np.abs(paths[0] - paths[1]).max(axis=1)
 
 
-# chapters/gradients/optimizers.md:1255
 def test_rmsprop_amplifies_one_rounding_and_momentum_does_not():
     assert twins(lambda p: RMSprop(p, lr=0.02, alpha=0.95)).max() > 1e-4
     assert twins(lambda p: SGD(p, lr=0.02, momentum=0.9)).max() < 1e-13
 
 
-# chapters/gradients/optimizers.md:1261
 def test_a_heavy_ball_can_roll_for_ever():
     ball = rolled(600, lr=1 / 9, momentum=4 / 9)
     assert abs(ball[-1] - ball[-4]) < 1e-9 < abs(ball[-1] - ball[-2])
@@ -234,7 +216,6 @@ def test_a_heavy_ball_can_roll_for_ever():
     assert abs(ahead[-1]) < 1e-6
 
 
-# chapters/gradients/optimizers.md:1273
 def test_freed_memory_is_used_again():
     x = ones(1 << 19)  # 2 MB, 512 pages
     kept = keep_freed(1 << 28)
@@ -243,12 +224,10 @@ def test_freed_memory_is_used_again():
     assert count < 64 or not kept
 
 
-# chapters/gradients/optimizers.md:1284
 def test_a_state_handed_over_continues_the_same_path():
     assert interrupted(handed_over) == interrupted(handed_over, stop=99)
 
 
-# chapters/gradients/optimizers.md:1289
 def test_a_copied_pair_goes_on_as_a_pair():
     """Model and optimizer, in either order, shared weights, two groups."""
     def pair():
@@ -275,7 +254,6 @@ def test_a_copied_pair_goes_on_as_a_pair():
         assert found[0][0].weight is found[0][1].weight
 
 
-# chapters/gradients/optimizers.md:1318
 def test_a_parameter_that_left_its_group_leaves_no_memory():
     a, b = [Tensor([1.0]).requires_grad_() for _ in range(2)]
     optimizer = Adam([{"params": [a]}, {"params": [b]}])
@@ -285,7 +263,6 @@ def test_a_parameter_that_left_its_group_leaves_no_memory():
     assert list(optimizer.state_dict()["state"]) == [0]
 
 
-# chapters/gradients/optimizers.md:1328
 def test_states_restore_settings_and_copy_memory():
     p = Tensor([1.0, 2.0]).requires_grad_()
     p.grad, old = ones(2), Adam([p], lr=0.5, betas=(0.8, 0.9))
@@ -300,7 +277,6 @@ def test_states_restore_settings_and_copy_memory():
         p, "exp_avg").tolist()
 
 
-# chapters/gradients/optimizers.md:1344
 def message(call, kind=ValueError):
     try:
         call()
@@ -309,7 +285,6 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/optimizers.md:1353
 def test_a_state_of_pytorchs_is_taken_over():
     p = ones(2).requires_grad_()
     group = {"lr": 0.5, "momentum": 0.0, "dampening": 0, "foreach": None,
@@ -325,7 +300,6 @@ def test_a_state_of_pytorchs_is_taken_over():
     assert "maximize" in message(lambda: optimizer.load_state_dict(state))
 
 
-# chapters/gradients/optimizers.md:1371
 def test_states_that_do_not_fit_change_nothing():
     p, q = (ones(n).requires_grad_() for n in (2, 3))
     p.grad, q.grad = ones(2), ones(3)
@@ -346,7 +320,6 @@ def test_states_that_do_not_fit_change_nothing():
     assert str(one.state_dict()) == before
 
 
-# chapters/gradients/optimizers.md:1394
 def test_only_parameters_with_gradients_move():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = AdamW([a, b], lr=0.1)
@@ -357,7 +330,6 @@ def test_only_parameters_with_gradients_move():
     assert a.grad is None
 
 
-# chapters/gradients/optimizers.md:1405
 def test_groups_have_settings_of_their_own():
     a, b = Tensor([1.0]).requires_grad_(), Tensor([1.0]).requires_grad_()
     optimizer = SGD([{"params": [a]}, {"params": [b], "lr": 0.5}], lr=0.1)
@@ -366,7 +338,6 @@ def test_groups_have_settings_of_their_own():
     assert np.allclose([a.item(), b.item()], [0.9, 0.5])
 
 
-# chapters/gradients/optimizers.md:1416
 def test_memory_is_none_one_or_two_times_the_parameters():
     for name, times in (("SGD", 0), ("momentum", 1), ("RMSprop", 1),
                         ("Adam", 2), ("AdamW", 2)):
@@ -375,20 +346,17 @@ def test_memory_is_none_one_or_two_times_the_parameters():
         assert remembered(optimizer) == times * weights, name
 
 
-# chapters/gradients/optimizers.md:1425
 def test_steps_sweep_no_more_than_they_did():
     found = {name: sweeps(make)[0] for name, make in MAKERS.items()}
     assert found == {"SGD": 7, "momentum": 14, "RMSprop": 26,
                      "Adam": 35, "AdamW": 39}, found
 
 
-# chapters/gradients/optimizers.md:1432
 def test_decay_beside_the_gradient_is_what_was_asked_for():
     end = shaken(lambda p: AdamW(p, lr=1e-3, weight_decay=0.5))
     assert abs(end - (1 - 1e-3 * 0.5) ** 200) < 2e-3
 
 
-# chapters/gradients/optimizers.md:1440
 def test_bad_requests_say_what_to_do():
     p = Tensor([1.0]).requires_grad_()
     assert "comes twice" in message(lambda: SGD([p, p]))

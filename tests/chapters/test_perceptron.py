@@ -1,4 +1,4 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:2c319056082a
+# Tangled from perceptron: edit there, `make tangle`. sha256:1a25d2c81f63
 from __future__ import annotations
 
 from companion.milestones.perceptron import (
@@ -12,18 +12,15 @@ from companion.milestones.report import Report
 from companion.tensor import Generator, Tensor, randn
 
 
-# chapters/tensors/perceptron.md:606
 def test_the_milestone_is_reached():
     assert milestone().passed
 
 
-# chapters/tensors/perceptron.md:611
 def test_fifty_cards_are_enough_on_average():
     reached = [fifty_cards(seed)[0] for seed in range(5)]
     assert sum(reached) / 5 > 0.9
 
 
-# chapters/tensors/perceptron.md:617
 def test_mistakes_stay_below_novikoffs_bound():
     for seed in range(3):
         x, t = separable(100, 0.2, Generator(seed))
@@ -32,7 +29,6 @@ def test_mistakes_stay_below_novikoffs_bound():
         assert pupil.accuracy(x, t) == 1.0
 
 
-# chapters/tensors/perceptron.md:626
 def test_a_lesson_changes_only_what_was_wrong():
     pupil, x = Perceptron(2), Tensor([3.0, 1.0])
     pupil.learn(x, -1)
@@ -41,7 +37,6 @@ def test_a_lesson_changes_only_what_was_wrong():
     assert pupil.bias.tolist() == [-1.0] and pupil.mistakes == 1
 
 
-# chapters/tensors/perceptron.md:639
 def test_no_weights_solve_exclusive_or():
     corners = Tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     answers, best, draw = Tensor([-1, 1, 1, -1]), 0.0, Generator(0)
@@ -53,7 +48,6 @@ def test_no_weights_solve_exclusive_or():
     assert best == 0.75
 
 
-# chapters/tensors/perceptron.md:651
 def test_separable_points_keep_their_distance():
     x, t = separable(100, 0.2, Generator(0))
     assert x.shape == (100, 10) and set(t.tolist()) == {-1, 1}
@@ -61,7 +55,6 @@ def test_separable_points_keep_their_distance():
     assert (lengths - 1).abs().max().item() < 1e-5
 
 
-# chapters/tensors/perceptron.md:659
 def test_a_report_below_its_target_fails():
     report = Report("x", "m", 0.5, 0.9, [{"seed": 0}], 1.0)
     assert not report.passed and "MISSED" in report.table()

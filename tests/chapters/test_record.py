@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:201c612080a6
+# Tangled from record: edit there, `make tangle`. sha256:f4cdca14cfca
 import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
@@ -26,7 +26,6 @@ from companion.literate.stage import stage, sync
 from companion.literate.tangle import tangle
 
 
-# chapters/appendix/record.md:280
 def test_extend_reaches_instances_and_super():
     class Base:
         def name(self):
@@ -45,7 +44,6 @@ def test_extend_reaches_instances_and_super():
     assert old.name() == "base!" and type(old) is Point
 
 
-# chapters/appendix/record.md:304
 def cell(source, tags="", **options):
     """A code cell, as a chapter spells it."""
     lines = [f":tags: [{tags}]"] if tags else []
@@ -55,14 +53,12 @@ def cell(source, tags="", **options):
     return "\n".join([head, *lines, source, mark, "", ""])
 
 
-# chapters/appendix/record.md:313
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
     front = f"---\ncompanion: {{module: {module}}}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
-# chapters/appendix/record.md:319
 def write_book(folder, **pages):
     """A book of these chapters, in this order."""
     files = {f"chapters/{name}.md": text for name, text in pages.items()}
@@ -78,7 +74,6 @@ def write_book(folder, **pages):
     return read_book(folder)
 
 
-# chapters/appendix/record.md:480
 def test_a_stage_holds_what_came_before():
     with TemporaryDirectory() as folder:
         one = cell("def one():\n    return 1", "tangle")
@@ -95,7 +90,6 @@ def test_a_stage_holds_what_came_before():
         assert not list(staged.rglob("*.py"))
 
 
-# chapters/appendix/record.md:737
 def is_free(file):
     """Whether one more may share a locked file."""
     try:
@@ -106,7 +100,6 @@ def is_free(file):
     return True
 
 
-# chapters/appendix/record.md:748
 def test_a_cell_that_is_alone_has_no_neighbour():
     with TemporaryDirectory() as folder, Room(Path(folder)) as room:
         for alone in (False, True, False):
@@ -119,7 +112,6 @@ def test_a_cell_that_is_alone_has_no_neighbour():
             assert not is_free(room.gate)
 
 
-# chapters/appendix/record.md:1136
 def test_a_damaged_cache_counts_as_none():
     with TemporaryDirectory() as folder:
         path = Path(folder, "fruit-stage.ipynb")
@@ -135,7 +127,6 @@ def test_a_damaged_cache_counts_as_none():
             assert cached(path) is None, damage
 
 
-# chapters/appendix/record.md:1319
 def test_a_recording_stays_with_its_source():
     def recorded(source):
         made = new_code_cell(source)
@@ -149,7 +140,6 @@ def test_a_recording_stays_with_its_source():
     assert paired([new, one], [one, two]) == [None, one]
 
 
-# chapters/appendix/record.md:1394
 def test_a_failure_names_the_chapters_line():
     with TemporaryDirectory() as folder:
         book = write_book(
@@ -166,7 +156,6 @@ def test_a_failure_names_the_chapters_line():
             raise AssertionError("it ran")
 
 
-# chapters/appendix/record.md:1414
 def refusal(function, *arguments):
     """What a function has against its arguments."""
     try:
@@ -176,7 +165,6 @@ def refusal(function, *arguments):
     return "none"
 
 
-# chapters/appendix/record.md:1424
 def test_a_false_claim_stops_the_reference():
     text = """from companion.literate import claim
 claim("cheap", 1 > 0, "a cent", "a fortune")
@@ -196,7 +184,6 @@ claim("fast", 2 > 3, "fast", "slow here")"""
         assert "only.md:8: the claim cheap depends on what was" in told
 
 
-# chapters/appendix/record.md:1990
 def test_directives_inside_directives():
     web = Addresses("", "", "", {}, {}, {})
     text = "::::{tip}\n:::{math}\nx\n:::\n::::"
@@ -204,7 +191,6 @@ def test_directives_inside_directives():
     assert Page("a", web, {}).rewrite(text) == wanted
 
 
-# chapters/appendix/record.md:2323
 def test_the_record_is_text_and_repeats_itself():
     with TemporaryDirectory() as folder:
         plot = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
@@ -222,7 +208,6 @@ def test_the_record_is_text_and_repeats_itself():
         assert timed.outputs == [] and timed.execution_count is None
 
 
-# chapters/appendix/record.md:2757
 def test_an_author_is_told_everything_at_once():
     with TemporaryDirectory() as folder:
         long = cell("\n".join(["x = 1"] * 31))

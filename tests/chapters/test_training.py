@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:a4b7b84b80f4
+# Tangled from training: edit there, `make tangle`. sha256:69998a6426fa
 from __future__ import annotations
 
 import functools
@@ -58,7 +58,6 @@ from companion.training import (
 )
 
 
-# chapters/gradients/training.md:77
 def spirals(n, seed=0):
     """n points on two spiral arms, and which arm each is on."""
     draw = Generator(seed)
@@ -71,18 +70,15 @@ def spirals(n, seed=0):
     return Tensor(points, float32), arm
 
 
-# chapters/gradients/training.md:89
 def classifier(width=32):
     return Sequential(Linear(2, width), Tensor.tanh,
                       Linear(width, width), Tensor.tanh, Linear(width, 2))
 
 
-# chapters/gradients/training.md:94
 def loss_of(model, x, t):
     return cross_entropy(model(x), t)
 
 
-# chapters/gradients/training.md:600
 def make_run(steps=100, seed=0, width=32):
     """A run on the spirals; the same seed gives the same run."""
     manual_seed(seed)
@@ -93,7 +89,6 @@ def make_run(steps=100, seed=0, width=32):
                    rate=warmup_cosine(steps, 10), clip=1.0)
 
 
-# chapters/gradients/training.md:1571
 def overfitting(steps=300, every=10, patience=5):
     manual_seed(4)
     x, t = spirals(60, seed=4)
@@ -107,7 +102,6 @@ def overfitting(steps=300, every=10, patience=5):
                    observers=[stopping]), stopping
 
 
-# chapters/gradients/training.md:1665
 def train(folder, steps=60, every=5):
     """The run that will be killed, with all that a run can have."""
     x = randn(256, 4, generator=Generator(5))
@@ -123,7 +117,6 @@ def train(folder, steps=60, every=5):
     (folder / "done").write_text(str(stopping.best))
 
 
-# chapters/gradients/training.md:1680
 def start(work, folder):
     """`work` in a process of its own."""
     process = multiprocessing.get_context("fork").Process(
@@ -132,7 +125,6 @@ def start(work, folder):
     return process
 
 
-# chapters/gradients/training.md:1690
 def finished(folder, work=train):
     """All that a run has noted, seconds apart, when left alone."""
     run = start(work, folder)
@@ -144,12 +136,10 @@ def finished(folder, work=train):
         folder / "done").read_text()
 
 
-# chapters/gradients/training.md:1701
 def age(path):
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-# chapters/gradients/training.md:1705
 def killed(folder, seconds):
     """Start, wait for a checkpoint and `seconds` more, and kill."""
     checkpoint = folder / "run.safetensors"
@@ -162,7 +152,6 @@ def killed(folder, seconds):
     return not (folder / "done").exists()
 
 
-# chapters/gradients/training.md:1720
 def test_a_killed_run_resumes_bit_for_bit():
     draw = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -177,12 +166,10 @@ def test_a_killed_run_resumes_bit_for_bit():
     assert len(expected[0]) == 60 and "validation" in expected[0][2]
 
 
-# chapters/gradients/training.md:1738
 def short(folder):
     train(folder, steps=4, every=2)
 
 
-# chapters/gradients/training.md:1742
 def dying(n):
     """`short`, killed before it touches the disk for the n-th time."""
     def work(folder):
@@ -197,7 +184,6 @@ def dying(n):
     return work
 
 
-# chapters/gradients/training.md:1758
 def survives(n, expected):
     """Whether it was killed; if so, a second start ends the same."""
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +194,6 @@ def survives(n, expected):
         return run.exitcode == -signal.SIGKILL
 
 
-# chapters/gradients/training.md:1769
 def test_every_moment_that_touches_the_disk_is_survived():
     with tempfile.TemporaryDirectory() as folder:
         expected = finished(Path(folder), short)
@@ -217,7 +202,6 @@ def test_every_moment_that_touches_the_disk_is_survived():
     assert len(moments) >= 15
 
 
-# chapters/gradients/training.md:1783
 def message(call, kind=ValueError):
     try:
         call()
@@ -226,7 +210,6 @@ def message(call, kind=ValueError):
     raise AssertionError("expected an error")
 
 
-# chapters/gradients/training.md:1792
 def test_a_failed_write_leaves_the_old_checkpoint():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a"
@@ -236,7 +219,6 @@ def test_a_failed_write_leaves_the_old_checkpoint():
         assert [p.name for p in Path(folder).iterdir()] == ["a"]
 
 
-# chapters/gradients/training.md:1804
 def test_what_the_killed_left_behind_is_cleared_away():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -253,7 +235,6 @@ def test_what_the_killed_left_behind_is_cleared_away():
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
 
 
-# chapters/gradients/training.md:1821
 def test_what_is_broken_is_refused():
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.safetensors"
@@ -268,7 +249,6 @@ def test_what_is_broken_is_refused():
             lambda: make_run(10).resume(path))
 
 
-# chapters/gradients/training.md:1838
 def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
     with tempfile.TemporaryDirectory() as folder:
         path, run, synced = Path(folder) / "run", make_run(10), []
@@ -280,7 +260,6 @@ def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it():
             journal_of(path), path, Path(folder))]
 
 
-# chapters/gradients/training.md:1850
 def test_runs_side_by_side_keep_their_own_journals():
     with tempfile.TemporaryDirectory() as folder:
         losses = {}
@@ -292,7 +271,6 @@ def test_runs_side_by_side_keep_their_own_journals():
             assert again.history == rows
 
 
-# chapters/gradients/training.md:1861
 class Scaled(Module):
     """A parameter without axes, and one called array."""
 
@@ -301,7 +279,6 @@ class Scaled(Module):
         self.scale = Tensor(0.5).requires_grad_()
 
 
-# chapters/gradients/training.md:1872
 def test_any_shape_and_any_name_is_saved():
     runs = [Trainer(net, SGD(net.parameters(), lr=0.1),
                     Batches(ones(4), size=2),
@@ -316,7 +293,6 @@ def test_any_shape_and_any_name_is_saved():
         assert a.shape == b.shape and a.tolist() == b.tolist()
 
 
-# chapters/gradients/training.md:1888
 class Remembers(Observer):
     """An observer whose state is whatever it was given."""
 
@@ -330,14 +306,12 @@ class Remembers(Observer):
         self.kept = state
 
 
-# chapters/gradients/training.md:1901
 def run_with(state, steps=9):
     run = make_run(steps)
     run.observers = [Remembers(state)]
     return run
 
 
-# chapters/gradients/training.md:1907
 def returned(state):
     """A state after its way through a checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
@@ -347,7 +321,6 @@ def returned(state):
         return again.observers[0].kept
 
 
-# chapters/gradients/training.md:1918
 def same(a, b):
     """Equal, and of equal types, all the way down."""
     if isinstance(a, dict):
@@ -361,7 +334,6 @@ def same(a, b):
     return type(a) is type(b) and repr(a) == repr(b)
 
 
-# chapters/gradients/training.md:1934
 def test_what_is_saved_comes_back_as_it_was():
     x = Tensor([1.0, 2.0], bfloat16)
     for state in (
@@ -376,7 +348,6 @@ def test_what_is_saved_comes_back_as_it_was():
         assert same(returned(state), state), state
 
 
-# chapters/gradients/training.md:1951
 def test_what_would_not_come_back_is_refused_and_nothing_written():
     for state, words in (
             ({"seen": {1, 2}}, "run/observers/0/1/seen is a set"),
@@ -395,7 +366,6 @@ def test_what_would_not_come_back_is_refused_and_nothing_written():
             lambda: returned(["long"] * 999))
 
 
-# chapters/gradients/training.md:1971
 class Extra(Observer):
     def __init__(self, value, name="extra"):
         self.value, self.name = value, name
@@ -404,7 +374,6 @@ class Extra(Observer):
         row[self.name] = self.value
 
 
-# chapters/gradients/training.md:1980
 def test_an_observer_hears_what_cannot_be_noted_and_the_run_goes_on():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run", make_run(9)
@@ -425,7 +394,6 @@ def test_an_observer_hears_what_cannot_be_noted_and_the_run_goes_on():
         assert type(history[-1]["extra"]) is float
 
 
-# chapters/gradients/training.md:2002
 def on(make, seed=0, size=64, rows=slice(None)):
     """The same model, on batches of `make`."""
     x, t = spirals(400)
@@ -434,7 +402,6 @@ def on(make, seed=0, size=64, rows=slice(None)):
     return run
 
 
-# chapters/gradients/training.md:2011
 def test_other_data_is_refused_and_changes_nothing():
     backwards = np.arange(400)[::-1].copy()
     with tempfile.TemporaryDirectory() as folder:
@@ -456,7 +423,6 @@ def test_other_data_is_refused_and_changes_nothing():
         assert again.steps == 9
 
 
-# chapters/gradients/training.md:2034
 def half_way(*observers):
     """A run with all that a run can have, in its middle."""
     run = make_run(9)
@@ -468,19 +434,16 @@ def half_way(*observers):
     return run
 
 
-# chapters/gradients/training.md:2045
 def weight(model):
     return model[0].weight.detach().square().sum().item()
 
 
-# chapters/gradients/training.md:2049
 def ended(run):
     with redirect_stderr(io.StringIO()):
         history = run.fit(9)
     return [row | {"seconds": 0} for row in history]
 
 
-# chapters/gradients/training.md:2056
 def test_a_copied_run_goes_on_as_the_first():
     expected = None
     for way in (lambda run: run, deepcopy,
@@ -491,7 +454,6 @@ def test_a_copied_run_goes_on_as_the_first():
         assert found == expected and len(found) == 9
 
 
-# chapters/gradients/training.md:2069
 def test_a_run_can_be_copied_by_an_observer():
     class Twins(Observer):
         def look(self, run, row):
@@ -504,7 +466,6 @@ def test_a_run_can_be_copied_by_an_observer():
     assert len(ended(runs[3])) == 9
 
 
-# chapters/gradients/training.md:2084
 def test_a_generator_of_a_modules_own_is_part_of_the_run():
     def private(copies=2):
         run, draw = make_run(9), Generator(5)
@@ -525,7 +486,6 @@ def test_a_generator_of_a_modules_own_is_part_of_the_run():
                 for part in ("model", "optimizer")}))
 
 
-# chapters/gradients/training.md:2107
 def test_a_journal_that_lost_rows_is_not_filled_up():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run", make_run(9)
@@ -534,7 +494,6 @@ def test_a_journal_that_lost_rows_is_not_filled_up():
         assert "put the journal back" in message(lambda: run.fit(4, path))
 
 
-# chapters/gradients/training.md:2116
 def test_a_state_that_does_not_fit_changes_nothing():
     run, other = make_run(10), make_run(10)
     other.fit(2)
@@ -553,7 +512,6 @@ def test_a_state_that_does_not_fit_changes_nothing():
         assert run.optimizer.state_dict()["state"] == {}
 
 
-# chapters/gradients/training.md:2137
 def test_a_step_that_was_interrupted_has_not_begun():
     expected = [row["loss"] for row in make_run(9).fit(6)]
     run, losses = make_run(9), []
@@ -575,7 +533,6 @@ def test_a_step_that_was_interrupted_has_not_begun():
     assert [v for v in losses if v is not None] == expected
 
 
-# chapters/gradients/training.md:2161
 def test_not_a_number_names_step_and_place():
     with tempfile.TemporaryDirectory() as folder:
         path, run = Path(folder) / "run.safetensors", make_run(10)
@@ -595,7 +552,6 @@ def test_not_a_number_names_step_and_place():
         assert len(rates) == 6 and max(rates) <= 1
 
 
-# chapters/gradients/training.md:2183
 def test_the_batch_and_the_layer_are_named():
     run = make_run(10)
     run.model[4].weight.detach().assign(3e38)
@@ -606,7 +562,6 @@ def test_the_batch_and_the_layer_are_named():
     assert "tensor 0 of the batch" in message(run.step, NotFinite)
 
 
-# chapters/gradients/training.md:2195
 class Masked(Module):
     """Adds a mask, given by name, and scales."""
 
@@ -614,7 +569,6 @@ class Masked(Module):
         return where(mask == 0, x, 0) * scale
 
 
-# chapters/gradients/training.md:2202
 class Outer(Module):
     def __init__(self, scale, hidden=-math.inf):
         self.inner, self.linear = Masked(), Linear(2, 1)
@@ -625,14 +579,12 @@ class Outer(Module):
         return self.linear(self.inner(x, mask=mask, scale=self.scale))
 
 
-# chapters/gradients/training.md:2212
 def place_of(net, loss_of):
     run = Trainer(net, SGD(net.parameters(), lr=0.1),
                   Batches(ones(4, 2), size=2), loss_of)
     return message(run.step, NotFinite).partition("first in ")[2]
 
 
-# chapters/gradients/training.md:2221
 def test_the_search_survives_names_masks_and_penalties():
     inner = place_of(Outer(math.inf, 1.0), lambda net, x: net(x).sum())
     assert inner.startswith("the output of inner (Masked)")
@@ -651,7 +603,6 @@ def test_the_search_survives_names_masks_and_penalties():
     assert "cannot be computed again" in place_of(Outer(1.0), once)
 
 
-# chapters/gradients/training.md:2240
 def test_an_infinite_gradient_stops_before_the_step():
     net = Linear(2, 1)
     net.weight.detach().assign(0.0)
@@ -664,7 +615,6 @@ def test_an_infinite_gradient_stops_before_the_step():
     assert net.weight.tolist() == [[0.0, 0.0]]
 
 
-# chapters/gradients/training.md:2255
 def test_accumulated_batches_equal_one_large_batch():
     grads = []
     for size, parts in ((64, 1), (32, 2)):
@@ -678,7 +628,6 @@ def test_accumulated_batches_equal_one_large_batch():
         assert np.allclose(a, b, atol=1e-6)
 
 
-# chapters/gradients/training.md:2269
 def test_clipping_keeps_the_direction():
     p = Tensor([3.0, 4.0]).requires_grad_()
     p.grad = Tensor([30.0, 40.0])
@@ -688,7 +637,6 @@ def test_clipping_keeps_the_direction():
     assert np.allclose(p.grad.numpy(), [3.0, 4.0])
 
 
-# chapters/gradients/training.md:2281
 def test_clipping_reads_no_number():
     class Far(Device):
         def host(self, buffer):
@@ -703,7 +651,6 @@ def test_clipping_reads_no_number():
     assert norm == 50 and np.allclose(p.grad.numpy(), [3, 4])
 
 
-# chapters/gradients/training.md:2298
 def test_a_healthy_step_reads_two_numbers():
     run = make_run()
     run.accumulate = 3
@@ -713,7 +660,6 @@ def test_a_healthy_step_reads_two_numbers():
     assert read.call_count == 2
 
 
-# chapters/gradients/training.md:2308
 def test_the_bad_one_of_several_batches_is_found():
     run = make_run()
     run.accumulate = 4
@@ -727,7 +673,6 @@ def test_the_bad_one_of_several_batches_is_found():
         assert np.array_equal(old, p.numpy())
 
 
-# chapters/gradients/training.md:2324
 def test_no_square_is_too_large_or_too_small():
     for values, dtype in (([3e20, 4e20], float32), ([3e-25, 4e-25], float32),
                           ([3e38, 0.0], float32), ([1e-44, 0.0], float32),
@@ -751,7 +696,6 @@ def test_no_square_is_too_large_or_too_small():
     assert math.isnan(clip_grad_norm_([p], 1.0))
 
 
-# chapters/gradients/training.md:2350
 def test_schedules_begin_peak_and_end_where_they_should():
     schedule = warmup_cosine(100, 10, floor=0.1)
     assert schedule(0) == 0.1 and schedule(9) == 1.0
@@ -763,7 +707,6 @@ def test_schedules_begin_peak_and_end_where_they_should():
         assert pickle.loads(pickle.dumps(factor))(50) == factor(50)
 
 
-# chapters/gradients/training.md:2362
 def test_every_row_comes_once_in_an_epoch():
     batches = Batches(Tensor(np.arange(10)), size=2, seed=3)
     rows = [v for _ in range(5) for v in next(batches)[0].tolist()]
@@ -773,7 +716,6 @@ def test_every_row_comes_once_in_an_epoch():
     assert "got -1" in message(lambda: Batches(ones(3), size=1, seed=-1))
 
 
-# chapters/gradients/training.md:2374
 def test_evaluation_rests_dropout_and_restores_the_mode():
     net = Sequential(Linear(2, 2), Dropout(0.9))
     x, t = spirals(50)
@@ -785,14 +727,12 @@ def test_evaluation_rests_dropout_and_restores_the_mode():
     assert "length 0" in message(lambda: evaluate(net, accuracy, x[:0]))
 
 
-# chapters/gradients/training.md:2388
 def test_a_short_last_batch_counts_by_its_rows():
     mean = evaluate(Linear(1, 1), lambda _, x: x.mean(),
                     Tensor([1.0, 1.0, 4.0]), size=2)
     assert mean == 2.0
 
 
-# chapters/gradients/training.md:2397
 def test_one_norm_for_all_gradients():
     a, b = [Tensor([v]).requires_grad_() for v in (1.0, 2.0)]
     a.grad, b.grad = Tensor([3.0]), Tensor([4.0])
@@ -807,7 +747,6 @@ def test_one_norm_for_all_gradients():
     assert "got -1" in message(lambda: clip_grad_norm_([a], -1))
 
 
-# chapters/gradients/training.md:2414
 def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     a, b = [Tensor([0.0]).requires_grad_() for _ in range(2)]
     net = Module()
@@ -827,7 +766,6 @@ def test_groups_keep_their_rates_and_schedules_leave_no_trace():
     assert "every" in message(lambda: run.fit(9, every=0))
 
 
-# chapters/gradients/training.md:2436
 def test_early_stopping_waits_keeps_the_best_and_resumes():
     values = iter((3, 2, 2.5, 1, 1, 1))
     run = make_run(50)
@@ -848,7 +786,6 @@ def test_early_stopping_waits_keeps_the_best_and_resumes():
         again.model.load_state_dict(again.observers[0].best_model)
 
 
-# chapters/gradients/training.md:2459
 def test_two_observers_neither_overrule_nor_impersonate_each_other():
     falling = itertools.count(0, -1)
     run = make_run(50)
@@ -861,7 +798,6 @@ def test_two_observers_neither_overrule_nor_impersonate_each_other():
     assert [o.best for o in again.observers] == [1.0, -2.0]
 
 
-# chapters/gradients/training.md:2472
 def test_early_stopping_asks_for_more_than_its_tolerance():
     values = iter((1.0, 0.95, 0.9, 0.8))
     run = make_run(50)
@@ -869,7 +805,6 @@ def test_early_stopping_asks_for_more_than_its_tolerance():
     assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
 
 
-# chapters/gradients/training.md:2482
 def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     run.observers = [LossPlot()]
@@ -884,7 +819,6 @@ def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
     assert "3/3" in shown.getvalue() and "loss=" in shown.getvalue()
 
 
-# chapters/gradients/training.md:2497
 def test_histories_are_written():
     history = make_run(3).fit(3)
     history[1]["validation"] = 0.5

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:b8131814efc4
+# Tangled from weave: edit there, `make tangle`. sha256:d0b5507e0ee9
 import copy
 import tempfile
 from pathlib import Path
@@ -11,7 +11,6 @@ from sphinx.errors import SphinxError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from companion.literate.loom import LOOM, page_of, record_of
-from companion.literate.pages import back
 from companion.literate.weave import (
     caption,
     changes,
@@ -22,14 +21,12 @@ from companion.literate.weave import (
 )
 
 
-# chapters/appendix/weave.md:89
 def cell(source, *options):
     fence = "`" * 3
     lines = [fence + "{code-cell} python", *options, source, fence]
     return "\n".join([*lines, "", ""])
 
 
-# chapters/appendix/weave.md:95
 def page(title, module, *parts):
     return f"""---
 jupytext: {{text_representation: {{format_name: myst}}}}
@@ -41,7 +38,6 @@ companion: {{module: {module}}}
 """ + "".join(parts)
 
 
-# chapters/appendix/weave.md:110
 TOOLS = """\
 def extend(addition):
     globals()[addition.__name__].__repr__ = addition.__repr__
@@ -52,7 +48,6 @@ def test(function):
     function()
     print("ok ", function.__name__)"""
 
-# chapters/appendix/weave.md:123
 PAIRS = page(
     "Pairs", "view.py",
     cell(TOOLS),
@@ -73,7 +68,6 @@ PAIRS = page(
          "    assert total(Pair(1, 2)) == 3", ":tags: [test]"),
 )
 
-# chapters/appendix/weave.md:148
 SUMS = page(
     "Sums", "buffer.py",
     cell("from companion.view import Pair, total"),
@@ -93,7 +87,6 @@ parts:
   - chapters: [{file: chapters/identifiers}]
 """
 
-# chapters/appendix/weave.md:170
 NAMES = cell("").replace("{code-cell} python", "{identifiers}")
 FILES = {
     "_toc.yml": TOC,
@@ -107,7 +100,6 @@ FILES = {
 ROOM = tempfile.TemporaryDirectory()  # gone when Python ends
 
 
-# chapters/appendix/weave.md:183
 def small_book(**changed):
     """A new folder with the small book in it."""
     folder = Path(tempfile.mkdtemp(dir=ROOM.name))
@@ -120,14 +112,12 @@ def small_book(**changed):
 small = small_book()
 
 
-# chapters/appendix/weave.md:285
 def on_the_loom(folder):
     """Load a book, and return its chapters."""
     LOOM.load(folder)
     return LOOM.chapters.values()
 
 
-# chapters/appendix/weave.md:535
 def test_read_numbers_the_cells():
     LOOM.load(small)
     notebook = read(PAIRS, "chapters/pairs")
@@ -136,7 +126,6 @@ def test_read_numbers_the_cells():
     assert cells[5].outputs[0].text == "ok  test_total\n"
 
 
-# chapters/appendix/weave.md:623
 def test_captions():
     pairs, sums = on_the_loom(small)
 
@@ -151,7 +140,6 @@ def test_captions():
     assert text(sums, 1).endswith("view.py · replaces total, ")
 
 
-# chapters/appendix/weave.md:731
 def test_a_cell_stands_below_a_title():
     cell, *_ = next(iter(on_the_loom(small))).cells
     orphan = nodes.container()
@@ -167,14 +155,6 @@ def test_a_cell_stands_below_a_title():
         raise AssertionError("it stands nowhere")
 
 
-# chapters/appendix/weave.md:889
-def test_what_only_looks_like_an_origin_stays_what_it_is():
-    on_the_loom(small)
-    for line in ("# chapters/nowhere.md:31", "# chapters/pairs.md:1"):
-        assert back("source/companion/view", line, "...") == "..."
-
-
-# chapters/appendix/weave.md:1184
 def test_changes():
     pairs, sums = on_the_loom(small)
     changed, added = changes(sums)
@@ -183,7 +163,6 @@ def test_changes():
     assert not any("chapters/" in line for line in changed.diff)
 
 
-# chapters/appendix/weave.md:1359
 def states(old="", new=""):
     """What the loom says of each page, after a change of chapter 1."""
     LOOM.load(small_book(pairs=PAIRS.replace(old, new)))
@@ -191,7 +170,6 @@ def states(old="", new=""):
     return [LOOM.state(page) for page in pages]
 
 
-# chapters/appendix/weave.md:1381
 def test_a_page_depends_on_the_code_before_it():
     asis = states()
     assert states("What a pair can do", "What pairs do") == asis
@@ -200,7 +178,6 @@ def test_a_page_depends_on_the_code_before_it():
     assert same == [True, False, False]
 
 
-# chapters/appendix/weave.md:1390
 def test_a_page_depends_on_numbers_and_replacements():
     asis = states()[0]
     unnumbered = TOC.replace("numbered: true", "numbered: false")
@@ -210,7 +187,6 @@ def test_a_page_depends_on_numbers_and_replacements():
         assert LOOM.state("chapters/pairs") != asis
 
 
-# chapters/appendix/weave.md:1402
 def test_a_page_depends_on_its_outputs():
     LOOM.load(small_book())
     woven = {p: {"woven": (LOOM.state(p), {})} for p in LOOM.chapters}
@@ -222,13 +198,11 @@ def test_a_page_depends_on_its_outputs():
     assert outdated(None, env, [], [], []) == ["chapters/sums"]
 
 
-# chapters/appendix/weave.md:1510
 THEME = {
     "repository_url": "https://github.com/someone/small",
     "repository_branch": "main",
 }
 
-# chapters/appendix/weave.md:1566
 CONFIG = {
     "extensions": ["myst_nb", "sphinx_external_toc", setup.__module__],
     "html_theme": "sphinx_book_theme",
@@ -240,7 +214,6 @@ CONFIG = {
 }
 
 
-# chapters/appendix/weave.md:1577
 def weave(folder):
     """Build the site of a book; return the folder of its pages."""
     out = folder / "_build/html"
@@ -253,14 +226,12 @@ def weave(folder):
     return out
 
 
-# chapters/appendix/weave.md:1609
 def select(name, selector):
     """The parts of a page of the small book that a selector finds."""
     text = (weave(small) / f"{name}.html").read_text()
     return BeautifulSoup(text, "html.parser").select(selector)
 
 
-# chapters/appendix/weave.md:1641
 def test_links_lead_both_ways():
     captions = select("chapters/sums", ".tt-place a")
     assert [node["href"] for node in captions][:2] == [
@@ -271,7 +242,6 @@ def test_links_lead_both_ways():
     assert origins[-1]["href"] == "../../chapters/sums.html#cell-1"
 
 
-# chapters/appendix/weave.md:1652
 def test_a_number_follows_its_section():
     old, new = "## What a", "## Before\n\nWords.\n\n## What a"
     for text, number in [(PAIRS.replace(old, new), "§1.2"), (PAIRS, "§1.1")]:
@@ -280,7 +250,6 @@ def test_a_number_follows_its_section():
         assert replaced.endswith(f"replaces total, {number}")
 
 
-# chapters/appendix/weave.md:1680
 def knuth(name):
     cells = [c for page in LOOM.chapters.values() for c in page.cells]
     places = {(c.path, c.index): n for n, c in enumerate(cells, 1)}
@@ -294,7 +263,6 @@ def knuth(name):
     return f"{name}: {', '.join(found[n] for n in sorted(found))}."
 
 
-# chapters/appendix/weave.md:1694
 def test_an_index_as_in_1984():
     LOOM.load(small)
     assert knuth("total") == "total: [5], 6, [8], 9."

@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:91e5c07c98f4
+# Tangled from xor: edit there, `make tangle`. sha256:813e1354fadb
 from __future__ import annotations
 
 import json
@@ -25,7 +25,6 @@ from companion.milestones.xor import (
 from companion.tensor import Tensor, manual_seed, ones, rand, zeros
 
 
-# chapters/gradients/xor.md:189
 def folded():
     """Two rectifiers that fold the square, and a cut behind them."""
     net = Sequential(Linear(2, 2), Tensor.relu, Linear(2, 1))
@@ -37,7 +36,6 @@ def folded():
     return net
 
 
-# chapters/gradients/xor.md:331
 class Crowd(Module):
     """n networks of one shape, side by side along the first axis."""
 
@@ -56,7 +54,6 @@ class Crowd(Module):
         return hidden @ self.second + self.offset
 
 
-# chapters/gradients/xor.md:349
 def each_loss(crowd, x, t):
     scores = crowd(x)
     losses = bce_with_logits(scores, t.expand(*scores.shape),
@@ -64,12 +61,10 @@ def each_loss(crowd, x, t):
     return losses.mean((1, 2))
 
 
-# chapters/gradients/xor.md:550
 def test_the_milestone_is_reached():
     assert milestone().passed
 
 
-# chapters/gradients/xor.md:555
 def test_no_cut_gives_parity_and_folding_does():
     x, t = bits(2), parity(bits(2))
     assert t.tolist() == [[0.0], [1.0], [1.0], [0.0]]
@@ -81,7 +76,6 @@ def test_no_cut_gives_parity_and_folding_does():
     assert right(folded(), x, t) == 4
 
 
-# chapters/gradients/xor.md:567
 def test_the_best_line_says_one_half():
     manual_seed(3)
     run = taught(Linear(2, 1), bits(2), parity(bits(2)), steps=200)
@@ -89,7 +83,6 @@ def test_the_best_line_says_one_half():
     assert right(run.model, bits(2), parity(bits(2))) <= 3
 
 
-# chapters/gradients/xor.md:578
 def member(crowd, i):
     """Network i of a crowd, built from ordinary layers."""
     first, shift, second, offset = [p.detach()[i]
@@ -101,7 +94,6 @@ def member(crowd, i):
     return net
 
 
-# chapters/gradients/xor.md:590
 def test_a_crowd_is_many_networks():
     x, t = bits(3), parity(bits(3))
     manual_seed(0)
@@ -115,14 +107,12 @@ def test_a_crowd_is_many_networks():
                            crowd.first.grad.numpy()[i].T, atol=1e-5)
 
 
-# chapters/gradients/xor.md:606
 def test_parity_counts_ones():
     rows = [f"{i:b}".count("1") % 2 for i in range(64)]
     assert parity(bits(6)).reshape(-1).tolist() == rows
     assert bits(3).tolist()[6] == [0.0, 1.0, 1.0]
 
 
-# chapters/gradients/xor.md:613
 def test_a_report_is_written_whole():
     with tempfile.TemporaryDirectory() as folder:
         report = run("1957", Path(folder) / "new")
