@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:fb5fb356048a */
-#line 173 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:45f59ed5e12b */
+#line 175 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
