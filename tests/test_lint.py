@@ -63,6 +63,14 @@ def test_what_is_folded_is_not_in_sight(tmp_path):
     assert (found.library, found.pending) == (20, 0)
 
 
+def test_an_exercise_is_a_title_with_its_weight(tmp_path):
+    """One to three marks; other bold beginnings are none."""
+    marked = "**1. A sum** ●. Add.", "Why?", "**2. A $x$?** ●●●. Show."
+    others = "**3. Bare.** Text.", "**1978.** A year.", "**4. A** ●●●●. B."
+    found = measured(tmp_path, *(f"{x}\n" for x in marked + others))
+    assert found.exercises == 2
+
+
 def test_a_screen_is_the_sum_of_what_it_shows(tmp_path):
     empty = measured(tmp_path).screens
     figure = "```{figure} a.svg\n:alt: An A\n```"
@@ -211,7 +219,7 @@ def test_a_long_function(tmp_path):
 
 
 def test_the_table_lines_up():
-    lines = table([["arrays", *range(14)]]).split("\n")
+    lines = table([["arrays", *range(15)]]).split("\n")
     assert lines[0].startswith("chapter ")
     assert len({len(line) for line in lines}) == 1
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:652e38f0d7ba
+# Tangled from record: edit there, `make tangle`. sha256:31ac6f03e517
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -82,6 +82,7 @@ class Measures:
     gap: int = 0
     figures: int = 0
     asides: int = 0
+    exercises: int = 0
 
     @property
     def screens(self) -> float:
@@ -142,12 +143,16 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
+EXERCISE = re.compile(r"^\*\*\d+\. [^*]+\*\* ●{1,3}\. ", re.M)
+
+
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
-    """Words, figures, asides, and the longest stretch of mere words."""
+    """Words, figures, exercises, and the longest stretch of mere words."""
     stretch = 0
     for block in page:
         found.figures += block.name in IMAGES
         found.asides += block.name in ("margin", "sidebar")
+        found.exercises += len(EXERCISE.findall(block.body))
         if block.name in VERBATIM or block.name in IMAGES:
             stretch = 0
         parts = re.split(r"\$\$.+?\$\$", block.body, flags=re.S)
@@ -167,7 +172,8 @@ COLUMNS = {
     "words": "4000-7000", "cells": "25-45", "screens": "25", "folded": "-",
     "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
-    "gap": "450", "figures": "1/1000", "asides": "1/350", "seconds": "20",
+    "gap": "450", "figures": "1/1000", "asides": "1/350",
+    "exercises": "5", "seconds": "20",
 }
 
 
@@ -179,6 +185,7 @@ def row(found: Measures) -> list:
         found.folded, round(statistics.median(sizes)),
         sizes[round(0.9 * (len(sizes) - 1))], sizes[-1], found.width,
         found.library, found.pending, found.gap, found.figures, found.asides,
+        found.exercises,
         "-" if found.seconds is None else f"{found.seconds:.1f}",
     ]
 
