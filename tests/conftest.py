@@ -41,6 +41,8 @@ TOOLS = {
         "run on a machine with an NVIDIA GPU",
     ),
 }
+THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
+           "OMP_NUM_THREADS")
 NOWHERE_IN_CI = ("gpu", "datasets")  # hardware; and 340 MB from elsewhere
 
 settings.register_profile("book", deadline=None, print_blob=True)
@@ -111,6 +113,15 @@ def site(root):
     if not (folder / "index.html").exists():
         pytest.fail(f"no site in {folder}: run `make book` first")
     return folder
+
+
+def pytest_configure(config):
+    """Workers share the processors: no thread waits for a neighbour's."""
+    workers = config.getoption("numprocesses", None)
+    if workers:
+        share = max(1, (os.cpu_count() or 1) // workers)
+        for name in THREADS:
+            os.environ.setdefault(name, str(share))
 
 
 def pytest_runtest_setup(item):

@@ -8,7 +8,7 @@ FRONT = """\
 ---
 jupytext: {{text_representation: {{extension: .md, format_name: myst}}}}
 kernelspec: {{name: python3, display_name: Python 3}}
-companion: {{module: {module}}}
+companion: {{module: {module}, outcomes: {{}}}}
 ---
 # {title}
 

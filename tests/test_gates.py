@@ -1,6 +1,7 @@
 """Every gate can fail: a fault is planted, and its one line expected."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,6 +22,15 @@ def test_moon():
 
 def test_import():
     pytest.importorskip("a_module_that_nobody_has")
+"""
+
+SHARING = """
+import os
+
+def test_share():
+    share = max(1, (os.cpu_count() or 1) // 2)
+    assert os.environ["COMPANION_THREADS"] == str(share)
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "7", "said by the user"
 """
 
 
@@ -187,3 +197,12 @@ def test_types_and_style(book, tool):
     status, told = run(book, "-m", *tool)
     assert status == 1
     assert "faulty.py" in told
+
+
+def test_workers_share_the_processors(book):
+    (book / "tests/test_share.py").write_text(SHARING)
+    env = {k: v for k, v in os.environ.items() if k != "COMPANION_THREADS"}
+    status, told = run(
+        book, "-m", "pytest", "-q", "-n", "2", "tests/test_share.py",
+        env=env | {"OPENBLAS_NUM_THREADS": "7"})  # fmt: skip
+    assert status == 0, told

@@ -180,28 +180,74 @@ def test_options_that_are_no_yaml(tmp_path, options, what):
         assemble(book, "first", {}, addresses(book))
 
 
+OUTCOMES = [
+    ("{}", []),
+    ("{do it: test_one, or this: half}", []),
+    ("{do it: one}",
+     ["chapters/first.md:4: 'do it' is shown by one, which no test and no "
+      "exercise of the page defines"]),
+    ("{do it: [a]}",
+     ["chapters/first.md:4: 'do it' is shown by ['a'], which no test and no "
+      "exercise of the page defines"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("outcomes, found", OUTCOMES)
+def test_an_outcome_is_shown_by_the_page(tmp_path, outcomes, found):
+    text = page(
+        "first",
+        DEFINE,
+        cell("@test\ndef test_one():\n    assert one() == 1", "test"),
+        cell("!ls\ndef half(): ...", "exercise"),
+        cell("def half():\n    return one() / 2", "solution"),
+        cell("%%c a.c\nint f() { return 1; }", "solution"),
+    )
+    text = text.replace("outcomes: {}", f"outcomes: {outcomes}")
+    book = small_book(tmp_path, first=text)
+    assert [str(p) for p in problems(book, tangle(book))] == found
+
+
+def test_a_chapter_says_what_one_can_do_after_it(tmp_path):
+    text = page("first", DEFINE).replace(", outcomes: {}", "")
+    book = small_book(tmp_path, first=text, second="# No cells\n")
+    (problem,) = problems(book, tangle(book))
+    assert str(problem) == (
+        "chapters/first.md:4: what can a reader do after it? Add "
+        "`companion: {outcomes: {do this: test_NAME, and that: "
+        "NAME_OF_AN_EXERCISE}}`"
+    )
+
+
 def test_a_term_of_the_field_is_no_filler(tmp_path):
     assert lint(tmp_path, "It is compiled just-in-time.") == []
 
 
-def test_a_picture_drawn_by_a_cell_needs_a_text(tmp_path):
+def test_a_picture_drawn_by_a_cell_needs_a_text_and_a_caption(tmp_path):
     source = "import matplotlib.pyplot as plt\nplt.plot([1]); plt.show()"
-    book = small_book(tmp_path, first=page("first", cell(source)))
-    execute(book, "first")
-    (problem,) = problems(book, tangle(book))
-    assert str(problem) == (
-        "chapters/first.md:9: the picture has no alternative text: "
+    text, caption = "image: {alt: A point}", "figure: {caption: One}"
+
+    def found(*before, **options):
+        picture = cell(source, **options)
+        book = small_book(tmp_path, first=page("first", *before, picture))
+        if not before:
+            execute(book, "first")
+        return [str(problem) for problem in problems(book, tangle(book))]
+
+    no_text = (
+        "the picture has no alternative text: "
         "give the cell `mystnb: {image: {alt: …}}`"
     )
-    moved = small_book(
-        tmp_path, first=page("first", cell("1"), cell(source, mystnb="x"))
+    no_caption = (
+        "the picture has no caption: "
+        "give the cell `mystnb: {figure: {caption: …}}`"
     )
-    (problem,) = problems(moved, tangle(moved))
-    assert problem.line == 15
-    named = cell(source, mystnb="{image: {alt: A point}}")
-    book = small_book(tmp_path, first=page("first", named))
-    execute(book, "first")
-    assert list(problems(book, tangle(book))) == []
+    first = "chapters/first.md:"
+    assert found() == [f"{first}9: {no_text}", f"{first}9: {no_caption}"]
+    assert found(mystnb=f"{{{text}}}") == [f"{first}10: {no_caption}"]
+    assert found(mystnb=f"{{{caption}}}") == [f"{first}10: {no_text}"]
+    assert found(mystnb=f"{{{text}, {caption}}}") == []
+    moved = found(cell("1"), mystnb=f"{{{text}}}")
+    assert moved == [f"{first}15: {no_caption}"]
 
 
 def test_a_long_function(tmp_path):

@@ -309,3 +309,28 @@ def test_a_file_that_is_no_name(tmp_path):
     )
     with pytest.raises(SourceError, match="unknown suffix in 3"):
         read_chapter("a.md", tmp_path)
+
+
+@pytest.mark.parametrize("own, message", [
+    ("outcome: {}", "3: unknown key 'outcome' below companion: "
+     "did you mean outcomes?"),
+    ("3: {}", "3: unknown key '3' below companion: module, beside, outcomes"),
+    ("outcomes: [a]", "3: `outcomes: ['a']`: write "
+     "`outcomes: {what a reader can do: test_NAME}`"),
+    ("module:", "3: `module: None`: write `module: NAME.py`"),
+    ("beside: 1", "3: `beside: 1`: write `beside: true`"),
+])  # fmt: skip
+def test_the_keys_of_the_front_matter(tmp_path, own, message):
+    page = tmp_path / "a.md"
+    page.write_text(f"---\ncompanion:\n  {own}\n---\n# A\n")
+    with pytest.raises(SourceError) as caught:
+        read_chapter("a.md", tmp_path)
+    assert str(caught.value) == f"a.md:{message}"
+
+
+def test_outcomes_are_read(tmp_path):
+    own = "{module: view.py, outcomes: {read it: test_it}}"
+    (tmp_path / "a.md").write_text(f"---\ncompanion: {own}\n---\n# A\n")
+    assert read_chapter("a.md", tmp_path).outcomes == {"read it": "test_it"}
+    (tmp_path / "b.md").write_text("# B\n")
+    assert read_chapter("b.md", tmp_path).outcomes == {}

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:00029405f4c8 */
-#line 793 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:875d111ebf4a */
+#line 797 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
@@ -25,7 +25,7 @@ struct fold {
 };
 struct job { struct fold f; const REAL *x; REAL *out; total *room; };
 
-#line 822 "chapters/tensors/activations.md"
+#line 826 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -37,7 +37,7 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 839 "chapters/tensors/activations.md"
+#line 843 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
@@ -61,7 +61,7 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 868 "chapters/tensors/activations.md"
+#line 872 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -84,7 +84,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 894 "chapters/tensors/activations.md"
+#line 898 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];

@@ -1,5 +1,5 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:14520e8ed2f8 */
-#line 536 "chapters/tensors/blas.md"
+/* Tangled from blas: edit there, `make tangle`. sha256:4431f94d0a34 */
+#line 540 "chapters/tensors/blas.md"
 #if defined(__AVX512F__)
 enum { BYTES = 64 };
 #elif defined(__AVX__)
@@ -25,7 +25,7 @@ double multiply_add(long n, float x, float y, float *out) {
   return 24.0 * L * n;
 }
 
-#line 572 "chapters/tensors/blas.md"
+#line 576 "chapters/tensors/blas.md"
 /* a += s b */
 void update(long n, float s, const float *b, float *a) {
   for (long i = 0; i < n; i += L)

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:844dc3c8b063 */
-#line 535 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:4e81facd2f46 */
+#line 539 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
 struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
 struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
 
-#line 555 "chapters/tensors/activations.md"
+#line 559 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
 static void part(void *job, long p) {
   struct job g = *(struct job *)job;
@@ -34,7 +34,7 @@ static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
   w->parallel(part, &g, w->parts, w->parts);
 }
 
-#line 576 "chapters/tensors/activations.md"
+#line 580 "chapters/tensors/activations.md"
 #define EACH for (long i = 0; i < n; i++)
 #define LOOP(name, code)                                              \
   static void name##_row(long n, REAL *out, const REAL *x,            \
@@ -52,7 +52,7 @@ LOOP(subtract, a - b)
 LOOP(multiply, a * b)
 LOOP(divide, a / b)
 
-#line 609 "chapters/tensors/activations.md"
+#line 613 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
 typedef __typeof__(__builtin_choose_expr(WIDE, 0l, 0)) whole;
@@ -71,7 +71,7 @@ static INLINE REAL power(whole k) {
   return x;
 }
 
-#line 631 "chapters/tensors/activations.md"
+#line 635 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -93,7 +93,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1006 "chapters/tensors/activations.md"
+#line 1010 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {

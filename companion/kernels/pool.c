@@ -1,5 +1,5 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:158f9a90502b */
-#line 1099 "chapters/tensors/blas.md"
+/* Tangled from blas: edit there, `make tangle`. sha256:fd9c7f534ab2 */
+#line 1103 "chapters/tensors/blas.md"
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ static struct pool {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER}, fresh;
 
-#line 1130 "chapters/tensors/blas.md"
+#line 1134 "chapters/tensors/blas.md"
 static void drain(void) {
   for (long i; (i = pool.next++) < pool.n;) pool.f(pool.job, i);
 }
@@ -47,7 +47,7 @@ static long here(void) {
   return 0;
 }
 
-#line 1163 "chapters/tensors/blas.md"
+#line 1167 "chapters/tensors/blas.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
     for (int spin = 0; spin < 50000 && pool.turn == turn; spin++) relax();
@@ -74,7 +74,7 @@ static void offer(long seats) {
   pthread_mutex_unlock(&pool.lock);
 }
 
-#line 1195 "chapters/tensors/blas.md"
+#line 1199 "chapters/tensors/blas.md"
 /* f(job, i) for every i < n, on so many threads */
 void parallel(task *f, void *job, long n, long threads) {
   if (n < 2 || threads < 2 || pthread_mutex_trylock(&pool.busy)) {

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:31ac6f03e517
+# Tangled from record: edit there, `make tangle`. sha256:8b73c2a8ecd5
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -13,16 +13,18 @@ from pathlib import Path, PurePosixPath
 
 from companion.literate.execute import EXECUTED, cached, code_cells
 from companion.literate.markdown import INLINE, Block, blocks
+from companion.literate.names import names_in
 from companion.literate.source import (
     Book,
     Cell,
     Chapter,
     SourceError,
     compared,
+    line_with,
     read_book,
 )
 from companion.literate.stage import reported
-from companion.literate.tangle import Library, tangle
+from companion.literate.tangle import Library, readable, tangle
 
 IMAGES = ("figure", "image")
 VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
@@ -107,10 +109,10 @@ def height(cell: Cell) -> int:
     return cell.source.count("\n") + 1
 
 
-def described(cell) -> bool:
-    """Whether a cell says what is on the picture it draws."""
+def told(cell, *keys: str) -> bool:
+    """Whether a cell's options have something under these keys."""
     found = cell.options
-    for key in ("mystnb", "image", "alt"):
+    for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return bool(found)
 
@@ -127,7 +129,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
         width=max(map(len, lines), default=0),
         library=sum(map(height, tangled)),
         pending=longest_run(["tangle" in cell.tags for cell in seen]),
-        drawn=sum(map(described, chapter.cells)),
+        drawn=sum(told(c, "mystnb", "image") for c in chapter.cells),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
     count_blocks(found, page_blocks(chapter))
@@ -269,15 +271,51 @@ def is_there(root: Path, page: str, target: str) -> bool:
     return (base / path.lstrip("/")).exists()
 
 
+PROVING = {"test", "exercise", "solution"}
+
+
+def proofs(chapter: Chapter) -> dict[str, Cell]:
+    """What tests, exercises and solutions define: the first cell of each."""
+    found: dict[str, Cell] = {}
+    for cell in chapter.cells:
+        if PROVING & set(cell.tags) and cell.language == "python":
+            own = cell if cell.target else readable(cell)
+            for name in names_in(own.source).bound:
+                found.setdefault(name, cell)
+    return found
+
+
+def outcome_problems(chapter: Chapter) -> Iterator[SourceError]:
+    """Outcomes that are not given, or that nothing on the page shows."""
+    if chapter.cells and "outcomes" not in chapter.front.get("companion", {}):
+        yield SourceError(
+            chapter.path, line_with("companion", chapter.text),
+            "what can a reader do after it? Add `companion: {outcomes: "
+            "{do this: test_NAME, and that: NAME_OF_AN_EXERCISE}}`")
+    found = proofs(chapter) if chapter.outcomes else ()
+    for outcome, name in chapter.outcomes.items():
+        if str(name) not in found:
+            yield SourceError(
+                chapter.path, line_with(str(outcome), chapter.text),
+                f"{outcome!r} is shown by {name}, which no test and no "
+                "exercise of the page defines")
+
+
+PICTURE = {"alternative text": ("mystnb", "image", "alt"),
+           "caption": ("mystnb", "figure", "caption")}
+
+
 def image_problems(book: Book, chapter) -> Iterator[SourceError]:
-    """Pictures that cells draw need a text as well."""
+    """Pictures that cells draw need a text and a caption as well."""
     done = last_run(book, chapter)
     cells = code_cells(done) if done else []
     drawing = {ran.source.rstrip() for ran in cells if draws(ran)}
     for cell in chapter.cells:
-        if cell.source in drawing and not described(cell):
-            yield cell.error(1, "the picture has no alternative text: give"
-                                " the cell `mystnb: {image: {alt: …}}`")
+        for what, keys in PICTURE.items():
+            if cell.source in drawing and not told(cell, *keys):
+                part, key = keys[1:]
+                yield cell.error(1, f"the picture has no {what}: give the "
+                                    f"cell `mystnb: {{{part}: {{{key}: …}}}}`")
 
 
 def draws(ran) -> bool:
@@ -318,6 +356,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
     for chapter in book.chapters:
         yield from cell_problems(chapter)
         yield from prose_problems(chapter)
+        yield from outcome_problems(chapter)
         yield from reference_problems(book, chapter)
         yield from image_problems(book, chapter)
     yield from function_problems(library)

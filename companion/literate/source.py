@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:f8317cc6cd40
+# Tangled from tangle: edit there, `make tangle`. sha256:1ac1fe53dba3
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -95,6 +95,11 @@ class Chapter:
     def beside(self) -> bool:
         """Whether the chapter is a tool's: tangled before all others."""
         return bool(self.front.get("companion", {}).get("beside"))
+
+    @property
+    def outcomes(self) -> dict[str, str]:
+        """What a reader can do after it: the test or exercise of each."""
+        return self.front.get("companion", {}).get("outcomes", {})
 
 
 @dataclass(frozen=True)
@@ -317,12 +322,40 @@ def read_chapter(path: str | Path, root: str | Path = ".") -> Chapter:
     return chapter
 
 
-def check_front(front: dict, path: str) -> None:
-    """The front matter's own part must be a mapping, if it is there."""
+FRONT_KEYS = {
+    "module": (str, "NAME.py"),
+    "beside": (bool, "true"),
+    "outcomes": (dict, "{what a reader can do: test_NAME}"),
+}
+
+
+def check_front(front: dict, path: str, text: str) -> None:
+    """The front matter's own part has the keys that we know."""
     own = front.get("companion", {})
     if not isinstance(own, dict):
         raise SourceError(path, 1, f"`companion: {own}` in the front matter:"
                           " write `companion: {module: NAME.py}`")
+    for key, value in own.items():
+        fault = front_fault(str(key), value)
+        if fault:
+            raise SourceError(path, line_with(str(key), text), fault)
+
+
+def front_fault(key: str, value) -> str:
+    """What is wrong with an entry of the front matter, if anything is."""
+    if key not in FRONT_KEYS:
+        near = difflib.get_close_matches(key, FRONT_KEYS, 1, 0.75)
+        hint = f"did you mean {near[0]}?" if near else ", ".join(FRONT_KEYS)
+        return f"unknown key {key!r} below companion: {hint}"
+    kind, example = FRONT_KEYS[key]
+    fits = isinstance(value, kind)
+    return "" if fits else f"`{key}: {value}`: write `{key}: {example}`"
+
+
+def line_with(words: str, text: str) -> int:
+    """The first line of a text on which words stand; else its first."""
+    found = re.search(rf"(?<!\w){re.escape(words)}(?!\w)", text)
+    return text.count("\n", 0, found.start() if found else 0) + 1
 
 
 @cache
@@ -337,7 +370,7 @@ def read_myst(name: str, path: str, text: str) -> Chapter:
         if not start:
             raise unclosed(path, 0, "---")
     front = load_yaml("\n".join(lines[1:start]), path, 2)
-    check_front(front, path)
+    check_front(front, path, text)
     blank = [""] * start + ["" if start else lines[0]] + lines[start + 1 :]
     title = next((x[2:] for x in blank if x.startswith("# ")), name)
     chapter = Chapter(name, path, title.strip(), front, text)

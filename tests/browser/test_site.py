@@ -13,8 +13,10 @@ AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ARRAYS = "chapters/tensors/arrays.html"
 BLAS = "chapters/tensors/blas.html"
 NOTATION = "chapters/front/notation.html"
+USING = "chapters/front/using.html"
+LAYERS = "chapters/tensors/layers.html"
 VIEW = "source/companion/view.html"
-AXED = ("index.html", "search.html", NOTATION, VIEW, ARRAYS, BLAS)
+AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS)
 LIMIT, LIMIT_WITH_MATH = 1.0e6, 2.2e6
 
 
@@ -76,12 +78,139 @@ def test_every_page_on_a_phone(site, address, visit):
 
 def test_figures_stay_legible_on_a_phone(visit):
     page = visit("chapters/gradients/optimizers.html", width=360)
-    figures = page.locator(".cell_output > img").evaluate_all("""all =>
+    figures = page.locator(".cell_output img").evaluate_all("""all =>
         all.map((img) => [img.clientWidth, img.naturalWidth,
-                          getComputedStyle(img.parentNode).overflowX])""")
+                          getComputedStyle(img.closest(".cell_output"))
+                              .overflowX])""")
     assert any(natural > 448 for _, natural, _ in figures)
     for shown, natural, overflow in figures:
         assert shown >= min(natural, 448) and overflow == "auto"
+
+
+def test_figures_have_numbers_and_captions(visit):
+    page = visit(LAYERS)
+    captions = page.locator(".cell_output figcaption").all_inner_texts()
+    assert len(captions) == page.locator(".cell_output img").count() > 3
+    assert all(re.match(r"Fig\. 5\.\d \S", text) for text in captions)
+
+
+@pytest.mark.parametrize("width", [768, 1024, 1100])
+def test_text_and_code_share_a_width_on_a_tablet(visit, width):
+    page = visit(LAYERS, width=width)
+    text, code = (
+        page.locator(f".bd-article section section > {kind}").first
+        for kind in ("p", "div.cell")
+    )
+    text, code = text.bounding_box(), code.bounding_box()
+    assert (text["x"], text["width"]) == (code["x"], code["width"])
+
+
+def covers(page, one, other):
+    """Whether an element is what one sees in the middle of another."""
+    return page.evaluate(
+        """([one, other]) => {
+            const box = document.querySelector(other).getBoundingClientRect();
+            const [x, y] = [box.x + box.width / 2, box.y + box.height / 2];
+            const seen = document.elementFromPoint(x, y);
+            return Boolean(seen?.closest(one));
+        }""",
+        [one, other],
+    )
+
+
+def test_the_sidebar_opens_with_the_search_and_the_chapter_in_view(visit):
+    page = visit("chapters/gradients/gpu.html")
+    sidebar = ".bd-sidebar-primary"
+    assert page.evaluate(f"document.querySelector('{sidebar}').scrollTop") > 0
+    for shown in (".logo", ".search-button-field", "li.current > a"):
+        assert covers(page, f"{sidebar} {shown}", f"{sidebar} {shown}")
+
+
+@pytest.mark.parametrize("width", [360, 768, 975, 1280])
+def test_every_head_finds_its_way_back(visit, width):
+    page = visit(LAYERS, width=width)
+    ways = page.locator(".tt-home:visible, .bd-sidebar-primary .logo:visible")
+    boxes = [way.bounding_box() for way in ways.all()]
+    seen = [n for n, box in enumerate(boxes) if 0 <= box["x"] < width]
+    assert len(seen) == 1 and boxes[seen[0]]["width"] >= 44
+    way = ways.nth(seen[0])
+    assert way.inner_text() == "Tensors, Tangled" or (
+        way.get_attribute("aria-label") == "Tensors, Tangled"
+    )
+    way.click()
+    assert page.url.endswith("/index.html")
+    assert page.faults == []
+
+
+def test_the_landing_page_searches_on_a_phone(visit):
+    page = visit("index.html", width=390)
+    page.get_by_role("searchbox", name="Search this book").fill("stride")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#search-results li a")
+    assert page.url.endswith("search.html?q=stride")
+
+
+def test_the_line_under_a_title(visit):
+    page = visit("chapters/gradients/optimizers.html")
+    line = page.locator("h1 + .tt-guide")
+    assert re.match(r"\d½? hours · needs Autograd · ", line.inner_text())
+    line.locator("a").last.click()
+    target = page.evaluate("location.hash")
+    assert page.locator(f"{target}.tag_exercise").count() == 1
+    assert page.locator("h1 ~ p").nth(1).inner_text().endswith("?")
+
+
+def test_the_map_by_keyboard(visit):
+    page = visit(USING)
+    chart = page.get_by_role("group", name=re.compile("^Which chapter needs"))
+    links = chart.get_by_role("link")
+    assert links.count() == page.locator("svg.tt-map circle").count() > 15
+    links.first.focus()
+    for _ in range(7):
+        page.keyboard.press("Tab")
+    assert page.evaluate(
+        "document.activeElement.getAttribute('aria-label')"
+    ).startswith("8 Autograd, ")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/autograd.html")
+
+
+READ = "localStorage.getItem('read')"
+
+
+def test_what_was_read_is_marked_once_the_reader_asks(visit):
+    page = visit(LAYERS)
+    button = page.get_by_role("button", name="I have read this chapter")
+    assert page.evaluate(READ) is None
+    assert button.get_attribute("aria-pressed") == "false"
+    assert page.locator(".tt-read").count() == 0
+    button.focus()
+    page.keyboard.press("Enter")
+    assert button.get_attribute("aria-pressed") == "true"
+    assert page.evaluate(READ) == "chapters/tensors/layers.html"
+    page.goto(page.url.replace(LAYERS, "intro.html"))
+    for place in ("navigation", "article"):
+        marked = page.get_by_role(place).get_by_role("link", name="5 Layers")
+        assert marked.get_by_role("img", name="read").count() == 1
+    assert page.locator(".tt-read").count() == 2
+    assert findings(page) == []
+    page.go_back()
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert page.evaluate(READ) is None
+    assert page.locator(".tt-read").count() == 0
+    assert page.faults == []
+
+
+@pytest.mark.parametrize("path", [LAYERS, USING])
+def test_pages_without_scripts_offer_nothing_they_cannot_do(visit, path):
+    page = visit(path, java_script_enabled=False)
+    assert page.locator(".tt-done").count() == 0
+    assert page.locator(".tt-guide, .tt-map").first.is_visible()
+
+
+def test_only_chapters_can_be_read(visit):
+    assert visit(USING).locator(".tt-done").count() == 0
 
 
 def test_landing_leads_into_the_book(visit):
@@ -267,6 +396,16 @@ def test_roofline_by_keyboard(visit):
     assert roofline.locator("table").is_visible()
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_sliders_are_as_large_as_a_thumb(visit, width):
+    page = visit(BLAS, width=width)
+    sliders = page.locator(".tt-widget input[type=range]")
+    assert sliders.count() == 3
+    for slider in sliders.all():
+        box = slider.bounding_box()
+        assert min(box["width"], box["height"]) >= 44
+
+
 @pytest.mark.parametrize(
     "scheme, rules", [("light", None), ("dark", ["color-contrast"])]
 )
@@ -283,6 +422,7 @@ def test_print_shows_the_text_and_nothing_else(visit):
         ".bd-header-article",
         ".prev-next-footer",
         ".tt-widget-controls",
+        ".tt-done",
     ):
         assert not page.locator(hidden).first.is_visible(), hidden
     assert page.locator("article h1").is_visible()

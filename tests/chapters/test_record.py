@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:f4cdca14cfca
+# Tangled from record: edit there, `make tangle`. sha256:4436d3ab399c
 import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
@@ -55,7 +55,8 @@ def cell(source, tags="", **options):
 
 def page(title, module, *blocks):
     """A chapter whose tangled cells go to companion/MODULE."""
-    front = f"---\ncompanion: {{module: {module}}}\n---\n"
+    own = f"{{module: {module}, outcomes: {{}}}}"
+    front = f"---\ncompanion: {own}\n---\n"
     return front + f"# {title}\n\n" + "\n".join(blocks)
 
 
