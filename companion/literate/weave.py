@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:58708f2e6cb8
+# Tangled from weave: edit there, `make tangle`. sha256:14903ececc6b
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
@@ -59,7 +59,7 @@ def imports_only(source):
 
 def listed(names, gap):
     """As many names as a line has room for."""
-    return shorten(gap.join(names), 80, placeholder=" …")
+    return shorten(gap.join(names), 70, placeholder=" …")
 
 
 def called(cell, names):
