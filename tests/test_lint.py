@@ -45,11 +45,42 @@ def test_measures(tmp_path):
         DEFINE.replace("one", "two"),
     )
     assert found.words == 1 + 5 + 2 + 2 + 2  # the title's word first
-    assert found.cells == [2, 2, 2]
+    assert found.cells == [2, 2, 2] and found.folded == 0
     assert (found.library, found.pending) == (4, 2)
     assert (found.figures, found.asides) == (1, 1)
     assert found.gap == 8
     assert found.seconds is None
+
+
+def test_what_is_folded_is_not_in_sight(tmp_path):
+    """It counts for the library, and as a line on the page."""
+    long = "\n".join(["x = 1"] * 20)
+    hidden = ("hide-cell", "hide-input", "remove-cell")
+    blocks = [cell(long, tag) for tag in hidden]
+    library = cell(long, "tangle", "hide-input")
+    found = measured(tmp_path, library, *blocks, cell("1"))
+    assert (found.cells, found.folded) == ([1], 3)
+    assert (found.library, found.pending) == (20, 0)
+
+
+def test_an_exercise_is_a_title_with_its_weight(tmp_path):
+    """One to three marks; other bold beginnings are none."""
+    marked = "**1. A sum** ●. Add.", "Why?", "**2. A $x$?** ●●●. Show."
+    others = "**3. Bare.** Text.", "**1978.** A year.", "**4. A** ●●●●. B."
+    found = measured(tmp_path, *(f"{x}\n" for x in marked + others))
+    assert found.exercises == 2
+
+
+def test_a_screen_is_the_sum_of_what_it_shows(tmp_path):
+    empty = measured(tmp_path).screens
+    figure = "```{figure} a.svg\n:alt: An A\n```"
+    drawn = cell("x = 1", mystnb="{image: {alt: A point}}")
+    for block, pixels in [
+        (cell("x = 1\ny = 2"), 76 + 2 * 16), (cell("x = 1", "hide-cell"), 50),
+        (figure, 320), (drawn, 76 + 16 + 320), ("One two.\n\nThree.", 3 * 3.9),
+    ]:  # fmt: skip
+        more = measured(tmp_path, block).screens - empty
+        assert more == pytest.approx(pixels / 900)
 
 
 def test_a_formula_ends_a_stretch_of_words(tmp_path):
@@ -234,7 +265,7 @@ def test_a_long_function(tmp_path):
 
 
 def test_the_table_lines_up():
-    lines = table([["arrays", *range(12)]]).split("\n")
+    lines = table([["arrays", *range(15)]]).split("\n")
     assert lines[0].startswith("chapter ")
     assert len({len(line) for line in lines}) == 1
 

@@ -10,13 +10,13 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import unquote, urldefrag
 
-import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from small_book import small_book
 
 from companion.literate.loom import LOOM
 from companion.literate.pages import source_html
+from companion.literate.source import Cell
 from companion.literate.weave import CCell, Change, called, fold, setup
 
 ROOT = Path(__file__).parent.parent
@@ -155,6 +155,7 @@ SUMS = """\
 # Sums
 
 ```{code-cell} python
+:tags: [hide-cell]
 from companion.view import Pair, total
 ```
 
@@ -167,7 +168,7 @@ def total(pair):
 ```
 
 ```{code-cell} python
-:tags: [tangle]
+:tags: [tangle, hide-input]
 def twice(pair):
     return 2 * total(pair)
 ```
@@ -333,15 +334,31 @@ def test_solutions_are_folded(html):
     assert cell.img["alt"] == "A line that rises"
 
 
-@pytest.mark.parametrize("source, tags, name", [
-    ("import os\nfrom a import (\n    b)", ["hide-cell"], "the imports"),
-    ("import os", ["solution", "hide-cell"], "the solution"),
-    ("import os\nprint(1)", ["hide-input"], "the {type}"),
-    ("%load x\nimport os", ["hide-input"], "the {type}"),
-    ("print(1)", ["hide-output"], "the {type}")])
-def test_what_is_folded_has_a_name(source, tags, name):
-    cell = nbformat.v4.new_code_cell(source, metadata={"tags": tags})
-    assert called(cell) == name
+@pytest.mark.parametrize("source, tags, names, label", [
+    ("import os\nfrom a import (\n    b)", ["hide-cell"], [], "the imports"),
+    ("import os", ["solution", "hide-cell"], [], "the solution"),
+    ("def f(): ...", ["solution", "hide-cell"], ["f"], "the solution"),
+    ("import os\nprint(1)", ["hide-input"], [], "the code"),
+    ("%load x\nimport os", ["hide-input"], [], "the code"),
+    ("print(1)", ["hide-output"], [], "the output"),
+    ("def f(): ...", ["hide-input"], ["f"], "`f`"),
+    ("", ["hide-input"], ["A", "A.b", "C.d"], "`A` and `C.d`"),
+    ("", ["hide-input"], ["K[EXP]", "g", "h"], "`K[EXP]`, `g`, `h`"),
+    ("", ["hide-cell"], ["test_ties_share"], "a test: ties share"),
+    ("", ["hide-cell"], ["told", "test_a_b", "test_c"], "2 tests: a b; c"),
+    ("", ["hide-cell"], ["test_" + 20 * c for c in "abcde"],
+     f"5 tests: {20 * 'a'}; {20 * 'b'}; {20 * 'c'}; …"),
+])  # fmt: skip
+def test_what_is_folded_has_a_name(source, tags, names, label):
+    cell = Cell("a", "a.md", 0, 1, source, tuple(tags))
+    assert called(cell, names) == label
+
+
+def test_a_fold_says_what_is_behind_it(html):
+    folds = page(html, "chapters/sums").select("details.hide summary")
+    assert [words(fold.select_one(".collapsed")) for fold in folds] == [
+        "Show the imports", "Show twice"]
+    assert folds[1].p.code.get_text() == "twice"
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):

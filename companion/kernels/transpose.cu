@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:58d98e21c929 */
-#line 172 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:c629ca97f377 */
+#line 179 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif

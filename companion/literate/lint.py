@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:240006a12998
+# Tangled from record: edit there, `make tangle`. sha256:8b73c2a8ecd5
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -8,7 +8,7 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import compress
+from operator import mul
 from pathlib import Path, PurePosixPath
 
 from companion.literate.execute import EXECUTED, cached, code_cells
@@ -73,28 +73,63 @@ class Measures:
     """What the table shows of one chapter."""
 
     name: str
-    cells: list[int]  # lines of each
+    cells: list[int]  # lines of each that is in sight
+    folded: int
     width: int
     library: int
     pending: int
+    drawn: int  # pictures that cells make
     seconds: float | None
     words: int = 0
     gap: int = 0
     figures: int = 0
     asides: int = 0
+    exercises: int = 0
+
+    @property
+    def screens(self) -> float:
+        """About how many windows of 1440 × 900 the page fills."""
+        shown = sum(self.cells), len(self.cells), self.folded, self.words
+        pictures = self.figures + self.drawn
+        return sum(map(mul, HEIGHTS, [*shown, pictures])) / 900
+
+
+HEIGHTS = 16, 76, 50, 3.9, 320  # a line, a cell, a fold, a word, a picture
+FOLDED = {"hide-cell", "hide-input"}
+REMOVED = {"remove-cell", "remove-input"}
+
+
+def in_sight(cell: Cell) -> bool:
+    """Whether a page shows a cell's code without being asked."""
+    return (FOLDED | REMOVED).isdisjoint(cell.tags)
+
+
+def height(cell: Cell) -> int:
+    """How many lines a cell has."""
+    return cell.source.count("\n") + 1
+
+
+def told(cell, *keys: str) -> bool:
+    """Whether a cell's options have something under these keys."""
+    found = cell.options
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return bool(found)
 
 
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
-    cells = [cell.source.split("\n") for cell in chapter.cells]
-    tangled = ["tangle" in cell.tags for cell in chapter.cells]
-    sizes = [len(lines) for lines in cells]
+    lines = [line for c in chapter.cells for line in c.source.split("\n")]
+    tangled = [cell for cell in chapter.cells if "tangle" in cell.tags]
+    seen = list(filter(in_sight, chapter.cells))
     done = last_run(book, chapter)
     found = Measures(
-        chapter.name, sizes,
-        width=max((len(x) for lines in cells for x in lines), default=0),
-        library=sum(compress(sizes, tangled)),
-        pending=longest_run(tangled),
+        chapter.name, [height(cell) for cell in seen],
+        folded=sum(not FOLDED.isdisjoint(c.tags) for c in chapter.cells),
+        width=max(map(len, lines), default=0),
+        library=sum(map(height, tangled)),
+        pending=longest_run(["tangle" in cell.tags for cell in seen]),
+        drawn=sum(told(c, "mystnb", "image") for c in chapter.cells),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
     count_blocks(found, page_blocks(chapter))
@@ -110,12 +145,16 @@ def longest_run(flags: list[bool]) -> int:
     return longest
 
 
+EXERCISE = re.compile(r"^\*\*\d+\. [^*]+\*\* ●{1,3}\. ", re.M)
+
+
 def count_blocks(found: Measures, page: Iterator[Block]) -> None:
-    """Words, figures, asides, and the longest stretch of mere words."""
+    """Words, figures, exercises, and the longest stretch of mere words."""
     stretch = 0
     for block in page:
         found.figures += block.name in IMAGES
         found.asides += block.name in ("margin", "sidebar")
+        found.exercises += len(EXERCISE.findall(block.body))
         if block.name in VERBATIM or block.name in IMAGES:
             stretch = 0
         parts = re.split(r"\$\$.+?\$\$", block.body, flags=re.S)
@@ -132,9 +171,11 @@ def last_run(book: Book, chapter: Chapter):
 
 
 COLUMNS = {
-    "words": "4000-7000", "cells": "25-45", "median": "8", "90 %": "20",
+    "words": "4000-7000", "cells": "25-45", "screens": "25", "folded": "-",
+    "median": "8", "90 %": "20",
     "max": "30", "width": "79", "library": "100-260", "pending": "2",
-    "gap": "450", "figures": "1/1000", "asides": "1/350", "seconds": "20",
+    "gap": "450", "figures": "1/1000", "asides": "1/350",
+    "exercises": "5", "seconds": "20",
 }
 
 
@@ -142,10 +183,11 @@ def row(found: Measures) -> list:
     """A chapter's name and its measures in the order of COLUMNS."""
     sizes = sorted(found.cells) or [0]
     return [
-        found.name, found.words, len(found.cells),
-        round(statistics.median(sizes)), sizes[round(0.9 * (len(sizes) - 1))],
-        sizes[-1], found.width, found.library, found.pending, found.gap,
-        found.figures, found.asides,
+        found.name, found.words, len(found.cells), round(found.screens),
+        found.folded, round(statistics.median(sizes)),
+        sizes[round(0.9 * (len(sizes) - 1))], sizes[-1], found.width,
+        found.library, found.pending, found.gap, found.figures, found.asides,
+        found.exercises,
         "-" if found.seconds is None else f"{found.seconds:.1f}",
     ]
 
@@ -162,7 +204,6 @@ def table(rows: list[list]) -> str:
 
 CELL_LINES, CELL_WIDTH, FUNCTION_LINES = 30, 79, 30
 FILLERS = re.compile(r"\b(simply|just|obviously)\b(?!-)", re.I)
-REMOVED = {"remove-cell", "remove-input"}
 
 
 def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
@@ -281,14 +322,6 @@ def draws(ran) -> bool:
     """Whether a cell that ran has left a picture."""
     kinds = [kind for o in ran.outputs for kind in o.get("data", {})]
     return any(kind.startswith("image/") for kind in kinds)
-
-
-def told(cell, *keys: str) -> bool:
-    """Whether a cell's options have something under these keys."""
-    found = cell.options
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return bool(found)
 
 
 def functions(library: Library) -> Iterator[tuple]:

@@ -1,21 +1,28 @@
-# Tangled from weave: edit there, `make tangle`. sha256:c1453bd423f1
+# Tangled from weave: edit there, `make tangle`. sha256:14903ececc6b
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
 import difflib
 import gc
 import html
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 from docutils import nodes
+from myst_nb.sphinx_ import (
+    HideCodeCellNode,
+    depart_HideCellInput,
+    visit_HideCellInput,
+)
 from pygments.lexer import RegexLexer
 from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
 from sphinx.errors import SphinxError
 
-from companion.literate.execute import RECORD, execute, tagged
+from companion.literate.execute import RECORD, execute
 from companion.literate.loom import (
     LOOM,
     cell_id,
@@ -50,11 +57,25 @@ def imports_only(source):
         isinstance(node, kinds) for node in ast.parse(source).body)
 
 
-def called(cell):
-    """How a reader would call what may be folded."""
-    if tagged(cell, "solution"):
+def listed(names, gap):
+    """As many names as a line has room for."""
+    return shorten(gap.join(names), 70, placeholder=" …")
+
+
+def called(cell, names):
+    """What is behind a fold, for a cell that defines these names."""
+    tests = [name[5:] for name in names if name.startswith("test_")]
+    heads = [f"`{x}`" for x in names if x.rpartition(".")[0] not in names]
+    if "solution" in cell.tags:
         return "the solution"
-    return "the imports" if imports_only(cell.source) else "the {type}"
+    if tests:
+        count = f"{len(tests)} tests" if tests[1:] else "a test"
+        return f"{count}: {listed(tests, '; ').replace('_', ' ')}"
+    if heads:
+        return listed(heads, " and " if len(heads) == 2 else ", ")
+    if imports_only(cell.source):
+        return "the imports"
+    return "the output" if "hide-output" in cell.tags else "the code"
 
 
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
@@ -68,12 +89,23 @@ def read(text, page):
         raise SphinxError(str(error)) from error
     notebook.metadata.language_info = LANGUAGE
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    for index, cell in enumerate(cells):
-        cell.metadata.index = index
+    for cell, source in zip(cells, LOOM.chapters[page].cells, strict=True):
+        names = [made.name for made in LOOM.made_by(source)]
+        label = called(source, names)
+        cell.metadata.index = source.index
         cell.metadata.setdefault("mystnb", {}).update(
-            code_prompt_show=f"Show {called(cell)}",
-            code_prompt_hide=f"Hide {called(cell)}")
+            code_prompt_show=f"Show {label}", code_prompt_hide=f"Hide {label}")
     return notebook
+
+
+def open_fold(translator, node):
+    """The head of a fold, with the names in its label set as code."""
+    begin = len(translator.body)
+    visit_HideCellInput(translator, node)
+    translator.body[begin:] = [
+        re.sub("`(.+?)`", r"<code>\1</code>", part)
+        for part in translator.body[begin:]
+    ]
 
 
 def place(page, made):
@@ -393,6 +425,8 @@ def setup(app):
     app.add_css_file("weave.css")
     app.add_lexer("c-cell", CCell)
     app.add_lexer("cuda-cell", CudaCell)
+    ends = open_fold, depart_HideCellInput
+    app.add_node(HideCodeCellNode, override=True, html=ends)
     app.add_directive("identifiers", Identifiers)
     app.add_directive("library", Modules)
     app.connect("config-inited", begin, priority=900)

@@ -1,4 +1,4 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:ee2dd81b08fb
+# Tangled from cuda: edit there, `make tangle`. sha256:6532ac16964f
 from __future__ import annotations
 
 import numpy as np
@@ -140,6 +140,52 @@ def test_broken_kernels_are_told():
         assert np.isnan(x).all()
     for _ in range(100):  # more stacks than there are, if any were lost
         complaint_of(program["stuck"], 1, 32, x)
+
+
+COUNTED = """
+extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
+  __shared__ float room[64];
+  int i = threadIdx.x;
+  float4 v = x[i];
+  room[2 * i % 64] = v.x + v.y + v.z + v.w;
+  __syncthreads();
+  y[0] = room[0] + z[i];
+}
+"""
+
+
+def test_traffic_is_what_one_counts_by_hand():
+    x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
+    seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
+    assert traffic(seen) == {
+        (0, "load"): Traffic(1, 16, 16), (1, "store"): Traffic(1, 1, 1),
+        (2, "load"): Traffic(1, 2, 2), ("shared", "load"): Traffic(1, 1, 1),
+        ("shared", "store"): Traffic(1, 2, 1)}
+    assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
+
+
+def test_races_between_blocks_and_within_warps():
+    text = """extern "C" __global__ void f(int safe, int *x) {
+      __shared__ int room[32];
+      room[threadIdx.x] = 1;
+      if (safe) __syncwarp();
+      x[32 * blockIdx.x * safe + threadIdx.x] = room[31 - threadIdx.x];
+    }"""
+    program, x = Emulator().compile(text), np.zeros(64, np.int32)
+    assert len(races(trace(program, "f", 2, 32, np.int32(1), x))) == 0
+    found = races(trace(program, "f", 2, 32, np.int32(0), x))
+    assert found["shared"].sum() == 128 and len(found) == 192
+
+
+def test_atomics_do_not_race():
+    text = """extern "C" __global__ void f(int safe, int *x) {
+      if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
+      else atomicMax(x, *x);
+    }"""
+    program, x = Emulator().compile(text), np.zeros(1, np.int32)
+    for safe in (1, 0):
+        seen = trace(program, "f", 1, 64, np.int32(safe), x)
+        assert (len(races(seen)) == 0) == safe
 
 
 def test_bad_launches_are_told():
@@ -288,28 +334,6 @@ def test_short_floats_round_as_numpy_does():
             assert np.array_equal(back, right.astype("f4"), equal_nan=True)
 
 
-COUNTED = """
-extern "C" __global__ void f(const float4 *x, float *y, const short *z) {
-  __shared__ float room[64];
-  int i = threadIdx.x;
-  float4 v = x[i];
-  room[2 * i % 64] = v.x + v.y + v.z + v.w;
-  __syncthreads();
-  y[0] = room[0] + z[i];
-}
-"""
-
-
-def test_traffic_is_what_one_counts_by_hand():
-    x, y, z = np.ones((32, 4), "f4"), np.ones(1, "f4"), np.ones(32, "i2")
-    seen = trace(Emulator().compile(COUNTED), "f", 1, 32, x, y, z)
-    assert traffic(seen) == {
-        (0, "load"): Traffic(1, 16, 16), (1, "store"): Traffic(1, 1, 1),
-        (2, "load"): Traffic(1, 2, 2), ("shared", "load"): Traffic(1, 1, 1),
-        ("shared", "store"): Traffic(1, 2, 1)}
-    assert set(races(seen)["address"]) == {1 << 40}  # all write y[0]
-
-
 def test_traffic_of_odd_sizes():
     text = """struct Three { short a, b, c; };
     extern "C" __global__ void f(const Three *x, Three *y) {
@@ -361,30 +385,6 @@ def test_traces_forget_what_went_wrong_before():
     program, x = Emulator().compile(text), np.zeros(4, np.int32)
     assert "outside" in complaint_of(trace, program, "f", 1, 2, np.int32(4), x)
     assert len(races(trace(program, "f", 1, 2, np.int32(0), x))) == 2
-
-
-def test_races_between_blocks_and_within_warps():
-    text = """extern "C" __global__ void f(int safe, int *x) {
-      __shared__ int room[32];
-      room[threadIdx.x] = 1;
-      if (safe) __syncwarp();
-      x[32 * blockIdx.x * safe + threadIdx.x] = room[31 - threadIdx.x];
-    }"""
-    program, x = Emulator().compile(text), np.zeros(64, np.int32)
-    assert len(races(trace(program, "f", 2, 32, np.int32(1), x))) == 0
-    found = races(trace(program, "f", 2, 32, np.int32(0), x))
-    assert found["shared"].sum() == 128 and len(found) == 192
-
-
-def test_atomics_do_not_race():
-    text = """extern "C" __global__ void f(int safe, int *x) {
-      if (safe) atomicMax(x, 3), atomicCAS(x, 3, 4);
-      else atomicMax(x, *x);
-    }"""
-    program, x = Emulator().compile(text), np.zeros(1, np.int32)
-    for safe in (1, 0):
-        seen = trace(program, "f", 1, 64, np.int32(safe), x)
-        assert (len(races(seen)) == 0) == safe
 
 
 def test_lanes_that_meet_agree_on_the_count():

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:93191f7ea338
+# Tangled from data: edit there, `make tangle`. sha256:ee852f486e35
 from __future__ import annotations
 
 import contextlib
@@ -147,58 +147,6 @@ def python(thousands):
 forked = functools.partial(
     ProcessPoolExecutor, mp_context=multiprocessing.get_context("fork"))
 
-SERVED, ASKED = {}, []
-SPOILED = {"login": b"<html>Please accept our terms</html>",
-           "other": gzip.compress(b"something else", mtime=0)}
-
-
-class Moody(BaseHTTPRequestHandler):
-    """Serves /MOOD/FILE, from the byte that the reader asks for."""
-
-    def do_GET(self):
-        _, mood, file = self.path.split("/")
-        data = SPOILED.get(mood, SERVED.get(file))
-        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
-        ASKED.append((mood, begin))
-        if mood == "down" or begin >= len(data):
-            return self.send_error(503 if mood == "down" else 416)
-        if mood == "babble":
-            return self.wfile.write(b"hello")
-        time.sleep(0.1 * (mood == "slow"))
-        begin = 0 if mood in ("login", "anew") else begin
-        self.send_response(206 if begin else 200)
-        self.send_header("Content-Length", str(len(data) - begin))
-        self.end_headers()
-        middle = (begin + len(data)) // 2
-        return self.wfile.write(
-            data[begin:middle if mood == "short" else len(data)])
-
-    def log_message(self, *words):
-        """Keep quiet."""
-
-
-@contextlib.contextmanager
-def serving():
-    """The address of a moody server on this machine."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
-    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
-    ASKED.clear()
-    try:
-        with mock.patch.dict(os.environ, no_proxy="*"):
-            yield f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
-        + drawn_digits(4)[0].tobytes())
-SERVED["four.gz"] = gzip.compress(four, mtime=0)
-SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
-
-CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
-    gzip.decompress(SERVED["four.gz"])).hexdigest()
-
 
 def batches(**options):
     """All batches of two epochs, as arrays."""
@@ -216,6 +164,19 @@ def test_workers_do_not_change_the_batches():
                     {"workers": 2, "pool": forked}):
         for a, b in zip(batches(**options), expected, strict=True):
             assert all(np.array_equal(x, y) for x, y in zip(a, b))
+
+
+def test_every_example_once_in_an_epoch():
+    for workers, drop in ((0, False), (2, False), (2, True)):
+        loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
+                            drop_last=drop)
+        orders = [[i for batch, in loader for i in batch.tolist()]
+                  for _ in range(3)]
+        for order in orders:
+            assert len(order) == len(set(order)) == (20 if drop else 23)
+        assert orders[0] != orders[1] != orders[2] and len(loader) == 5 - drop
+    plain = [batch.tolist() for batch, in DataLoader(range(5), 2)]
+    assert plain == [[0, 1], [2, 3], [4]]
 
 
 def test_rows_by_the_pool_are_numpys():
@@ -242,19 +203,6 @@ def test_rows_that_the_pool_cannot_copy_are_numpys_too():
     with mock.patch.dict(vars(sys.modules[copied.__module__]),
                          row_copier=lambda: None):
         assert np.array_equal(flat[places], table[at])
-
-
-def test_every_example_once_in_an_epoch():
-    for workers, drop in ((0, False), (2, False), (2, True)):
-        loader = DataLoader(range(23), 5, shuffle=True, workers=workers,
-                            drop_last=drop)
-        orders = [[i for batch, in loader for i in batch.tolist()]
-                  for _ in range(3)]
-        for order in orders:
-            assert len(order) == len(set(order)) == (20 if drop else 23)
-        assert orders[0] != orders[1] != orders[2] and len(loader) == 5 - drop
-    plain = [batch.tolist() for batch, in DataLoader(range(5), 2)]
-    assert plain == [[0, 1], [2, 3], [4]]
 
 
 def test_each_epoch_augments_anew():
@@ -450,10 +398,6 @@ def test_bad_input_is_one_clear_error():
         (lambda: collate([(1, 2), 3]), "many columns, got [1, 2]"),
         (lambda: DataLoader(range(3), seed=-1), "got seed=-1"),
         (lambda: DataLoader(range(3), workers=-1), "workers=-1"),
-        (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
-        (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
-        (lambda: mnist("validation"), "'train' or 'test'"),
-        (lambda: cifar10("all"), "'train' or 'test'"),
     ):
         assert words in message(call), words
 
@@ -489,6 +433,83 @@ def test_a_repr_is_one_line():
                 ) == "Arrays(5 of float64 (3,), int64 (); me)"
 
 
+def test_augmentations_move_and_turn():
+    x = np.zeros((200, 2, 5, 7), np.uint8)
+    x[:, :, 2, 3] = np.arange(200)[:, None]
+    chance = Chance(0, 0, np.arange(200))
+    moved, kept = RandomShift(2)(chance, from_numpy(x), Tensor([1]))
+    assert moved.shape == x.shape and kept.tolist() == [1]
+    _, _, down, right = np.nonzero(moved.numpy())
+    assert set(down.tolist()) == {0, 1, 2, 3, 4}
+    assert set(right.tolist()) == {1, 2, 3, 4, 5}
+    assert (moved.numpy().sum((2, 3)) == np.arange(200)[:, None]).all()
+    turned, = RandomFlip()(chance, from_numpy(x + np.arange(7, dtype="u1")))
+    first = turned.numpy()[:, 0, 0, 0]
+    assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
+
+
+def test_normalized_images_have_the_mean_and_spread_asked_for():
+    x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
+    y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
+    expected = (x.numpy() / 255 - np.array([0.1, 0.2])[:, None, None]
+                ) / np.array([0.5, 0.25])[:, None, None]
+    assert np.allclose(y.numpy(), expected, atol=1e-6)
+    assert y.dtype is float32 and t.tolist() == [1]
+
+
+SERVED, ASKED = {}, []
+SPOILED = {"login": b"<html>Please accept our terms</html>",
+           "other": gzip.compress(b"something else", mtime=0)}
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Serves /MOOD/FILE, from the byte that the reader asks for."""
+
+    def do_GET(self):
+        _, mood, file = self.path.split("/")
+        data = SPOILED.get(mood, SERVED.get(file))
+        begin = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        ASKED.append((mood, begin))
+        if mood == "down" or begin >= len(data):
+            return self.send_error(503 if mood == "down" else 416)
+        if mood == "babble":
+            return self.wfile.write(b"hello")
+        time.sleep(0.1 * (mood == "slow"))
+        begin = 0 if mood in ("login", "anew") else begin
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(data) - begin))
+        self.end_headers()
+        middle = (begin + len(data)) // 2
+        return self.wfile.write(
+            data[begin:middle if mood == "short" else len(data)])
+
+    def log_message(self, *words):
+        """Keep quiet."""
+
+
+@contextlib.contextmanager
+def serving():
+    """The address of a moody server on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
+    threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+    ASKED.clear()
+    try:
+        with mock.patch.dict(os.environ, no_proxy="*"):
+            yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+four = (struct.pack(">HBB3I", 0, 8, 3, 4, 28, 28)
+        + drawn_digits(4)[0].tobytes())
+SERVED["four.gz"] = gzip.compress(four, mtime=0)
+SPOILED["stored"] = gzip.compress(four, 0, mtime=0)
+
+CHECKSUMS["tiny/four.gz"] = hashlib.sha256(
+    gzip.decompress(SERVED["four.gz"])).hexdigest()
+
+
 @contextlib.contextmanager
 def reader(*moods):
     """A reader with an empty cache and mirrors of these moods."""
@@ -502,6 +523,16 @@ def reader(*moods):
             MIRRORS[name] = tuple(f"{home}{mood}/" for mood in moods)
         os.environ.pop("COMPANION_DATA", None)
         yield Path(folder, "data", "tiny", "four.gz")
+
+
+def test_no_file_and_no_split_are_refused():
+    for call, words in (
+        (lambda: read_idx(b"<html>no</html>"), "begins with b'<htm'"),
+        (lambda: read_idx(b"\0\0\x08"), "no IDX file begins"),
+        (lambda: mnist("validation"), "'train' or 'test'"),
+        (lambda: cifar10("all"), "'train' or 'test'"),
+    ):
+        assert words in message(call), words
 
 
 def test_what_is_wrong_is_never_kept():
@@ -753,27 +784,3 @@ def test_without_files_and_network_there_are_drawn_digits():
             assert sorted(set(data.columns[1].tolist())) == list(range(10))
         assert names()[0] == "ada" and "BERNARDO" in shakespeare()
         assert DRAWN["test"][1] != DRAWN["train"][1]
-
-
-def test_augmentations_move_and_turn():
-    x = np.zeros((200, 2, 5, 7), np.uint8)
-    x[:, :, 2, 3] = np.arange(200)[:, None]
-    chance = Chance(0, 0, np.arange(200))
-    moved, kept = RandomShift(2)(chance, from_numpy(x), Tensor([1]))
-    assert moved.shape == x.shape and kept.tolist() == [1]
-    _, _, down, right = np.nonzero(moved.numpy())
-    assert set(down.tolist()) == {0, 1, 2, 3, 4}
-    assert set(right.tolist()) == {1, 2, 3, 4, 5}
-    assert (moved.numpy().sum((2, 3)) == np.arange(200)[:, None]).all()
-    turned, = RandomFlip()(chance, from_numpy(x + np.arange(7, dtype="u1")))
-    first = turned.numpy()[:, 0, 0, 0]
-    assert set(first.tolist()) == {0, 6} and 60 < (first == 6).sum() < 140
-
-
-def test_normalized_images_have_the_mean_and_spread_asked_for():
-    x = from_numpy(np.arange(24, dtype=np.uint8).reshape(1, 2, 3, 4))
-    y, t = Normalize((0.1, 0.2), (0.5, 0.25))(x, Tensor([1]))
-    expected = (x.numpy() / 255 - np.array([0.1, 0.2])[:, None, None]
-                ) / np.array([0.5, 0.25])[:, None, None]
-    assert np.allclose(y.numpy(), expected, atol=1e-6)
-    assert y.dtype is float32 and t.tolist() == [1]
