@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:ae4ed5334e6d  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:666135cb35c8  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -187,7 +187,6 @@ def judged(found: dict) -> dict:
     return found | MISSING | {"refused": reason}
 
 
-BENCHES = {"gemm": "companion.blas", "tangle": "companion.literate.growth"}
 ONCE = {"tangle"}  # benches on which threads have no influence
 THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
            "OMP_NUM_THREADS")
@@ -274,9 +273,6 @@ def row_of(found: dict) -> str:
             f" (± {found['spread'] / 2:.2f})")
 
 
-BENCHES["eager"] = "companion.benchmark"
-
-
 def bytes_seen(buffer: Buffer) -> int:
     """Memory behind a buffer; what an EXPAND repeats counts once."""
     n = math.prod(n for n, stride in zip(buffer.shape, buffer.view.strides)
@@ -334,7 +330,12 @@ class Timed:
         return "\n".join(rows)
 
 
-BENCHES["mlp"] = "companion.milestones.mlp_bench"
+BENCHES = {
+    "gemm": "companion.blas",
+    "tangle": "companion.literate.growth",
+    "eager": "companion.benchmark",
+    "mlp": "companion.milestones.mlp_bench",
+    "gpu": "companion.gpu",
+}
 
-BENCHES["gpu"] = "companion.gpu"
 ONCE.add("gpu")

@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:cf00d08ce657  # noqa: E501
+# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:b84175a04d51  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -39,9 +39,6 @@ class Report(NamedTuple):
                           f"in {self.seconds:.1f} s"])
 
 
-MILESTONES = {"1957": "companion.milestones.perceptron"}
-
-
 def run(year: str, folder: Path) -> Report:
     """Run one milestone and leave its report as JSON in `folder`."""
     report: Report = import_module(MILESTONES[year]).milestone()
@@ -65,9 +62,6 @@ def main(argv: list[str]) -> int:
     return 0 if all(results) else 1
 
 
-MILESTONES["1969"] = "companion.milestones.xor"
-
-
 class Unmeasured(RuntimeError):
     """The data for a verdict is missing: says how to get it."""
 
@@ -83,4 +77,8 @@ def reached(year: str, folder: Path) -> bool:
     return report.passed
 
 
-MILESTONES["1986"] = "companion.milestones.mnist"
+MILESTONES = {
+    "1957": "companion.milestones.perceptron",
+    "1969": "companion.milestones.xor",
+    "1986": "companion.milestones.mnist",
+}
