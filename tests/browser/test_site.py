@@ -91,7 +91,7 @@ def test_figures_have_numbers_and_captions(visit):
     page = visit(LAYERS)
     captions = page.locator(".cell_output figcaption").all_inner_texts()
     assert len(captions) == page.locator(".cell_output img").count() > 3
-    assert all(re.match(r"Fig\. 5\.\d \S", text) for text in captions)
+    assert all(re.match(r"Fig\. \d+\.\d \S", text) for text in captions)
 
 
 @pytest.mark.parametrize("width", [768, 1024, 1100])
@@ -166,11 +166,10 @@ def test_the_map_by_keyboard(visit):
     links = chart.get_by_role("link")
     assert links.count() == page.locator("svg.tt-map circle").count() > 15
     links.first.focus()
-    for _ in range(7):
+    names = links.evaluate_all("xs => xs.map(x => x.ariaLabel)")
+    place = [name.split(",")[0].split()[-1] for name in names]
+    for _ in range(place.index("Autograd")):
         page.keyboard.press("Tab")
-    assert page.evaluate(
-        "document.activeElement.getAttribute('aria-label')"
-    ).startswith("8 Autograd, ")
     page.keyboard.press("Enter")
     page.wait_for_url("**/autograd.html")
 
@@ -190,7 +189,9 @@ def test_what_was_read_is_marked_once_the_reader_asks(visit):
     assert page.evaluate(READ) == "chapters/tensors/layers.html"
     page.goto(page.url.replace(LAYERS, "intro.html"))
     for place in ("navigation", "article"):
-        marked = page.get_by_role(place).get_by_role("link", name="5 Layers")
+        marked = page.get_by_role(place).get_by_role(
+            "link", name=re.compile(r"^\d+ Layers")
+        )
         assert marked.get_by_role("img", name="read").count() == 1
     assert page.locator(".tt-read").count() == 2
     assert findings(page) == []
