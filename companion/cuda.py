@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:1a3599a59fb2  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:0e7b81380a84  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -631,7 +631,7 @@ class Operand(NamedTuple):
 
 
 def column_major(x: Operand, dtype: DType, rows: int, cols: int,
-            count: int) -> np.ndarray:
+                 count: int) -> np.ndarray:
     """The (count, rows, cols) column-major matrices at an address."""
     if x.turned:
         rows, cols = cols, rows

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:65172fb87c45  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:a3df8e109f00  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -894,7 +894,7 @@ def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
 
 
 def place_operands(op: Op, operands: Sequence[Tensor],
-            device: Device | str | None) -> tuple[Device, list[Buffer]]:
+                   device: Device | str | None) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
     place = named(device) if device else operands[0].device
     buffers = []
@@ -937,7 +937,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
 
 
 def check_integers(array: np.ndarray, result: np.ndarray,
-           dtype: DType) -> np.ndarray:
+                   dtype: DType) -> np.ndarray:
     """`result`, Python's numbers in `dtype`; an error where one wraps."""
     if dtype.kind in "iu" and (result != np.trunc(array)).any():
         raise OverflowError(
@@ -1091,7 +1091,7 @@ def operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; None for anything else.
 
     An array of NumPy's lies on no device: it is brought to where the
-    first tensor among those `scalar_like` it is.
+    first tensor `beside` it lies.
     """
     if isinstance(value, (Tensor, bool, int, float)):
         return value
@@ -1446,7 +1446,7 @@ def reduced_size(x: Tensor, axis: Axes) -> int:
 
 
 def variance(x: Tensor, axis: Axes, correction: int,
-           keepdim: bool) -> Tensor:
+             keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
     wide = widened(x)
     distance = wide - wide.mean(axis, keepdim=True)
