@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:38bf22841c70  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:fb485368c83b  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ class Storage:
 
     def window(self, view: View, dtype: DType) -> np.ndarray:
         """The view as a NumPy array on this memory."""
+        # Given the memory, NumPy refuses a view that reaches beyond it.
         return np.ndarray(view.shape, dtype.numpy, self.bytes,
                           *in_bytes(view, dtype.itemsize))
 
     writable = True
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The memory alone: a copy may be written to, with `bytes` of its own.
         return type(self), (self.memory,)
 
     version = 0
@@ -122,6 +124,7 @@ class Buffer:
             raise BufferError(
                 "__dlpack__: NumPy exports no bfloat16; copy the elements "
                 "to a float32 buffer, which holds each of them exactly")
+        # PyTorch does not refuse a negative stride: it ends the process.
         if self.view.size > 0 and min(self.view.strides, default=0) < 0:
             raise BufferError(
                 f"__dlpack__: strides {self.view.strides} run backwards, "
@@ -129,12 +132,14 @@ class Buffer:
         return self.array.__dlpack__(**options)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # Not the window: copied by itself it would look at other memory.
         return type(self), (self.storage, self.view, self.dtype)
 
 
 @functools.lru_cache(maxsize=4096)
 def in_bytes(view: View, itemsize: int) -> tuple[int, tuple[int, ...]]:
     """Offset and strides in bytes; a view of nothing needs neither."""
+    # NumPy would refuse an offset beyond the end, though nothing is read.
     if view.size == 0:
         return 0, (0,) * len(view.shape)
     return view.offset * itemsize, tuple([s * itemsize for s in view.strides])
@@ -219,6 +224,8 @@ def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
     steps = [-1 if s < 0 else 1 for s in view.strides]
+    # All axes forwards, its first element is the lowest in memory and its
+    # last the highest. (An empty array is contiguous and never comes here.)
     low = view.flip(tuple([i for i, s in enumerate(steps) if s < 0]))
     high = low.address(tuple([n - 1 for n in low.shape]))
     forwards: Any = (..., *[slice(None, None, s) for s in steps])

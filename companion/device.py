@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:ea04d1ac387c  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:b156d42d4d9e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         whole_power(out.array, base, exponent)
         return
     np.power(base, exponent, out=out.array)
+    # Where exponents of 1/2 repeat, NumPy takes the square root, which
+    # is NaN of -inf and -0 of -0; the power of either is positive.
     halves = exponent == 0.5
     if halves.any():
         np.add(out.array, 0, out=out.array, where=halves)  # -0 + 0 is 0
@@ -91,6 +93,8 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
 
 def whole_power(out: np.ndarray, base: np.ndarray,
                 exponent: np.ndarray) -> None:
+    # NumPy refuses negative exponents. Their last bit is shown instead,
+    # which is right for bases of 1 and -1; the others become 0 below.
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
              out=out)
     lost = (exponent < 0) & (base != 1) & (base != -1)
@@ -103,6 +107,7 @@ BITS = {size: np.dtype(f"i{size}") for size in (1, 2, 4, 8)}
 def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
            _: None) -> None:
     """b, or a where the condition holds: bit by bit, without a branch."""
+    # Not copyto(where=...): it branches, and masks are hard to predict.
     bits = BITS[out.dtype.itemsize]
     new, this, other = [x.array.view(bits) for x in (out, a, b)]
     np.bitwise_xor(this, other, out=new)
@@ -112,6 +117,8 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
 
 def running(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
+    # In float16 a sum of ones is stuck at 2048, where 2049 rounds back;
+    # in float32 each of a million additions would round.
     return float64.numpy if dtype.is_float else dtype.numpy
 
 
@@ -123,6 +130,7 @@ def fold(function: np.ufunc,
         into = out.array if wide is out.dtype.numpy else None
         result = function.reduce(x.array, axis=axes, dtype=wide, out=into,
                                  keepdims=True)
+        # Rounded to a narrow dtype once, at the end.
         if into is None:
             np.copyto(out.array, result, casting="unsafe")
     return kernel
@@ -180,6 +188,8 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
     sums = np.zeros(out.shape, running(x.dtype))
+    # Not sums[index] += x, which adds once where a place is named twice.
+    # In the dtype of the sums: between two dtypes add.at is slow.
     np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
     np.copyto(out.array, sums, casting="unsafe")
 
@@ -191,6 +201,7 @@ def threefry(key: tuple[int, int], x0: np.ndarray,
              x1: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Threefry-2x32 with 20 rounds (Salmon et al., 2011), on uint32."""
     k = [np.uint32(key[0]), np.uint32(key[1])]
+    # The constant of the paper: the three words are never all zero.
     k.append(k[0] ^ k[1] ^ np.uint32(0x1BD11BDA))
     x0, x1 = x0 + k[0], x1 + k[1]
     for block in range(5):
@@ -213,6 +224,7 @@ def random(out: Buffer, key: Buffer, _: Any) -> None:
     words = threefry((seed & LOW, seed >> 32 & LOW),
                      (counter & np.uint64(LOW)).astype(np.uint32),
                      (counter >> np.uint64(32)).astype(np.uint32))
+    # 24, the significand of a float32: more could be rounded up to 1.
     bits = np.stack(words, axis=1).reshape(-1)[:n] >> np.uint32(8)
     flat = out.moved(View.dense((n,)))
     np.multiply(bits, np.float32(2.0 ** -24), out=flat.array)
@@ -232,6 +244,7 @@ def iota(out: Buffer, n: int) -> None:
     np.copyto(out.array, np.arange(n))
 
 
+# `out` is the first operand's own memory: see Device.target.
 def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
@@ -302,6 +315,8 @@ def outcome(op: Op, arg: Any,
     return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
 
 
+# Infinity and NaN are answers. To enter a context in which NumPy is silent
+# costs next to nothing; np.errstate would be paid for by every call.
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
 
@@ -326,10 +341,12 @@ class Device:
         if op in MOVE:
             return self.move(op, src[0], arg)
         if op is CONST:
+            # -0.0 == 0.0, and a cache would give one for the other.
             return repeated(self, arg, arg[0] or str(arg[0]))
         kernel = self.kernels.get(op) or self.missing(op)
         kind = outcome(op, arg, *[(s.view.shape, s.dtype) for s in src])
         out = self.target(src[0]) if op is WRITE else self.empty(*kind)
+        # A copy: one context cannot be entered by two threads at once.
         QUIET.copy().run(kernel, out, *src, arg)
         return out
 
@@ -344,6 +361,7 @@ class Device:
         view = moved(op, x.view, arg)
         if view is not None:
             return x.moved(view)
+        # Only a RESHAPE comes here. CAST to the dtype it has is a dense copy.
         return self.run(CAST, x, arg=x.dtype).moved(View.dense(arg))
 
     def missing(self, op: Op) -> NoReturn:
@@ -390,6 +408,7 @@ def repeated(device: Device, arg: tuple[Any, DType, Shape],
     _, dtype, shape = arg
     one = device.empty((), known(dtype))
     QUIET.copy().run(device.kernels[CONST], one, arg)
+    # All constants of this value share it: a write would change them.
     one.storage.writable = False
     return device.move(EXPAND, one, shape)
 
@@ -424,6 +443,7 @@ def walk(threads: int, *views: View) -> bytes | None:
     axes = merged(zip(views[0].shape, *[v.strides for v in views]))
     axes = axes if size else [(0, *none)]
     (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
+    # Along a row C takes steps of 1, and 0 in one of two operands.
     if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:]
                                    or min(step) < 0):
         return None
@@ -435,6 +455,8 @@ def walk(threads: int, *views: View) -> bytes | None:
 
 def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
     """A C file compiled for a dtype; None without a C compiler."""
+    # Without the last two the compiler may not compute both sides of a
+    # choice. Not -ffast-math, which promises that nothing is NaN.
     fast = "-O3", "-fno-math-errno", "-fno-trapping-math"
     return kernel_or_tell("loops are NumPy's, on one processor",
                           file, *fast, *flags, *FLAVOURS[dtype])
@@ -509,6 +531,7 @@ FOLD = struct.Struct("7qP")
 @functools.lru_cache(maxsize=4096)
 def folding(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
+    # `out` stretched over x: along the folded axes its step is 0.
     axes = merged(zip(x.shape, x.strides, out.expand(x.shape).strides))
     folded = [i for i, (_, _, step) in enumerate(axes) if step == 0]
     if len(folded) != 1 or x.size == 0:

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:4499f26679db
+# Tangled from arrays: edit there, `make tangle`. sha256:ddaf75468024
 """What one element is: its name, its width, and how two kinds meet."""
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import ml_dtypes
 import numpy as np
 
 
+# eq=False: a dtype equals itself alone, so `is` compares, and a look-up
+# in a table needs no more than its identity.
 @dataclass(frozen=True, eq=False)
 class DType:
     """One element type: `kind` is b, i, u or f; `itemsize` in bytes."""
@@ -28,11 +30,13 @@ class DType:
 
     def __reduce__(self) -> str:
         """By name: a copied dtype is the dtype itself."""
+        # pickle looks for a variable of this name in the dtype's module.
         return "bool_" if self.name == "bool" else self.name
 
 
 def define(name: str, scalar: type) -> DType:
     numpy = np.dtype(scalar)
+    # NumPy files bfloat16, a type that ml_dtypes registers, as void: V.
     kind = "f" if numpy.kind in "fV" else numpy.kind
     return DType(name, kind, numpy.itemsize, numpy)
 
@@ -55,9 +59,11 @@ DTYPES = {
 
 WIDER = {
     bool_: (uint8, int8),
+    # No int16 here, so int32 is the next that holds uint8 and int8.
     uint8: (int32,),
     int8: (int32,),
     int32: (int64,),
+    # Not by width: an integer beside a float, even a half, takes its dtype.
     int64: (float16, bfloat16),
     float16: (float32,),
     bfloat16: (float32,),
@@ -90,6 +96,7 @@ def promote(*dtypes: DType) -> DType:
 
 def scalar_dtype(value: object, beside: DType | None = None) -> DType:
     """The dtype a Python number takes beside a tensor of `beside`."""
+    # First: to Python, a bool is an int.
     if isinstance(value, bool):
         return beside or bool_
     if isinstance(value, int):

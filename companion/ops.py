@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:1caa57fd5671
+# Tangled from operations: edit there, `make tangle`. sha256:59118dd94339
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ FAMILIES = {
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
+        # The last one is the argument, and no operand.
         for other in rest[:-1]:
             if other.shape != first.shape:
                 raise ValueError(
@@ -125,6 +126,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
 def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
+        # n elements take n - 1 steps and one place; none take neither.
         before + (max(n - 1, 0) * step + min(n, 1)) + after
         for n, (before, after, step) in zip(x.shape, margins)])
 
@@ -179,7 +181,7 @@ def check_same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
 
 
 def kept(op: Op, kinds: str = "") -> Callable[..., DType]:
-    """The rule that `op` keeps its operands' dtype, of a kind it may be."""
+    """The rule that `op` keeps its operands' dtype, of one of `kinds`."""
     def dtype(first: Any, *rest: Any) -> DType:
         if kinds:
             check_kind(op, first.dtype, kinds)

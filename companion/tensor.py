@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:a3df8e109f00  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:cbc526959556  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -349,6 +349,7 @@ class Tensor:
     __radd__, __rmul__ = __add__, __mul__
 
     def __neg__(self) -> Tensor:
+        # -0 - 0 is -0, and -0 - -0 is 0; taken from +0, the first would be 0.
         zero = -0.0 if self.dtype.is_float else 0
         start = as_tensor(zero, self.dtype, self.device, self.shape)
         return Tensor.apply(SUB, start, self)
@@ -389,6 +390,8 @@ class Tensor:
         return Tensor.apply(SIN, as_float(self))
 
     def cos(self) -> Tensor:
+        # Not sin(x + pi/2): at a million, float32 numbers are 1/16 apart, and
+        # the sum rounds. Halving is exact.
         half = (as_float(self) * 0.5).sin()
         return 1 - 2 * half.square()
 
@@ -404,6 +407,7 @@ class Tensor:
     def __eq__(self, other: Any) -> Tensor:  # type: ignore[override]
         return binary(EQUAL, self, other)
 
+    # A class that defines __eq__ loses its hash: it is given back.
     __hash__ = object.__hash__
 
     def __lt__(self, other: Any) -> Tensor:
@@ -417,6 +421,7 @@ class Tensor:
         return equal if equal is NotImplemented else ~equal
 
     def __le__(self, other: Any) -> Tensor:
+        # Not ~(self > other), which holds for NaN.
         return bool_or(self < other, self == other)
 
     def __ge__(self, other: Any) -> Tensor:
@@ -478,6 +483,7 @@ class Tensor:
         if not self.dtype.is_float:
             return self
         whole = self // 1
+        # inf // 1 is NaN, as Python has it; infinities are whole already.
         return where(whole == whole, whole, self)
 
     def ceil(self) -> Tensor:
@@ -515,6 +521,7 @@ class Tensor:
 
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
+        # False is 0 beside numbers, and 0 would make an int64 of bools.
         return where(diagonal_offsets(self) <= diagonal, self, False)
 
     def triu(self, diagonal: int = 0) -> Tensor:
@@ -570,6 +577,7 @@ class Tensor:
             return flat.reshape((1,) * self.ndim) if keepdim else flat
         at = axis_of(self, axis)
         n = self.shape[at]
+        # A NaN counts as the largest, but is not equal to the maximum, NaN.
         largest = (self == self.max(at, keepdim=True)) | (self != self)
         place = arange(n, device=self.device)
         place = place.reshape([n] + [1] * (self.ndim - at - 1))
@@ -614,6 +622,8 @@ class Tensor:
                 "x[tensor] = value: an index may repeat, so the order of "
                 "writing would matter; use where, or x[mask] = value")
         part = basic_index(self, entries)
+        # x is asked here, the part in assign: one element of an expanded x is
+        # one, and a write to it changes them all.
         if not coincide(part, value):  # as in x[i] += y
             check_no_repeats(self)
         part.assign(value)
@@ -670,6 +680,7 @@ class Tensor:
         padded = Tensor.apply(PAD, self, arg=steps)
         if value == 0:
             return padded
+        # PAD knows only zeros: a mask, padded alike, tells where they are.
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
         return where(inside, padded, scalar_like(self, value))
 
@@ -818,6 +829,7 @@ class Tensor:
     def softmax(self, axis: int) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
         x = widened(self)  # a sum of many halves would round
+        # A row of nothing but -inf has no weights: the NaN is left to show.
         e = (x - constant_max(x, axis)).exp()
         return narrowed(e / e.sum(axis, keepdim=True), self)
 
@@ -912,6 +924,8 @@ def place_operands(op: Op, operands: Sequence[Tensor],
 def transfer(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
+    # The CPU's host buffer is the operand itself; a new tensor must not
+    # share its memory.
     return device.adopt((host.copy() if host is x.buffer else host).array)
 
 
@@ -920,6 +934,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
     try:
         array = np.array(data)
     except ValueError:
+        # Rows of unequal length. None becomes an object, refused below.
         array = np.array(None)
     if array.dtype.kind in "OUS":
         raise ValueError(
@@ -933,6 +948,7 @@ def read(data: Any, dtype: DType | None) -> np.ndarray:
         return array
     with np.errstate(all="ignore"):
         result = array.astype(dtype.numpy)
+    # An array's wrap-around is meant; 256 in a list for uint8 hardly is.
     return result if foreign else check_integers(array, result, dtype)
 
 
@@ -995,6 +1011,8 @@ def complete_shape(x: Tensor, shape: Shape) -> Shape:
     """`shape` with its one -1 worked out."""
     if -1 not in shape:
         return shape
+    # The one -1 turns the sign of the product: if nothing above 0 comes
+    # out, another length is 0 or negative, and -1 has no one answer.
     known = -math.prod(shape)
     if shape.count(-1) > 1 or known <= 0 or x.size % known:
         raise ValueError(
@@ -1024,6 +1042,8 @@ def broadcast_shape(*shapes: Shape) -> Shape:
 def promoted(*kinds: DType | type) -> DType:
     """The dtype where these dtypes and types of Python's numbers meet."""
     dtype = promote(*[k for k in kinds if isinstance(k, DType)])
+    # Last, since a number adapts to the dtype on which the tensors agree.
+    # kind() is 0, 0.0 or False: of a number only its type counts.
     for kind in kinds:
         if not isinstance(kind, DType):
             dtype = promote(dtype, scalar_dtype(kind(), dtype))
@@ -1144,6 +1164,8 @@ def quotient(x: Any, y: Any) -> Tensor:
         return NotImplemented
     dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, (x, y)))
     dtype = dtype if dtype.is_float else float32
+    # Beside a number halves become float32: x / 1e7 has an answer in
+    # float16, though 1e7 does not fit.
     numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
     wide = promote(dtype, float32) if numbers else dtype
     device = common_device(x, y)
@@ -1160,6 +1182,8 @@ def bool_or(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
         return Tensor.apply(MAXIMUM, a, b)
+    # The sum counts a bit of both twice; if it wraps, the difference
+    # wraps back.
     return a + b - bool_and(a, b)
 
 
@@ -1196,6 +1220,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
             f"{condition!r:.60}; compare first")
+    # Bool is below every dtype: the condition settles the shape alone.
     outlines = map(dtype_and_shape, (condition, a, b))
     dtype, shape = common_dtype_and_shape(*outlines)
     a, b = [as_tensor(x, dtype, condition.device, shape) for x in (a, b)]
@@ -1220,6 +1245,7 @@ def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
 
 def order_reversed(x: Tensor) -> Tensor:
     """An order-reversing map that is its own inverse."""
+    # ~ for integers: the negative of int8's -128 would be -128 again.
     return -x if x.dtype.is_float else ~x
 
 
@@ -1241,6 +1267,7 @@ def shifted_left(x: Tensor, times: Tensor) -> Tensor:
 
 def shifted_right(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
+    # From here on 2 ** times does not fit the dtype and wraps around.
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
     left = bool_and(times >= 0, times < bits)
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
@@ -1250,6 +1277,7 @@ def full(shape: Any, value: Scalar, dtype: DType | None = None,
          device: Device | str = CPU) -> Tensor:
     """Memory of its own, every element `value`."""
     dtype = dtype or scalar_dtype(value)
+    # A constant is one element, shared by all, that refuses to be written.
     return as_tensor(value, dtype, device, unpack_ints([shape])).clone()
 
 
@@ -1285,6 +1313,7 @@ def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
         raise ValueError("arange: expected a step other than 0")
     n = max(math.ceil((stop - start) / step), 0)
     exact = all(isinstance(v, int) for v in (start, stop, step))
+    # In float32 many small steps would drift apart.
     index = leaf(IOTA, n, device).cast(int64 if exact else float64)
     dtype = dtype or (int64 if exact else float32)
     scaled = index if step == 1 else index * step
@@ -1304,6 +1333,7 @@ def linspace(start: float, stop: float, steps: int,
     """`steps` evenly spaced values, both ends exact."""
     step = (stop - start) / max(check_length("linspace", steps) - 1, 1)
     index = arange(steps, dtype=float64, device=device)
+    # Counting up rarely lands on the right end, so half counts down from it.
     up = index * step + start
     down = (index - (steps - 1)) * step + stop
     return where(index < max(steps / 2, 1), up, down).cast(dtype)
@@ -1370,6 +1400,7 @@ class Generator:
         """The key of so many numbers, which are nobody else's now."""
         with DRAWING:
             key = [self.seed, self.place]
+            # RANDOM makes two numbers of each place.
             self.place += (numbers + 1) // 2
         return key
 
@@ -1377,11 +1408,13 @@ class Generator:
                 device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
         numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
+        # Fed, so that a device that replays a program draws new numbers.
         fed = feed(lambda: {"key": np.array(self.advance(numbers))}, device)
         return Tensor.apply(RANDOM, fed["key"], arg=shape)
 
 
 DRAWING = threading.Lock()
+# Or a child, forked while another thread draws, would wait for ever.
 os.register_at_fork(before=DRAWING.acquire,
                     after_in_parent=DRAWING.release,
                     after_in_child=DRAWING.release)
@@ -1401,6 +1434,7 @@ def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     high = generator.uniform(size, device)
     if dtype in GRAIN:
         steps = 2 ** GRAIN[dtype]
+        # Bits cut off: rounding up would reach 1.
         return ((high * steps).floor() / steps).cast(dtype)
     if dtype is not float64:
         return high
@@ -1415,6 +1449,7 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     wide = float64 if dtype is float64 else float32
     u, v = [rand(*shape, dtype=wide, device=device, generator=generator)
             for _ in range(2)]
+    # u may be 0, of which there is no logarithm; 1 - u may not.
     radius = ((1 - u).log() * -2).sqrt()
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
@@ -1423,6 +1458,7 @@ def randint(low: int, high: int, shape: Any, dtype: DType = int64,
             device: Device | str = CPU,
             generator: Generator = GENERATOR) -> Tensor:
     """Integers from low up to, and without, high."""
+    # The float64 drawn below has 48 random bits.
     if not 0 < high - low <= 2 ** 48:
         raise ValueError(f"randint: expected low < high at most 2**48 "
                          f"apart, got {low} and {high}")
@@ -1449,6 +1485,7 @@ def variance(x: Tensor, axis: Axes, correction: int,
              keepdim: bool) -> Tensor:
     """The variance, before halves are narrowed to halves again."""
     wide = widened(x)
+    # Not E[x²] - E[x]²: far from 0 both agree in all digits of float32.
     distance = wide - wide.mean(axis, keepdim=True)
     total = distance.square().sum(axis, keepdim)
     freedom = reduced_size(x, axis) - correction
@@ -1467,10 +1504,12 @@ def as_range(entry: Any, n: int) -> tuple[Range, bool]:
                              f"length {n}")
         return (i % n, i % n + 1, 1), False
     walk = range(*entry.indices(n))
+    # As in x[5:2]: SHRINK refuses a stop before the start.
     if not walk:
         return (0, 0, 1), False
     if walk.step > 0:
         return (walk.start, walk.stop, walk.step), False
+    # The same places from the lowest up; a FLIP turns them round.
     return (walk[-1], walk.start + 1, -walk.step), True
 
 
@@ -1505,11 +1544,14 @@ def ravel_index(index: list[Tensor], lengths: Shape) -> Tensor:
         i = where(i < 0, i + n, i)
         inside = inside & (i >= 0) & (i < n)
         total = total * n + i
+    # Past the end of one axis lies the next row; this is past all of them,
+    # where GATHER sees it.
     return where(inside, total, math.prod(lengths))
 
 
 def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     """Indexing by tensors: NumPy's rules on top of GATHER."""
+    # NumPy's rule: beside a tensor a whole number is an index as well.
     entries = [e if e is None or isinstance(e, (slice, Tensor))
                else Tensor(e, int64, x.device) for e in entries]
     at = [i for i, e in enumerate(entries) if isinstance(e, Tensor)]
@@ -1521,6 +1563,8 @@ def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     index = ravel_index([entries[i].cast(int64) for i in at], lengths)
     flat = x.reshape((math.prod(lengths), *others))
     result = Tensor.apply(GATHER, flat, index)
+    # NumPy's rule: if the indices do not stand side by side, the new axes
+    # come first.
     if at != list(range(at[0], at[-1] + 1)):
         return result
     front = list(range(index.ndim))
@@ -1567,9 +1611,11 @@ def masks_to_indices(x: Tensor,
 
 def as_index(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
+    # Not isinstance: to Python a bool is an int, here it is a mask.
     if type(entry) in (int, slice):
         return entry
     if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
+        # NumPy reads [] as floats, which are no index.
         empty = isinstance(entry, (list, tuple)) and not entry
         entry = Tensor(entry, int64 if empty else None, device)
     if not is_index(entry):
@@ -1659,6 +1705,7 @@ def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
             f"agree except along axis {at}")
     parts = same_dtype(*parts)
     while len(parts) > 1:
+        # One after another would copy the first of n parts n times.
         pairs = [cat_two(a, b, at) for a, b in zip(parts[::2], parts[1::2])]
         parts = pairs + parts[len(pairs) * 2:]
     return parts[0]
@@ -1690,6 +1737,7 @@ def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
              atol: float = 1e-8) -> bool:
     """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
     near = (a - b).abs() <= b.abs() * rtol + atol
+    # By rtol times infinity everything would be near it.
     return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
 
 
@@ -1716,6 +1764,7 @@ def detached(x: Tensor) -> Tensor:
 
 def constant_max(x: Tensor, axis: Axes) -> Tensor:
     """The largest along `axis`, as a constant; 0 where there is none."""
+    # What is subtracted does not matter, so no gradient need go this way.
     y = detached(x)
     if not reduced_size(y, axis):
         return y.sum(axis, keepdim=True)

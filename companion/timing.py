@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:666135cb35c8  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:8631315fb250  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -293,6 +293,7 @@ class Timed:
         out = self.device.run(op, *src, arg=arg)
         seconds = perf_counter() - start
         read = src[1:] if op is WRITE else src  # a target is not read
+        # A movement answers with a view of its operand: no bytes are moved.
         fresh = not any(out.storage is s.storage for s in read)
         read = (out, *src[1:]) if op is GATHER else read  # rows, no table
         moved = sum(map(bytes_seen, (out, *read))) if fresh else 0

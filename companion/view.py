@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:7b23c8f41667  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:362419bf896d  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ class View(NamedTuple):
 
     def flip(self, axes: tuple[int, ...]) -> View:
         """The named axes walked from their end."""
+        # An axis without elements has no last one: its offset stays.
         last = tuple([
             max(n - 1, 0) if i in axes else 0
             for i, n in enumerate(self.shape)])
@@ -68,6 +69,7 @@ class View(NamedTuple):
     @property
     def repeats(self) -> bool:
         """Whether one storage element stands at several places."""
+        # Strides of 0 suffice: no movement makes two places meet otherwise.
         walks = zip(self.shape, self.strides)
         return self.size > 0 and any(n > 1 and s == 0 for n, s in walks)
 
@@ -75,6 +77,7 @@ class View(NamedTuple):
         """Axes merged where two neighbours walk memory as one would."""
         merged: list[tuple[int, int]] = []
         for n, stride in zip(self.shape, self.strides):
+            # It takes no step: its stride may be anything.
             if n == 1:
                 continue
             if merged and merged[-1][1] == n * stride:
@@ -89,13 +92,16 @@ class View(NamedTuple):
 
     def reshape(self, shape: Shape) -> View | None:
         """The same elements under `shape`, or None where only a copy can."""
+        # Of no elements any strides will do; below, 0 would be a divisor.
         if self.size == 0:
             return View(shape, row_major(shape), self.offset)
         runs, strides = self.runs(), []
         left, stride = 1, 1
         for n in reversed(shape):
+            # An axis of length 1 takes no run: there may be none left.
             if left == 1 and n > 1:
                 left, stride = runs.pop()
+            # The axis would have to jump on its way: no single stride does.
             if left % n:
                 return None
             strides.append(stride)

@@ -1,11 +1,12 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:3dc68360bf61 */
-#line 815 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:4263bb9b8014 */
+#line 824 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
 #define REAL float
 #endif
 #ifdef MOST
+/* a NaN wins; | and not ||, so that there is no branch */
 #define JOIN(a, b) ((b) > (a) | (b) != (b) ? (b) : (a))
 typedef REAL total;
 #else
@@ -14,6 +15,8 @@ typedef double total;
 #endif
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define INLINE inline __attribute__((always_inline))
+/* LANES: an addition waits for the one before, and a core has room for a
+   dozen at once. ROOM: `folding` in Python makes no more partial results */
 enum { LANES = 32, ROOM = 4096 };
 
 typedef void task(void *job, long i);
@@ -25,7 +28,7 @@ struct fold {
 };
 struct job { struct fold f; const REAL *x; REAL *out; total *room; };
 
-#line 844 "chapters/tensors/activations.md"
+#line 856 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -37,12 +40,12 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 863 "chapters/tensors/activations.md"
+#line 875 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
 
-/* the same where rows lie side by side: so many of them are one row */
+/* as `columns`, where rows lie side by side: so many of them are one row */
 static INLINE void dense(long n, long w, long many, const REAL *x,
                          total *s) {
   total lane[LANES];
@@ -53,6 +56,7 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
       total v = x[i + j];
       lane[j] = JOIN(lane[j], v);
     }
+  /* `many`, which is all / w, is a power of two up to LANES */
   if (all == 32 * w) halve(16 * w, lane);
   if (all >= 16 * w) halve(8 * w, lane);
   if (all >= 8 * w) halve(4 * w, lane);
@@ -61,7 +65,7 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 890 "chapters/tensors/activations.md"
+#line 903 "chapters/tensors/activations.md"
 /* one piece of up to LANES neighbouring results */
 static void part(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -70,10 +74,12 @@ static void part(void *job, long t) {
   long panels = (f.inner + LANES - 1) / LANES, piece = t % f.pieces;
   long j = t / f.pieces % panels * LANES, o = t / f.pieces / panels;
   long i = f.n * piece / f.pieces, n = f.n * (piece + 1) / f.pieces - i;
+  /* several rows are taken for one only where a panel holds a row whole */
   long w = MIN(LANES, f.inner - j), many = w == f.inner, to;
   const REAL *x = g.x + o * f.far + i * f.step + j;
   while (f.step == f.inner && 2 * many * w <= LANES && 2 * many <= n && many)
     many *= 2;
+  /* constants are inlined: loops of known length are compiled to vectors */
   if (many == LANES) dense(n, 1, LANES, x, s);
   else if (many > 1) dense(n, w, many, x, s);
   else if (w == LANES) columns(n, LANES, x, f.step, s);
@@ -84,7 +90,7 @@ static void part(void *job, long t) {
     else g.out[to + k] = s[k];
 }
 
-#line 916 "chapters/tensors/activations.md"
+#line 931 "chapters/tensors/activations.md"
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];
@@ -92,6 +98,7 @@ void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   long m = f->outer * f->inner, panels = (f->inner + LANES - 1) / LANES;
   f->parallel(part, &g, f->outer * panels * f->pieces, f->threads);
   for (long i = 0; i < m && f->pieces > 1; i++) {
+    /* in this order, whichever thread was first: the same bits every time */
     for (long p = 1; p < f->pieces; p++)
       room[i] = JOIN(room[i], room[p * m + i]);
     out[i] = room[i];

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:79e98e8295ab */
-#line 552 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:ee15e2d939c0 */
+#line 554 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
 struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
 struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
 
-#line 572 "chapters/tensors/activations.md"
+#line 574 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
 static void part(void *job, long p) {
   struct job g = *(struct job *)job;
@@ -34,7 +34,9 @@ static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
   w->parallel(part, &g, w->parts, w->parts);
 }
 
-#line 593 "chapters/tensors/activations.md"
+#line 595 "chapters/tensors/activations.md"
+/* three loops, since only one that knows its steps is compiled to vectors;
+   dx and dy are 0 or 1, and both 0 only where n is 1 */
 #define EACH for (long i = 0; i < n; i++)
 #define LOOP(name, code)                                              \
   static void name##_row(long n, REAL *out, const REAL *x,            \
@@ -52,9 +54,10 @@ LOOP(subtract, a - b)
 LOOP(multiply, a * b)
 LOOP(divide, a / b)
 
-#line 628 "chapters/tensors/activations.md"
+#line 632 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
+/* an integer as wide as REAL */
 typedef __typeof__(__builtin_choose_expr(WIDE, 0l, 0)) whole;
 
 static INLINE whole bits(REAL x) {
@@ -71,7 +74,7 @@ static INLINE REAL power(whole k) {
   return x;
 }
 
-#line 650 "chapters/tensors/activations.md"
+#line 655 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -91,11 +94,12 @@ static INLINE REAL exponential(REAL x) {
   for (int j = 14 - TERMS; j < 12; j++) p = p * r + (REAL)c[j];
   /* in two halves: for a subnormal result 2^n is not a normal number */
   p = (1 + (r + r * r * p)) * power(half) * power(n - half);
+  /* computed, then chosen: a branch forbids vectors. NaN is neither > nor < */
   return x > (WIDE ? 710 : 89) ? INFINITY : x < (WIDE ? -746 : -105) ? 0 : p;
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1032 "chapters/tensors/activations.md"
+#line 1049 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
@@ -105,6 +109,7 @@ static INLINE REAL error(REAL x) {
     1.73542732e-4, -2.73167707e-3, 1.41093297e-2, -1.4172429e-2,
     -5.77689775e-2, -0.147566572, 1.00153878};
   REAL t = x < 0 ? -x : x, p = near[0], q = far[0];
+  /* beyond, erf is 1 in float32, and the fit would run away */
   t = t > 4 ? 4 : t;
 #pragma GCC unroll 16
   for (int j = 1; j < 8; j++) p = p * (t * t) + near[j];
@@ -113,4 +118,5 @@ static INLINE REAL error(REAL x) {
   q *= q, q *= q, q = 1 - q * q;
   return t < 1.25f ? x + x * p : x < 0 ? -q : q;
 }
+/* the fits have the digits of float32: float64 asks the C library */
 LOOP(error_function, WIDE ? erf(a) : error(a))
