@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:82676188fb38
+# Tangled from blas: edit there, `make tangle`. sha256:978f5e5a95f2
 from __future__ import annotations
 
 import ctypes
@@ -184,7 +184,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
     if compiled is None:
         numpy_product(c, a, b, alpha, beta)
         return
-    # C^T = B^T A^T, for nothing: to turn a view copies no element.
+    # C^T = B^T A^T costs nothing: to turn a view copies no element.
     if against_the_grain(a.view, b.view):
         c, a, b = turned(c), turned(b), turned(a)
     function, how = compiled

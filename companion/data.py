@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:1250f91949c3
+# Tangled from data: edit there, `make tangle`. sha256:45593aaf0e83
 from __future__ import annotations
 
 import contextlib
@@ -548,7 +548,6 @@ def part_of(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = part.open("ab")
-        # The system opens it when its owner ends, however that ends.
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         raise DataError(f"cannot write {part} ({error}): name a folder of "
@@ -691,7 +690,7 @@ class ArraysOnly(pickle.Unpickler):
     """Reads pickles of plain values and NumPy arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
-        # A pickle calls what it names: these three are what an array needs.
+        # NumPy has moved the first of the three: an array says where it is.
         known = {"_reconstruct": np.zeros(0).__reduce__()[0],
                  "ndarray": np.ndarray, "dtype": np.dtype}
         if module.partition(".")[0] == "numpy" and name in known:

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:c14fe20c6701
+# Tangled from training: edit there, `make tangle`. sha256:ee8665e04435
 from __future__ import annotations
 
 import csv
@@ -288,7 +288,7 @@ class Trainer:
         try:
             self.take_over(state)
         except Exception:
-            # Nothing to compare with: data that has failed would fail again.
+            # Our own state needs no comparison, whose batch might fail again.
             self.take_over(before | {"first": None})
             self.first = before["first"]
             raise
@@ -455,7 +455,6 @@ def first_not_finite(model: Module, run: Callable[[], Any]) -> str | None:
 
     with ExitStack() as stack:
         for name, module in named_modules(model):
-            # It hides the method of the class until it is taken away.
             vars(module)["forward"] = watch(name, module)
             stack.callback(vars(module).pop, "forward", None)
         run()
@@ -610,7 +609,6 @@ class Journal:
     def follow(self, history: list[dict[str, float]]) -> None:
         """Append the rows that are new in `history`."""
         lines = [json.dumps(row) + "\n" for row in history[self.rows:]]
-        # "wb" would empty the file, and "r+b" makes none.
         with open(self.path, "ab") as file:
             self.check(file.seek(0, os.SEEK_END))
             file.truncate(self.end)
@@ -804,7 +802,6 @@ def evaluate(model: Module, measure: Callable[..., Tensor],
     n, total = len(tensors[0]), 0.0
     if not n:
         raise ValueError("evaluate: expected rows, got tensors of length 0")
-    # Of each by itself: some may have been in eval mode all along.
     modes = [(m, m.training) for _, m in named_modules(model)]
     model.eval()
     try:
