@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:25890aa885ba
+# Tangled from blas: edit there, `make tangle`. sha256:978f5e5a95f2
 from __future__ import annotations
 
 import ctypes
@@ -45,6 +45,8 @@ class Blocking(NamedTuple):
 
 
 NEVER = sys.maxsize
+# Measured, for float32. In the second row a panel of B fills the first
+# cache, a chunk of A half of the second; a slab of B lies in the third.
 POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy, room
     64: (1024, NEVER, 1 << 16, 513, NEVER, 1 << 21),
     32: (512, 144, 1 << 13, 96, 1024, 1 << 18),
@@ -62,6 +64,8 @@ def cut(m: int, tasks: int, threads: int,
         most: int = NEVER) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
+    # At least one for each thread: at neighbouring panels of the same
+    # rows, two would fight over the cache lines where the panels meet.
     wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
     chunks = max(min(wanted, strips // 8), 1) if threads > 1 else 1
     if m > chunks * most:
@@ -81,6 +85,7 @@ def stack_axes(a: View, b: View,
     return found
 
 
+# Field by field the `struct product` of kernels/sgemm.c.
 LAYOUT = struct.Struct("20q2dP32q")
 
 
@@ -158,6 +163,7 @@ def product(dtype: DType) -> tuple[Callable[..., int], Blocking] | None:
 def blocking(library: ctypes.CDLL, itemsize: int) -> Blocking:
     """The policy for a compiled sgemm.c and elements of some size."""
     how = Blocking(library.columns(), *POLICIES[library.bytes()])
+    # The table counts elements of four bytes, and caches count bytes.
     return how._replace(chunk=max(how.chunk * 4 // itemsize, MR),
                         room=how.room * 4 // itemsize)
 
@@ -178,6 +184,7 @@ def gemm(c: Buffer, a: Buffer, b: Buffer, alpha: float = 1.0,
     if compiled is None:
         numpy_product(c, a, b, alpha, beta)
         return
+    # C^T = B^T A^T costs nothing: to turn a view copies no element.
     if against_the_grain(a.view, b.view):
         c, a, b = turned(c), turned(b), turned(a)
     function, how = compiled
@@ -215,7 +222,9 @@ def numpy_product(c: Buffer, a: Buffer, b: Buffer, alpha: float,
     k = a.shape[-1] if alpha else 0
     result = np.matmul(a.array[..., :k], b.array[..., :k, :])
     if alpha != 1 or beta != 0:
+        # Of the dtype: a Python float would turn integers into floats.
         factor = c.dtype.numpy.type
+        # Without beta C must not be read: it may hold NaN, or nothing yet.
         kept = factor(beta) * c.array if beta else 0
         result = factor(alpha) * result + kept
     np.copyto(c.array, result)
@@ -231,6 +240,8 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     if dtype is None:
         gemm(c, a, b)
         return
+    # Rounded once, at the end: halves would lose digits at every addition,
+    # and bytes overflow at the first.
     total = Buffer.empty(c.shape, dtype)
     gemm(total, widened(a, dtype), widened(b, dtype))
     np.copyto(c.array, total.array, casting="unsafe")

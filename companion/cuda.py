@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:0e7b81380a84  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:020fdac10a04  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -93,6 +93,7 @@ class Program:
 
 
 EMULATOR = "kernels/emulator.h"
+# A fortified longjmp refuses to go to another stack, and ours always do.
 EMULATED = ("-std=c++17", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
 ENTRY = """
@@ -104,12 +105,15 @@ extern "C" const char *launch_{0}(void **list, const unsigned *sizes,
 
 def emulated(source: str, *flags: str) -> ctypes.PyDLL:
     """A CUDA text compiled for the processor, behind our header."""
+    # Without #line a kernel is compiled once, wherever it stands; `original`
+    # looks its lines up when something is wrong with one.
     text = re.sub(r"(?m)^ *#include <(?:cuda_\w+|mma)\.h.*|^#line .*", "",
                   source)
     whole = "\n".join([
         kernel_text(EMULATOR), '# 1 "kernel.cu"', text, '# 1 "entries"',
         *map(ENTRY.format, kernel_names(source))])
     try:
+        # PyDLL keeps Python's lock: one emulator serves one thread at a time.
         return ctypes.PyDLL(str(build(whole, *EMULATED, *flags)))
     except CompileError as error:
         raise CompileError(original(source, str(error))) from None
@@ -200,6 +204,7 @@ class Emulator:
         ctypes.memmove(target, source, nbytes)
 
     def window(self, memory: np.ndarray, view: View, dtype: DType) -> Any:
+        # It could answer; but a program that cheats here would end on a card.
         raise BufferError("this memory is a device's, which NumPy cannot "
                           "read; .numpy() makes a copy, .to('cpu') a tensor")
 
@@ -221,6 +226,7 @@ class Emulator:
     def send(self, target: np.ndarray,
              source: np.ndarray) -> Callable[[], None]:
         """Begin a copy that is made when somebody waits for it."""
+        # As late as a card may: a program that does not wait reads garbage.
         return functools.partial(np.copyto, target, source.copy())
 
 
@@ -250,6 +256,8 @@ def check_header(source: str, *flags: str) -> None:
     build(source, *EMULATED, *flags)
 
 
+# The hooks are in our header, not in a library; and a pass that takes
+# structures apart would make four accesses of one to a float4.
 TRACED = ("-fsanitize=thread", "-nodefaultlibs", "-fno-tree-sra")
 
 
@@ -302,6 +310,7 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     number, size = np.zeros(len(columns[0]), np.int64), 1
     for column in columns:
         values, place = np.unique(column, return_inverse=True)
+        # Counted anew, before the numbers leave their 64 bits.
         if size * len(values) >= 1 << 62:
             known, number = np.unique(number, return_inverse=True)
             size = len(known)
@@ -400,11 +409,14 @@ def clashes(seen: np.ndarray, key: np.ndarray,
 
 def races(seen: np.ndarray) -> np.ndarray:
     """The accesses whose order nothing in the kernel decides."""
+    # As small as the smallest, or neighbours in a word would seem to clash.
     unit = np.gcd.reduce(seen["address"] | seen["size"], initial=4)
     rows, piece = pieces(seen, int(unit))
     all_seen, seen = seen, seen[rows]
     block, warp = seen["block"].astype(np.int64), seen["thread"] // 32
     place = numbered(piece, np.where(seen["shared"], block, -1))
+    # Barriers order the warps of a block; barriers and exchanges, the lanes
+    # of a warp; and nothing orders blocks.
     meeting = numbered(place, block, seen["barriers"])
     within = numbered(meeting, warp, seen["exchanges"])
     bad = (clashes(seen, meeting, warp.astype(np.int64))
@@ -448,6 +460,7 @@ class Card:
         """Copy between any two addresses, and wait until it is done."""
         stream = self.arrays.cuda.get_current_stream()
         self.queue(stream, target, source, nbytes)
+        # The host's array may be gone a moment later.
         stream.synchronize()
 
     def queue(self, stream: Any, target: int, source: int,
@@ -462,6 +475,7 @@ class Card:
              b: Operand, c: Operand, count: int) -> None:
         """Column-major C = A B, `count` times (GemmStridedBatchedEx)."""
         elements, total = CUBLAS[dtype]
+        # Their addresses: 1 and 0 lie side by side, in the type of the sums.
         one = FACTORS[total].ctypes.data
         zero = one + FACTORS[total].itemsize
         cuda = self.arrays.cuda
@@ -501,6 +515,8 @@ class Card:
         present = cuda.get_current_stream()
         self.bus.wait_event(present.record())  # that memory may be in use
         self.queue(self.bus, target.data.ptr, staged.ctypes.data, nbytes)
+        # Both ends stay with their event: a batch may be dropped, and the copy
+        # goes on, into what would by then be another tensor's memory.
         event = self.bus.record()
         self.sent = (*[sent for sent in self.sent if not sent[0].done],
                      (event, pinned, target))
@@ -524,6 +540,7 @@ def on_card(value: Any) -> Any:
     if not isinstance(value, (int, float, np.generic, np.ndarray)):
         return value  # CuPy's own
     value = scalar(value)
+    # CuPy takes a struct as an array that has one for its element.
     whole = isinstance(value, (np.void, np.ndarray))
     return np.asarray(value).reshape(1) if whole else value
 
@@ -604,6 +621,7 @@ class Kind(NamedTuple):
 
 
 HIGHEST, HIGH, DOUBLE = 68, 77, 70  # CUBLAS_COMPUTE_32F, _FAST_TF32, _64F
+# CUDA_R_32F, _64F, _16F and _16BF; halves are added in float32, always.
 CUBLAS = {float32: Kind(0, HIGHEST), float64: Kind(1, DOUBLE),
           float16: Kind(2, HIGHEST), bfloat16: Kind(14, HIGHEST)}
 FACTORS: dict[int, np.ndarray] = {
@@ -635,6 +653,7 @@ def column_major(x: Operand, dtype: DType, rows: int, cols: int,
     """The (count, rows, cols) column-major matrices at an address."""
     if x.turned:
         rows, cols = cols, rows
+    # As strict as cuBLAS, or mistakes would show on a card alone.
     if x.lead < max(rows, 1):
         raise ValueError(f"gemm: columns of {rows} elements cannot lie "
                          f"{x.lead} apart")

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:ffc1bc41d329
+# Tangled from data: edit there, `make tangle`. sha256:45593aaf0e83
 from __future__ import annotations
 
 import contextlib
@@ -62,12 +62,15 @@ def strokes(digit: int, u: np.ndarray) -> np.ndarray:
 
 def ink(corners: np.ndarray, width: np.ndarray) -> np.ndarray:
     """Pictures (n, 28, 28) of the lines from corner to corner."""
+    # Nothing but +, -, *, / and roots, whose last bit a standard prescribes:
+    # every machine draws the same pictures.
     grid = np.arange(28, dtype=np.float32)
     nearest = np.full((corners.shape[1], 28, 28), np.inf, np.float32)
     for begin, end in zip(corners, corners[1:]):
         x, y = (grid - begin[..., None]).swapaxes(0, 1)
         x, y = x[:, None, :], y[:, :, None]
         u, v = (end - begin).T[..., None, None]
+        # The millionth is for a line without a length.
         at = ((x * u + y * v) / (u * u + v * v + 1e-6)).clip(0, 1)
         away = (x - at * u) ** 2 + (y - at * v) ** 2
         np.minimum(nearest, away, out=nearest)
@@ -236,6 +239,7 @@ class DataLoader(Batches):
         """The order of the current epoch."""
         if not self.shuffle:
             return np.arange(self.examples)
+        # As in Batches; a Generator takes no larger seed.
         key = (self.seed * 1_000_003 + self.epoch) % 2 ** 63
         return randperm(self.examples, Generator(key)).numpy()
 
@@ -276,6 +280,7 @@ class DataLoader(Batches):
             error.add_note("DataLoader: a worker died; with workers=0 the "
                            "cause comes to light")
             raise
+        # Also where a loop is left early: no worker outlives it.
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -289,6 +294,8 @@ class DataLoader(Batches):
         return as_batch(self.augment(chance, *batch))
 
     def __iter__(self) -> Iterator[Batch]:
+        # Even where the last loop was left early: to look at one batch
+        # does not make an epoch short.
         if self.begun:
             self.go_to(self.epoch + 1, 0)
         self.begun, epoch = True, self.epoch
@@ -298,10 +305,13 @@ class DataLoader(Batches):
 
     def __next__(self) -> Batch:
         for index, batch in self.running:
+            # Only now: a batch that cannot be made is tried again.
             self.index = index
             return batch
         if not self.starts(self.index):
             self.go_to(self.epoch + 1, 0)
+        # Of a copy: it keeps the epoch while we move on, and does not
+        # know us, so what is under way ends when we are dropped.
         self.begun, self.running = True, copy.copy(self).rest()
         return next(self)
 
@@ -347,8 +357,10 @@ class Chance:
 
     def __call__(self, k: int = 1) -> np.ndarray:
         columns = np.arange(self.next, self.next + k, dtype=np.uint32)
+        # By the call and not by k: what a call draws moves no later one.
         self.next += max(k, 1 << 20)
         words, _ = threefry(self.key, self.examples, columns)
+        # 24 bits: with more, float32 would round the last ones up to 1.
         return ((words >> np.uint32(8)) * 2.0 ** -24).astype(np.float32)
 
 
@@ -406,6 +418,7 @@ def ahead(submit: Callable[..., Any], tasks: Iterable[Any],
         yield waiting.popleft().result()
 
 
+# Of each thread: the workers of two loaders have different jobs.
 WORKER = threading.local()
 
 
@@ -419,6 +432,7 @@ def work(rows: np.ndarray) -> Any:
     try:
         return WORKER.fetch(rows)
     except Exception as error:
+        # Back from a process comes only what pickles; else its text does.
         if multiprocessing.parent_process() is None or travels(error):
             raise
         lines = "".join(traceback.format_exception(error))
@@ -492,6 +506,7 @@ def verified(name: str, data: bytes, packed: bool = True) -> bytes:
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"no gzip file ({error}); it begins with "
                             f"{data[:16]!r}") from None
+    # Of the content: two servers may have packed the same file differently.
     wanted = CHECKSUMS[name]
     kind = "md5" if len(wanted) == 32 else "sha256"
     found = hashlib.new(kind, data, usedforsecurity=False).hexdigest()
@@ -513,6 +528,7 @@ def receive(url: str, part: Path) -> None:
             return  # there is nothing after what we have
         raise
     with response:
+        # 206: it goes on from there; 200: it begins anew.
         begin = have if response.status == 206 else 0
         total = begin + int(response.headers.get("Content-Length", 0))
         with open(part, "ab" if begin else "wb") as file, tqdm(
@@ -548,6 +564,7 @@ def complete(name: str, url: str, part: Path) -> bytes:
         return verified(name, part.read_bytes())
     except DataError:
         part.write_bytes(b"")
+        # What we had may be to blame: once more, from the start.
         if begun:
             return complete(name, url, part)
         raise
@@ -560,6 +577,7 @@ def download(name: str, path: Path) -> bytes:
         with contextlib.suppress(OSError, DataError):
             return verified(name, path.read_bytes())  # others were faster
         complaints = dict[str, Exception]()
+        # Twice: the part of a download that broke off can be completed.
         for url in [mirror + file for mirror in MIRRORS[folder]] * 2:
             try:
                 data = complete(name, url, part)
@@ -672,6 +690,7 @@ class ArraysOnly(pickle.Unpickler):
     """Reads pickles of plain values and NumPy arrays, and nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        # NumPy has moved the first of the three: an array says where it is.
         known = {"_reconstruct": np.zeros(0).__reduce__()[0],
                  "ndarray": np.ndarray, "dtype": np.dtype}
         if module.partition(".")[0] == "numpy" and name in known:
@@ -743,6 +762,7 @@ def read_cifar(split: str) -> Columns:
                             f"remove it")
         parts.append(np.frombuffer(data, np.uint8).reshape(-1, RECORD))
     records = np.concatenate(parts)
+    # Files that others have unpacked fit no checksum: their labels must do.
     counts = np.bincount(records[:, 0], minlength=10)
     if (counts != len(records) // 10).any():
         raise DataError(f"CIFAR-10: expected as many of each label from 0 "

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:b9f14756f953
+# Tangled from gpu: edit there, `make tangle`. sha256:a639a39e050f
 from __future__ import annotations
 
 import functools
@@ -131,6 +131,7 @@ class GPU(Device):
             buffer = self.run(CAST, buffer, arg=buffer.dtype)
         out = Buffer.empty(buffer.shape, buffer.dtype)
         self.card.copy(out.address, buffer.address, out.storage.nbytes)
+        # The card has been waited for anyway: the note costs nothing more.
         self.check_indices()
         return out
 
@@ -163,6 +164,7 @@ class GPU(Device):
         least = 4096 if how == "rows" else 128  # elements worth a block
         wanted = min(4 * self.card.processors // blocks, along // least)
         size = -(-along // max(wanted, 1))
+        # Counted anew, or the last parts might be empty.
         return -(-along // size)
 
     asked = False  # whether an index may have been wrong
@@ -186,6 +188,7 @@ class GPU(Device):
         """Raise what indexing kernels have found since the last look."""
         if not self.asked:
             return
+        # First, for `host` will ask again while it fetches the note.
         self.asked = False
         wrong, index, n = self.host(self.fault).array.tolist()
         if wrong:
@@ -199,6 +202,7 @@ class GPU(Device):
         """A buffer on memory of the card that speaks DLPack; no copy."""
         array = self.card.arrays.from_dlpack(source)
         size, view = array.itemsize, View(array.shape, strides_of(array))
+        # Steps may run backwards: the storage begins at the lowest element.
         low = view.flip(tuple([
             i for i, step in enumerate(view.strides) if step < 0]))
         high = low.address(tuple([n - 1 for n in low.shape]))
@@ -250,6 +254,7 @@ CUDA_CODE: dict[Op, str] = {
     SUB: "a - b",
     MUL: "a * b",
     DIV: "a / b",
+    # nan is not equal to itself, and has to win, as in NumPy.
     MAXIMUM: "a != a || a > b ? a : b",
     LESS: "a < b",
     EQUAL: "a == b",
@@ -280,6 +285,7 @@ TYPES: dict[DType, Types] = {
     float64: Types("double", float64, float64),
 }
 
+# No larger blocks: a thread may have its share of the registers.
 HEAD = 'extern "C" __global__ void __launch_bounds__(256) '
 MAPS = {1: "{0}(Walk w, {1} *out, const T *x) "
            "{{ map(w, out, x, [](W a) {{ return {2}; }}); }}",
@@ -381,6 +387,7 @@ def halves(view: View, axes: tuple[int, ...]) -> tuple[View, View]:
 
 def way(kept: View, along: View) -> str:
     """Whether a block folds one row or 32 columns."""
+    # Lanes side by side should read side by side, and a row fill a warp.
     near = nearest(along) < nearest(kept)
     return "rows" if near and along.size >= 32 else "columns"
 
@@ -406,6 +413,8 @@ def fold(op: Op) -> Callable[..., None]:
             gpu.fold(f"{op}_{how}", x.dtype, out, x, axes)
             return
         first, last = forms(x.dtype)[1:] or ("", "")
+        # No atomics, but a second launch: the same sum gives the same bits.
+        # And no rounding in between, for which the sums are wide.
         part = gpu.empty((kept.size, pieces), TYPES[x.dtype].total)
         gpu.fold(f"{op}_{how}{first}", x.dtype, part, x, axes, pieces)
         gpu.fold(f"{op}_rows{last}", x.dtype, out, part, (1,))
@@ -423,6 +432,7 @@ LAUNCH[SUM], LAUNCH[MAX] = fold(SUM), fold(MAX)
 
 def const_on(gpu: GPU, out: Buffer, arg: tuple[Any, DType, Shape]) -> None:
     value, dtype, _ = arg
+    # The CPU's CONST knows whether the value fits the dtype.
     fill(gpu, out, CPU.run(CONST, arg=(value, dtype, ())).array.item())
 
 
@@ -430,6 +440,7 @@ LAUNCH[CONST] = const_on
 
 
 def iota_on(gpu: GPU, out: Buffer, n: int) -> None:
+    # It stands in every program, and float32's is compiled in any case.
     program(gpu.card, float32)["iota"](
         gpu.blocks(n), THREADS, np.int64(n), out.address)
 
@@ -455,6 +466,7 @@ def pad_on(gpu: GPU, out: Buffer, x: Buffer, margins: Any) -> None:
 
 def write_on(gpu: GPU, out: Buffer, _: Buffer, value: Buffer,
              arg: None) -> None:
+    # Or threads would read what others have overwritten.
     if value.storage is out.storage:
         value = gpu.run(CAST, value, arg=value.dtype)
     copy_on(gpu, out, value)
@@ -483,6 +495,7 @@ def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
                n: int) -> None:
     walked, still = stretched(gpu, index)
+    # Wide, as in a fold; and a card of 2018 cannot add a bfloat16 atomically.
     sums = gpu.empty(out.shape, TYPES[x.dtype].total)
     fill(gpu, sums, 0)
     far, *steps = sums.view.strides
@@ -567,6 +580,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
         x, y, z = [
             Operand(how.turned, side.address + at * size, how.lead, step)
             for (side, how), step, at in zip(sides, apart, places)]
+        # cuBLAS takes our rows for columns: it makes C^T, which is B^T A^T.
         gpu.card.gemm(out.dtype, n, m, k, y, x, z, count)
 
 
@@ -650,7 +664,7 @@ Case = tuple[str, Callable[[], Any], Callable[[], Any], float]
 
 def measured(device: GPU, cases: Iterable[Case],
              limit: float) -> Iterator[dict]:
-    """Rates of ours and CuPy's; the work of a case counts units of 1e9."""
+    """Rates of ours and CuPy's: the work of a case, for each second."""
     wait = device.card.arrays.cuda.get_current_stream().synchronize
 
     def finished(run: Callable[[], Any]) -> Callable[[], Any]:

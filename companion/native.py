@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:67712f280189  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:66d27df0e77a  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -34,6 +34,7 @@ class CompileError(RuntimeError):
 def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
     told = os.environ.get("CC", "").split()
+    # CC may begin with ccache, or carry flags: we want the compiler's name.
     names = told[-1:] if told[:1] == ["ccache"] else told[:1]
     names = names or ["cc", "gcc", "clang"]
     found = list(filter(None, map(shutil.which, names)))
@@ -47,6 +48,8 @@ def compiler() -> tuple[str, str]:
     return found[0], version.stdout.partition("\n")[0]
 
 
+# contract: fused multiply-adds; protected: a library's functions call
+# each other directly, whatever else the process has loaded.
 FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
          "-fPIC", "-shared", "-pthread", "-w")
 
@@ -55,6 +58,7 @@ def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
     command = [compiler()[0], *flags, "-x", language, "-", "-lm"]
+    # `complaint` looks for the word that compilers use in English.
     english = os.environ | {"LC_ALL": "", "LC_MESSAGES": "C", "LANGUAGE": ""}
     done = subprocess.run([*command, "-o", str(out)], input=source,
                           capture_output=True, text=True, env=english)
@@ -80,6 +84,8 @@ def cpu() -> str:
     if not info.exists():
         return f"{platform.machine()} {platform.processor()}"
     first = info.read_text().partition("\n\n")[0]
+    # Not the rest: it counts the megahertz of the moment, and the name of
+    # a compiled file, in which this text is hashed, has to last.
     names = r"(?m)^(?:model name|flags|Features|CPU part)\b.*"
     return "\n".join(re.findall(names, first))
 
@@ -112,6 +118,7 @@ def digest(data: bytes) -> str:
 
 def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
+    # A cell that is run again has another number, and is the same program.
     text = re.sub(r"(?m)^#line .*\n", "", source)
     parts = [text, *flags, compiler()[1], cpu()]
     return digest("\0".join(parts).encode())
@@ -121,6 +128,7 @@ def cache() -> Path:
     """The folder of compiled code: $COMPANION_CACHE, or the user's own."""
     default = platformdirs.user_cache_dir("companion")
     folder = Path(os.environ.get("COMPANION_CACHE") or default)
+    # Where no folder can be made, `build` says so, and what to do.
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
@@ -131,12 +139,15 @@ def build(source: str, *flags: str) -> Path:
     flags = (march(), *FLAGS, *flags)
     name = key(source, flags)
     for library in cache().glob(f"{name}-*.so"):
+        # The contents must fit their hash in the name: to load a library
+        # that has lost its end would kill the process.
         if library.stem == f"{name}-{digest(library.read_bytes())}":
             return library
     if not os.access(cache(), os.W_OK):
         raise CompileError(f"cannot write to {cache()}: name a folder of "
                            f"yours in COMPANION_CACHE")
     sweep()
+    # Inside the cache: a move is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix="making-",
                                      dir=cache()) as folder:
         made = Path(folder, "made.so")
@@ -153,6 +164,7 @@ def sweep(hours: float = 1.0) -> None:
                 shutil.rmtree(folder)
 
 
+# No parser of C: it knows the one way in which our C is written.
 FUNCTION = re.compile(
     r"(?m)^(?!static|typedef)(\w[\w ]*?[ *]+)(\w+)\(([^(){};]*)\) \{")
 
@@ -201,8 +213,10 @@ def address(value: Any, kind: str) -> Any:
             raise TypeError(f"{kind} *: expected elements side by side, got "
                             f"strides {value.strides}; pass a copy")
         value = adopt(value)
+    # For an address that is a number the caller vouches.
     if not isinstance(value, Buffer):
         return value
+    # Kinds without an entry may be structures: they pass unchecked.
     if value.dtype is not ELEMENTS.get(kind, value.dtype):
         raise TypeError(f"{kind} *: expected {ELEMENTS[kind]}, got "
                         f"{value.dtype}; convert it first")
@@ -210,6 +224,8 @@ def address(value: Any, kind: str) -> Any:
 
 
 LOADING = threading.Lock()  # of two threads, one compiles
+# A fork waits for it: the child would inherit a lock that no thread
+# is left to open.
 os.register_at_fork(before=LOADING.acquire,
                     after_in_parent=LOADING.release,
                     after_in_child=LOADING.release)
@@ -249,6 +265,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
     cells[place] = [where + cell]
     made = make("".join(cells), *flags)
+    # Not before it has compiled: a cell that is refused leaves no trace.
     CELLS[file] = cells
     shell.user_ns[Path(file).stem] = made
 
@@ -263,6 +280,7 @@ def names(cell: str) -> set[str]:
 
 def kernel(file: str, *flags: str) -> ctypes.CDLL:
     """One of the library's C files, compiled and loaded."""
+    # The notebook that writes this file has the newer text.
     if file in CELLS:
         return load("".join(CELLS[file]), *flags)
     return load((resources.files("companion") / file).read_text(), *flags)
@@ -310,6 +328,7 @@ TOLD: dict[str, object] = {}
 def tell(line: str) -> None:
     """One line on stderr, once, whichever thread is the first."""
     me = object()
+    # setdefault cannot be interrupted: one thread finds its own object.
     if TOLD.setdefault(line, me) is me:
         sys.stderr.write(f"companion: {line}\n")  # in one piece
 

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:c86267de14f4
+# Tangled from training: edit there, `make tangle`. sha256:ee8665e04435
 from __future__ import annotations
 
 import csv
@@ -70,6 +70,7 @@ class Batches:
 
     def shuffled(self) -> np.ndarray:
         """The order of the current epoch."""
+        # Seeds lie a million epochs apart, so that no two share an order.
         draw = Generator(self.seed * 1_000_003 + self.epoch)
         keys = rand(self.examples, dtype=float64, generator=draw)
         return np.argsort(keys.numpy(), kind="stable")
@@ -78,6 +79,7 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[Tensor, ...]:
+        # A short rest is left over: accumulation needs parts of one size.
         if self.index + self.size > len(self.order):
             self.go_to(self.epoch + 1, 0)
         rows = Tensor(self.order[self.index:self.index + self.size])
@@ -119,6 +121,7 @@ def half_cosine(begin: float, end: float, done: float) -> float:
 def warmup_cosine(steps: int, warmup: int = 0,
                   floor: float = 0.0) -> Schedule:
     """Up in a straight line, down to `floor` along half a cosine."""
+    # A partial: a function made in here could not be sent to a process.
     return functools.partial(warmed_up, steps, warmup, floor)
 
 
@@ -142,6 +145,7 @@ def cycled(steps: int, top: float, start: float, step: int) -> float:
 
 def norm_of(gradients: list[Tensor]) -> Tensor:
     """The Euclidean length of all together: a 0-d float64."""
+    # In float32 the square of 1e20 is infinite, and that of 1e-25 is zero.
     squares = [g.cast(float64).square().sum() for g in gradients]
     first, *rest = squares or [zeros(dtype=float64)]
     return sum([square.to(first.device) for square in rest], first).sqrt()
@@ -162,6 +166,7 @@ def clip_grad_norm_(parameters: Iterable[Tensor] | Tensor,
     moving = [(p, p.grad) for p in parameters if p.grad is not None]
     with no_grad():
         norm = norm_of([g for _, g in moving])
+        # No `if`: Python need not wait until a device has found the norm.
         factor = where(norm > max_norm, max_norm / norm, 1.0)
         for p, g in moving if max_norm < math.inf else ():
             wide = widened(g)
@@ -221,11 +226,14 @@ class Trainer:
         """That of all batches of a step, clipped: their loss, its norm."""
         place = self.place()
         parts = [self.backward() for _ in range(self.accumulate)]
+        # Numbers are read here, after the last backward and before a weight
+        # moves: every .item() waits for the device.
         norm = clip_grad_norm_(self.model.parameters(), self.clip).item()
         loss = sum(parts[1:], parts[0]).item()
         if not math.isfinite(loss):
             raise NotFinite(self, f"the loss is {loss}", self.search(place))
         if not math.isfinite(norm):
+            # Damage flows back from the loss: the last in the list was first.
             bad = [name for name, p in self.model.named_parameters()
                    if not finite(p.grad)]
             raise NotFinite(
@@ -280,6 +288,7 @@ class Trainer:
         try:
             self.take_over(state)
         except Exception:
+            # Our own state needs no comparison, whose batch might fail again.
             self.take_over(before | {"first": None})
             self.first = before["first"]
             raise
@@ -296,6 +305,7 @@ class Trainer:
         self.first = state["first"]
         if self.first is not None:
             self.check_first(*self.first)
+        # After the comparison, which has gone to the first batch.
         self.go_to([*state["batches"], state["generators"]])
         self.steps, self.stopped = state["schedule"]
         remind(self.observers, state["observers"])
@@ -327,6 +337,7 @@ class Trainer:
 
     def save(self, path: str | Path) -> None:
         """Write a checkpoint: the old one or the new one, never half."""
+        # The last step can have made one infinite: the last good file stays.
         for name, p in self.model.named_parameters():
             if not finite(p):
                 raise NotFinite(self, "a weight is not finite", name)
@@ -338,6 +349,7 @@ class Trainer:
                 f"tensors, and a safetensors file has room for {HEADER:,}; "
                 f"make tensors of an observer's long lists")
         journal = self.note(Path(path))
+        # The journal first: a checkpoint counts on rows that are on disk.
         to_disk(journal.path)
         rows = json.dumps([journal.end, journal.rows])
         write_atomically(Path(path),
@@ -353,6 +365,7 @@ class Trainer:
             return False
         state, rows = read_checkpoint(path)
         journal = Journal(journal_of(path), *rows)
+        # All is read before anything changes.
         history = journal.read()
         self.load_state_dict(state)
         self.history, self.journal = history, journal
@@ -393,6 +406,7 @@ def generators_of(model: Module) -> list[Generator]:
     """The common generator, then those that modules have to themselves."""
     own = [draw for _, module in named_modules(model)
            for _, draw in module.parts((Generator,))]
+    # Each once, and no set, whose order changes from process to process.
     return list(dict.fromkeys([GENERATOR, *own]))
 
 
@@ -408,6 +422,7 @@ def named_modules(module: Module, name: str = "") -> Iterator[
 @contextmanager
 def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
     """Learning rates times `factor`, inside the block."""
+    # Kept, since a division rounds, and after a factor of 0 there is none.
     rates = [group["lr"] for group in groups]
     try:
         for group in groups:
@@ -507,6 +522,7 @@ ARRAYS = {Tensor: "tensor", np.ndarray: "array"}
 
 def packed(tree: Any, name: str, arrays: dict[str, np.ndarray]) -> Any:
     """The tree as JSON, its arrays by name; those go to `arrays`."""
+    # The very type: a np.float64 is a float too, and would return as one.
     kind = type(tree)
     if kind in PLAIN:
         return tree
@@ -558,11 +574,13 @@ def unpacked(tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 def write_atomically(path: Path, data: bytes) -> None:
     """`data` at `path`, or whatever was there before; nothing between."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it: a file is renamed in one act only within a file system.
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         beside.write_bytes(data)
         to_disk(beside)
         os.replace(beside, path)
+        # The new name is an entry in the folder, which is a file as well.
         to_disk(path.parent)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,5 +1,5 @@
-/* Tangled from native: edit there, `make tangle`. sha256:fdafbc21a6c0 */
-#line 571 "chapters/tensors/native.md"
+/* Tangled from native: edit there, `make tangle`. sha256:9538cf8017fb */
+#line 587 "chapters/tensors/native.md"
 #if defined(__AVX512F__)
 enum { BYTES = 64 };
 #elif defined(__AVX__)
@@ -11,6 +11,7 @@ enum { L = BYTES / sizeof(float) };
 typedef float V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 #define CHAINS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(a) X(b)
+/* each starts elsewhere, or the compiler would make one of them all */
 #define START(i) V c##i = {0x##i};
 #define STEP(i) c##i = c##i * x + y;
 #define SUM(i) sum += c##i;
@@ -25,7 +26,7 @@ double multiply_add(long n, float x, float y, float *out) {
   return 24.0 * L * n;
 }
 
-#line 602 "chapters/tensors/native.md"
+#line 619 "chapters/tensors/native.md"
 /* a += s b */
 void update(long n, float s, const float *b, float *a) {
   for (long i = 0; i < n; i += L)

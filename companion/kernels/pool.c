@@ -1,5 +1,5 @@
-/* Tangled from native: edit there, `make tangle`. sha256:bb95ea729f6c */
-#line 797 "chapters/tensors/native.md"
+/* Tangled from native: edit there, `make tangle`. sha256:24b2496166b6 */
+#line 815 "chapters/tensors/native.md"
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ static struct pool {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER}, fresh;
 
-#line 830 "chapters/tensors/native.md"
+#line 848 "chapters/tensors/native.md"
 static void drain(void) {
   for (long i; (i = pool.next++) < pool.n;) pool.f(pool.job, i);
 }
@@ -34,6 +34,8 @@ static void drain(void) {
 static void avoid(long cpu) {
 #ifdef __linux__
   cpu_set_t set;
+  /* else Linux wakes it there, and it waits for the caller to finish;
+     from the set of the process: its own lacks earlier callers' places */
   if (sched_getaffinity(getpid(), sizeof set, &set)) return;
   CPU_CLR(cpu, &set);
   if (CPU_COUNT(&set)) sched_setaffinity(0, sizeof set, &set);
@@ -47,9 +49,10 @@ static long here(void) {
   return 0;
 }
 
-#line 861 "chapters/tensors/native.md"
+#line 881 "chapters/tensors/native.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
+    /* about a millisecond: the next product is rarely further away */
     for (int spin = 0; spin < 50000 && pool.turn == turn; spin++) relax();
     pthread_mutex_lock(&pool.lock);
     for (; pool.turn == turn; pool.asleep--) {
@@ -57,6 +60,7 @@ static void *worker(void *seen) {
       pthread_cond_wait(&pool.wake, &pool.lock);
     }
     turn = pool.turn;
+    /* without a seat the job must not be looked at: it may be gone */
     seat = pool.seats > 0;
     pool.seats -= seat, pool.active += seat;
     pthread_mutex_unlock(&pool.lock);
@@ -74,9 +78,10 @@ static void offer(long seats) {
   pthread_mutex_unlock(&pool.lock);
 }
 
-#line 893 "chapters/tensors/native.md"
+#line 915 "chapters/tensors/native.md"
 /* f(job, i) for every i < n, on so many threads */
 void parallel(task *f, void *job, long n, long threads) {
+  /* nobody waits for a busy pool: the task of a job may start a job */
   if (n < 2 || threads < 2 || pthread_mutex_trylock(&pool.busy)) {
     for (long i = 0; i < n; i++) f(job, i);
     return;
@@ -90,11 +95,13 @@ void parallel(task *f, void *job, long n, long threads) {
   pool.cpu = here();
   offer(threads - 1);
   drain();
+  /* the seats go first: a worker without one never touches the job */
   offer(0);
   while (pool.active) sched_yield();
   pthread_mutex_unlock(&pool.busy);
 }
 
+/* a forked child has no workers, and mutexes that they may have held */
 static void start_afresh(void) { pool = fresh; }
 __attribute__((constructor)) static void start(void) {
   fresh = pool;
