@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:f43e93f74bb2
+# Tangled from autograd: edit there, `make tangle`. sha256:c60007a28d72
 from __future__ import annotations
 
 import math
@@ -104,7 +104,7 @@ def check_rule(op: Op, src: tuple[Any, ...]) -> None:
             f"{op} has no gradient and was asked for one; run it under "
             f"no_grad(), or on .detach()")
     for x in src:
-        check_born(x)
+        check_unmodified(x)
 
 
 def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
@@ -127,7 +127,7 @@ def version(x: Any) -> int:
     return x.buffer.storage.version
 
 
-def check_born(x: Any) -> None:
+def check_unmodified(x: Any) -> None:
     """Refuse a value that is no longer what its record computed."""
     if x.record is not None and x.record.born != version(x):
         raise RuntimeError(
@@ -164,7 +164,7 @@ def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
     return g.where(y == mine, 0) if wins else g.masked_fill(y == other, 0)
 
 
-def wins(tie: int | None, operand: int) -> bool | None:
+def wins_tie(tie: int | None, operand: int) -> bool | None:
     return None if tie is None else tie == operand
 
 
@@ -230,8 +230,10 @@ GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
     POW: (lambda g, p, x, y, _: g * slope_of_base(x, y),
           lambda g, p, x, y, _: g * slope_of_exponent(p, x, y)),
     MAXIMUM: (
-        lambda g, y, a, b, tie: maximum_gradient(g, y, a, b, wins(tie, 0)),
-        lambda g, y, a, b, tie: maximum_gradient(g, y, b, a, wins(tie, 1))),
+        lambda g, y, a, b, tie: maximum_gradient(
+            g, y, a, b, wins_tie(tie, 0)),
+        lambda g, y, a, b, tie: maximum_gradient(
+            g, y, b, a, wins_tie(tie, 1))),
     RESHAPE: (
         lambda g, y, x, shape: g.reshape(x.shape).to(x.device),),
     PERMUTE: (

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:978f5e5a95f2
+# Tangled from blas: edit there, `make tangle`. sha256:5af6f8bcd71a
 from __future__ import annotations
 
 import ctypes
@@ -115,7 +115,7 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     threads = threads if stack * m * n * k > 300_000 else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
     pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
-    copy = stack == 1 and copied(a, n, how)
+    copy = stack == 1 and prefer_packing(a, n, how)
     most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
                        threads, most)
@@ -135,7 +135,7 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         *[0] * (32 - 4 * len(axes)))
 
 
-def copied(a: View, n: int, how: Blocking) -> bool:
+def prefer_packing(a: View, n: int, how: Blocking) -> bool:
     """Whether A had better be packed, for a B of n columns."""
     (m, k), (_, step) = a.shape[-2:], a.strides[-2:]
     if step != 1:

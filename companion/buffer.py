@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:fb485368c83b  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:60c1958b95bf  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -214,13 +214,13 @@ def adopt(array: np.ndarray) -> Buffer:
     dtype = as_dtype(array)
     dense = array.flags.c_contiguous
     memory, view = (array, View.dense(array.shape)) if dense \
-        else memory_of(array)
+        else memory_and_view(array)
     storage = Storage(memory)
     storage.writable = array.flags.writeable
     return Buffer(storage, view, dtype)
 
 
-def memory_of(array: np.ndarray) -> tuple[np.ndarray, View]:
+def memory_and_view(array: np.ndarray) -> tuple[np.ndarray, View]:
     """The memory from the lowest element to the highest, and the view."""
     view = View(array.shape, strides_of(array))
     steps = [-1 if s < 0 else 1 for s in view.strides]

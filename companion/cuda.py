@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:020fdac10a04  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7e59ab9a0629  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -318,7 +318,7 @@ def numbered(*columns: np.ndarray) -> np.ndarray:
     return np.unique(number, return_inverse=True)[1]
 
 
-def turns(group: np.ndarray) -> np.ndarray:
+def occurrence_index(group: np.ndarray) -> np.ndarray:
     """How many earlier rows belong to the same group as this one."""
     order = np.argsort(group, kind="stable")
     starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -330,7 +330,8 @@ def turns(group: np.ndarray) -> np.ndarray:
 
 def requests(seen: np.ndarray) -> np.ndarray:
     """For each access the number of its warp's instruction."""
-    turn = turns(numbered(seen["block"], seen["thread"], seen["code"]))
+    group = numbered(seen["block"], seen["thread"], seen["code"])
+    turn = occurrence_index(group)
     return numbered(seen["block"], seen["thread"] // 32, seen["code"], turn)
 
 
@@ -351,7 +352,7 @@ def pieces(seen: np.ndarray, unit: int) -> tuple[np.ndarray, np.ndarray]:
     address = seen["address"].astype(np.int64)
     first, last = address // unit, (address + seen["size"] - 1) // unit
     rows = np.repeat(np.arange(len(seen)), last - first + 1)
-    return rows, first[rows] + turns(rows)
+    return rows, first[rows] + occurrence_index(rows)
 
 
 def traffic(seen: np.ndarray) -> dict[tuple[int | str, str], Traffic]:

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:b156d42d4d9e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:c1eead2afddd  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ from companion.ops import (
     Op,
     known,
 )
-from companion.view import Shape, View, merged
+from companion.view import Shape, View, coalesce
 
 
 def ufunc(function: np.ufunc) -> Callable[..., None]:
@@ -80,7 +80,7 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
     """x ** y; an integer's negative power is cut to a whole number."""
     base, exponent = x.array, y.array
     if not out.dtype.is_float:
-        whole_power(out.array, base, exponent)
+        int_power(out.array, base, exponent)
         return
     np.power(base, exponent, out=out.array)
     # Where exponents of 1/2 repeat, NumPy takes the square root, which
@@ -91,8 +91,8 @@ def power_each(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         np.copyto(out.array, np.inf, where=halves & (base == -np.inf))
 
 
-def whole_power(out: np.ndarray, base: np.ndarray,
-                exponent: np.ndarray) -> None:
+def int_power(out: np.ndarray, base: np.ndarray,
+              exponent: np.ndarray) -> None:
     # NumPy refuses negative exponents. Their last bit is shown instead,
     # which is right for bases of 1 and -1; the others become 0 below.
     np.power(base, np.where(exponent < 0, exponent & 1, exponent),
@@ -115,7 +115,7 @@ def select(out: Buffer, condition: Buffer, a: Buffer, b: Buffer,
     np.bitwise_xor(new, other, out=new)
 
 
-def running(dtype: DType) -> np.dtype:
+def accumulator_dtype(dtype: DType) -> np.dtype:
     """What a sum of elements of `dtype` is kept in on the way."""
     # In float16 a sum of ones is stuck at 2048, where 2049 rounds back;
     # in float32 each of a million additions would round.
@@ -176,7 +176,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
     dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
     if (large and dense and index.dtype is int64
-            and copied(out, x, index.dense())):
+            and try_copy_rows(out, x, index.dense())):
         return
     check_index(GATHER, index, x.shape[0])
     if dense:
@@ -187,7 +187,7 @@ def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
 
 def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
     check_index(SCATTER, index, n)
-    sums = np.zeros(out.shape, running(x.dtype))
+    sums = np.zeros(out.shape, accumulator_dtype(x.dtype))
     # Not sums[index] += x, which adds once where a place is named twice.
     # In the dtype of the sums: between two dtypes add.at is slow.
     np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
@@ -249,7 +249,7 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
 
-def copied(out: Buffer, x: Buffer, at: Buffer) -> bool:
+def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
     return rows is not None and n == rows(
@@ -288,7 +288,7 @@ KERNELS: dict[Op, Callable[..., None]] = {
     CAST: copy,
     POW: power_each,
     WHERE: select,
-    SUM: fold(np.add, running),
+    SUM: fold(np.add, accumulator_dtype),
     MAX: fold(np.maximum, lambda dtype: dtype.numpy),
     PAD: pad,
     GATHER: take_rows,
@@ -342,7 +342,7 @@ class Device:
             return self.move(op, src[0], arg)
         if op is CONST:
             # -0.0 == 0.0, and a cache would give one for the other.
-            return repeated(self, arg, arg[0] or str(arg[0]))
+            return constant_buffer(self, arg, arg[0] or str(arg[0]))
         kernel = self.kernels.get(op) or self.missing(op)
         kind = outcome(op, arg, *[(s.view.shape, s.dtype) for s in src])
         out = self.target(src[0]) if op is WRITE else self.empty(*kind)
@@ -402,8 +402,8 @@ def check_writable(buffer: Buffer) -> None:
 
 
 @functools.lru_cache(maxsize=4096)
-def repeated(device: Device, arg: tuple[Any, DType, Shape],
-             name: object) -> Buffer:
+def constant_buffer(device: Device, arg: tuple[Any, DType, Shape],
+                    name: object) -> Buffer:
     """A constant; `name` tells −0.0 from 0.0, which are equal."""
     _, dtype, shape = arg
     one = device.empty((), known(dtype))
@@ -440,7 +440,7 @@ WALK = struct.Struct("9qP")
 def walk(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
     size, none = views[0].size, (0,) * len(views)
-    axes = merged(zip(views[0].shape, *[v.strides for v in views]))
+    axes = coalesce(zip(views[0].shape, *[v.strides for v in views]))
     axes = axes if size else [(0, *none)]
     (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
     # Along a row C takes steps of 1, and 0 in one of two operands.
@@ -529,10 +529,10 @@ FOLD = struct.Struct("7qP")
 
 
 @functools.lru_cache(maxsize=4096)
-def folding(x: View, out: View, threads: int) -> bytes | None:
+def reduction_params(x: View, out: View, threads: int) -> bytes | None:
     """A `struct fold`; None where x is no [outer, n, inner] for C."""
     # `out` stretched over x: along the folded axes its step is 0.
-    axes = merged(zip(x.shape, x.strides, out.expand(x.shape).strides))
+    axes = coalesce(zip(x.shape, x.strides, out.expand(x.shape).strides))
     folded = [i for i, (_, _, step) in enumerate(axes) if step == 0]
     if len(folded) != 1 or x.size == 0:
         return None
@@ -561,7 +561,7 @@ def folds(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
         whole = folder(x.dtype, *flags)
-        job = whole and folding(x.view, out.view, POOL.threads)
+        job = whole and reduction_params(x.view, out.view, POOL.threads)
         if whole and job:
             whole(job, x.address, out.address)
         else:

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:120aa994df19
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:9ddb9fadead9
 from __future__ import annotations
 
 import math
@@ -37,7 +37,7 @@ class Module:
         layers.0, heads.left.
         """
         for name, value in vars(self).items():
-            yield from inside(name, value, kinds or (Tensor, Module))
+            yield from named_leaves(name, value, kinds or (Tensor, Module))
 
     def named_tensors(self, prefix: str = "") -> Iterator[
             tuple[str, Tensor]]:
@@ -70,7 +70,7 @@ class Module:
     def title(self) -> str:
         """The class, and the settings it was built from."""
         settings = [f"{name}={value!r}" for name, value in
-                    vars(self).items() if plain(value)
+                    vars(self).items() if is_repr_value(value)
                     and name != "training"]
         return f"{type(self).__name__}({', '.join(settings)})"
 
@@ -137,7 +137,7 @@ class Module:
 
     def to(self, target: Device | DType) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
-        check_target(target)
+        check_float_dtype(target)
         for _, tensor in list(self.named_tensors()):
             for x in (tensor, tensor.grad):
                 if x is not None and (
@@ -154,7 +154,8 @@ class Module:
             p.grad = None
 
 
-def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
+def named_leaves(name: str, value: Any,
+                 kinds: Any) -> Iterator[tuple[str, Any]]:
     """`value` if it is of these kinds, or what it contains of them."""
     if isinstance(value, kinds):
         yield name, value
@@ -162,7 +163,7 @@ def inside(name: str, value: Any, kinds: Any) -> Iterator[tuple[str, Any]]:
         pairs = value.items() if isinstance(value, dict) \
             else enumerate(value)
         for key, part in pairs:
-            yield from inside(f"{name}.{key}", part, kinds)
+            yield from named_leaves(f"{name}.{key}", part, kinds)
 
 
 def parameter(x: Tensor) -> Tensor:
@@ -250,10 +251,10 @@ class Sequential(Module):
         return len(self.layers)
 
 
-def plain(value: Any) -> bool:
+def is_repr_value(value: Any) -> bool:
     """Whether a value is a setting that a line of text can show."""
     if isinstance(value, tuple):
-        return all(map(plain, value))
+        return all(map(is_repr_value, value))
     return value is None or isinstance(value, int | float | str)
 
 
@@ -343,7 +344,7 @@ def mismatches(own: Mapping[str, Tensor],
     return missing + extra + wrong
 
 
-def check_target(target: Device | DType | str) -> None:
+def check_float_dtype(target: Device | DType | str) -> None:
     """Weights of another dtype must be floats still."""
     if isinstance(target, DType) and not target.is_float:
         raise TypeError(f"Module.to: expected a float dtype or a device, "

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:99256f451b1d
+# Tangled from losses: edit there, `make tangle`. sha256:7472815ad53b
 from __future__ import annotations
 
 import math
@@ -44,8 +44,8 @@ REDUCTIONS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 }
 
 
-def reduced(loss: Tensor, reduction: str, dtype: DType,
-            n: Any = None) -> Tensor:
+def apply_reduction(loss: Tensor, reduction: str, dtype: DType,
+                    n: Any = None) -> Tensor:
     """The mean (over n) or the sum of the elements, or all of them."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of "
@@ -59,7 +59,7 @@ def mse_loss(x: Tensor, target: Tensor,
     """(x - target)², averaged over all elements (Legendre, 1805)."""
     x, target = matched("mse_loss", x, target)
     difference = widened(x) - widened(target)
-    return reduced(difference.square(), reduction, x.dtype)
+    return apply_reduction(difference.square(), reduction, x.dtype)
 
 
 def bce_with_logits(x: Tensor, target: Tensor,
@@ -76,10 +76,10 @@ def bce_with_logits(x: Tensor, target: Tensor,
     negative = x < 0
     small = where(negative, x, -x).exp()
     loss = where(negative, 0, x) - x * target + (small + 1).log()
-    return reduced(loss, reduction, like.dtype)
+    return apply_reduction(loss, reduction, like.dtype)
 
 
-def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
+def shifted_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
     """x less the largest of its row, and the log-sum-exp of that."""
     # What is taken off cancels, so its own slope need not be followed.
     shifted = x - detached(x.max(-1, keepdim=True))
@@ -88,7 +88,7 @@ def log_sums(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
-    shifted, log_sum = log_sums(x)
+    shifted, log_sum = shifted_logsumexp(x)
     starts = arange(0, x.size, x.shape[-1], device=x.device)
     places = starts.reshape(target.shape) + target
     score = shifted.flatten()[places]
@@ -114,7 +114,7 @@ def labels_of(x: Tensor, target: Tensor,
     return labels, counted
 
 
-def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
+def no_ignored_targets(x: Tensor, target: Tensor, ignore_index: int) -> bool:
     """Whether every target is a class, and none is ignored."""
     labels, classes = target.numpy(), x.shape[-1]
     low, high = labels.min(initial=0), labels.max(initial=0)
@@ -125,7 +125,7 @@ def all_count(x: Tensor, target: Tensor, ignore_index: int) -> bool:
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
     """-Σ share · log softmax(x) over the last axis; a 0 counts as 0."""
     x, share = same_dtype(x, share)
-    shifted, log_sum = log_sums(x)
+    shifted, log_sum = shifted_logsumexp(x)
     if smoothing:
         share = share * (1 - smoothing) + smoothing / x.shape[-1]
     logs = shifted - log_sum.unsqueeze(-1)
@@ -165,11 +165,12 @@ def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
             raise ValueError("ignore_index: targets are shares, and none "
                              "of them is a class; leave it out")
         loss = share_loss(wide, widened(target), label_smoothing)
-        return reduced(loss, reduction, dtype)
+        return apply_reduction(loss, reduction, dtype)
     target = target.to(int64)
-    if all_count(x, target, ignore_index):
+    if no_ignored_targets(x, target, ignore_index):
         loss = label_loss(wide, target, label_smoothing)
-        return reduced(loss, reduction, dtype)
+        return apply_reduction(loss, reduction, dtype)
     labels, counted = labels_of(x, target, ignore_index)
     loss = label_loss(wide, labels, label_smoothing)
-    return reduced(where(counted, loss, 0), reduction, dtype, counted.sum())
+    loss = where(counted, loss, 0)
+    return apply_reduction(loss, reduction, dtype, counted.sum())

@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:66d27df0e77a  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:181e16824f43  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -35,7 +35,7 @@ def compiler() -> tuple[str, str]:
     """Path and version of the C compiler: $CC, or the first one found."""
     told = os.environ.get("CC", "").split()
     # CC may begin with ccache, or carry flags: we want the compiler's name.
-    names = told[-1:] if told[:1] == ["ccache"] else told[:1]
+    names = told[1:2] if told[:1] == ["ccache"] else told[:1]
     names = names or ["cc", "gcc", "clang"]
     found = list(filter(None, map(shutil.which, names)))
     if not found:
@@ -146,7 +146,7 @@ def build(source: str, *flags: str) -> Path:
     if not os.access(cache(), os.W_OK):
         raise CompileError(f"cannot write to {cache()}: name a folder of "
                            f"yours in COMPANION_CACHE")
-    sweep()
+    clean_cache()
     # Inside the cache: a move is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix="making-",
                                      dir=cache()) as folder:
@@ -156,7 +156,7 @@ def build(source: str, *flags: str) -> Path:
         return made.replace(cache() / name)
 
 
-def sweep(hours: float = 1.0) -> None:
+def clean_cache(hours: float = 1.0) -> None:
     """Remove what killed compilations have left in the cache."""
     for folder in cache().glob("making-*"):
         with contextlib.suppress(OSError):

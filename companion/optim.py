@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:1ab71dfc0c0d
+# Tangled from optimizers: edit there, `make tangle`. sha256:fbc647c30f48
 from __future__ import annotations
 
 import math
@@ -102,7 +102,7 @@ class Optimizer:
         if lost := [i for i in state["state"] if str(i) not in at]:
             raise ValueError(f"load_state_dict: there is memory for {lost}; "
                              f"expected places of the groups, {[*at]}")
-        memory = {at[str(place)]: fitting(at[str(place)], values)
+        memory = {at[str(place)]: copied_state(at[str(place)], values)
                   for place, values in state["state"].items()}
         self.param_groups, self.state = groups, memory
 
@@ -281,7 +281,7 @@ def decay_groups(module: Module,
     return [g for g in groups if g["params"]]
 
 
-def fitting(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
+def copied_state(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of what was remembered for a tensor like `p`."""
     tensors = {k: v for k, v in values.items()
                if k != "step" and v is not None}

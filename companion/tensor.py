@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:cbc526959556  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:c21bea5ed742  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from companion.autograd import (
     RECORDING,
     Record,
-    check_born,
     check_rule,
+    check_unmodified,
     no_grad,
     recording,
     remember,
@@ -135,7 +135,7 @@ class Tensor:
 
         It runs where the operands are, or on `device`: they are brought.
         """
-        device, buffers = place_operands(op, src, device)
+        device, buffers = operand_buffers(op, src, device)
         watched = RECORDING.get() and any(map(needs_gradient, src))
         # Before it runs: a write that has no rule must not have happened.
         if watched:
@@ -422,10 +422,10 @@ class Tensor:
 
     def __le__(self, other: Any) -> Tensor:
         # Not ~(self > other), which holds for NaN.
-        return bool_or(self < other, self == other)
+        return bitwise_or(self < other, self == other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return bool_or(self > other, self == other)
+        return bitwise_or(self > other, self == other)
 
     def __invert__(self) -> Tensor:
         """not for bools, the bitwise complement for integers."""
@@ -435,13 +435,13 @@ class Tensor:
         return -(self + 1)
 
     def __and__(self, other: Any) -> Tensor:
-        return logical(bool_and, self, other)
+        return bitwise_op(bitwise_and, self, other)
 
     def __or__(self, other: Any) -> Tensor:
-        return logical(bool_or, self, other)
+        return bitwise_op(bitwise_or, self, other)
 
     def __xor__(self, other: Any) -> Tensor:
-        return logical(bool_xor, self, other)
+        return bitwise_op(bitwise_xor, self, other)
 
     __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
 
@@ -449,7 +449,7 @@ class Tensor:
         return where(condition, self, other)
 
     def masked_fill(self, mask: Any, value: Scalar) -> Tensor:
-        return where(mask, scalar_like(self, value), self)
+        return where(mask, cast_scalar(self, value), self)
 
     def maximum(self, other: Any) -> Tensor:
         return maximum_of(self, required_operand(other, self))
@@ -494,7 +494,7 @@ class Tensor:
 
     def __pow__(self, exponent: Any) -> Tensor:
         """Products for exponents of 1 to 8, else POW; integers stay so."""
-        exponent = operand(exponent, self)
+        exponent = as_operand(exponent, self)
         if isinstance(exponent, (int, float)):
             x = self.cast(common_dtype(self, exponent))
             if exponent in PRODUCTS:
@@ -508,16 +508,16 @@ class Tensor:
         return binary(POW, base, self)
 
     def __lshift__(self, other: Any) -> Tensor:
-        return logical(shifted_left, self, other, "iu")
+        return bitwise_op(shifted_left, self, other, "iu")
 
     def __rlshift__(self, other: Any) -> Tensor:
-        return logical(shifted_left, other, self, "iu")
+        return bitwise_op(shifted_left, other, self, "iu")
 
     def __rshift__(self, other: Any) -> Tensor:
-        return logical(shifted_right, self, other, "iu")
+        return bitwise_op(shifted_right, self, other, "iu")
 
     def __rrshift__(self, other: Any) -> Tensor:
-        return logical(shifted_right, other, self, "iu")
+        return bitwise_op(shifted_right, other, self, "iu")
 
     def tril(self, diagonal: int = 0) -> Tensor:
         """The part on and below a diagonal of the last two axes."""
@@ -591,7 +591,7 @@ class Tensor:
     def __getitem__(self, index: Any) -> Tensor:
         """x[2], x[1:5:2, ::-1], x[..., None], x[rows], x[mask]."""
         if isinstance(index, (list, np.ndarray, bool)):
-            index = as_index(index, self.device)
+            index = as_index_entry(index, self.device)
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
             return Tensor.apply(GATHER, self, index)
@@ -612,7 +612,7 @@ class Tensor:
     def __setitem__(self, index: Any, value: Any) -> None:
         """Write through a basic index, or where a mask holds."""
         if isinstance(index, (list, np.ndarray, bool)):
-            index = as_index(index, self.device)
+            index = as_index_entry(index, self.device)
         if isinstance(index, Tensor) and index.dtype is bool_:
             self.assign(where_mask(self, index, value))
             return
@@ -682,7 +682,7 @@ class Tensor:
             return padded
         # PAD knows only zeros: a mask, padded alike, tells where they are.
         inside = Tensor.apply(PAD, ones_like(self) != 0, arg=steps)
-        return where(inside, padded, scalar_like(self, value))
+        return where(inside, padded, cast_scalar(self, value))
 
     @torch_names
     def split(self, size: int | Sequence[int],
@@ -905,8 +905,9 @@ def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     return wrap(place.run(op, arg=arg), place)
 
 
-def place_operands(op: Op, operands: Sequence[Tensor],
-                   device: Device | str | None) -> tuple[Device, list[Buffer]]:
+def operand_buffers(op: Op, operands: Sequence[Tensor],
+                    device: Device | str | None
+                    ) -> tuple[Device, list[Buffer]]:
     """Where `op` is carried out, and its operands' buffers there."""
     place = named(device) if device else operands[0].device
     buffers = []
@@ -914,14 +915,14 @@ def place_operands(op: Op, operands: Sequence[Tensor],
         if x.device is place:
             buffers.append(x.buffer)
         elif device:
-            buffers.append(transfer(x, place))
+            buffers.append(copy_to_device(x, place))
         else:
             raise ValueError(f"{op}: operands on {place} and {x.device} "
                              f"cannot meet; move one with .to(device)")
     return place, buffers
 
 
-def transfer(x: Tensor, device: Device) -> Buffer:
+def copy_to_device(x: Tensor, device: Device) -> Buffer:
     """The elements of `x` in memory of `device`, through the host's."""
     host = x.device.host(x.buffer)
     # The CPU's host buffer is the operand itself; a new tensor must not
@@ -1060,7 +1061,7 @@ def common_dtype(*operands: Tensor | Scalar) -> DType:
     return promoted(*map(dtype_or_type, operands))
 
 
-def common_device(*operands: Any) -> Device:
+def first_device(*operands: Any) -> Device:
     """The device of the first tensor among the operands, or the CPU."""
     for x in operands:
         if isinstance(x, Tensor):
@@ -1081,7 +1082,7 @@ def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
 
 def same_dtype(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands as tensors of one dtype."""
-    dtype, device = common_dtype(*operands), common_device(*operands)
+    dtype, device = common_dtype(*operands), first_device(*operands)
     return [as_tensor(t, dtype, device) for t in operands]
 
 
@@ -1103,11 +1104,11 @@ def common_dtype_and_shape(*outlines: tuple[Any, Shape],
 def align(*operands: Tensor | Scalar) -> list[Tensor]:
     """Operands with one dtype and one shape, ready for a primitive."""
     dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, operands))
-    device = common_device(*operands)
+    device = first_device(*operands)
     return [as_tensor(x, dtype, device, shape) for x in operands]
 
 
-def operand(value: Any, *beside: Any) -> Any:
+def as_operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; None for anything else.
 
     An array of NumPy's lies on no device: it is brought to where the
@@ -1116,9 +1117,9 @@ def operand(value: Any, *beside: Any) -> Any:
     if isinstance(value, (Tensor, bool, int, float)):
         return value
     if isinstance(value, np.generic):
-        return operand(value.item())
+        return as_operand(value.item())
     if isinstance(value, np.ndarray):
-        return Tensor(value, device=common_device(*beside))
+        return Tensor(value, device=first_device(*beside))
     return None
 
 
@@ -1134,7 +1135,7 @@ def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
     if ready(x, y):
         return Tensor.apply(op, x, y)
-    x, y = operand(x, y), operand(y, x)
+    x, y = as_operand(x, y), as_operand(y, x)
     if x is None or y is None:
         return NotImplemented
     return Tensor.apply(op, *align(x, y))
@@ -1159,7 +1160,7 @@ def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
     if ready(x, y) and x.dtype.is_float:
         return Tensor.apply(DIV, x, y)
-    x, y = operand(x, y), operand(y, x)
+    x, y = as_operand(x, y), as_operand(y, x)
     if x is None or y is None:
         return NotImplemented
     dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, (x, y)))
@@ -1168,34 +1169,34 @@ def quotient(x: Any, y: Any) -> Tensor:
     # float16, though 1e7 does not fit.
     numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
     wide = promote(dtype, float32) if numbers else dtype
-    device = common_device(x, y)
+    device = first_device(x, y)
     x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
     return Tensor.apply(DIV, x, y).cast(dtype)
 
 
-def bool_and(a: Tensor, b: Tensor) -> Tensor:
+def bitwise_and(a: Tensor, b: Tensor) -> Tensor:
     """a and b: on bools, or bit by bit."""
     return Tensor.apply(AND, a, b)
 
 
-def bool_or(a: Tensor, b: Tensor) -> Tensor:
+def bitwise_or(a: Tensor, b: Tensor) -> Tensor:
     """a or b, on bools, or bit by bit."""
     if a.dtype is bool_:
         return Tensor.apply(MAXIMUM, a, b)
     # The sum counts a bit of both twice; if it wraps, the difference
     # wraps back.
-    return a + b - bool_and(a, b)
+    return a + b - bitwise_and(a, b)
 
 
-def bool_xor(a: Tensor, b: Tensor) -> Tensor:
+def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
     """a or b and not both."""
-    return a != b if a.dtype is bool_ else a + b - bool_and(a, b) * 2
+    return a != b if a.dtype is bool_ else a + b - bitwise_and(a, b) * 2
 
 
-def logical(rule: Callable[..., Tensor], x: Any, y: Any,
-            kinds: str = "biu") -> Tensor:
+def bitwise_op(rule: Callable[..., Tensor], x: Any, y: Any,
+               kinds: str = "biu") -> Tensor:
     """`rule` on two operands of any shapes, as bools or integers."""
-    x, y = operand(x, y), operand(y, x)
+    x, y = as_operand(x, y), as_operand(y, x)
     if x is None or y is None:
         return NotImplemented
     x, y = (x, y) if ready(x, y) else align(x, y)
@@ -1205,7 +1206,7 @@ def logical(rule: Callable[..., Tensor], x: Any, y: Any,
 
 def required_operand(value: Any, *beside: Any) -> Any:
     """A tensor or a Python number; an error for anything else."""
-    found = operand(value, *beside)
+    found = as_operand(value, *beside)
     if found is None:
         raise TypeError(f"expected a tensor or a number, got "
                         f"{value!r:.60}; make it a Tensor first")
@@ -1215,7 +1216,7 @@ def required_operand(value: Any, *beside: Any) -> Any:
 def where(condition: Any, a: Any, b: Any) -> Tensor:
     """Elements of `a` where `condition` holds, else of `b`."""
     a, b = required_operand(a, condition, b), required_operand(b, condition, a)
-    condition = operand(condition, a, b)
+    condition = as_operand(condition, a, b)
     if getattr(condition, "dtype", None) is not bool_:
         raise TypeError(
             f"where: expected a tensor of bools as the condition, got "
@@ -1227,7 +1228,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
 
 
-def scalar_like(x: Tensor, value: Scalar) -> Scalar:
+def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
@@ -1269,7 +1270,7 @@ def shifted_right(x: Tensor, times: Tensor) -> Tensor:
     """x >> times: rounded down, 0 or -1 beyond the last bit."""
     # From here on 2 ** times does not fit the dtype and wraps around.
     bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
-    left = bool_and(times >= 0, times < bits)
+    left = bitwise_and(times >= 0, times < bits)
     return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
 
 
@@ -1495,7 +1496,7 @@ def variance(x: Tensor, axis: Axes, correction: int,
 Range = tuple[int, int, int]
 
 
-def as_range(entry: Any, n: int) -> tuple[Range, bool]:
+def range_and_flip(entry: Any, n: int) -> tuple[Range, bool]:
     """An int or slice as (start, stop, step > 0), and whether to flip."""
     if not isinstance(entry, slice):
         i = operator.index(entry)
@@ -1521,7 +1522,7 @@ def basic_index(x: Tensor, entries: list[Any]) -> Tensor:
         if entry is None:
             shape.append(1)
             continue
-        kept, flip = as_range(entry, x.shape[len(ranges)])
+        kept, flip = range_and_flip(entry, x.shape[len(ranges)])
         if flip:
             flips.append(len(ranges))
         if isinstance(entry, slice):
@@ -1535,7 +1536,7 @@ def basic_index(x: Tensor, entries: list[Any]) -> Tensor:
     return x
 
 
-def ravel_index(index: list[Tensor], lengths: Shape) -> Tensor:
+def ravel_multi_index(index: list[Tensor], lengths: Shape) -> Tensor:
     """Several indices as one into the flattened axes."""
     if len(index) == 1:
         return index[0]
@@ -1560,7 +1561,7 @@ def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     rest = [i for i in range(x.ndim) if i not in at]
     x = x.permute(at + rest)
     lengths, others = x.shape[:len(at)], x.shape[len(at):]
-    index = ravel_index([entries[i].cast(int64) for i in at], lengths)
+    index = ravel_multi_index([entries[i].cast(int64) for i in at], lengths)
     flat = x.reshape((math.prod(lengths), *others))
     result = Tensor.apply(GATHER, flat, index)
     # NumPy's rule: if the indices do not stand side by side, the new axes
@@ -1609,7 +1610,7 @@ def masks_to_indices(x: Tensor,
     return x.reshape(shape), result
 
 
-def as_index(entry: Any, device: Device) -> Any:
+def as_index_entry(entry: Any, device: Device) -> Any:
     """One entry of an index; lists, arrays and bools become tensors."""
     # Not isinstance: to Python a bool is an int, here it is a mask.
     if type(entry) in (int, slice):
@@ -1618,14 +1619,14 @@ def as_index(entry: Any, device: Device) -> Any:
         # NumPy reads [] as floats, which are no index.
         empty = isinstance(entry, (list, tuple)) and not entry
         entry = Tensor(entry, int64 if empty else None, device)
-    if not is_index(entry):
+    if not is_index_entry(entry):
         raise TypeError(
             f"index: expected integers, slices, None, ..., tensors of "
             f"integers or masks, got {entry!r:.60}")
     return entry
 
 
-def is_index(entry: Any) -> bool:
+def is_index_entry(entry: Any) -> bool:
     """Whether `entry` may stand in the brackets."""
     if isinstance(entry, Tensor):
         return entry.dtype.kind in "biu"
@@ -1635,7 +1636,7 @@ def is_index(entry: Any) -> bool:
 
 def complete_index(x: Tensor, index: Any) -> list[Any]:
     """An entry for each axis that is spoken of; the ellipsis filled in."""
-    entries = [as_index(e, x.device) for e in
+    entries = [as_index_entry(e, x.device) for e in
                (index if isinstance(index, tuple) else (index,))]
     spoken = sum(map(axes_indexed, entries))
     dots = [i for i, e in enumerate(entries) if e is Ellipsis]
@@ -1658,7 +1659,7 @@ def check_no_repeats(x: Tensor) -> None:
 
 def as_source(value: Any, x: Tensor) -> Tensor:
     """`value` as a tensor that can be written over `x`."""
-    found = operand(value, x)
+    found = as_operand(value, x)
     if found is None:
         found = Tensor(value, x.dtype, x.device)
     return as_tensor(found, x.dtype, x.device, x.shape)
@@ -1800,7 +1801,7 @@ def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
         raise RuntimeError(
             "backward: nothing here asks for a gradient; call "
             ".requires_grad_() on an input before computing")
-    check_born(y)
+    check_unmodified(y)
     if gradient is None and y.size != 1:
         raise ValueError(
             f"backward: a gradient is defined for one number, this is "
@@ -1878,7 +1879,7 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
     found = grad(total, wanted) if y.requires_grad else [None] * len(wanted)
     for x, g in zip(wanted, found):
         actual = np.zeros(x.shape) if g is None else g.numpy()
-        expected = differences(
+        expected = numerical_gradient(
             lambda: float((f(*inputs) * weight).sum()), x, step)
         worst = np.abs(actual - expected).max(initial=0)
         if not worst <= tolerance * (1 + np.abs(expected).max(initial=0)):
@@ -1886,8 +1887,8 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
                                  f"shape {x.shape} is off by {worst:.3g}")
 
 
-def differences(f: Callable[[], float], x: Tensor,
-                step: float) -> np.ndarray:
+def numerical_gradient(f: Callable[[], float], x: Tensor,
+                       step: float) -> np.ndarray:
     """Central differences of `f` in each element of x, moved in place."""
     memory, slopes = x.detach(), np.zeros(x.shape)
     values = x.numpy().copy()

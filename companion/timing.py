@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:8631315fb250  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:aa3898165fec  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -47,6 +47,7 @@ class Limits(NamedTuple):
 def limits(threads: int = 1) -> Limits:
     """Measure the peak and the bandwidth of some threads together."""
     library = kernel("kernels/limits.c")
+    # 32 MB an array: more than caches hold, or we would measure those.
     steps, size = 1 << 17, 1 << 23
     x = np.ones((2, threads, size), np.float32)
 
@@ -77,6 +78,7 @@ class Rival:
         self.process = FORK.Process(target=serve, args=(setup, end),
                                     daemon=True)
         self.process.start()
+        # Our copy of its end, or no EOFError would tell that it has died.
         end.close()
         self.result = self.answer()
 
@@ -87,6 +89,8 @@ class Rival:
         except EOFError:
             raise RuntimeError("a program that was to be timed has failed; "
                                "its own message stands above") from None
+        # Threads and all: those of its library spin on after the last call,
+        # and would take the other rival's processors.
         os.kill(self.process.pid or 0, signal.SIGSTOP)
         return found
 
@@ -131,9 +135,10 @@ class Comparison(NamedTuple):
     spread: float
 
 
-def turns(one: Rival, other: Rival, rounds: int) -> Comparison:
-    """Both in turn; the first of the pairs warms up and is left out."""
-    pairs = [(one.turn(), other.turn()) for _ in range(rounds + 1)][1:]
+def turns(one: Callable[[], float], other: Callable[[], float],
+          rounds: int) -> Comparison:
+    """Two timings in turn; the first pair warms up and is left out."""
+    pairs = [(one(), other()) for _ in range(rounds + 1)][1:]
     low, middle, high = quantiles([p / o for o, p in pairs], n=4)
     a, b = zip(*pairs)
     return Comparison(min(a), min(b), middle, high - low)
@@ -146,6 +151,7 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
     Each argument makes, in a process of its own, the function that is
     timed. `agree` gets what both return and raises if they differ.
     """
+    # One after the other, so that the first ends if the second cannot begin.
     rivals: list[Rival] = []
     try:
         rivals += [Rival(ours)]
@@ -153,7 +159,7 @@ def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
         if agree:
             agree(*[rival.result for rival in rivals])
         one, other = rivals
-        return steadiest(lambda: turns(one, other, rounds), tries)
+        return steadiest(lambda: turns(one.turn, other.turn, rounds), tries)
     finally:
         for rival in rivals:
             rival.end()
@@ -194,6 +200,7 @@ THREADS = ("COMPANION_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS",
 
 def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
     """The measurements of one bench, made by a process of its own."""
+    # Libraries read the number of threads once, when they are loaded.
     code = (f"import json\nfrom {BENCHES[name]} import bench\n"
             f"for found in bench({threads}, {quick}):\n"
             f"    print(json.dumps(found), flush=True)")
@@ -208,7 +215,7 @@ def measure(name: str, threads: int, quick: bool) -> Iterator[dict]:
 
 
 def machine() -> str:
-    """The processor's name, and how many of them we may use."""
+    """The processor's name, and how many of them the machine has."""
     name = cpu().partition("\n")[0].partition(":")[2].strip()
     units = {"avx512f": " (AVX-512)", "avx2": " (AVX2)"}
     kind = [units[flag] for flag in units if flag in cpu().split()][:1]

@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:362419bf896d  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:6fce9b78f181  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def row_major(shape: Shape) -> tuple[int, ...]:
 Axis = tuple[int, ...]  # a length, and the step of each array along it
 
 
-def merged(axes: Iterable[Axis]) -> list[Axis]:
+def coalesce(axes: Iterable[Axis]) -> list[Axis]:
     """Neighbours that every array walks as one axis, made one."""
     found: list[Axis] = []
     for n, *steps in axes:

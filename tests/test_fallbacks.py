@@ -26,6 +26,14 @@ WORK = {
 }
 
 
+@pytest.mark.parametrize("words", ["{}", "{} -m64", "ccache {}",
+                                   "ccache {} -m64"])  # fmt: skip
+def test_the_compiler_that_a_user_names(monkeypatch, words):
+    path, _ = native.compiler()
+    monkeypatch.setenv("CC", words.format(path))
+    assert native.compiler.__wrapped__()[0] == path
+
+
 def refuse(*_):
     raise OSError("failed to map segment from shared object")
 

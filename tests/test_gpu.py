@@ -40,6 +40,7 @@ from companion.gpu import (
     block,
     connect,
     matrix,
+    measured,
     prefetch,
     program,
     program_text,
@@ -635,3 +636,20 @@ def test_kernels_compile_without_spills(dtype, arch):
     for name, use in found.items():
         assert use.spilled == 0, name
         assert occupancy(use, 256, arch) >= 0.375, (name, use)
+
+
+def test_the_bench_times_functions_of_its_own_process():
+    """CUDA does not survive a fork; where no limit is known, none is told."""
+    calls = []
+    stream = SimpleNamespace(synchronize=lambda: calls.append("wait"))
+    cuda = SimpleNamespace(get_current_stream=lambda: stream)
+    card = SimpleNamespace(arrays=SimpleNamespace(cuda=cuda))
+    cases = [("case", lambda: calls.append("ours"),
+              lambda: calls.append("theirs"), 2.0)]  # fmt: skip
+    for limit in (None, 4.0):
+        (found,) = measured(SimpleNamespace(card=card), cases, limit)
+        part = limit and found["ours"] / limit
+        assert found["limit_fraction"] == part
+        assert found["ours"] > 0 < found["peer"]
+    assert set(calls[1::2]) == {"wait"}
+    assert set(calls[::2]) == {"ours", "theirs"}

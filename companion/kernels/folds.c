@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:4263bb9b8014 */
+/* Tangled from activations: edit there, `make tangle`. sha256:bf64cfa3a6a5 */
 #line 824 "chapters/tensors/activations.md"
 #include <string.h>
 
@@ -16,7 +16,7 @@ typedef double total;
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define INLINE inline __attribute__((always_inline))
 /* LANES: an addition waits for the one before, and a core has room for a
-   dozen at once. ROOM: `folding` in Python makes no more partial results */
+   dozen at once. ROOM: `reduction_params` in Python makes no more parts */
 enum { LANES = 32, ROOM = 4096 };
 
 typedef void task(void *job, long i);

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:ee852f486e35
+# Tangled from data: edit there, `make tangle`. sha256:7a67ed442fe4
 from __future__ import annotations
 
 import contextlib
@@ -51,7 +51,7 @@ from companion.data import (
     read_idx,
     shakespeare,
 )
-from companion.device import CPU, copied
+from companion.device import CPU, try_copy_rows
 from companion.dtype import float32, int32, int64, uint8
 from companion.layers import Linear, Sequential
 from companion.losses import cross_entropy
@@ -200,7 +200,7 @@ def test_rows_that_the_pool_cannot_copy_are_numpys_too():
             (flat, places[::2], table[at[::2]]),
             (flat, places.to(int32), table[at])):
         assert np.array_equal(x[rows], expected)
-    with mock.patch.dict(vars(sys.modules[copied.__module__]),
+    with mock.patch.dict(vars(sys.modules[try_copy_rows.__module__]),
                          row_copier=lambda: None):
         assert np.array_equal(flat[places], table[at])
 
