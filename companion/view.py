@@ -1,4 +1,4 @@
-# Tangled from arrays, activations: edit there, `make tangle`. sha256:6fce9b78f181  # noqa: E501
+# Tangled from arrays, activations: edit there, `make tangle`. sha256:2108a9652e84  # noqa: E501
 """Where each element lies: shape, strides and offset over flat storage."""
 
 from __future__ import annotations
@@ -68,10 +68,16 @@ class View(NamedTuple):
 
     @property
     def repeats(self) -> bool:
-        """Whether one storage element stands at several places."""
-        # Strides of 0 suffice: no movement makes two places meet otherwise.
-        walks = zip(self.shape, self.strides)
-        return self.size > 0 and any(n > 1 and s == 0 for n, s in walks)
+        """Whether one storage element may stand at several places."""
+        # Exact for all that movements make. Of adopted memory a few layouts
+        # whose axes mesh without meeting count as repeated, too.
+        reach = 0
+        for step, n in sorted([(abs(s), n) for n, s in
+                               zip(self.shape, self.strides) if n > 1]):
+            if step <= reach:
+                return self.size > 0
+            reach += (n - 1) * step
+        return False
 
     def runs(self) -> list[tuple[int, int]]:
         """Axes merged where two neighbours walk memory as one would."""

@@ -510,3 +510,21 @@ def test_names_are_pytorchs():
     functions = {n for n, m in EXPORTS.items() if m == "companion.tensor"}
     theirs = {*dir(torch), *dir(torch.autograd), *dir(functional)}
     assert functions and functions <= theirs
+
+
+def test_windows_that_overlap_are_not_written():
+    """Memory of others may repeat elements without a stride of 0."""
+    strip = np.zeros(5)
+    windows = np.lib.stride_tricks.as_strided(strip, (3, 3), (8, 8))
+    x = from_numpy(windows)
+    for write in (
+        lambda: x.__iadd__(1),
+        lambda: x.__setitem__(slice(None), 1.0),
+        lambda: x.assign(windows + 1),
+    ):
+        with pytest.raises(ValueError, match="share memory"):
+            write()
+    assert not strip.any()
+    comb = np.lib.stride_tricks.as_strided(np.zeros(12), (3, 2), (32, 16))
+    from_numpy(comb).__iadd__(1)
+    assert (comb == 1).all()
