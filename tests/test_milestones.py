@@ -48,7 +48,7 @@ def test_every_milestone_has_a_page_and_is_on_it(year, root):
     (page,) = root.glob(f"chapters/*/{name}.md")
     text = page.read_text()
     assert f"# Milestone {year}: " in text
-    assert f"companion: {{module: milestones/{name}.py}}" in text
+    assert f"  module: milestones/{name}.py\n" in text
     assert page.relative_to(root).with_suffix("").as_posix() in (
         root / "_toc.yml").read_text()
 

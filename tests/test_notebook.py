@@ -87,7 +87,10 @@ def test_ids_are_unique_and_follow_the_content(recorded):
 def test_tangle_can_read_it_back(recorded):
     book, path = recorded
     notebook = read(path)
-    assert notebook.metadata.companion == {"module": "layers.py"}
+    assert notebook.metadata.companion == {
+        "module": "layers.py",
+        "outcomes": {},
+    }
     tags = [c.metadata.get("tags") for c in code_cells(notebook)]
     assert ["tangle"] in tags and ["test"] in tags
 

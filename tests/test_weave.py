@@ -510,7 +510,7 @@ def test_a_page_without_a_title(book, tmp_path):
     sums.write_text(sums.read_text().replace("# Sums\n", ""))
     failed = build(copy)
     assert failed.returncode != 0
-    assert "sums.md:8: no title above this cell" in failed.stderr
+    assert "sums.md:9: no title above this cell" in failed.stderr
     assert "Extension error" not in failed.stderr
 
 
