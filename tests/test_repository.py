@@ -145,7 +145,8 @@ def test_no_compiled_code_changes_the_process(root):
         magics = re.findall(r"(?m)^%%(?:c|cuda) .*", page.read_text())
         assert not list(filter(flag.search, magics)), page
     for module in (root / "companion").rglob("*.py"):
-        assert not flag.search(module.read_text()), module
+        code = re.sub(r"#.*", "", module.read_text())
+        assert not flag.search(code), module
 
 
 def test_import_lists_are_folded(root):

@@ -290,6 +290,7 @@ def test_dark_is_the_systems_choice_at_first(visit):
 def test_strides_explorer_by_keyboard(visit):
     page = visit(ARRAYS)
     explorer = page.locator(".tt-strides").first
+    explorer.locator("input[name=offset]").wait_for()  # `all` does not wait
     fields = {
         i.get_attribute("name"): i for i in explorer.locator("input").all()
     }
