@@ -402,6 +402,7 @@ def test_roofline_by_keyboard(visit):
 def test_sliders_are_as_large_as_a_thumb(visit, width):
     page = visit(BLAS, width=width)
     sliders = page.locator(".tt-widget input[type=range]")
+    sliders.nth(2).wait_for()
     assert sliders.count() == 3
     for slider in sliders.all():
         box = slider.bounding_box()
