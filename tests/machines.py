@@ -7,8 +7,7 @@ its sums are rounded otherwise. Here our kernels are built for an older
 level, NumPy and its BLAS are told to keep to that level too, and all
 tests and notebooks must pass as ever. This plays every level below the
 processor's own. `make test` plays the oldest, in `PARTS`: the tests of
-the chapters and the notebooks that train. (The emulated card computes
-one number at a time, whatever the processor.)
+the chapters and the notebooks that compute.
 """
 
 import os
@@ -20,8 +19,8 @@ from numpy._core import _multiarray_umath as numpy
 from companion.native import ARM, instruction_sets
 
 NOTEBOOKS = (
-    "mnist autograd training xor optimizers layers perceptron "
-    "losses activations"
+    "mnist autograd training xor kernels optimizers layers perceptron "
+    "losses activations gpu"
 ).split()
 PARTS = [
     "tests/chapters",
