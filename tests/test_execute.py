@@ -126,6 +126,15 @@ def test_a_failure_in_the_library_names_both_places(tmp_path):
     assert str(tmp_path) not in message
 
 
+def test_an_error_that_ipython_cannot_print(tmp_path):
+    """It looks for the lines of a lambda inside a string, in vain."""
+    source = 'print(f"{1}"\n      f"{(lambda: missing)()}")\ny = 2'
+    message = fails(small_book(tmp_path, first=page("first", cell(source))))
+    place, _, found = message.partition(": ")
+    assert place in ("chapters/first.md:9", "chapters/first.md:10")
+    assert found.startswith("NameError: name 'missing' is not defined\n")
+
+
 def test_what_should_raise_and_does_not(tmp_path):
     first = page("first", cell("1 + 1", "raises-exception"))
     assert fails(small_book(tmp_path, first=first)) == (

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:edbde20072cf
+# Tangled from record: edit there, `make tangle`. sha256:6ea764c1f27f
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -188,8 +188,9 @@ class Watch:
         """Run the notebook; name the chapter's line if a cell fails."""
         try:
             client.execute(env=env)
-        except CellExecutionError:
-            raise failure(self.chapter, self.cells, self.cell) from None
+        except CellExecutionError as error:
+            raise failure(self.chapter, self.cells, self.cell,
+                          error) from None
         except CellTimeoutError:
             raise self.error(f"ran longer than {CELL_TIMEOUT} s") from None
         except DeadKernelError:
@@ -212,9 +213,11 @@ FILE_FRAME = re.compile(r"File \S*?(companion/\S+\.py:\d+)")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def failure(chapter: Chapter, cells: list, cell) -> SourceError:
-    """The error for a cell that raised, traceback included."""
-    output = next(o for o in cell.outputs if o.output_type == "error")
+def failure(chapter: Chapter, cells: list, cell, error) -> SourceError:
+    """The error for a cell that raised, with its traceback, if any."""
+    # IPython cannot print every error: then it has no output of its own.
+    shown = [line for output in cell.outputs
+             for line in output.get("traceback", ())]
     begin = {ran.execution_count: source.line
              for ran, source in zip(cells, chapter.cells, strict=True)}
     lines = [chapter.cells[cells.index(cell)].line]
@@ -223,9 +226,9 @@ def failure(chapter: Chapter, cells: list, cell) -> SourceError:
         lines.append(begin[int(frame[1])] + int(frame[2]) - 1)
         return f"{chapter.path}:{lines[-1]}"
 
-    trace = COLOUR.sub("", "\n".join(output.traceback))
+    trace = COLOUR.sub("", "\n".join(shown))
     trace = FILE_FRAME.sub(r"File \1", CELL_FRAME.sub(place, trace))
-    message = f"{output.ename}: {output.evalue}\n\n{trace}"
+    message = f"{error.ename}: {error.evalue}\n\n{trace}"
     return SourceError(chapter.path, lines[-1], message)
 
 
