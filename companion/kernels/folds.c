@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:bf64cfa3a6a5 */
+/* Tangled from activations: edit there, `make tangle`. sha256:28fa8a96c0a0 */
 #line 824 "chapters/tensors/activations.md"
 #include <string.h>
 
@@ -26,9 +26,15 @@ struct fold {
   long outer, n, inner, far, step, pieces, threads;
   pool *parallel;
 };
-struct job { struct fold f; const REAL *x; REAL *out; total *room; };
+struct job {
+  struct fold f;
+  const REAL *x;
+  REAL *out;
+  total *room;
+  long rows, panels;
+};
 
-#line 856 "chapters/tensors/activations.md"
+#line 862 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -40,7 +46,7 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 875 "chapters/tensors/activations.md"
+#line 881 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
@@ -65,38 +71,48 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 903 "chapters/tensors/activations.md"
-/* one piece of up to LANES neighbouring results */
-static void part(void *job, long t) {
-  struct job g = *(struct job *)job;
-  struct fold f = g.f;
+#line 909 "chapters/tensors/activations.md"
+/* up to LANES neighbouring results of the rows o to `end`, one piece each */
+static void fold_rows(const struct job *g, long o, long end, long j,
+                      long piece) {
+  const struct fold f = g->f;
   total s[LANES];
-  long panels = (f.inner + LANES - 1) / LANES, piece = t % f.pieces;
-  long j = t / f.pieces % panels * LANES, o = t / f.pieces / panels;
   long i = f.n * piece / f.pieces, n = f.n * (piece + 1) / f.pieces - i;
   /* several rows are taken for one only where a panel holds a row whole */
-  long w = MIN(LANES, f.inner - j), many = w == f.inner, to;
-  const REAL *x = g.x + o * f.far + i * f.step + j;
+  long w = MIN(LANES, f.inner - j), many = w == f.inner;
   while (f.step == f.inner && 2 * many * w <= LANES && 2 * many <= n && many)
     many *= 2;
-  /* constants are inlined: loops of known length are compiled to vectors */
-  if (many == LANES) dense(n, 1, LANES, x, s);
-  else if (many > 1) dense(n, w, many, x, s);
-  else if (w == LANES) columns(n, LANES, x, f.step, s);
-  else columns(n, w, x, f.step, s);
-  to = (piece * f.outer + o) * f.inner + j;
-  for (long k = 0; k < w; k++)
-    if (f.pieces > 1) g.room[to + k] = s[k];
-    else g.out[to + k] = s[k];
+  for (; o < end; o++) {
+    const REAL *x = g->x + o * f.far + i * f.step + j;
+    long to = (piece * f.outer + o) * f.inner + j;
+    /* constants are inlined: loops of known length become vectors */
+    if (many == LANES) dense(n, 1, LANES, x, s);
+    else if (many > 1) dense(n, w, many, x, s);
+    else if (w == LANES) columns(n, LANES, x, f.step, s);
+    else columns(n, w, x, f.step, s);
+    for (long k = 0; k < w; k++)
+      if (f.pieces > 1) g->room[to + k] = s[k];
+      else g->out[to + k] = s[k];
+  }
 }
 
-#line 931 "chapters/tensors/activations.md"
+#line 937 "chapters/tensors/activations.md"
+static void part(void *job, long t) {
+  const struct job *g = job;
+  long piece = t % g->f.pieces, panel = t / g->f.pieces % g->panels;
+  long o = t / g->f.pieces / g->panels * g->rows;
+  fold_rows(g, o, MIN(o + g->rows, g->f.outer), panel * LANES, piece);
+}
+
 /* out[outer, inner] = x[outer, n, inner] folded along n */
 void fold_all(const struct fold *f, const REAL *x, REAL *out) {
   total room[ROOM];
-  struct job g = {*f, x, out, room};
   long m = f->outer * f->inner, panels = (f->inner + LANES - 1) / LANES;
-  f->parallel(part, &g, f->outer * panels * f->pieces, f->threads);
+  /* so many rows for a task that fetching it takes less time than they do */
+  long rows = 1 + 8192 / (f->n * MIN(f->inner, LANES));
+  long tasks = (f->outer + rows - 1) / rows * panels * f->pieces;
+  struct job g = {*f, x, out, room, rows, panels};
+  f->parallel(part, &g, tasks, f->threads);
   for (long i = 0; i < m && f->pieces > 1; i++) {
     /* in this order, whichever thread was first: the same bits every time */
     for (long p = 1; p < f->pieces; p++)
