@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:ea73aaf89bdf
+# Tangled from gpu: edit there, `make tangle`. sha256:f932e9ecf7c4
 from __future__ import annotations
 
 import functools
@@ -67,7 +67,9 @@ from companion.ops import (
     WRITE,
     Op,
 )
-from companion.tensor import Tensor, rand, randn, where, wrap
+from companion.tensor import Tensor, wrap
+from companion.tensor.operands import where
+from companion.tensor.random import rand, randn
 from companion.timing import best, burst, stamp, steadiest, turns
 from companion.view import Shape, View, coalesce
 

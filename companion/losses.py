@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:7472815ad53b
+# Tangled from losses: edit there, `make tangle`. sha256:fe1f10cd4a61
 from __future__ import annotations
 
 import math
@@ -6,15 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from companion.dtype import DType, int64
-from companion.tensor import (
-    Tensor,
-    arange,
-    as_float,
-    detached,
-    same_dtype,
-    where,
-    widened,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import arange
+from companion.tensor.operands import as_float, same_dtype, where, widened
+from companion.tensor.reductions import detached
 
 
 def check_tensors(name: str, x: Any, target: Any) -> None:

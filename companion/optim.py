@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:fbc647c30f48
+# Tangled from optimizers: edit there, `make tangle`. sha256:443bbe7a5e32
 from __future__ import annotations
 
 import math
@@ -10,7 +10,9 @@ import numpy as np
 
 from companion.autograd import no_grad
 from companion.layers import Module
-from companion.tensor import Tensor, feed, zeros_like
+from companion.tensor import Tensor
+from companion.tensor.creation import zeros_like
+from companion.tensor.random import feed
 
 
 class Optimizer:

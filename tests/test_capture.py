@@ -11,16 +11,10 @@ from companion.layers import Dropout, Linear, Sequential
 from companion.losses import mse_loss
 from companion.ops import CONST, PERMUTE
 from companion.optim import SGD, Adam, AdamW, RMSprop
-from companion.tensor import (
-    Generator,
-    Tensor,
-    arange,
-    feed,
-    ones,
-    randn,
-    where,
-    zeros,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import arange, ones, zeros
+from companion.tensor.operands import where
+from companion.tensor.random import Generator, feed, randn
 from companion.training import clip_grad_norm_
 from companion.view import View
 

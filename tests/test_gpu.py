@@ -69,7 +69,9 @@ from companion.ops import (
     WHERE,
     WRITE,
 )
-from companion.tensor import Tensor, rand, wrap, zeros
+from companion.tensor import Tensor, wrap
+from companion.tensor.creation import zeros
+from companion.tensor.random import rand
 from companion.view import View
 
 WHERE_TO_RUN = ["emulated", "stand-in",

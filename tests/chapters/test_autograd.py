@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:0cfb7f395dcf
+# Tangled from autograd: edit there, `make tangle`. sha256:35c8e962f809
 from __future__ import annotations
 
 import math
@@ -45,18 +45,16 @@ from companion.ops import (
     SUM,
     WHERE,
 )
-from companion.tensor import (
-    Tensor,
+from companion.tensor import Tensor
+from companion.tensor.creation import (
     arange,
-    grad,
-    gradcheck,
-    hessian_product,
     ones,
     ones_like,
-    rand,
     zeros,
     zeros_like,
 )
+from companion.tensor.gradients import grad, gradcheck, hessian_product
+from companion.tensor.random import rand
 
 
 def push(f, x, change):

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:7a67ed442fe4
+# Tangled from data: edit there, `make tangle`. sha256:1d7675587cb4
 from __future__ import annotations
 
 import contextlib
@@ -58,7 +58,9 @@ from companion.losses import cross_entropy
 from companion.native import POOL
 from companion.ops import GATHER
 from companion.optim import SGD
-from companion.tensor import Tensor, from_numpy, manual_seed, zeros
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import zeros
+from companion.tensor.random import manual_seed
 from companion.training import Batches
 
 

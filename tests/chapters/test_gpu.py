@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:70a83a87e120
+# Tangled from gpu: edit there, `make tangle`. sha256:b21a33478e32
 from __future__ import annotations
 
 import copy
@@ -39,7 +39,8 @@ from companion.ops import (
     WRITE,
     Op,
 )
-from companion.tensor import Generator, Tensor
+from companion.tensor import Tensor
+from companion.tensor.random import Generator
 
 
 def complaint(kind: type[Exception], run: Callable[[], Any]) -> str:

@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:309613c8c83f
+# Tangled from indexing: edit there, `make tangle`. sha256:3567fad06ad0
 from __future__ import annotations
 
 import math
@@ -26,25 +26,11 @@ from companion.dtype import (
     uint8,
 )
 from companion.ops import RANDOM, SCATTER
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    align,
-    arange,
-    cat,
-    eye,
-    from_numpy,
-    full,
-    one_hot,
-    ones,
-    rand,
-    randint,
-    randn,
-    same_dtype,
-    where,
-    zeros,
-)
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import arange, eye, full, one_hot, ones, zeros
+from companion.tensor.indexing import cat
+from companion.tensor.operands import align, same_dtype, where
+from companion.tensor.random import GENERATOR, Generator, rand, randint, randn
 
 
 def test_basic_indexing_shares_storage():

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:c4bdf9e2020a
+# Tangled from losses: edit there, `make tangle`. sha256:5770f64ca7fe
 from __future__ import annotations
 
 import math
@@ -7,15 +7,9 @@ import numpy as np
 
 from companion.dtype import float16, float64, int32, int64, uint8
 from companion.losses import bce_with_logits, cross_entropy, mse_loss
-from companion.tensor import (
-    Tensor,
-    manual_seed,
-    one_hot,
-    ones,
-    randint,
-    randn,
-    zeros,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import one_hot, ones, zeros
+from companion.tensor.random import manual_seed, randint, randn
 
 
 def surprise(x, t):
