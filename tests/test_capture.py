@@ -6,9 +6,9 @@ import pytest
 
 from companion.buffer import Buffer, Storage
 from companion.device import CPU, MOVE, QUIET, Device
-from companion.dtype import float64
+from companion.dtype import float64, int64
 from companion.layers import Dropout, Linear, Sequential
-from companion.losses import mse_loss
+from companion.losses import cross_entropy, mse_loss
 from companion.ops import CONST, PERMUTE
 from companion.optim import SGD, Adam, AdamW, RMSprop
 from companion.tensor import Tensor
@@ -113,6 +113,29 @@ def test_a_step_reads_nothing_from_the_device():
     train(net, optimizer, x, t)
     device.host = lambda buffer: pytest.fail("a value was read")
     train(net, optimizer, x, t)
+
+
+def test_a_loss_looks_at_its_labels_on_the_device():
+    """Ignored or wrong, what a replay finds is what it then refuses."""
+    device = Recorder()
+    device.host = lambda buffer: pytest.fail("a value was read")
+    x = randn(4, 3, generator=Generator(3)).to(device).requires_grad_()
+    t = zeros(4, dtype=int64).to(device).clone()
+    device.program.clear()
+    loss = cross_entropy(x, t)
+    loss.backward()
+    for labels in ([2, 0, 1, 2], [-100, 0, -100, 1]):
+        np.copyto(t.buffer.array, labels)
+        device.replay()
+        twin = Tensor(x.buffer.array).requires_grad_()
+        expected = cross_entropy(twin, Tensor(labels))
+        expected.backward()
+        assert loss.buffer.array == expected.numpy()
+        assert (x.grad.buffer.array == twin.grad.numpy()).all()
+    for wrong in (-1, 3):
+        np.copyto(t.buffer.array, wrong)
+        with pytest.raises(IndexError, match=f"index {wrong} .* 0 to 2"):
+            device.replay()
 
 
 def test_a_position_that_moves_is_an_operand():

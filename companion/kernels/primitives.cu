@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:fc08a1dfa1c5 */
+/* Tangled from gpu: edit there, `make tangle`. sha256:d2449495a90a */
 #line 303 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -279,31 +279,35 @@ extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
 }
 
 #line 1121 "chapters/gradients/gpu.md"
-// Whether index j counts n things, from either end; if not, a note.
-__device__ inline bool inside(i64 &j, i64 n, i64 *fault)
+// An indexed axis: its length, the step along it, the least index.
+struct Axis { i64 n, far, least; };
+
+// Whether j counts its things, from either end; if not, a note.
+__device__ inline bool inside(i64 &j, Axis axis, i64 *fault)
 {
-    bool fine = -n <= j && j < n;
+    bool fine = axis.least <= j && j < axis.n;
     if (!fine) {
         fault[1] = j;
-        fault[2] = n;
+        fault[2] = axis.n;
+        fault[3] = axis.least;
         fault[0] = 1;
     }
-    j += j < 0 ? n : 0;
+    j += j < 0 ? axis.n : 0;
     return fine;
 }
 
-extern "C" __global__ void gather(Walk w, i64 n, i64 far, i64 *fault,
+extern "C" __global__ void gather(Walk w, Axis axis, i64 *fault,
                                   T *out, const i64 *index, const T *x)
 {
     for (EACH(i, w.size)) {
         Spot<3> s = spot<3>(w, i);
         i64 j = index[s.at[1]];
-        if (inside(j, n, fault))
-            out[s.at[0]] = x[s.at[2] + j * far];
+        if (inside(j, axis, fault))
+            out[s.at[0]] = x[s.at[2] + j * axis.far];
     }
 }
 
-#line 1151 "chapters/gradients/gpu.md"
+#line 1155 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -314,18 +318,18 @@ __device__ inline void add_to(i64 *place, i64 value)
     atomicAdd((unsigned long long *)place, (unsigned long long)value);
 }
 
-extern "C" __global__ void scatter(Walk w, i64 n, i64 far, i64 *fault,
+extern "C" __global__ void scatter(Walk w, Axis axis, i64 *fault,
                                    A *out, const i64 *index, const T *x)
 {
     for (EACH(i, w.size)) {
         Spot<3> s = spot<3>(w, i);
         i64 j = index[s.at[1]];
-        if (inside(j, n, fault))
-            add_to(out + s.at[0] + j * far, (A)x[s.at[2]]);
+        if (inside(j, axis, fault))
+            add_to(out + s.at[0] + j * axis.far, (A)x[s.at[2]]);
     }
 }
 
-#line 1523 "chapters/gradients/gpu.md"
+#line 1540 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:a48b97a36c2a  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:0a6c7c2c31b8  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -573,7 +573,7 @@ class Tensor:
             index = as_index_entry(index, self.device)
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
-            return Tensor.apply(GATHER, self, index)
+            return Tensor.apply(GATHER, self, index, arg=0)
         entries = complete_index(self, index)
         if any(isinstance(e, Tensor) for e in entries):
             return advanced_index(*masks_to_indices(self, entries))

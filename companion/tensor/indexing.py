@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:12953ced6260
+# Tangled from indexing: edit there, `make tangle`. sha256:c824f72b49b4
 """x[i], x[1:5:2], x[rows], x[mask]: read, written, joined."""
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
     lengths, others = x.shape[:len(at)], x.shape[len(at):]
     index = ravel_multi_index([entries[i].cast(int64) for i in at], lengths)
     flat = x.reshape((math.prod(lengths), *others))
-    result = Tensor.apply(GATHER, flat, index)
+    result = Tensor.apply(GATHER, flat, index, arg=0)
     # NumPy's rule: if the indices do not stand side by side, the new axes
     # come first.
     if at != list(range(at[0], at[-1] + 1)):

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:1d7675587cb4
+# Tangled from data: edit there, `make tangle`. sha256:22713c4bee41
 from __future__ import annotations
 
 import contextlib
@@ -409,7 +409,7 @@ def test_where_a_place_does_not_exist_nothing_is_copied():
     for wrong in (5, -6, 1 << 62):
         at = Tensor([0] * 8 + [wrong])
         call = functools.partial(CPU.kernels[GATHER], out.buffer,
-                                 table.buffer, at.buffer, None)
+                                 table.buffer, at.buffer, 0)
         words = message(call, IndexError)
         assert f"the index {wrong} is out of range" in words
         assert not out.numpy().any()
