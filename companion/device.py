@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:bcb51f96ef97  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8eecd76aedf5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -351,7 +351,8 @@ class Device:
     from and to the host, and, if it replays programs, a `feed`. All
     else is shared. Of a buffer it needs the `view` (shape, strides and
     offset in elements; dense or not), the `dtype`, and the `storage`,
-    whose `version` counts writes and whose `writable` allows them.
+    whose `version` counts writes and whose `writable` allows them. Where
+    memory may be planned again, subclasses keep no `array`, no `address`.
     """
 
     name = "cpu"

@@ -9,7 +9,7 @@ from companion.device import CPU, MOVE, QUIET, Device
 from companion.dtype import float64, int64
 from companion.layers import Dropout, Linear, Sequential
 from companion.losses import cross_entropy, mse_loss
-from companion.ops import CONST, PERMUTE
+from companion.ops import ADD, CONST, FLIP, PERMUTE, SUM
 from companion.optim import SGD, Adam, AdamW, RMSprop
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, ones, zeros
@@ -162,6 +162,40 @@ class Promise(Buffer):
     """What a device of another kind would hand out."""
 
     __slots__ = ()
+
+
+class Planned(Buffer):
+    """A window on memory that may lie elsewhere at the next run."""
+
+    __slots__ = ()
+
+    @property
+    def array(self):
+        return self.storage.window(self.view, self.dtype)
+
+
+class Plan(Storage):
+    """Memory that a plan assigns, and may assign again."""
+
+    @property
+    def address(self):
+        return self.memory.ctypes.data
+
+    @property
+    def bytes(self):
+        return self.memory.view(np.uint8)
+
+
+@pytest.mark.parametrize("n", [6, 1 << 16])  # by NumPy and by C
+def test_memory_may_be_planned_again(n):
+    storage = Plan(np.ones(n))
+    x = Planned(storage, View.dense((n,)), float64)
+    assert CPU.run(ADD, x, x).array[0] == CPU.run(SUM, x, arg=(0,)).array / (
+        n / 2)
+    storage.memory = np.full(n, 2.0)
+    turned = CPU.run(FLIP, x, arg=(0,))
+    assert CPU.run(ADD, x, turned).array[0] == 4
+    assert CPU.run(SUM, x, arg=(0,)).array == 2 * n
 
 
 def test_a_buffer_of_another_kind_stays_what_it_is():
