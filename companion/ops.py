@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:59118dd94339
+# Tangled from operations: edit there, `make tangle`. sha256:881de8b46513
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -145,19 +145,28 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-def scattered(x: Any, index: Any, n: int) -> Shape:
+def gathered(x: Any, index: Any, axis: int) -> Shape:
+    if axis >= len(x.shape) or x.shape[:axis] != index.shape[:axis]:
+        raise ValueError(
+            f"GATHER: along axis {axis} of shape {x.shape} an index of "
+            f"shape {index.shape}; expected the same axes before it")
+    return index.shape + x.shape[axis + 1:]
+
+
+def scattered(x: Any, index: Any, arg: tuple[int, int]) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
             f"SCATTER: shape {x.shape} does not begin with the index's "
             f"shape {index.shape}; expected one value for each index")
-    return (n, *x.shape[len(index.shape):])
+    axis, n = arg
+    return (*index.shape[:axis], n, *x.shape[len(index.shape):])
 
 
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
-SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
-SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
+SHAPE[MATMUL] = product_shape
+SHAPE[GATHER], SHAPE[SCATTER] = gathered, scattered
 
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool",
