@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:d2449495a90a */
+/* Tangled from gpu: edit there, `make tangle`. sha256:4574128aae6a */
 #line 303 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -278,7 +278,7 @@ extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
     }
 }
 
-#line 1121 "chapters/gradients/gpu.md"
+#line 1109 "chapters/gradients/gpu.md"
 // An indexed axis: its length, the step along it, the least index.
 struct Axis { i64 n, far, least; };
 
@@ -307,7 +307,7 @@ extern "C" __global__ void gather(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1155 "chapters/gradients/gpu.md"
+#line 1143 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -329,7 +329,7 @@ extern "C" __global__ void scatter(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1540 "chapters/gradients/gpu.md"
+#line 1528 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {
