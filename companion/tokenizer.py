@@ -1,4 +1,4 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:1364ee84a36f
+# Tangled from tokenization: edit there, `make tangle`. sha256:f8eef7448148
 from __future__ import annotations
 
 import contextlib
@@ -8,11 +8,13 @@ import re
 import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from itertools import chain, islice, pairwise
+from itertools import chain, count, islice, pairwise
 from pathlib import Path
 from typing import TypeVar
+
+from companion.training import write_atomically
 
 
 class CharTokenizer:
@@ -46,22 +48,24 @@ class CharTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write a JSON file that `load` reads."""
-        Path(path).write_text(json.dumps({"chars": self.chars}), "utf-8")
+        text = json.dumps({"chars": self.chars}, ensure_ascii=False)
+        write_atomically(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> CharTokenizer:
         """What `save` wrote; a ValueError says why a file is none."""
         with read_or_refuse(path) as text:
             chars = json.loads(text)["chars"]
-            if len(set(chars)) < len(chars):
-                raise ValueError("a character comes twice")
+            if not isinstance(chars, str) or len({*chars}) < len(chars):
+                raise ValueError("expected different characters")
             return cls(chars)
 
 
 Token = TypeVar("Token")
 
 
-def looked_up(tokens: dict[int, Token], ids: Iterable[int]) -> list[Token]:
+def looked_up(tokens: Mapping[int, Token],
+              ids: Iterable[int]) -> list[Token]:
     """The token of each id; a ValueError names one that has none."""
     try:
         return [tokens[i] for i in ids]
@@ -82,6 +86,14 @@ def replaced(ids: Sequence[int], pair: Pair, new: int) -> list[int]:
         out.append(new if found else ids[i])
         i += 2 if found else 1
     return out
+
+
+def tokens_of(merges: Iterable[Pair]) -> list[bytes]:
+    """The token of each id: 256 bytes, and then what merges make."""
+    tokens = [bytes([b]) for b in range(256)]
+    for a, b in merges:
+        tokens.append(tokens[a] + tokens[b])
+    return tokens
 
 
 GPT2 = (r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+"
@@ -108,7 +120,7 @@ def compiled(pattern: str) -> re.Pattern[str]:
     """
     other = other_numbers()
     letter = rf"[^\W\d_{other}]"
-    # Words of A to Z need no search among the ranges: twice as fast.
+    # Words of A to Z are spared the search among the ranges.
     letters = rf"(?:[A-Za-z]++(?![^\W\d_])|{letter}+)"
     classes = {r"[^\s\p{L}\p{N}]": r"(?:[^\s\w]|[_\x1c-\x1f])",
                r"\p{L}+": letters, r"\p{L}": letter,
@@ -220,19 +232,20 @@ class Tokenizer:
         `n_vocab`.
         """
         n = vocab_size - 256 - len(special)
+        if len(set(special)) < len(special):
+            raise ValueError(f"train: expected a list of special tokens "
+                             f"that differ, got {special!r}")
         if n < 0:
             raise ValueError(f"train: expected a vocab_size of 256 bytes "
                              f"and {len(special)} special tokens at least, "
                              f"got {vocab_size}")
         words = Counter(words_of(text, pattern))
         found = learned({utf8(word): k for word, k in words.items()})
-        tokens, merges = [bytes([b]) for b in range(256)], []
-        for a, b in islice(found, n):
-            merges.append((tokens[a], tokens[b]))
-            tokens.append(tokens[a] + tokens[b])
-        names = {name: len(tokens) + i for i, name in enumerate(special)}
-        vocab = {token: i for i, token in enumerate(tokens)}
-        return cls(vocab, merges, names, pattern)
+        pairs = list(islice(found, n))
+        tokens = tokens_of(pairs)
+        return cls({token: i for i, token in enumerate(tokens)},
+                   [(tokens[a], tokens[b]) for a, b in pairs],
+                   dict(zip(special, count(len(tokens)))), pattern)
 
     def merged(self, word: bytes) -> list[int]:
         """The ids of a word, in time n log n."""
@@ -298,9 +311,7 @@ class Tokenizer:
                  "vocab": {spelled(t): i for t, i in self.vocab.items()},
                  "merges": [" ".join(map(spelled, m)) for m in self.merges]}
         text = json.dumps(found, ensure_ascii=False, indent=0)
-        beside = Path(f"{path}.part")
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
+        write_atomically(Path(path), text.encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -322,9 +333,10 @@ class Tokenizer:
         made = {*STAND_INS, *[line.replace(" ", "") for line in lines]}
         with read_or_refuse(vocab) as text:
             ids = json.loads(text)
-            special = {name: ids.pop(name) for name in ids.keys() - made
-                       if re.fullmatch("<.*>", name)}
-            return cls(vocab_of(ids), pairs, special)
+            special = {name: i for name, i in ids.items()
+                       if name not in made and re.fullmatch("<.*>", name)}
+            own = {name: ids[name] for name in ids if name not in special}
+            return cls(vocab_of(own), pairs, special)
 
 
 def check_vocabulary(vocab: dict[bytes, int],
@@ -336,7 +348,8 @@ def check_vocabulary(vocab: dict[bytes, int],
     if missing := len(known - vocab.keys()):
         raise ValueError(f"{missing} of the 256 bytes have no token")
     if not all(type(i) is int and i >= 0 for i in ids) or "" in special:
-        raise ValueError("expected texts with ids from 0 on")
+        raise ValueError("expected texts that are not empty, with whole "
+                         "numbers from 0 on as ids")
     if len(set(ids)) < len(ids):
         raise ValueError("two tokens share an id")
     for rank, (a, b) in enumerate(merges):

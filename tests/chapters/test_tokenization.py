@@ -1,4 +1,4 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:3153a8b0c67e
+# Tangled from tokenization: edit there, `make tangle`. sha256:73e45099a4e0
 from __future__ import annotations
 
 import html
@@ -7,7 +7,7 @@ import sys
 import tempfile
 import unicodedata
 from collections import Counter
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +58,23 @@ def test_classes_are_unicodes():
     assert compiled(r"\p{L}+").findall(mixed) == runs
 
 
+def spread(words):
+    """All the words in one row, each behind a mark of its own."""
+    ids = []
+    for word in chain.from_iterable([w] * n for w, n in words.items()):
+        ids += [-len(ids) - 1, *word]
+    return ids
+
+
 def test_counts_kept_are_counts_made_anew():
     draw = np.random.default_rng(0)
     for letters in (1, 2, 3, 5) * 10:
-        word = bytes(draw.integers(0, letters, 60).astype(np.uint8))
-        found = list(learned({word: 1}))
-        expected, _ = naive(word, len(found) + 1)
-        assert found == expected[:-1]
+        words = {bytes(draw.integers(0, letters, n, np.uint8)): n % 3 + 1
+                 for n in (40, 25, 9, 2, 1)}
+        found = list(learned(words))
+        expected, rest = naive(spread(words), len(found))
+        assert found == expected
+        assert max(Counter(pairwise(rest)).values()) == 1
 
 
 def plainly(tokenizer, word):
@@ -307,8 +317,9 @@ def test_damaged_files_are_refused_in_one_line():
             assert str(path) in message(Tokenizer.load, path)
         path.write_bytes(b"\xff\xfe")
         assert "UnicodeDecodeError" in message(Tokenizer.load, path)
-        path.write_text('{"chars": "aa"}')
-        assert "comes twice" in message(CharTokenizer.load, path)
+        for text in '{"chars": "aa"}', '{"chars": ["a"]}', "[]":
+            path.write_text(text, "utf-8")
+            assert str(path) in message(CharTokenizer.load, path)
 
 
 def test_gpt2s_files_are_checked():
@@ -334,6 +345,8 @@ def test_bad_input_is_one_clear_line():
     assert "at least, got 200" in message(Tokenizer.train, "", 200)
     letters = CharTokenizer.train("to be")
     assert "got -1" in message(letters.decode, [-1])
+    assert "that differ" in message(
+        Tokenizer.train, "to be", 300, special="<|end|>")
     assert "leaves out" in message(
         Tokenizer.train, "to be", 300, pattern=r"\p{L}+")
     assert "no token for ['x', 'é']" in message(letters.encode, "éx")
