@@ -1,7 +1,6 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:73e45099a4e0
+# Tangled from tokenization: edit there, `make tangle`. sha256:d6bb90246b72
 from __future__ import annotations
 
-import html
 import json
 import sys
 import tempfile
@@ -187,19 +186,6 @@ def test_gpt2_is_read_and_cuts_as_the_reference():
         assert tokenizer.decode(ids) == text
     assert tokenizer.encode("<|endoftext|>", "all") == [50256]
     assert 50256 not in tokenizer.encode("<|endoftext|>")
-
-
-def coloured(tokenizer, text):
-    """HTML in which each token of a text has a background of its own."""
-    cells, tints = [], ("47,111,178", "181,71,47", "160,130,30")
-    for n, i in enumerate(tokenizer.encode(text)):
-        shown = html.escape(tokenizer.decode([i])).replace("\n", "↵<br>")
-        cells.append(f'<span title="{i}" style="background:rgba('
-                     f'{tints[n % 3]},.28)">{shown}</span>')
-    said = html.escape(f"A text of {len(cells)} tokens, in three colours")
-    return (f'<div role="group" aria-label="{said}" style="font-family:'
-            f'var(--tt-mono,monospace);white-space:pre-wrap;'
-            f'line-height:1.7">{"".join(cells)}</div>')
 
 
 anything = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
