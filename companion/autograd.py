@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:c60007a28d72
+# Tangled from autograd: edit there, `make tangle`. sha256:76f87531948a
 from __future__ import annotations
 
 import math
@@ -256,10 +256,11 @@ GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
     MATMUL: (lambda g, y, a, b, _: g @ b.mT,
              lambda g, y, a, b, _: (g.mT @ a).mT),
     GATHER: (
-        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        lambda g, y, x, at, axis: g.apply(
+            SCATTER, g, at, arg=(axis, x.shape[axis])),
         None),
     SCATTER: (
-        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        lambda g, y, x, at, arg: g.apply(GATHER, g, at, arg=arg[0]),
         None),
 }
 

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:0cfb7f395dcf
+# Tangled from autograd: edit there, `make tangle`. sha256:d25e9767869e
 from __future__ import annotations
 
 import math
@@ -45,18 +45,16 @@ from companion.ops import (
     SUM,
     WHERE,
 )
-from companion.tensor import (
-    Tensor,
+from companion.tensor import Tensor
+from companion.tensor.creation import (
     arange,
-    grad,
-    gradcheck,
-    hessian_product,
     ones,
     ones_like,
-    rand,
     zeros,
     zeros_like,
 )
+from companion.tensor.gradients import grad, gradcheck, hessian_product
+from companion.tensor.random import rand
 
 
 def push(f, x, change):
@@ -115,7 +113,7 @@ def wide(*shape, low=-1.0):
     return x.requires_grad_()
 
 
-ROWS = Tensor([2, 0, 2, -1])
+ROWS, PLACES = Tensor([2, 0, 2, -1]), Tensor([[2, 0, 2], [1, 1, 0]])
 EXAMPLES = {
     SIN: ([wide(4)], None), SUB: ([wide(3, 4), wide(3, 4)], None),
     EXP: ([wide(3)], None), CAST: ([wide(3)], float64),
@@ -133,7 +131,8 @@ EXAMPLES = {
     PAD: ([wide(3, 4)], ((1, 2, 1), (0, 1, 3))),
     SHRINK: ([wide(5, 7)], ((1, 4, 2), (0, 7, 3))),
     MATMUL: ([wide(2, 3, 4), wide(2, 4, 5)], None),
-    GATHER: ([wide(3, 2), ROWS], None), SCATTER: ([wide(4, 2), ROWS], 3),
+    GATHER: ([wide(2, 3, 2), PLACES], 1),
+    SCATTER: ([wide(4, 2), ROWS], (0, 3)),
 }
 FLAT = {LESS, EQUAL, IDIV, AND}
 

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:7a67ed442fe4
+# Tangled from data: edit there, `make tangle`. sha256:22713c4bee41
 from __future__ import annotations
 
 import contextlib
@@ -58,7 +58,9 @@ from companion.losses import cross_entropy
 from companion.native import POOL
 from companion.ops import GATHER
 from companion.optim import SGD
-from companion.tensor import Tensor, from_numpy, manual_seed, zeros
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import zeros
+from companion.tensor.random import manual_seed
 from companion.training import Batches
 
 
@@ -407,7 +409,7 @@ def test_where_a_place_does_not_exist_nothing_is_copied():
     for wrong in (5, -6, 1 << 62):
         at = Tensor([0] * 8 + [wrong])
         call = functools.partial(CPU.kernels[GATHER], out.buffer,
-                                 table.buffer, at.buffer, None)
+                                 table.buffer, at.buffer, 0)
         words = message(call, IndexError)
         assert f"the index {wrong} is out of range" in words
         assert not out.numpy().any()

@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:309613c8c83f
+# Tangled from indexing: edit there, `make tangle`. sha256:2211f83f3fd3
 from __future__ import annotations
 
 import math
@@ -26,25 +26,11 @@ from companion.dtype import (
     uint8,
 )
 from companion.ops import RANDOM, SCATTER
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    align,
-    arange,
-    cat,
-    eye,
-    from_numpy,
-    full,
-    one_hot,
-    ones,
-    rand,
-    randint,
-    randn,
-    same_dtype,
-    where,
-    zeros,
-)
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import arange, eye, full, one_hot, ones, zeros
+from companion.tensor.indexing import cat
+from companion.tensor.operands import align, same_dtype, where
+from companion.tensor.random import GENERATOR, Generator, rand, randint, randn
 
 
 def test_basic_indexing_shares_storage():
@@ -147,7 +133,7 @@ def test_halves_keep_their_range():
         assert x.mean().item() == 3 and x.var().item() == 0
         spots = zeros(many, dtype=int64)
         total = Tensor.apply(SCATTER, full((1000,), 1.0, half),
-                             spots[:1000], arg=1)
+                             spots[:1000], arg=(0, 1))
         assert total.item() == 1000 and total.dtype is half
     wide = Tensor([-300.0, 300.0], float16)
     assert wide.std(correction=0).item() == 300
@@ -173,7 +159,8 @@ def test_sums_are_right_along_every_axis():
 def test_a_place_named_very_often_has_the_whole_sum():
     for dtype, bound in ((float32, 1e-6), (bfloat16, 4e-3)):
         x = Tensor([300.1, -0.7], dtype).expand(1 << 18, 2)
-        sums = Tensor.apply(SCATTER, x, zeros(1 << 18, dtype=int64), arg=2)
+        place = zeros(1 << 18, dtype=int64)
+        sums = Tensor.apply(SCATTER, x, place, arg=(0, 2))
         truth = x[0].to(float64).numpy() * 2 ** 18
         found = sums.to(float64).numpy()
         assert np.abs(found[0] / truth - 1).max() < bound

@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:564061a34fb3
+# Tangled from layers: edit there, `make tangle`. sha256:d2bc85f008f0
 from __future__ import annotations
 
 import math
@@ -20,16 +20,10 @@ from companion.layers import (
     he,
     xavier,
 )
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    detached,
-    manual_seed,
-    ones,
-    randn,
-    zeros,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import GENERATOR, Generator, manual_seed, randn
+from companion.tensor.reductions import detached
 from companion.timing import Timed
 
 

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:e93ff5130d56
+# Tangled from optimizers: edit there, `make tangle`. sha256:e84a7136affb
 from __future__ import annotations
 
 import functools
@@ -14,7 +14,9 @@ from companion.layers import Linear, Sequential, he
 from companion.losses import cross_entropy
 from companion.native import keep_freed
 from companion.optim import SGD, Adam, AdamW, RMSprop, decay_groups
-from companion.tensor import Tensor, manual_seed, ones, randint, randn, zeros
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import manual_seed, randint, randn
 from companion.timing import Timed
 
 

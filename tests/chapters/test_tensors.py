@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:3ecf7a3a5cfd
+# Tangled from tensors: edit there, `make tangle`. sha256:7decd1cc7377
 from __future__ import annotations
 
 import math
@@ -22,7 +22,8 @@ from companion.dtype import (
     int64,
     uint8,
 )
-from companion.tensor import Tensor, where
+from companion.tensor import Tensor
+from companion.tensor.operands import where
 
 
 def test_movement_shares_storage():

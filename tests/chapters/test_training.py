@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:69998a6426fa
+# Tangled from training: edit there, `make tangle`. sha256:a964bd6c319b
 from __future__ import annotations
 
 import functools
@@ -25,17 +25,16 @@ from companion.dtype import bfloat16, float16, float32, float64, int64
 from companion.layers import Dropout, Linear, Module, Sequential
 from companion.losses import cross_entropy
 from companion.optim import SGD, Adam, AdamW
-from companion.tensor import (
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.gradients import grad
+from companion.tensor.operands import where
+from companion.tensor.random import (
     GENERATOR,
     Generator,
-    Tensor,
-    grad,
     manual_seed,
-    ones,
     rand,
     randn,
-    where,
-    zeros,
 )
 from companion.training import (
     Batches,
