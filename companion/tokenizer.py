@@ -1,4 +1,4 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:f8eef7448148
+# Tangled from tokenization: edit there, `make tangle`. sha256:5e77e8226b23
 from __future__ import annotations
 
 import contextlib
@@ -69,10 +69,10 @@ def looked_up(tokens: Mapping[int, Token],
     """The token of each id; a ValueError names one that has none."""
     try:
         return [tokens[i] for i in ids]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(
-            f"decode: expected ids of tokens, below {max(tokens) + 1}, got "
-            f"{error.args[0]!r} (of a tensor, decode .tolist())") from None
+            f"decode: expected one row of ids below {max(tokens) + 1}, got "
+            f"{error} (of a tensor, decode .tolist())") from None
 
 
 Pair = tuple[int, int]
@@ -220,6 +220,9 @@ class Tokenizer:
     def n_vocab(self) -> int:
         """How many rows an embedding of these ids needs."""
         return max(self.tokens) + 1
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(n_vocab={self.n_vocab}, special={self.special})"
 
     @classmethod
     def train(cls, text: str, vocab_size: int,

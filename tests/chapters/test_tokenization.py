@@ -1,4 +1,4 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:d6bb90246b72
+# Tangled from tokenization: edit there, `make tangle`. sha256:132802804b41
 from __future__ import annotations
 
 import json
@@ -327,6 +327,7 @@ def test_bad_input_is_one_clear_line():
     some = Tokenizer.train("to be or not to be " * 3, 260)
     assert "below 260, got 260" in message(some.decode, [260])
     assert "got -1" in message(some.decode, [-1])
+    assert "one row" in message(some.decode, [[1, 2]])
     assert "half of a character" in message(some.encode, "\ud83d")
     assert "at least, got 200" in message(Tokenizer.train, "", 200)
     letters = CharTokenizer.train("to be")
