@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:1b0057f552ca  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization: edit there, `make tangle`. sha256:14aaa1f53ccb  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -78,3 +78,6 @@ EXPORTS["randperm"] = "companion.tensor.random"
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"
+
+EXPORTS |= dict.fromkeys(
+    ("CharTokenizer", "Tokenizer"), "companion.tokenizer")
