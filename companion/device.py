@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8eecd76aedf5  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:3e123ee9f14c  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -271,6 +271,27 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
 
+class Like(NamedTuple):
+    """What the tables need to know of an operand."""
+
+    shape: Shape
+    dtype: DType
+
+
+@functools.lru_cache(maxsize=4096)
+def outcome(op: Op, arg: Any,
+            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
+    """The shape and dtype of what `op` makes of such operands."""
+    operands = [Like(*kind) for kind in src]
+    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
+
+
+# Infinity and NaN are answers. To enter a context in which NumPy is silent
+# costs next to nothing; np.errstate would be paid for by every call.
+QUIET = contextvars.copy_context()
+QUIET.run(np.seterr, all="ignore")
+
+
 def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -316,31 +337,11 @@ KERNELS: dict[Op, Callable[..., None]] = {
     GATHER: take_rows,
     SCATTER: scatter,
     RANDOM: random,
+    CONST: const,
+    IOTA: iota,
+    WRITE: write,
     MATMUL: matmul,
 }
-
-KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
-
-
-class Like(NamedTuple):
-    """What the tables need to know of an operand."""
-
-    shape: Shape
-    dtype: DType
-
-
-@functools.lru_cache(maxsize=4096)
-def outcome(op: Op, arg: Any,
-            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
-    """The shape and dtype of what `op` makes of such operands."""
-    operands = [Like(*kind) for kind in src]
-    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
-
-
-# Infinity and NaN are answers. To enter a context in which NumPy is silent
-# costs next to nothing; np.errstate would be paid for by every call.
-QUIET = contextvars.copy_context()
-QUIET.run(np.seterr, all="ignore")
 
 
 class Device:
