@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:7e59ab9a0629  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:28c997996dce  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -93,7 +93,8 @@ class Program:
 
 
 EMULATOR = "kernels/emulator.h"
-# A fortified longjmp refuses to go to another stack, and ours always do.
+# A fortified longjmp ends the process where it would go to another stack,
+# and ours always do. (Tried: "longjmp causes uninitialized stack frame".)
 EMULATED = ("-std=c++17", "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
 ENTRY = """
@@ -114,6 +115,7 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
         *map(ENTRY.format, kernel_names(source))])
     try:
         # PyDLL keeps Python's lock: one emulator serves one thread at a time.
+        # With CDLL, three threads that launch end the process.
         return ctypes.PyDLL(str(build(whole, *EMULATED, *flags)))
     except CompileError as error:
         raise CompileError(original(source, str(error))) from None

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:c1a66cfc7921
+# Tangled from data: edit there, `make tangle`. sha256:093afb23db3e
 from __future__ import annotations
 
 import contextlib
@@ -358,7 +358,8 @@ class Chance:
 
     def __call__(self, k: int = 1) -> np.ndarray:
         columns = np.arange(self.next, self.next + k, dtype=np.uint32)
-        # By the call and not by k: what a call draws moves no later one.
+        # Up to 2**20 numbers a call: what it draws then moves no later one,
+        # and a longer call does.
         self.next += max(k, 1 << 20)
         words, _ = threefry(self.key, self.examples, columns)
         # 24 bits: with more, float32 would round the last ones up to 1.

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8eecd76aedf5  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:2cdfb0e4ebc3  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -271,6 +271,27 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
 
+class Like(NamedTuple):
+    """What the tables need to know of an operand."""
+
+    shape: Shape
+    dtype: DType
+
+
+@functools.lru_cache(maxsize=4096)
+def outcome(op: Op, arg: Any,
+            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
+    """The shape and dtype of what `op` makes of such operands."""
+    operands = [Like(*kind) for kind in src]
+    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
+
+
+# Infinity and NaN are answers. To enter a context in which NumPy is silent
+# costs next to nothing; np.errstate would be paid for by every call.
+QUIET = contextvars.copy_context()
+QUIET.run(np.seterr, all="ignore")
+
+
 def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -316,31 +337,11 @@ KERNELS: dict[Op, Callable[..., None]] = {
     GATHER: take_rows,
     SCATTER: scatter,
     RANDOM: random,
+    CONST: const,
+    IOTA: iota,
+    WRITE: write,
     MATMUL: matmul,
 }
-
-KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
-
-
-class Like(NamedTuple):
-    """What the tables need to know of an operand."""
-
-    shape: Shape
-    dtype: DType
-
-
-@functools.lru_cache(maxsize=4096)
-def outcome(op: Op, arg: Any,
-            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
-    """The shape and dtype of what `op` makes of such operands."""
-    operands = [Like(*kind) for kind in src]
-    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
-
-
-# Infinity and NaN are answers. To enter a context in which NumPy is silent
-# costs next to nothing; np.errstate would be paid for by every call.
-QUIET = contextvars.copy_context()
-QUIET.run(np.seterr, all="ignore")
 
 
 class Device:
@@ -471,7 +472,8 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
-    # In a smaller array, waking the threads takes longer than the work.
+    # Measured: of two threads 16,384 sums are done no sooner than of one,
+    # 32,768 are. In a smaller array, asking costs what the threads save.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
@@ -564,12 +566,12 @@ def reduction_params(x: View, out: View, threads: int) -> bytes | None:
     if more or rest or near != 1:
         return None
     n, step, _ = axes[folded[0]]
-    # By the shape, never by the threads: a sum has the same bits on any
-    # number of them. 4096 is the room for pieces in C.
+    # By the shape, not by the threads: the bits stay the same. 4096 is C's
+    # room for pieces; 8192 elements take longer than to fetch and join one.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
-                     threads if x.size > 1 << 15 else 1, POOL.address)
+                     threads if x.size > 4 << 13 else 1, POOL.address)
 
 
 @functools.cache

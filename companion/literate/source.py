@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:96049b33ccf6
+# Tangled from tangle: edit there, `make tangle`. sha256:9b0a9c704008
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -179,12 +179,12 @@ class Block:
 
 NO_FRONT = Block("front", 1, 0, 2, "")
 FENCES = ("fence", "colon_fence")
-KINDS = {
+BLOCK_NAMES = {
     "front_matter": "front", "myst_target": "target",
     "myst_line_comment": "unseen", "myst_block_break": "unseen",
     "attrs_block": "unseen", "math_block": "math", "math_block_label": "math",
 }  # fmt: skip
-LITERAL = {*KINDS.values(), "fence", "code-cell", "code-block", "code",
+LITERAL = {*BLOCK_NAMES.values(), "fence", "code-cell", "code-block", "code",
            "raw", "literalinclude"}
 
 
@@ -203,7 +203,7 @@ def block_of(path: str, token: Token, lines: list[str], line: int) -> Block:
     """The block that a token of level zero makes."""
     if token.type in FENCES:
         return fenced(path, token, lines, line)
-    name = KINDS.get(token.type, "")
+    name = BLOCK_NAMES.get(token.type, "")
     body = token.content if name else "\n".join(lines)
     return Block(name, line, line + len(lines) - 1, line, body)
 
