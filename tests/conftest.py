@@ -130,10 +130,12 @@ def pytest_runtest_setup(item):
 
 
 class OneByOne(LoadScopeScheduling):
-    """Gives workers tests in order, and files that are `WHOLE` to one."""
+    """Gives workers tests in order, and together what one prepares."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
+        if file.endswith(DRAWN):
+            return file + nodeid.rpartition("-")[2]
         return file if file.endswith(WHOLE) else nodeid
 
 
@@ -171,6 +173,7 @@ test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
 test_gates.py browser
 """.split()
 WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment
+DRAWN = "test_every_operation.py"  # the draws of an operation
 
 
 def haste(item):
