@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -230,17 +231,29 @@ def clone(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bare(root, tmp_path_factory):
-    """`bare("numpy")` makes an environment of that, and gives its Python."""
+def bare(tmp_path_factory):
+    """`bare("numpy")` makes an environment of that, and gives its Python.
+
+    The packages, and those they need, are copies of what is used here.
+    """
+    from companion.literate.execute import needed
 
     def make(*packages):
         folder = tmp_path_factory.mktemp("environment")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        python = folder / "bin" / "python"
-        pip = [python, "-m", "pip", "install", "--quiet", "-c"]
-        pins = root / "requirements.txt"
-        if packages:
-            subprocess.run([*pip, pins, *packages], check=True)
-        return python
+        (place,) = folder.glob("lib/python*/site-packages")
+        for package, found in needed({*packages}).items():
+            if found != package:  # else it is absent: another system's
+                copy_package(distribution(package), place)
+        return folder / "bin" / "python"
 
     return make
+
+
+def copy_package(package, folder):
+    """Install what is installed elsewhere, its scripts left out."""
+    for file in package.files:
+        if ".." not in file.parts:
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(package.locate_file(file), target)
