@@ -1018,10 +1018,16 @@ def test_the_tools_tangle_themselves():
 
 @pytest.mark.slow
 def test_tools_that_changed_run_again(tmp_path):
-    shutil.copytree(ROOT / "companion", tmp_path / "companion")
-    for name in ("_toc.yml", "intro.md", "chapters"):
-        copy = shutil.copytree if name == "chapters" else shutil.copy
+    """The tools alone are a book, and short beside the whole library."""
+    for name in ("intro.md", "chapters/appendix", "companion/literate"):
+        copy = shutil.copytree if "/" in name else shutil.copy
         copy(ROOT / name, tmp_path / name)
+    for file in (ROOT / "companion").glob("__*__.py"):
+        shutil.copy(file, tmp_path / "companion")
+    pages = [f"- file: chapters/appendix/{page.stem}"
+             for page in sorted((ROOT / "chapters/appendix").glob("*.md"))]
+    (tmp_path / "_toc.yml").write_text("\n".join(
+        ["format: jb-book", "root: intro", "chapters:", *pages]))
     page = tmp_path / "chapters/appendix/tangle.md"
     page.write_text(page.read_text().replace("Tangled from {}", "Woven of {}"
                     ).replace("Tangled from (", "Woven of ("))
