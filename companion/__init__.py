@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:a32480a54b3b  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, attention: edit there, `make tangle`. sha256:262399313bcc  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -75,3 +75,7 @@ EXPORTS["randperm"] = "companion.tensor"
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"
+
+EXPORTS |= dict.fromkeys((
+    "MultiHeadAttention", "attention_weights", "causal_mask",
+    "scaled_dot_product_attention"), "companion.attention")

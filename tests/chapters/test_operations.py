@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:42b735cb7707
+# Tangled from operations: edit there, `make tangle`. sha256:8a50216745e6
 from __future__ import annotations
 
 import functools
@@ -75,8 +75,9 @@ def test_words_do_not_see_strides(order, flipped, step):
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 34
-    assert set(DTYPE) == set(words)
-    assert set(SHAPE) == set(words) - {BUFFER}
+    # A later chapter may add a word made of these to the tables.
+    assert set(DTYPE) >= set(words)
+    assert set(SHAPE) >= set(words) - {BUFFER}
 
 
 def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:

@@ -1,0 +1,121 @@
+# Tangled from attention: edit there, `make tangle`. sha256:b117f0a001a6
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from companion.device import CPU, Device
+from companion.dtype import DType, bool_, float32
+from companion.layers import Dropout, Linear, Module
+from companion.ops import ATTENTION
+from companion.tensor import (
+    Tensor,
+    arange,
+    as_tensor,
+    broadcast_shape,
+    narrowed,
+    widened,
+)
+
+
+def attention_weights(query: Tensor, key: Tensor,
+                      attn_mask: Tensor | None = None,
+                      scale: float | None = None) -> Tensor:
+    """softmax(query keyᵀ · scale) over the keys that a query may see.
+
+    (…, T, D) and (…, S, D) give (…, T, S). `attn_mask`: bools that
+    broadcast to that; a query that may see nothing has zeros. `scale`:
+    1 / sqrt(D) unless given (Vaswani et al., 2017).
+    """
+    scores = (query * (scale or query.shape[-1] ** -0.5)) @ key.mT
+    if attn_mask is None:
+        return scores.softmax(-1)
+    # Where all is hidden nothing is, until the softmax is over: it would
+    # be 0 / 0, and the NaN would find its way into every gradient.
+    none = ~attn_mask.any(-1, keepdim=True)
+    scores = scores.masked_fill(~(attn_mask | none), -math.inf)
+    return scores.softmax(-1).masked_fill(~attn_mask, 0)
+
+
+def causal_mask(queries: int, keys: int,
+                device: Device | str = CPU) -> Tensor:
+    """(queries, keys): whether a query stands at its key, or behind it."""
+    at = arange(queries, device=device).unsqueeze(1)
+    return arange(keys, device=device) <= at
+
+
+def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor,
+        attn_mask: Tensor | None = None, *, is_causal: bool = False,
+        scale: float | None = None) -> Tensor:
+    """attention_weights(query, key, …) @ value, without the weights.
+
+    (…, T, D), (…, S, D) and (…, S, D) give (…, T, D); the axes before
+    them broadcast. With `is_causal` query t sees the keys up to t.
+    Memory grows with T, not with T · S. Differentiable once: a second
+    derivative is `attention_weights`' to give. (Dao et al., 2022)
+    """
+    q, k, v = [widened(x) for x in (query, key, value)]
+    mask = (as_tensor(True, bool_, q.device, (1, 1)) if attn_mask is None
+            else attn_mask)
+    stack = broadcast_shape(*[x.shape[:-2] for x in (q, k, v, mask)])
+    q, k, v = [x.broadcast((*stack, *x.shape[-2:])) for x in (q, k, v)]
+    y = Tensor.apply(
+        ATTENTION, q, k, v,
+        mask.broadcast((*stack, q.shape[-2], k.shape[-2])),
+        arg=(scale or q.shape[-1] ** -0.5, is_causal))
+    return narrowed(y[..., :-1], query)
+
+
+class MultiHeadAttention(Module):
+    """Heads that look at x of shape (…, T, embed_dim), each its own way.
+
+    `num_kv_heads`: so many heads of keys and values, each shared by a
+    group of queries' heads (Ainslie et al., 2023); by default as many.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int,
+                 num_kv_heads: int | None = None, bias: bool = True,
+                 dropout: float = 0.0, is_causal: bool = False,
+                 dtype: DType = float32, device: Device | str = CPU):
+        kv = num_kv_heads or num_heads
+        if embed_dim % num_heads or num_heads % kv:
+            raise ValueError(
+                f"MultiHeadAttention: {embed_dim} numbers, {num_heads} heads "
+                f"and {kv} of keys do not fit; expected each to be a "
+                f"multiple of the next")
+        self.num_heads, self.num_kv_heads = num_heads, kv
+        self.head_dim, self.is_causal = embed_dim // num_heads, is_causal
+        at: dict[str, Any] = {"bias": bias, "dtype": dtype, "device": device}
+        width = (num_heads + 2 * kv) * self.head_dim
+        self.c_attn = Linear(embed_dim, width, **at)
+        self.c_proj = Linear(embed_dim, embed_dim, **at)
+        self.dropout = Dropout(dropout)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (…, KV, G, T, D), keys and values (…, KV, 1, T, D)."""
+        *stack, length, _ = x.shape
+        h, kv, d = self.num_heads, self.num_kv_heads, self.head_dim
+        each = self.c_attn(x).reshape(*stack, length, h + 2 * kv, d)
+        q, k, v = each.transpose(-3, -2).split((h, kv, kv), -3)
+        return (q.reshape(*stack, kv, h // kv, length, d),
+                k.unsqueeze(-3), v.unsqueeze(-3))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        q, k, v = self.heads(x)
+        if self.training and self.dropout.p:
+            y = self.dropout(self.weights(x, attn_mask)) @ v
+        else:
+            y = scaled_dot_product_attention(
+                q, k, v, attn_mask, is_causal=self.is_causal)
+        *stack, kv, group, length, d = y.shape
+        y = y.reshape(*stack, kv * group, length, d).transpose(-3, -2)
+        return self.c_proj(y.reshape(x.shape))
+
+    def weights(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """What every head looks at: (…, KV, G, T, T)."""
+        q, k, _ = self.heads(x)
+        if self.is_causal:
+            before = causal_mask(x.shape[-2], x.shape[-2], x.device)
+            attn_mask = before if attn_mask is None else attn_mask & before
+        return attention_weights(q, k, attn_mask)

@@ -1,0 +1,201 @@
+# Tangled from attention: edit there, `make tangle`. sha256:73e99c34a920
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from companion.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    causal_mask,
+    scaled_dot_product_attention,
+)
+from companion.autograd import seen_by
+from companion.buffer import Buffer
+from companion.device import CPU, named, numpy_attention, numpy_attention_back
+from companion.dtype import bfloat16, float16, float32, float64
+from companion.native import POOL, set_threads
+from companion.ops import ATTENTION, ATTENTION_GRADIENT
+from companion.tensor import (
+    Tensor,
+    grad,
+    gradcheck,
+    linspace,
+    manual_seed,
+    rand,
+    randn,
+)
+
+
+def by_definition(q, k, v, mask, causal):
+    """Through all the weights."""
+    if causal:
+        before = causal_mask(q.shape[-2], k.shape[-2])
+        mask = before if mask is None else mask & before
+    return attention_weights(q, k, mask) @ v
+
+
+def in_tiles(q, k, v, mask, causal):
+    return scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+def answers(f, q, k, v, mask, causal):
+    """The value of f and its gradients, in an arbitrary direction."""
+    direction = linspace(-1, 1, q.size, dtype=q.dtype).reshape(q.shape)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    y = f(*leaves, mask, causal)
+    return y, *grad((y * direction).sum(), leaves)
+
+
+def near(ours, wanted, most):
+    """Whether arrays agree, relative to the largest number in them."""
+    return all(np.abs(x.numpy() - y.numpy()).max(initial=0)
+               <= most * (1 + np.abs(y.numpy()).max(initial=0))
+               for x, y in zip(ours, wanted))
+
+
+def examples(dtype, *sizes):
+    """Random q, k, v, and masks: none, of all kinds, rows all hidden."""
+    manual_seed(1)
+    for stack, t, s, d in sizes:
+        q, k, v = [randn(*stack, n, d, dtype=dtype) for n in (t, s, s)]
+        mask = rand(*stack, t, s) < 0.7
+        mask[..., ::3, :] = False
+        for hidden in (None, mask, mask[..., :1, :], mask[..., :1]):
+            for causal in (False, True):
+                yield q, k, v, hidden, causal
+
+
+SIZES = (((2, 3), 64, 64, 16), ((1,), 1, 1, 1), ((2,), 130, 71, 20),
+         ((), 70, 200, 128), ((2,), 33, 129, 24), ((2,), 0, 5, 8),
+         ((2,), 5, 0, 8), ((0,), 5, 5, 8), ((1,), 17, 40, 256))
+
+
+def test_tiles_equal_the_definition():
+    for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
+        for example in examples(dtype, *SIZES):
+            assert near(answers(in_tiles, *example),
+                        answers(by_definition, *example), most)
+
+
+def test_tiles_walk_any_memory():
+    manual_seed(2)
+    x = randn(2, 40, 3, 4, 16).permute(2, 0, 3, 1, 4)  # as a layer's
+    for q, k, v in (x, x.flip(3), x[..., ::2], x[..., ::3, :],
+                    x.transpose(-1, -2)):
+        k, v = k[:, :1].broadcast(q.shape), v.broadcast(q.shape)
+        for mask in (None, randn(40, 40).T[:q.shape[-2], :q.shape[-2]] > 0):
+            assert near(answers(in_tiles, q, k, v, mask, True),
+                        answers(by_definition, q, k, v, mask, True), 1e-5)
+
+
+def test_a_query_that_sees_nothing_has_zeros():
+    q, k, v = randn(3, 3, 70, 8)
+    mask = Tensor([[True], [False], [True]]).unsqueeze(2).expand(3, 70, 70)
+    for f in (in_tiles, by_definition):
+        y, *gradients = answers(f, q, k, v, mask, True)
+        assert (y[1] == 0).all() and all((g[1] == 0).all()
+                                         for g in gradients)
+        assert not any(np.isnan(x.numpy()).any() for x in (y, *gradients))
+    q[0, 3, 0] = math.nan
+    y = in_tiles(q, k, v, mask, True).numpy()
+    assert np.isnan(y[0, 3]).all() and not np.isnan(y[0, 2]).any()
+
+
+def test_no_compiler_is_needed():
+    for q, k, v, mask, causal in examples(float64, ((2,), 9, 7, 5)):
+        mask = Tensor(True) if mask is None else mask
+        src = q, k, v, mask.expand(2, 9, 7)
+        buffers, arg = [x.buffer for x in src], (0.3, causal)
+        y = CPU.run(ATTENTION, *buffers, arg=arg)
+        again = Buffer.empty(y.shape, float64)
+        with np.errstate(divide="ignore"):  # log(0), as in CPU.run
+            numpy_attention(again, *buffers, arg)
+        assert np.allclose(y.array, again.array, 1e-12)
+        g = randn(*y.shape, dtype=float64).buffer
+        back = CPU.run(ATTENTION_GRADIENT, g, y, *buffers, arg=arg)
+        slow = Buffer.empty(back.shape, float64)
+        numpy_attention_back(slow, g, y, *buffers, arg)
+        assert np.allclose(back.array, slow.array, 1e-10, 1e-12)
+
+
+def test_both_rules_agree_with_differences():
+    for q, k, v, mask, causal in examples(float64, ((2,), 4, 3, 2)):
+        mask = (Tensor(True) if mask is None else mask).expand(2, 4, 3)
+        arg = 0.7, causal
+        # Where all is hidden the logarithm is -inf, and has no slope.
+        seen = seen_by(mask, causal).any(-1, keepdim=True)
+
+        def whole(q, k, v, mask=mask, arg=arg, seen=seen):
+            y = Tensor.apply(ATTENTION, q, k, v, mask, arg=arg)
+            return y.where(seen, 0)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        gradcheck(whole, *leaves)
+
+        def slope_of(q, k, v, whole=whole):
+            y = whole(q, k, v)
+            found = grad((y * y).sum(), [q, k, v], create_graph=True)
+            return sum([(g * g).sum() for g in found], Tensor(0.0, float64))
+        gradcheck(slope_of, *leaves, tolerance=1e-4)
+
+
+def test_threads_and_halves():
+    manual_seed(4)
+    x, before, found = randn(3, 6, 100, 16), POOL.threads, set()
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        found.add(b"".join(y.numpy().tobytes() for y in answers(
+            in_tiles, *x, None, True)))
+    set_threads(before)
+    assert len(found) == 1
+    for dtype, most in ((float16, 2e-3), (bfloat16, 2e-2)):
+        y = in_tiles(*x.to(dtype), None, True)
+        assert y.dtype is dtype
+        assert near([y.to(float32)], [in_tiles(*x, None, True)], most)
+
+
+def test_a_card_gives_the_same():
+    gpu = named("emulated")
+    for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
+        for q, k, v, mask, causal in examples(
+                dtype, ((2,), 37, 40, 33), ((1, 2), 3, 70, 16)):
+            there = [x.to(gpu) for x in (q, k, v)]
+            away = None if mask is None else mask.to(gpu)
+            def on_card(q, k, v, mask, causal):
+                return in_tiles(*[x.to(gpu) for x in (q, k, v)],
+                                away, causal).to(CPU)
+            assert near(answers(on_card, q, k, v, mask, causal),
+                        answers(in_tiles, q, k, v, mask, causal), most)
+
+
+def test_what_does_not_fit_is_refused():
+    x = randn(2, 3, 4)
+    for kind, words, act in (
+            (ValueError, "do not fit", lambda: in_tiles(
+                x, x[..., :2], x, None, False)),
+            (TypeError, "expected bool", lambda: in_tiles(
+                x, x, x, x @ x.mT, False)),
+            (ValueError, "multiple", lambda: MultiHeadAttention(10, 3)),
+            (ValueError, "multiple", lambda: MultiHeadAttention(12, 4, 3))):
+        try:
+            act()
+        except kind as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+
+
+def test_heads_of_every_grouping():
+    manual_seed(6)
+    x = randn(2, 5, 12)
+    for heads, kv in ((1, 1), (4, 4), (4, 2), (6, 1)):
+        layer = MultiHeadAttention(12, heads, kv, is_causal=True)
+        q, k, v = layer.heads(x)
+        assert (q.shape, k.shape) == ((2, kv, heads // kv, 5, 12 // heads),
+                                      (2, kv, 1, 5, 12 // heads))
+        y = layer.weights(x) @ v
+        y = y.reshape(2, heads, 5, -1).transpose(1, 2).reshape(2, 5, 12)
+        assert near([layer(x)], [layer.c_proj(y)], 1e-5)
+    assert sorted(layer.state_dict()) == [
+        "c_attn.bias", "c_attn.weight", "c_proj.bias", "c_proj.weight"]
