@@ -1,21 +1,30 @@
-# Tangled from attention: edit there, `make tangle`. sha256:b117f0a001a6
+# Tangled from attention: edit there, `make tangle`. sha256:cbeea14a74d8
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import import_module
+from itertools import product
 from typing import Any
 
 from companion.device import CPU, Device
 from companion.dtype import DType, bool_, float32
 from companion.layers import Dropout, Linear, Module
+from companion.native import set_threads
 from companion.ops import ATTENTION
 from companion.tensor import (
     Tensor,
     arange,
     as_tensor,
     broadcast_shape,
+    grad,
     narrowed,
+    randn,
     widened,
 )
+from companion.timing import BENCHES, MISSING, compare, stamp
 
 
 def attention_weights(query: Tensor, key: Tensor,
@@ -42,29 +51,6 @@ def causal_mask(queries: int, keys: int,
     """(queries, keys): whether a query stands at its key, or behind it."""
     at = arange(queries, device=device).unsqueeze(1)
     return arange(keys, device=device) <= at
-
-
-def scaled_dot_product_attention(
-        query: Tensor, key: Tensor, value: Tensor,
-        attn_mask: Tensor | None = None, *, is_causal: bool = False,
-        scale: float | None = None) -> Tensor:
-    """attention_weights(query, key, …) @ value, without the weights.
-
-    (…, T, D), (…, S, D) and (…, S, D) give (…, T, D); the axes before
-    them broadcast. With `is_causal` query t sees the keys up to t.
-    Memory grows with T, not with T · S. Differentiable once: a second
-    derivative is `attention_weights`' to give. (Dao et al., 2022)
-    """
-    q, k, v = [widened(x) for x in (query, key, value)]
-    mask = (as_tensor(True, bool_, q.device, (1, 1)) if attn_mask is None
-            else attn_mask)
-    stack = broadcast_shape(*[x.shape[:-2] for x in (q, k, v, mask)])
-    q, k, v = [x.broadcast((*stack, *x.shape[-2:])) for x in (q, k, v)]
-    y = Tensor.apply(
-        ATTENTION, q, k, v,
-        mask.broadcast((*stack, q.shape[-2], k.shape[-2])),
-        arg=(scale or q.shape[-1] ** -0.5, is_causal))
-    return narrowed(y[..., :-1], query)
 
 
 class MultiHeadAttention(Module):
@@ -119,3 +105,81 @@ class MultiHeadAttention(Module):
             before = causal_mask(x.shape[-2], x.shape[-2], x.device)
             attn_mask = before if attn_mask is None else attn_mask & before
         return attention_weights(q, k, attn_mask)
+
+
+def scaled_dot_product_attention(
+        query: Tensor, key: Tensor, value: Tensor,
+        attn_mask: Tensor | None = None, *, is_causal: bool = False,
+        scale: float | None = None) -> Tensor:
+    """attention_weights(query, key, …) @ value, without the weights.
+
+    (…, T, D), (…, S, D) and (…, S, D) give (…, T, D); the axes before
+    them broadcast. With `is_causal` query t sees the keys up to t.
+    Memory grows with T, not with T · S. Differentiable once: a second
+    derivative is `attention_weights`' to give. (Dao et al., 2022)
+    """
+    q, k, v = [widened(x) for x in (query, key, value)]
+    mask = (as_tensor(True, bool_, q.device, (1, 1)) if attn_mask is None
+            else attn_mask)
+    stack = broadcast_shape(*[x.shape[:-2] for x in (q, k, v, mask)])
+    q, k, v = [x.broadcast((*stack, *x.shape[-2:])) for x in (q, k, v)]
+    y = Tensor.apply(
+        ATTENTION, q, k, v,
+        mask.broadcast((*stack, q.shape[-2], k.shape[-2])),
+        arg=(scale or q.shape[-1] ** -0.5, is_causal))
+    return narrowed(y[..., :-1], query)
+
+
+SHAPES = {"12x4, 64 of 32": (12, 4, 64, 32),
+          "64x6, 256 of 64": (64, 6, 256, 64)}
+DIRECTIONS = {"forward": False, "forward and backward": True}
+
+
+def ours(shape: tuple[int, ...], threads: int,
+         back: bool) -> Callable[[], Any]:
+    """Our attention on random heads, ready to run."""
+    set_threads(threads)
+    q, k, v, g = randn(4, *shape)
+    for x in (q, k, v):
+        x.requires_grad = back
+
+    def run() -> None:
+        y = scaled_dot_product_attention(q, k, v, is_causal=True)
+        if back:
+            grad(y, [q, k, v], g)
+    return run
+
+
+def torchs(shape: tuple[int, ...], threads: int,
+           back: bool) -> Callable[[], Any]:
+    """PyTorch's, likewise."""
+    torch: Any = import_module("torch")
+    torch.set_num_threads(threads)
+    q, k, v, g = torch.randn(4, *shape).requires_grad_(back).unbind()
+    attention = torch.nn.functional.scaled_dot_product_attention
+    leaves = [x.detach().requires_grad_(back) for x in (q, k, v)]
+
+    def run() -> None:
+        y = attention(*leaves, is_causal=True)
+        if back:
+            torch.autograd.grad(y, leaves, g.detach())
+    return run
+
+
+def bench(threads: int, quick: bool) -> Iterator[dict]:
+    """Milliseconds of attention and of PyTorch's, forward and backward."""
+    there = importlib.util.find_spec("torch")
+    for (name, shape), (way, back) in product(SHAPES.items(),
+                                              DIRECTIONS.items()):
+        found = compare(partial(ours, shape, threads, back),
+                        partial(torchs, shape, threads, back),
+                        rounds=3 if quick else 15) if there else None
+        yield {"bench": "attention", "case": f"{name}, {way}",
+               "threads": threads, "unit": "ms", **stamp("torch"),
+               **(MISSING if found is None else {
+                   "ours": found.ours * 1e3, "peer": found.peer * 1e3,
+                   "ratio": found.ratio, "spread": found.spread,
+                   "limit_fraction": None})}
+
+
+BENCHES["attention"] = "companion.attention"

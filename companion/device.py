@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:9e7bfaf2d19a  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:35911ec1bd6d  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -644,7 +644,7 @@ def attention_layout(q: View, k: View, v: View, mask: View, scale: float,
         len(axes), *chain(*axes), *[0] * (40 - 5 * len(axes)), causal, scale)
 
 
-def rows(x: Buffer) -> Buffer:
+def side_by_side(x: Buffer) -> Buffer:
     """Itself where the elements of a row lie side by side, else a copy."""
     return x if x.view.strides[-1] == 1 else x.copy()
 
@@ -668,7 +668,7 @@ def attends(name: str, otherwise: Kernel) -> Kernel:
         if function is None or q.shape[-1] > WIDEST:
             otherwise(out, *src)
             return
-        q, k, v = map(rows, (q, k, v))
+        q, k, v = map(side_by_side, (q, k, v))
         job = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
         small = q.view.size * k.shape[-2] < 1 << 18
         job += CREW.pack(1 if small else POOL.threads, POOL.address)

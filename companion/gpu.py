@@ -1,4 +1,4 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:6a3a9c694557
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:76a05f06ad4f
 from __future__ import annotations
 
 import functools
@@ -742,8 +742,9 @@ def attention_program(card: Any, dtype: DType, width: int) -> Program:
                         f"-DREAL={TYPES[dtype].memory}", f"-DWIDTH={width}")
 
 
-HEADS = np.dtype([("sizes", "i8", 10), ("axis", "i8", (8, 5)),
-                  ("causal", "i8"), ("scale", "f8")])
+SIZES_OF_HEADS = np.dtype([
+    ("sizes", "i8", 10), ("axis", "i8", (8, 5)), ("causal", "i8"),
+    ("scale", "f8")])
 
 
 def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
@@ -753,7 +754,8 @@ def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
                gpu.run(CAST, x, arg=x.dtype) for x in (q, k, v)]
     layout = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
     made = attention_program(gpu.card, q.dtype, q.shape[-1])
-    return (made, np.frombuffer(layout, HEADS)[0], (q, k, v, mask))
+    heads = np.frombuffer(layout, SIZES_OF_HEADS)[0]
+    return made, heads, (q, k, v, mask)
 
 
 def attend_on(gpu: GPU, out: Buffer, *src: Any) -> None:

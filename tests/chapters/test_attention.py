@@ -1,7 +1,10 @@
-# Tangled from attention: edit there, `make tangle`. sha256:73e99c34a920
+# Tangled from attention: edit there, `make tangle`. sha256:a39e44f98177
 from __future__ import annotations
 
+import importlib.util
 import math
+import tracemalloc
+from importlib import import_module
 
 import numpy as np
 
@@ -13,7 +16,7 @@ from companion.attention import (
 )
 from companion.autograd import seen_by
 from companion.buffer import Buffer
-from companion.device import CPU, named, numpy_attention, numpy_attention_back
+from companion.device import CPU, numpy_attention, numpy_attention_back
 from companion.dtype import bfloat16, float16, float32, float64
 from companion.native import POOL, set_threads
 from companion.ops import ATTENTION, ATTENTION_GRADIENT
@@ -26,6 +29,35 @@ from companion.tensor import (
     rand,
     randn,
 )
+from companion.timing import Timed
+
+
+def plain(q, k, v):
+    return attention_weights(q, k) @ v
+
+
+def bytes_moved(f, length, width=32):
+    """Of f and its gradients, on one head."""
+    timed = Timed(CPU)
+    q, k, v = [x.to(timed).requires_grad_() for x in randn(3, length, width)]
+    f(q, k, v).sum().backward()
+    return sum(moved for _, _, moved in timed.calls)
+
+
+def exponent(lengths, costs):
+    """p of the law cost = c · length^p that fits best."""
+    return np.polyfit(np.log(lengths), np.log(costs), 1)[0]
+
+
+def peak(f, length, width=32):
+    """Bytes in use at the worst moment of f and its gradients."""
+    q, k, v = [x.requires_grad_() for x in randn(3, length, width)]
+    f(q, k, v).sum().backward()  # compiles what is to be compiled
+    tracemalloc.start()
+    f(q, k, v).sum().backward()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
 
 
 def by_definition(q, k, v, mask, causal):
@@ -155,18 +187,17 @@ def test_threads_and_halves():
         assert near([y.to(float32)], [in_tiles(*x, None, True)], most)
 
 
+def on_card(q, k, v, mask, causal):
+    there = [x if x is None else x.to("emulated") for x in (q, k, v, mask)]
+    return in_tiles(*there, causal).to("cpu")
+
+
 def test_a_card_gives_the_same():
-    gpu = named("emulated")
     for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
-        for q, k, v, mask, causal in examples(
-                dtype, ((2,), 37, 40, 33), ((1, 2), 3, 70, 16)):
-            there = [x.to(gpu) for x in (q, k, v)]
-            away = None if mask is None else mask.to(gpu)
-            def on_card(q, k, v, mask, causal):
-                return in_tiles(*[x.to(gpu) for x in (q, k, v)],
-                                away, causal).to(CPU)
-            assert near(answers(on_card, q, k, v, mask, causal),
-                        answers(in_tiles, q, k, v, mask, causal), most)
+        for example in examples(dtype, ((2,), 37, 40, 33),
+                                ((1, 2), 3, 70, 16)):
+            assert near(answers(on_card, *example),
+                        answers(in_tiles, *example), most)
 
 
 def test_what_does_not_fit_is_refused():
@@ -199,3 +230,35 @@ def test_heads_of_every_grouping():
         assert near([layer(x)], [layer.c_proj(y)], 1e-5)
     assert sorted(layer.state_dict()) == [
         "c_attn.bias", "c_attn.weight", "c_proj.bias", "c_proj.weight"]
+
+
+def test_memory_grows_with_the_length():
+    def growth(f, measure):
+        costs = [measure(f, length) for length in (512, 1024, 2048)]
+        return exponent((512, 1024, 2048), costs)
+
+    for measure in (bytes_moved, peak):
+        assert abs(growth(plain, measure) - 2) < 0.15
+        assert abs(growth(scaled_dot_product_attention, measure) - 1) < 0.15
+
+
+def test_pytorch_agrees():
+    if importlib.util.find_spec("torch") is None:
+        return
+    torch = import_module("torch")
+    theirs = torch.nn.functional.scaled_dot_product_attention
+    for q, k, v, mask, causal in examples(
+            float32, ((2, 3), 64, 64, 32), ((2,), 70, 33, 20)):
+        if mask is not None and (causal or mask.shape[-1] == 1
+                                 or not mask.any(-1).all()):
+            continue  # it takes one of both, and answers nan for nothing
+        x = [torch.tensor(t.numpy(), requires_grad=True) for t in (q, k, v)]
+        hidden = None if mask is None else torch.tensor(mask.numpy())
+        y = theirs(*x, attn_mask=hidden, is_causal=causal)
+        y.sum().backward()
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        mine = in_tiles(*leaves, mask, causal)
+        mine.sum().backward()
+        assert near([mine, *[t.grad for t in leaves]],
+                    [Tensor(t.detach().numpy())
+                     for t in (y, *[t.grad for t in x])], 1e-5)
