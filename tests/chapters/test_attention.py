@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:eb1ffb79546b
+# Tangled from attention: edit there, `make tangle`. sha256:e2e71bbc69c3
 from __future__ import annotations
 
 import importlib.util
@@ -193,9 +193,9 @@ def on_card(q, k, v, mask, causal):
 
 
 def test_a_card_gives_the_same():
-    for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
-        for example in examples(dtype, ((2,), 37, 40, 33),
-                                ((1, 2), 3, 70, 16)):
+    for dtype, most, size in ((float32, 1e-5, ((2,), 37, 40, 33)),
+                              (float64, 1e-13, ((1, 2), 3, 70, 16))):
+        for example in examples(dtype, size):
             assert near(answers(on_card, *example),
                         answers(in_tiles, *example), most)
 
