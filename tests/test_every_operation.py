@@ -839,8 +839,8 @@ EXCLUDED = {
         numpy tolist item __array__ __dlpack__ __dlpack_device__
         __repr__ __bool__ __float__ __int__ __index__ __format__""",
     "made from no tensor: test_tensor_properties, chapters": """
-        __init__ causal_mask from_dlpack from_numpy arange eye full linspace ones
-        zeros""",
+        __init__ causal_mask from_dlpack from_numpy arange eye full
+        linspace ones zeros""",
     "writes in place: test_tensor_properties, chapters": """
         assign copy_ __setitem__ __iadd__ __isub__ __imul__ __itruediv__
         __ifloordiv__ __imod__ __ipow__ __imatmul__ __iand__ __ior__
