@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, attention: edit there, `make tangle`. sha256:262399313bcc  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, attention: edit there, `make tangle`. sha256:ab024b8833e2  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -28,17 +28,20 @@ def __dir__() -> list[str]:
 
 install()
 
-EXPORTS |= dict.fromkeys(
-    ("Tensor", "from_numpy", "where"), "companion.tensor")
+EXPORTS |= dict.fromkeys(("Tensor", "from_numpy"), "companion.tensor")
+EXPORTS["where"] = "companion.tensor.operands"
 EXPORTS |= dict.fromkeys((
     "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
     "float32", "float64"), "companion.dtype")
 
 EXPORTS |= dict.fromkeys((
-    "Generator", "allclose", "arange", "cat", "eye", "full", "full_like",
-    "linspace", "manual_seed", "one_hot", "ones", "ones_like", "rand",
-    "randint", "randn", "stack", "zeros", "zeros_like"),
-    "companion.tensor")
+    "arange", "eye", "full", "full_like", "linspace", "one_hot", "ones",
+    "ones_like", "zeros", "zeros_like"), "companion.tensor.creation")
+EXPORTS |= dict.fromkeys((
+    "Generator", "manual_seed", "rand", "randint", "randn"),
+    "companion.tensor.random")
+EXPORTS |= dict.fromkeys((
+    "allclose", "cat", "stack"), "companion.tensor.indexing")
 
 EXPORTS["set_threads"] = "companion.native"
 
@@ -54,8 +57,8 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
 
-EXPORTS["grad"] = "companion.tensor"
-EXPORTS["gradcheck"] = "companion.tensor"
+EXPORTS["grad"] = "companion.tensor.gradients"
+EXPORTS["gradcheck"] = "companion.tensor.gradients"
 EXPORTS["no_grad"] = "companion.autograd"
 
 EXPORTS |= dict.fromkeys((
@@ -70,11 +73,14 @@ EXPORTS |= dict.fromkeys((
     "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
     "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
     "shakespeare"), "companion.data")
-EXPORTS["randperm"] = "companion.tensor"
+EXPORTS["randperm"] = "companion.tensor.random"
 
 EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
 EXPORTS["prefetch"] = "companion.gpu"
 EXPORTS["OutOfMemory"] = "companion.gpu"
+
+EXPORTS |= dict.fromkeys(
+    ("CharTokenizer", "Tokenizer"), "companion.tokenizer")
 
 EXPORTS |= dict.fromkeys((
     "MultiHeadAttention", "attention_weights", "causal_mask",

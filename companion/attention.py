@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:4a316fbfe8ee
+# Tangled from attention: edit there, `make tangle`. sha256:e6279d6d87f4
 from __future__ import annotations
 
 import importlib.util
@@ -14,16 +14,16 @@ from companion.dtype import DType, bool_, float32
 from companion.layers import Dropout, Linear, Module
 from companion.native import set_threads
 from companion.ops import ATTENTION
-from companion.tensor import (
-    Tensor,
-    arange,
+from companion.tensor import Tensor
+from companion.tensor.creation import arange
+from companion.tensor.gradients import grad
+from companion.tensor.operands import (
     as_tensor,
     broadcast_shape,
-    grad,
     narrowed,
-    randn,
     widened,
 )
+from companion.tensor.random import randn
 from companion.timing import MISSING, compare, stamp
 
 

@@ -1,4 +1,4 @@
-# Tangled from autograd, attention: edit there, `make tangle`. sha256:5e4ea19e94ca  # noqa: E501
+# Tangled from autograd, attention: edit there, `make tangle`. sha256:39b553d0b854  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -260,10 +260,11 @@ GRADIENT: dict[Op, Iterable[Rule | None]] = {
     MATMUL: (lambda g, y, a, b, _: g @ b.mT,
              lambda g, y, a, b, _: (g.mT @ a).mT),
     GATHER: (
-        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        lambda g, y, x, at, axis: g.apply(
+            SCATTER, g, at, arg=(axis, x.shape[axis])),
         None),
     SCATTER: (
-        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        lambda g, y, x, at, arg: g.apply(GATHER, g, at, arg=arg[0]),
         None),
 }
 

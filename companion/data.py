@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:45593aaf0e83
+# Tangled from data: edit there, `make tangle`. sha256:c1a66cfc7921
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +33,8 @@ from tqdm import tqdm
 from companion.device import LOW, threefry
 from companion.dtype import float32, uint8
 from companion.native import cache, tell
-from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.random import Generator, rand, randperm
 from companion.training import Batches
 
 STROKES = (

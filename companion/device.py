@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:35911ec1bd6d  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:7b7216530ae6  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -162,39 +162,61 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     copy(out.moved(out.view.shrink(inner)), x)
 
 
-def check_index(op: Op, index: Buffer, n: int) -> None:
-    values = index.array
+def least_index(axis: int, n: int) -> int:
+    """Along the first axis an index may count back from the end."""
+    return 0 if axis else -n
+
+
+def check_index(op: Op, index: Buffer, axis: int, n: int) -> None:
+    values, least = index.array, least_index(axis, n)
     if values.size == 0:
         return
     low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
-    if low < -n or high >= n:
-        allowed = f"{-n} to {n - 1}" if n else "none"
+    if low < least or high >= n:
+        allowed = f"{least} to {n - 1}" if n else "none"
         raise IndexError(
-            f"{op}: the index {low if low < -n else high} is out of "
+            f"{op}: the index {low if low < least else high} is out of "
             f"range; an axis of length {n} allows {allowed} (axes indexed "
             f"together count as one)")
 
 
-def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
+def in_rows(index: Buffer, axis: int, n: int) -> np.ndarray:
+    """The index into the rows of `axis` and of those it shares."""
+    if not axis:
+        return index.array
+    shared = index.shape[:axis]
+    starts = (n * np.arange(math.prod(shared))).reshape(shared)
+    return index.array + np.expand_dims(
+        starts, tuple(range(axis, len(index.shape))))
+
+
+def take_rows(out: Buffer, x: Buffer, index: Buffer, axis: int) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
-    dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
-    if (large and dense and index.dtype is int64
+    n, large = x.shape[axis], out.array.nbytes > 1 << 17
+    if (large and not axis and x.view.is_dense and index.dtype is int64
             and try_copy_rows(out, x, index.dense())):
         return
-    check_index(GATHER, index, x.shape[0])
-    if dense:
-        x.array.take(index.array, 0, out.array, "wrap")
+    check_index(GATHER, index, axis, n)
+    rows = x.array.reshape(
+        (math.prod(x.shape[:axis + 1]), *x.shape[axis + 1:]))
+    if rows.flags.c_contiguous:
+        rows.take(in_rows(index, axis, n), 0, out.array, "wrap")
     else:
-        np.copyto(out.array, x.array[index.array])
+        np.copyto(out.array, rows[in_rows(index, axis, n)])
 
 
-def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
-    check_index(SCATTER, index, n)
-    sums = np.zeros(out.shape, accumulator_dtype(x.dtype))
+def scatter(out: Buffer, x: Buffer, index: Buffer,
+            arg: tuple[int, int]) -> None:
+    axis, n = arg
+    check_index(SCATTER, index, axis, n)
+    rows = math.prod(out.shape[:axis + 1])
+    sums = np.zeros((rows, *out.shape[axis + 1:]),
+                    accumulator_dtype(x.dtype))
     # Not sums[index] += x, which adds once where a place is named twice.
     # In the dtype of the sums: between two dtypes add.at is slow.
-    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
-    np.copyto(out.array, sums, casting="unsafe")
+    np.add.at(sums, in_rows(index, axis, n),
+              x.array.astype(sums.dtype, copy=False))
+    np.copyto(out.array, sums.reshape(out.shape), casting="unsafe")
 
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -332,7 +354,8 @@ class Device:
     from and to the host, and, if it replays programs, a `feed`. All
     else is shared. Of a buffer it needs the `view` (shape, strides and
     offset in elements; dense or not), the `dtype`, and the `storage`,
-    whose `version` counts writes and whose `writable` allows them.
+    whose `version` counts writes and whose `writable` allows them. Where
+    memory may be planned again, subclasses keep no `array`, no `address`.
     """
 
     name = "cpu"

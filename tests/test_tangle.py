@@ -439,9 +439,10 @@ def test_every_planned_room_is_on_one_floor():
     rooms = " ".join(FLOORS).split()
     assert len(rooms) == len(set(rooms))
     stand = tangle(read_book(ROOT)).floors
-    assert {"companion/tensor.py": 2, "companion/gpu.py": 4}.items() <= (
-        stand.items())
-    assert not [f for f in stand if "literate" in f or "__" in f]
+    planned = {"companion/tensor/random.py": 2, "companion/gpu.py": 4}
+    assert planned.items() <= stand.items()
+    assert {f for f in stand if "literate" in f or "__" in f} == {
+        "companion/tensor/__init__.py"}
 
 
 def test_a_tool_that_imports_the_framework(tmp_path):
@@ -451,6 +452,25 @@ def test_a_tool_that_imports_the_framework(tmp_path):
         "chapters/a.md:9: companion/literate/x.py stands beside the house"
         " and cannot import companion/tensor.py, on floor 2: move one of the"
         " two")
+
+
+def test_a_front_reads_its_rooms_last(tmp_path):
+    """Unless it needs a name at once; a room that does is in a circle."""
+    front = code("def f():\n    return g", file="tensor/__init__.py")
+    rooms = [code("def g():\n    return f", file="tensor/room.py"),
+             code("def n():\n    return 3", file="tensor/early.py"),
+             code("three = n()", file="tensor/__init__.py")]
+    book = save_book(tmp_path, a=("view.py", front, *rooms))
+    text = tangle(book).files["companion/tensor/__init__.py"]
+    early, late = [text.index(f"from companion.tensor.{room} import")
+                   for room in ("early", "room")]
+    assert early < text.index("def f") < text.index("three") < late
+
+
+def test_a_circle_of_two_rooms(tmp_path):
+    one = code("def f():\n    return g", file="tensor/one.py")
+    two = code("def g():\n    return f", file="tensor/two.py")
+    assert "import cycle companion/tensor/" in complaint(tmp_path, one, two)
 
 
 def test_an_import_cycle(tmp_path):

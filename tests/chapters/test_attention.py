@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:e2e71bbc69c3
+# Tangled from attention: edit there, `make tangle`. sha256:88a47357e554
 from __future__ import annotations
 
 import importlib.util
@@ -20,15 +20,10 @@ from companion.device import CPU, numpy_attention, numpy_attention_back
 from companion.dtype import bfloat16, float16, float32, float64
 from companion.native import POOL, set_threads
 from companion.ops import ATTENTION, ATTENTION_GRADIENT
-from companion.tensor import (
-    Tensor,
-    grad,
-    gradcheck,
-    linspace,
-    manual_seed,
-    rand,
-    randn,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import linspace
+from companion.tensor.gradients import grad, gradcheck
+from companion.tensor.random import manual_seed, rand, randn
 from companion.timing import Timed
 
 
