@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:e6279d6d87f4
+# Tangled from attention: edit there, `make tangle`. sha256:dbd6cee67309
 from __future__ import annotations
 
 import importlib.util
@@ -87,24 +87,34 @@ class MultiHeadAttention(Module):
         return (q.reshape(*stack, kv, h // kv, length, d),
                 k.unsqueeze(-3), v.unsqueeze(-3))
 
+    def grouped(self, mask: Tensor | None) -> Tensor | None:
+        """A mask for (…, heads, T, T) as one for heads in groups."""
+        if mask is None or mask.ndim < 3:
+            return mask
+        *stack, heads, t, s = mask.shape
+        kv = min(heads, self.num_kv_heads)  # a lone one serves all heads
+        return mask.reshape(*stack, kv, heads // kv, t, s)
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         q, k, v = self.heads(x)
+        mask = self.grouped(attn_mask)
         if self.training and self.dropout.p:
-            y = self.dropout(self.weights(x, attn_mask)) @ v
+            y = self.dropout(self.weigh(q, k, mask)) @ v
         else:
             y = scaled_dot_product_attention(
-                q, k, v, attn_mask, is_causal=self.is_causal)
-        *stack, kv, group, length, d = y.shape
-        y = y.reshape(*stack, kv * group, length, d).transpose(-3, -2)
-        return self.c_proj(y.reshape(x.shape))
+                q, k, v, mask, is_causal=self.is_causal)
+        return self.c_proj(y.flatten(-4, -3).transpose(-3, -2).flatten(-2))
+
+    def weigh(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        if self.is_causal:
+            before = causal_mask(q.shape[-2], k.shape[-2], q.device)
+            mask = before if mask is None else mask & before
+        return attention_weights(q, k, mask)
 
     def weights(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """What every head looks at: (…, KV, G, T, T)."""
+        """What every head looks at: (…, heads, T, T)."""
         q, k, _ = self.heads(x)
-        if self.is_causal:
-            before = causal_mask(x.shape[-2], x.shape[-2], x.device)
-            attn_mask = before if attn_mask is None else attn_mask & before
-        return attention_weights(q, k, attn_mask)
+        return self.weigh(q, k, self.grouped(attn_mask)).flatten(-4, -3)
 
 
 def scaled_dot_product_attention(

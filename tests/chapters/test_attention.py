@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:88a47357e554
+# Tangled from attention: edit there, `make tangle`. sha256:6d5d0946b222
 from __future__ import annotations
 
 import importlib.util
@@ -23,6 +23,7 @@ from companion.ops import ATTENTION, ATTENTION_GRADIENT
 from companion.tensor import Tensor
 from companion.tensor.creation import linspace
 from companion.tensor.gradients import grad, gradcheck
+from companion.tensor.indexing import allclose
 from companion.tensor.random import manual_seed, rand, randn
 from companion.timing import Timed
 
@@ -214,17 +215,25 @@ def test_what_does_not_fit_is_refused():
 
 def test_heads_of_every_grouping():
     manual_seed(6)
-    x = randn(2, 5, 12)
+    x, there = randn(2, 5, 12), Tensor([[True] * 3 + [False] * 2, [True] * 5])
     for heads, kv in ((1, 1), (4, 4), (4, 2), (6, 1)):
         layer = MultiHeadAttention(12, heads, kv, is_causal=True)
-        q, k, v = layer.heads(x)
-        assert (q.shape, k.shape) == ((2, kv, heads // kv, 5, 12 // heads),
-                                      (2, kv, 1, 5, 12 // heads))
-        y = layer.weights(x) @ v
-        y = y.reshape(2, heads, 5, -1).transpose(1, 2).reshape(2, 5, 12)
-        assert near([layer(x)], [layer.c_proj(y)], 1e-5)
+        for mask in (None, there[:, None, None], rand(2, heads, 5, 5) < 0.8):
+            _, _, v = layer.heads(x)
+            v = v.expand(2, kv, heads // kv, 5, -1).flatten(1, 2)
+            y = (layer.weights(x, mask) @ v).transpose(1, 2).flatten(2)
+            assert near([layer(x, mask)], [layer.c_proj(y)], 1e-5)
     assert sorted(layer.state_dict()) == [
         "c_attn.bias", "c_attn.weight", "c_proj.bias", "c_proj.weight"]
+
+
+def test_dropped_weights_are_right_on_average():
+    manual_seed(7)
+    x, layer = randn(1, 6, 8), MultiHeadAttention(8, 2, dropout=0.25)
+    many = x.expand(4000, 6, 8)
+    mean = layer(many).mean(0, keepdim=True)
+    assert not allclose(layer(x), layer(x))
+    assert np.abs((mean - layer.eval()(x)).numpy()).max() < 0.1
 
 
 def test_memory_grows_with_the_length():
