@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:671bea4558d2
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:6511a0162914
 from __future__ import annotations
 
 import functools
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from companion.blas import ceil
 from companion.buffer import Buffer, Storage, adopt, strides_of
 from companion.cuda import (
     CUBLAS,
@@ -22,7 +23,14 @@ from companion.cuda import (
     spoken,
 )
 from companion.data import ahead
-from companion.device import CPU, READERS, Device, least_index, named
+from companion.device import (
+    CPU,
+    READERS,
+    Device,
+    attention_layout,
+    least_index,
+    named,
+)
 from companion.dtype import (
     DType,
     as_dtype,
@@ -39,6 +47,8 @@ from companion.dtype import (
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -741,3 +751,54 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield common | {"unit": "GB/s"} | line
     for line in products(device, side):
         yield common | {"unit": "TFLOP/s"} | line
+
+
+@functools.cache
+def attention_program(card: Any, dtype: DType, width: int) -> Program:
+    """kernels/attention.cu for heads of one width."""
+    return card.compile(kernel_text("kernels/attention.cu"),
+                        f"-DREAL={TYPES[dtype].memory}", f"-DWIDTH={width}")
+
+
+SIZES_OF_HEADS = np.dtype([
+    ("sizes", "i8", 10), ("axis", "i8", (8, 5)), ("causal", "i8"),
+    ("scale", "f8")])
+
+
+def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
+    """The program, a `struct Heads` and the operands' addresses."""
+    q, k, v, mask, arg = src
+    q, k, v = [x if x.view.strides[-1] == 1 else
+               gpu.run(CAST, x, arg=x.dtype) for x in (q, k, v)]
+    layout = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+    made = attention_program(gpu.card, q.dtype, q.shape[-1])
+    heads = np.frombuffer(layout, SIZES_OF_HEADS)[0]
+    return made, heads, (q, k, v, mask)
+
+
+def attend_on(gpu: GPU, out: Buffer, *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n = heads["sizes"][:2].tolist()
+    if out.view.size:
+        made["attend"]((count, ceil(n, 32)), (32, 8), heads,
+                       *[x.address for x in operands], out.address)
+
+
+def attend_back_on(gpu: GPU, out: Buffer, g: Buffer, y: Buffer,
+                   *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n, keys = heads["sizes"][:3].tolist()
+    if not g.view.is_dense:
+        g = gpu.run(CAST, g, arg=g.dtype)
+    delta = gpu.empty((count, n), g.dtype)
+    block = 32, 8
+    if count * n:
+        made["deltas"]((count, ceil(n, 8)), block, np.int64(n), g.address,
+                       y.address, delta.address)
+    given = [x.address for x in (g, y, delta, *operands, out)]
+    for name, rows in (("attend_queries", n), ("attend_keys", keys)):
+        if count * rows:
+            made[name]((count, ceil(rows, 32)), block, heads, *given)
+
+
+LAUNCH[ATTENTION], LAUNCH[ATTENTION_GRADIENT] = attend_on, attend_back_on

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:1175f653e20b
+# Tangled from operations, attention: edit there, `make tangle`. sha256:c84667d0eb44  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from companion.dtype import DType, bool_, float32, int64, promote
+from companion.dtype import DType, bool_, float32, float64, int64, promote
 from companion.view import Shape
 
 
@@ -255,3 +255,45 @@ DTYPE[CAST] = lambda x, dtype: known(dtype)
 DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
 DTYPE[WHERE] = chosen
 DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
+
+ATTENTION = Op("ATTENTION", 4)
+ATTENTION_GRADIENT = Op("ATTENTION_GRADIENT", 6)
+
+
+def attended(q: Any, k: Any, v: Any, mask: Any, _: Any) -> Shape:
+    """A row for each query: d sums, and the logarithm of the weights."""
+    *stack, n, d = q.shape
+    keys = (*stack, k.shape[-2], d)
+    if not (k.shape == v.shape == keys
+            and mask.shape == (*stack, n, k.shape[-2])):
+        raise ValueError(
+            f"ATTENTION: queries {q.shape}, keys {k.shape}, values "
+            f"{v.shape} and mask {mask.shape} do not fit; expected "
+            f"(..., T, D), twice (..., S, D), and (..., T, S)")
+    return (*stack, n, d + 1)
+
+
+def gradients_of_attended(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
+                          _: Any) -> Shape:
+    """The gradients of q, k and v, their rows below each other."""
+    *stack, n, d = q.shape
+    return (*stack, n + 2 * k.shape[-2], d)
+
+
+SHAPE[ATTENTION] = attended
+SHAPE[ATTENTION_GRADIENT] = gradients_of_attended
+
+
+def attends(op: Op) -> Callable[..., DType]:
+    """The rule of float32 or float64 throughout, and a mask of bools."""
+    def dtype(first: Any, *rest: Any) -> DType:
+        *others, mask, _ = rest
+        check_kind(op, mask.dtype, "b")
+        if first.dtype not in (float32, float64):
+            raise TypeError(f"{op}: expected float32 or float64, got "
+                            f"{first.dtype}; cast first")
+        return check_same_dtype(op, first, others)
+    return dtype
+
+
+DTYPE |= {op: attends(op) for op in (ATTENTION, ATTENTION_GRADIENT)}

@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:2fbb9233fb7c
+# Tangled from operations: edit there, `make tangle`. sha256:927b435f640a
 from __future__ import annotations
 
 import functools
@@ -76,8 +76,9 @@ def test_words_do_not_see_strides(order, flipped, step):
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 34
-    assert set(DTYPE) == set(words)
-    assert set(SHAPE) == set(words) - {BUFFER}
+    # A later chapter may add a word made of these to the tables.
+    assert set(DTYPE) >= set(words)
+    assert set(SHAPE) >= set(words) - {BUFFER}
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
