@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization: edit there, `make tangle`. sha256:fa2130d39656  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, attention: edit there, `make tangle`. sha256:7b20dcd24f8f  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -70,4 +70,7 @@ EXPORTS: dict[str, str] = {
     "OutOfMemory": "companion.gpu",
     **dict.fromkeys(
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
+    **dict.fromkeys((
+        "MultiHeadAttention", "attention_weights", "causal_mask",
+        "scaled_dot_product_attention"), "companion.attention"),
 }

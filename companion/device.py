@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:2cdfb0e4ebc3  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:d87f418ad6e0  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -23,6 +24,8 @@ from companion.native import POOL, kernel_or_tell
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -611,3 +614,98 @@ MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,
                     after_in_parent=MAKING.release,
                     after_in_child=MAKING.release)
+
+
+def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,
+               arg: tuple[float, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of attention, and the logarithms of their sums."""
+    scale, causal = arg
+    seen = mask & np.tri(*mask.shape[-2:], dtype=np.bool_) if causal else mask
+    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    e = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = e.sum(-1, keepdims=True)
+    return e / np.where(total == 0, 1, total), top + np.log(total)
+
+
+def numpy_attention(out: Buffer, q: Buffer, k: Buffer, v: Buffer,
+                    mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION with all weights in memory: without a C compiler."""
+    weights, logarithm = weights_of(q.array, k.array, mask.array, arg)
+    out.array[..., :-1] = weights @ v.array
+    out.array[..., -1:] = logarithm
+
+
+def numpy_attention_back(
+        out: Buffer, g: Buffer, y: Buffer, q: Buffer, k: Buffer, v: Buffer,
+        mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION_GRADIENT, likewise."""
+    weights, _ = weights_of(q.array, k.array, mask.array, arg)
+    dy, means, rest = g.array[..., :-1], y.array[..., :-1], g.array[..., -1:]
+    delta = (dy * means).sum(-1, keepdims=True) - rest
+    ds = weights * (dy @ v.array.swapaxes(-1, -2) - delta) * arg[0]
+    out.array[...] = np.concatenate([
+        ds @ k.array, ds.swapaxes(-1, -2) @ q.array,
+        weights.swapaxes(-1, -2) @ dy], axis=-2)
+
+
+HEADS = struct.Struct("10q40qqd")
+CREW = struct.Struct("qP")  # threads, and the pool they come from
+WIDEST = 256  # MOST in kernels/attention.c
+
+
+@functools.lru_cache(maxsize=4096)
+def attention_layout(q: View, k: View, v: View, mask: View, scale: float,
+                     causal: bool) -> bytes:
+    """The sizes and steps with which a `struct attention` begins."""
+    *stack, n, d = q.shape
+    axes = coalesce(zip(stack, *[x.strides[:-2] for x in (q, k, v, mask)]))
+    if len(axes) > 8:
+        raise ValueError(f"ATTENTION: {len(axes)} axes before the last two "
+                         f"of {q.shape}; expected at most 8: flatten")
+    steps = [x.strides[-2] for x in (q, k, v, mask)]
+    return HEADS.pack(
+        math.prod(stack), n, k.shape[-2], d, *steps, mask.strides[-1],
+        len(axes), *chain(*axes), *[0] * (40 - 5 * len(axes)), causal, scale)
+
+
+def side_by_side(x: Buffer) -> Buffer:
+    """Itself where the elements of a row lie side by side, else a copy."""
+    return x if x.view.strides[-1] == 1 else x.copy()
+
+
+@functools.cache
+def attender(name: str, dtype: DType, addresses: int) -> Any:
+    """A function of kernels/attention.c; None without a C compiler."""
+    library = compiled("kernels/attention.c", dtype)
+    if library is None:
+        return None
+    function: Any = unchecked(library, name, addresses)
+    function.restype = ctypes.c_int  # whether there was memory enough
+    return function
+
+
+def attends(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel in C of (…, q, k, v, mask), or `otherwise`."""
+    def kernel(out: Buffer, *src: Any) -> None:
+        *before, q, k, v, mask, arg = src
+        function = attender(name, out.dtype, len(src))
+        if function is None or q.shape[-1] > WIDEST:
+            otherwise(out, *src)
+            return
+        q, k, v = map(side_by_side, (q, k, v))
+        job = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+        small = q.view.size * k.shape[-2] < 1 << 18
+        job += CREW.pack(1 if small else POOL.threads, POOL.address)
+        # By name, so that copies live until C has read them.
+        dense = [x.dense() for x in before]
+        if not function(job, *[x.address for x in (
+                *dense, q, k, v, mask, out)]):
+            raise MemoryError(f"ATTENTION: no memory for the gradients of a "
+                              f"head of {k.shape[-2]:,} keys")
+    return kernel
+
+
+KERNELS |= {ATTENTION: attends("attend", numpy_attention),
+            ATTENTION_GRADIENT: attends("attend_back",
+                                       numpy_attention_back)}

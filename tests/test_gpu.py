@@ -72,14 +72,10 @@ from companion.ops import (
     WHERE,
     WRITE,
 )
-<<<<<<< HEAD
 from companion.tensor import Tensor, wrap
 from companion.tensor.creation import ones, zeros
 from companion.tensor.random import rand
-=======
-from companion.tensor import Tensor, rand, wrap, zeros
 from companion.timing import best
->>>>>>> faster
 from companion.view import View
 
 WHERE_TO_RUN = ["emulated", "stand-in",
