@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:38eae88ffc71
+# Tangled from blas: edit there, `make tangle`. sha256:1df6c69d0c13
 from __future__ import annotations
 
 import ctypes
@@ -248,11 +248,11 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     # Rounded once, at the end: halves would lose digits at every addition,
     # and bytes overflow at the first.
     total = Buffer.empty(c.shape, dtype)
-    gemm(total, widened(a, dtype), widened(b, dtype))
+    gemm(total, cast_copy(a, dtype), cast_copy(b, dtype))
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-def widened(x: Buffer, dtype: DType) -> Buffer:
+def cast_copy(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
     np.copyto(wide.array, x.array, casting="unsafe")

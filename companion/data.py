@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:093afb23db3e
+# Tangled from data: edit there, `make tangle`. sha256:c4d5678047bb
 from __future__ import annotations
 
 import contextlib
@@ -809,7 +809,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-def text(name: str) -> str:
+def load_text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
         return obtain(name).decode()
@@ -820,9 +820,9 @@ def text(name: str) -> str:
 
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
-    return text("tinyshakespeare/input.txt")
+    return load_text("tinyshakespeare/input.txt")
 
 
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
-    return text("names/names.txt").split()
+    return load_text("names/names.txt").split()

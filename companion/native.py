@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:e93bedb2311b  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:6fe4283bf685  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -261,7 +261,8 @@ def compile_cell(shell: Any, line: str, cell: str,
                          "behind the magic, as in %%c sum.c")
     file, *flags = line.split()
     cells = list(CELLS.get(file, []))
-    again = [i for i, old in enumerate(cells) if names(old) & names(cell)]
+    new = defined_names(cell)
+    again = [i for i, old in enumerate(cells) if defined_names(old) & new]
     place = slice(*(again[:1] * 2 or [len(cells)] * 2))
     cells = [old for i, old in enumerate(cells) if i not in again]
     where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
@@ -272,7 +273,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-def names(cell: str) -> set[str]:
+def defined_names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
     start = r"(?m)^(?!enum|typedef|#)(?:[\w:]+[ *]+)*?((?:\w+::)?\w+)"

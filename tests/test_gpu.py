@@ -46,7 +46,7 @@ from companion.gpu import (
     program,
     program_text,
     spelled,
-    walk,
+    walk_struct,
 )
 from companion.ops import (
     ADD,
@@ -404,9 +404,10 @@ def test_warps_read_whole_sectors():
     """Dense operands, rows and columns: no transaction too many."""
     x, y = draw((64, 256), float32), draw((64, 256), float32, 1)
     out, made = np.empty_like(x), program(Emulator(), float32)
-    kept, along = walk((64,), (256,)), walk((256,), (1,))
+    kept, along = walk_struct((64,), (256,)), walk_struct((256,), (1,))
     for seen in (
-            trace(made, "ADD", 4, 256, walk((64 * 256,), (1,), (1,), (1,)),
+            trace(made, "ADD", 4, 256,
+                  walk_struct((64 * 256,), (1,), (1,), (1,)),
                   out, x, y),
             trace(made, "SUM_rows", 8, block("rows", 256)[0], kept, along,
                   np.int64(256), out, x),
@@ -423,8 +424,8 @@ def test_folds_have_no_races(how, kept, along):
     x, out = draw((kept, along), float32), np.empty(kept, np.float32)
     threads, results = block(how, along)
     seen = trace(program(Emulator(), float32), f"SUM_{how}",
-                 -(-kept // results), threads, walk((kept,), (along,)),
-                 walk((along,), (1,)), np.int64(along), out, x)
+                 -(-kept // results), threads, walk_struct((kept,), (along,)),
+                 walk_struct((along,), (1,)), np.int64(along), out, x)
     assert len(races(seen)) == 0
     np.testing.assert_allclose(out, x.sum(1), rtol=1e-4)
 
@@ -435,7 +436,7 @@ def test_scatter_has_no_races():
     index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(4, np.int64)
     axis = np.array((4, 3, -4), AXIS)[()]
     seen = trace(program(Emulator(), float32), "scatter", 1, 256,
-                 walk((8, 3), (0, 1), (1, 0), (3, 1)), axis, fault, out,
+                 walk_struct((8, 3), (0, 1), (1, 0), (3, 1)), axis, fault, out,
                  index, x)
     assert len(races(seen)) == 0 and not fault.any()
     np.testing.assert_allclose(out[0], x[index == 0].sum(0), rtol=1e-5)

@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:9091b62bf242
+# Tangled from arrays: edit there, `make tangle`. sha256:bd9a0b453875
 from __future__ import annotations
 
 import ast
@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from companion.buffer import Buffer, adopt, from_dlpack, text
+from companion.buffer import Buffer, adopt, format_array, from_dlpack
 from companion.dtype import (
     DTYPES,
     bfloat16,
@@ -157,7 +157,7 @@ def test_copies_are_buffers_like_others():
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_text_reads_back(pair):
-    assert ast.literal_eval(text(pair[0])) == pair[1].tolist()
+    assert ast.literal_eval(format_array(pair[0])) == pair[1].tolist()
 
 
 def test_text_of_every_kind():
@@ -170,8 +170,9 @@ def test_text_of_every_kind():
             (np.zeros((0, 2)), "[], shape=(0, 2)"),
             (np.arange(2000), "[   0,    1,    2, …, 1997, 1998, 1999]"),
             (np.zeros((2, 2, 1), int), "[[[0],\n  [0]],\n\n [[0],\n  [0]]]")):
-        assert text(adopt(array)) == expected
-    assert text(adopt(np.arange(6)), threshold=1) == "[0, 1, 2, 3, 4, 5]"
+        assert format_array(adopt(array)) == expected
+    whole = format_array(adopt(np.arange(6)), threshold=1)
+    assert whole == "[0, 1, 2, 3, 4, 5]"
 
 
 def test_refusals():
