@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, embeddings: edit there, `make tangle`. sha256:aca09d3785f9  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention: edit there, `make tangle`. sha256:b2b188494d7c  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from importlib import import_module
 from companion.literate.origin import install
 
 __version__ = "0.1.0"
-EXPORTS: dict[str, str] = {}
 
 
 def __getattr__(name: str):
@@ -28,56 +27,52 @@ def __dir__() -> list[str]:
 
 install()
 
-EXPORTS |= dict.fromkeys(("Tensor", "from_numpy"), "companion.tensor")
-EXPORTS["where"] = "companion.tensor.operands"
-EXPORTS |= dict.fromkeys((
-    "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
-    "float32", "float64"), "companion.dtype")
-
-EXPORTS |= dict.fromkeys((
-    "arange", "eye", "full", "full_like", "linspace", "one_hot", "ones",
-    "ones_like", "zeros", "zeros_like"), "companion.tensor.creation")
-EXPORTS |= dict.fromkeys((
-    "Generator", "manual_seed", "rand", "randint", "randn"),
-    "companion.tensor.random")
-EXPORTS |= dict.fromkeys((
-    "allclose", "cat", "stack"), "companion.tensor.indexing")
-
-EXPORTS["set_threads"] = "companion.native"
-
-EXPORTS["gelu"] = "companion.activations"
-EXPORTS["leaky_relu"] = "companion.activations"
-EXPORTS["relu"] = "companion.activations"
-EXPORTS["silu"] = "companion.activations"
-
-EXPORTS |= dict.fromkeys((
-    "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
-    "he", "parameter", "xavier"), "companion.layers")
-
-EXPORTS |= dict.fromkeys((
-    "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
-
-EXPORTS["grad"] = "companion.tensor.gradients"
-EXPORTS["gradcheck"] = "companion.tensor.gradients"
-EXPORTS["no_grad"] = "companion.autograd"
-
-EXPORTS |= dict.fromkeys((
-    "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
-
-EXPORTS |= dict.fromkeys((
-    "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
-    "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
-    "warmup_cosine"), "companion.training")
-
-EXPORTS |= dict.fromkeys((
-    "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
-    "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
-    "shakespeare"), "companion.data")
-EXPORTS["randperm"] = "companion.tensor.random"
-
-EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
-EXPORTS["prefetch"] = "companion.gpu"
-EXPORTS["OutOfMemory"] = "companion.gpu"
-
-EXPORTS |= dict.fromkeys(
-    ("Embedding", "rotary", "sinusoidal"), "companion.embedding")
+EXPORTS: dict[str, str] = {
+    **dict.fromkeys(("Tensor", "from_numpy"), "companion.tensor"),
+    "where": "companion.tensor.operands",
+    **dict.fromkeys((
+        "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
+        "float32", "float64"), "companion.dtype"),
+    **dict.fromkeys((
+        "arange", "eye", "full", "full_like", "linspace", "one_hot", "ones",
+        "ones_like", "zeros", "zeros_like"), "companion.tensor.creation"),
+    **dict.fromkeys((
+        "Generator", "manual_seed", "rand", "randint", "randn"),
+        "companion.tensor.random"),
+    **dict.fromkeys((
+        "allclose", "cat", "stack"), "companion.tensor.indexing"),
+    "set_threads": "companion.native",
+    "gelu": "companion.activations",
+    "leaky_relu": "companion.activations",
+    "relu": "companion.activations",
+    "silu": "companion.activations",
+    **dict.fromkeys((
+        "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
+        "he", "parameter", "xavier"), "companion.layers"),
+    **dict.fromkeys((
+        "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses"),
+    "grad": "companion.tensor.gradients",
+    "gradcheck": "companion.tensor.gradients",
+    "no_grad": "companion.autograd",
+    **dict.fromkeys((
+        "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim"),
+    **dict.fromkeys((
+        "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
+        "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
+        "warmup_cosine"), "companion.training"),
+    **dict.fromkeys((
+        "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
+        "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
+        "shakespeare"), "companion.data"),
+    "randperm": "companion.tensor.random",
+    "set_float32_matmul_precision": "companion.cuda",
+    "prefetch": "companion.gpu",
+    "OutOfMemory": "companion.gpu",
+    **dict.fromkeys(
+        ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
+    **dict.fromkeys(
+        ("Embedding", "rotary", "sinusoidal"), "companion.embedding"),
+    **dict.fromkeys((
+        "MultiHeadAttention", "attention_weights", "causal_mask",
+        "scaled_dot_product_attention"), "companion.attention"),
+}

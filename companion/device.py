@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:8eecd76aedf5  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:3ce70a7836ed  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -23,6 +24,8 @@ from companion.native import POOL, kernel_or_tell
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -271,6 +274,27 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
 
+class Like(NamedTuple):
+    """What the tables need to know of an operand."""
+
+    shape: Shape
+    dtype: DType
+
+
+@functools.lru_cache(maxsize=4096)
+def outcome(op: Op, arg: Any,
+            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
+    """The shape and dtype of what `op` makes of such operands."""
+    operands = [Like(*kind) for kind in src]
+    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
+
+
+# Infinity and NaN are answers. To enter a context in which NumPy is silent
+# costs next to nothing; np.errstate would be paid for by every call.
+QUIET = contextvars.copy_context()
+QUIET.run(np.seterr, all="ignore")
+
+
 def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -316,31 +340,11 @@ KERNELS: dict[Op, Callable[..., None]] = {
     GATHER: take_rows,
     SCATTER: scatter,
     RANDOM: random,
+    CONST: const,
+    IOTA: iota,
+    WRITE: write,
     MATMUL: matmul,
 }
-
-KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
-
-
-class Like(NamedTuple):
-    """What the tables need to know of an operand."""
-
-    shape: Shape
-    dtype: DType
-
-
-@functools.lru_cache(maxsize=4096)
-def outcome(op: Op, arg: Any,
-            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
-    """The shape and dtype of what `op` makes of such operands."""
-    operands = [Like(*kind) for kind in src]
-    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
-
-
-# Infinity and NaN are answers. To enter a context in which NumPy is silent
-# costs next to nothing; np.errstate would be paid for by every call.
-QUIET = contextvars.copy_context()
-QUIET.run(np.seterr, all="ignore")
 
 
 class Device:
@@ -460,7 +464,7 @@ WALK = struct.Struct("9qP")
 
 
 @functools.lru_cache(maxsize=4096)
-def walk(threads: int, *views: View) -> bytes | None:
+def elementwise_params(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
     size, none = views[0].size, (0,) * len(views)
     axes = coalesce(zip(views[0].shape, *[v.strides for v in views]))
@@ -471,7 +475,8 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
-    # In a smaller array, waking the threads takes longer than the work.
+    # Measured: of two threads 16,384 sums are done no sooner than of one,
+    # 32,768 are. In a smaller array, asking costs what the threads save.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
@@ -512,7 +517,8 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         # Under four thousand elements NumPy is as fast.
         each = loop(name, out.dtype) if out.array.size > 4000 else None
-        job = each and walk(POOL.threads, out.view, x.view, y.view)
+        job = each and elementwise_params(
+            POOL.threads, out.view, x.view, y.view)
         if each and job:
             each(job, out.address, x.address, y.address)
         else:
@@ -525,7 +531,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
         dtype = WIDE.get(x.dtype, x.dtype)
         each = loop(name, dtype)
-        job = walk(POOL.threads, out.view, x.view) if each else None
+        job = each and elementwise_params(POOL.threads, out.view, x.view)
         if each is None:
             otherwise(out, x, _)
         elif dtype is not x.dtype:
@@ -564,12 +570,12 @@ def reduction_params(x: View, out: View, threads: int) -> bytes | None:
     if more or rest or near != 1:
         return None
     n, step, _ = axes[folded[0]]
-    # By the shape, never by the threads: a sum has the same bits on any
-    # number of them. 4096 is the room for pieces in C.
+    # By the shape, not by the threads: the bits stay the same. 4096 is C's
+    # room for pieces; 8192 elements take longer than to fetch and join one.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
-                     threads if x.size > 1 << 15 else 1, POOL.address)
+                     threads if x.size > 4 << 13 else 1, POOL.address)
 
 
 @functools.cache
@@ -580,7 +586,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-def folds(otherwise: Kernel, *flags: str) -> Kernel:
+def reduction_kernel(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
         whole = folder(x.dtype, *flags)
@@ -592,8 +598,8 @@ def folds(otherwise: Kernel, *flags: str) -> Kernel:
     return kernel
 
 
-KERNELS |= {SUM: folds(KERNELS[SUM]),
-            MAX: folds(KERNELS[MAX], "-DMOST")}
+KERNELS |= {SUM: reduction_kernel(KERNELS[SUM]),
+            MAX: reduction_kernel(KERNELS[MAX], "-DMOST")}
 
 
 def erf(out: Buffer, x: Buffer, _: None) -> None:
@@ -609,3 +615,98 @@ MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,
                     after_in_parent=MAKING.release,
                     after_in_child=MAKING.release)
+
+
+def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,
+               arg: tuple[float, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of attention, and the logarithms of their sums."""
+    scale, causal = arg
+    seen = mask & np.tri(*mask.shape[-2:], dtype=np.bool_) if causal else mask
+    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    e = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = e.sum(-1, keepdims=True)
+    return e / np.where(total == 0, 1, total), top + np.log(total)
+
+
+def numpy_attention(out: Buffer, q: Buffer, k: Buffer, v: Buffer,
+                    mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION with all weights in memory: without a C compiler."""
+    weights, logarithm = weights_of(q.array, k.array, mask.array, arg)
+    out.array[..., :-1] = weights @ v.array
+    out.array[..., -1:] = logarithm
+
+
+def numpy_attention_back(
+        out: Buffer, g: Buffer, y: Buffer, q: Buffer, k: Buffer, v: Buffer,
+        mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION_GRADIENT, likewise."""
+    weights, _ = weights_of(q.array, k.array, mask.array, arg)
+    dy, means, rest = g.array[..., :-1], y.array[..., :-1], g.array[..., -1:]
+    delta = (dy * means).sum(-1, keepdims=True) - rest
+    ds = weights * (dy @ v.array.swapaxes(-1, -2) - delta) * arg[0]
+    out.array[...] = np.concatenate([
+        ds @ k.array, ds.swapaxes(-1, -2) @ q.array,
+        weights.swapaxes(-1, -2) @ dy], axis=-2)
+
+
+HEADS = struct.Struct("10q40qqd")
+CREW = struct.Struct("qP")  # threads, and the pool they come from
+WIDEST = 256  # MOST in kernels/attention.c
+
+
+@functools.lru_cache(maxsize=4096)
+def attention_layout(q: View, k: View, v: View, mask: View, scale: float,
+                     causal: bool) -> bytes:
+    """The sizes and steps with which a `struct attention` begins."""
+    *stack, n, d = q.shape
+    axes = coalesce(zip(stack, *[x.strides[:-2] for x in (q, k, v, mask)]))
+    if len(axes) > 8:
+        raise ValueError(f"ATTENTION: {len(axes)} axes before the last two "
+                         f"of {q.shape}; expected at most 8: flatten")
+    steps = [x.strides[-2] for x in (q, k, v, mask)]
+    return HEADS.pack(
+        math.prod(stack), n, k.shape[-2], d, *steps, mask.strides[-1],
+        len(axes), *chain(*axes), *[0] * (40 - 5 * len(axes)), causal, scale)
+
+
+def side_by_side(x: Buffer) -> Buffer:
+    """Itself where the elements of a row lie side by side, else a copy."""
+    return x if x.view.strides[-1] == 1 else x.copy()
+
+
+@functools.cache
+def attender(name: str, dtype: DType, addresses: int) -> Any:
+    """A function of kernels/attention.c; None without a C compiler."""
+    library = compiled("kernels/attention.c", dtype)
+    if library is None:
+        return None
+    function: Any = unchecked(library, name, addresses)
+    function.restype = ctypes.c_int  # whether there was memory enough
+    return function
+
+
+def attends(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel in C of (…, q, k, v, mask), or `otherwise`."""
+    def kernel(out: Buffer, *src: Any) -> None:
+        *before, q, k, v, mask, arg = src
+        function = attender(name, out.dtype, len(src))
+        if function is None or q.shape[-1] > WIDEST:
+            otherwise(out, *src)
+            return
+        q, k, v = map(side_by_side, (q, k, v))
+        job = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+        small = q.view.size * k.shape[-2] < 1 << 18
+        job += CREW.pack(1 if small else POOL.threads, POOL.address)
+        # By name, so that copies live until C has read them.
+        dense = [x.dense() for x in before]
+        if not function(job, *[x.address for x in (
+                *dense, q, k, v, mask, out)]):
+            raise MemoryError(f"ATTENTION: no memory for the gradients of a "
+                              f"head of {k.shape[-2]:,} keys")
+    return kernel
+
+
+KERNELS |= {ATTENTION: attends("attend", numpy_attention),
+            ATTENTION_GRADIENT: attends("attend_back",
+                                       numpy_attention_back)}

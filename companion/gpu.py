@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:671bea4558d2
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:b46aab6c8ccf
 from __future__ import annotations
 
 import functools
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from companion.blas import ceil
 from companion.buffer import Buffer, Storage, adopt, strides_of
 from companion.cuda import (
     CUBLAS,
@@ -22,7 +23,14 @@ from companion.cuda import (
     spoken,
 )
 from companion.data import ahead
-from companion.device import CPU, READERS, Device, least_index, named
+from companion.device import (
+    CPU,
+    READERS,
+    Device,
+    attention_layout,
+    least_index,
+    named,
+)
 from companion.dtype import (
     DType,
     as_dtype,
@@ -39,6 +47,8 @@ from companion.dtype import (
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -147,7 +157,8 @@ class GPU(Device):
         buffers = (out, *src)
         steps = [b.view.strides for b in buffers]
         program(self.card, dtype)[kernel](
-            self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
+            self.blocks(out.view.size), THREADS,
+            walk_struct(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
@@ -157,7 +168,8 @@ class GPU(Device):
         threads, results = block(kernel.split("_")[1], along.size)
         program(self.card, dtype)[kernel](
             (-(-kept.size // results), pieces), threads,
-            walk(kept.shape, kept.strides), walk(along.shape, along.strides),
+            walk_struct(kept.shape, kept.strides),
+            walk_struct(along.shape, along.strides),
             np.int64(-(-along.size // pieces)), out.address, x.address)
 
     def pieces(self, how: str, kept: int, along: int) -> int:
@@ -181,7 +193,7 @@ class GPU(Device):
         """Let an indexing kernel walk result, index and source."""
         steps = [s + (0,) * (len(shape) - len(s)) for _, s in walked]
         program(self.card, walked[-1][0].dtype)[kernel](
-            self.blocks(math.prod(shape)), THREADS, walk(shape, *steps),
+            self.blocks(math.prod(shape)), THREADS, walk_struct(shape, *steps),
             axis[()], self.fault.address,
             *[buffer.address for buffer, _ in walked])
         self.asked = True
@@ -231,7 +243,7 @@ WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
 
 
 @functools.lru_cache(maxsize=4096)
-def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
+def walk_struct(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
     axes = coalesce(zip(shape, *strides))
     if len(axes) > 8:
@@ -321,7 +333,7 @@ def program(card: Any, dtype: DType) -> Program:
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
-                      *maps(dtype), *casts(), *folds(dtype)])
+                      *maps(dtype), *casts(), *reduction_sources(dtype)])
 
 
 def spelled(dtype: DType) -> list[str]:
@@ -361,7 +373,7 @@ def forms(dtype: DType) -> list[str]:
     return [""] if TYPES[dtype].total is dtype else list(FORMS)
 
 
-def folds(dtype: DType) -> Iterator[str]:
+def reduction_sources(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
         for way, form in product(("rows", "columns"), forms(dtype)):
@@ -540,8 +552,8 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-def stack(a: Buffer, b: Buffer, c: Buffer
-          ) -> Iterator[tuple[int, list[int], list[int]]]:
+def batch_launches(a: Buffer, b: Buffer, c: Buffer
+                   ) -> Iterator[tuple[int, list[int], list[int]]]:
     """For each launch how many products, how far apart, and from where."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
     *outer, (count, *apart) = coalesce(zip(c.shape[:-2], *steps)) or [
@@ -556,8 +568,8 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
     *stack_b, down, right_b = b.view.strides
-    steps = walk(out.shape, out.view.strides, (*stack_a, down_a, 0),
-                 (*stack_b, 0, right_b))
+    steps = walk_struct(out.shape, out.view.strides, (*stack_a, down_a, 0),
+                        (*stack_b, 0, right_b))
     program(gpu.card, out.dtype)["product"](
         gpu.blocks(out.view.size), THREADS, steps,
         *map(np.int64, (a.shape[-1], right, down)),
@@ -587,7 +599,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
                          f"them at a time")
     (a, left), (b, right) = readable(gpu, a), readable(gpu, b)
     sides = (a, left), (b, right), (out, Matrix(False, n))
-    for count, apart, places in stack(a, b, out):
+    for count, apart, places in batch_launches(a, b, out):
         x, y, z = [
             Operand(how.turned, side.address + at * size, how.lead, step)
             for (side, how), step, at in zip(sides, apart, places)]
@@ -741,3 +753,54 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield common | {"unit": "GB/s"} | line
     for line in products(device, side):
         yield common | {"unit": "TFLOP/s"} | line
+
+
+@functools.cache
+def attention_program(card: Any, dtype: DType, width: int) -> Program:
+    """kernels/attention.cu for heads of one width."""
+    return card.compile(kernel_text("kernels/attention.cu"),
+                        f"-DREAL={TYPES[dtype].memory}", f"-DWIDTH={width}")
+
+
+SIZES_OF_HEADS = np.dtype([
+    ("sizes", "i8", 10), ("axis", "i8", (8, 5)), ("causal", "i8"),
+    ("scale", "f8")])
+
+
+def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
+    """The program, a `struct Heads` and the operands' addresses."""
+    q, k, v, mask, arg = src
+    q, k, v = [x if x.view.strides[-1] == 1 else
+               gpu.run(CAST, x, arg=x.dtype) for x in (q, k, v)]
+    layout = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+    made = attention_program(gpu.card, q.dtype, q.shape[-1])
+    heads = np.frombuffer(layout, SIZES_OF_HEADS)[0]
+    return made, heads, (q, k, v, mask)
+
+
+def attend_on(gpu: GPU, out: Buffer, *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n = heads["sizes"][:2].tolist()
+    if out.view.size:
+        made["attend"]((count, ceil(n, 32)), (32, 8), heads,
+                       *[x.address for x in operands], out.address)
+
+
+def attend_back_on(gpu: GPU, out: Buffer, g: Buffer, y: Buffer,
+                   *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n, keys = heads["sizes"][:3].tolist()
+    if not g.view.is_dense:
+        g = gpu.run(CAST, g, arg=g.dtype)
+    delta = gpu.empty((count, n), g.dtype)
+    block = 32, 8
+    if count * n:
+        made["deltas"]((count, ceil(n, 8)), block, np.int64(n), g.address,
+                       y.address, delta.address)
+    given = [x.address for x in (g, y, delta, *operands, out)]
+    for name, rows in (("attend_queries", n), ("attend_keys", keys)):
+        if count * rows:
+            made[name]((count, ceil(rows, 32)), block, heads, *given)
+
+
+LAUNCH[ATTENTION], LAUNCH[ATTENTION_GRADIENT] = attend_on, attend_back_on

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:ed9ff84da217
+# Tangled from optimizers: edit there, `make tangle`. sha256:ca423ff552c3
 from __future__ import annotations
 
 import math
@@ -35,8 +35,7 @@ class Optimizer:
     def step(self) -> None:
         """Move every parameter that has a gradient.
 
-        The first step makes the memory that later ones overwrite, so a
-        device that records a step is shown the second.
+        The first makes what later ones overwrite: record the second.
         """
         with no_grad():
             for group in self.param_groups:

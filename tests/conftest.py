@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,12 @@ def pytest_runtest_setup(item):
 
 
 class OneByOne(LoadScopeScheduling):
-    """Gives workers tests in order, and files that are `WHOLE` to one."""
+    """Gives workers tests in order, and together what one prepares."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
+        if file.endswith(DRAWN):
+            return file + nodeid.rpartition("-")[2]
         return file if file.endswith(WHOLE) else nodeid
 
 
@@ -171,6 +174,7 @@ test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
 test_gates.py browser
 """.split()
 WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment
+DRAWN = "test_every_operation.py"  # the draws of an operation
 
 
 def haste(item):
@@ -227,17 +231,29 @@ def clone(root, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bare(root, tmp_path_factory):
-    """`bare("numpy")` makes an environment of that, and gives its Python."""
+def bare(tmp_path_factory):
+    """`bare("numpy")` makes an environment of that, and gives its Python.
+
+    The packages, and those they need, are copies of what is used here.
+    """
+    from companion.literate.execute import needed
 
     def make(*packages):
         folder = tmp_path_factory.mktemp("environment")
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        python = folder / "bin" / "python"
-        pip = [python, "-m", "pip", "install", "--quiet", "-c"]
-        pins = root / "requirements.txt"
-        if packages:
-            subprocess.run([*pip, pins, *packages], check=True)
-        return python
+        (place,) = folder.glob("lib/python*/site-packages")
+        for package, found in needed({*packages}).items():
+            if found != package:  # else it is absent: another system's
+                copy_package(distribution(package), place)
+        return folder / "bin" / "python"
 
     return make
+
+
+def copy_package(package, folder):
+    """Install what is installed elsewhere, its scripts left out."""
+    for file in package.files:
+        if ".." not in file.parts:
+            target = folder / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(package.locate_file(file), target)

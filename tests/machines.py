@@ -7,15 +7,17 @@ its sums are rounded otherwise. Here our kernels are built for an older
 level, NumPy and its BLAS are told to keep to that level too, and all
 tests and notebooks must pass as ever. This plays every level below the
 processor's own. `make test` plays the oldest, in `PARTS`: the tests of
-the chapters and the notebooks that compute.
+the chapters and the notebooks that compute; a tool's computes nothing.
 """
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from numpy._core import _multiarray_umath as numpy
 
+from companion.literate.source import read_book
 from companion.native import ARM, instruction_sets
 
 NOTEBOOKS = (
@@ -25,6 +27,12 @@ NOTEBOOKS = (
 PARTS = [
     "tests/chapters",
     *(f"site/notebooks/{name}.ipynb" for name in NOTEBOOKS),
+]
+CHAPTERS = read_book(Path(__file__).parents[1]).chapters
+NO_TOOLS = [
+    f"--ignore=tests/chapters/test_{chapter.name}.py"
+    for chapter in CHAPTERS
+    if chapter.beside
 ]
 BLAS = {"x86-64-v2": "Nehalem", "x86-64-v3": "Haswell"}
 PYTEST = "-m pytest -q --nbval".split()

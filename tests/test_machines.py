@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from machines import PARTS, beyond, levels, machine, passes
+from machines import NO_TOOLS, PARTS, beyond, levels, machine, passes
 
 ASK = """
 import json
@@ -27,7 +27,13 @@ def test_a_machine_is_what_it_plays(level):
     assert threads == int(told["COMPANION_THREADS"])
 
 
+def test_what_is_left_out_is_the_tools(root):
+    left = {root / option.partition("=")[2] for option in NO_TOOLS}
+    assert {path.stem for path in left if path.exists()} == {
+        "test_tangle", "test_record", "test_weave"}  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
 def test_an_older_machine_agrees(part):
-    assert passes(machine(levels()[0]), [part])
+    assert passes(machine(levels()[0]), [part, *NO_TOOLS])

@@ -132,6 +132,33 @@ def test_a_table_is_printed_whole(tmp_path):
         'T = {\n    1: 2,\n    # why\n    "ä": (f,\n          3),  # so\n}')
 
 
+def test_entries_that_share_a_value_are_printed_in_their_table(tmp_path):
+    table = code("T: dict[str, int] = {}\nB = 1")
+    more = code('T |= dict.fromkeys(("a", "b"), 1)\nT["c"] = 2\n'
+                "# why\nT |= dict.fromkeys((\n    3,\n    4), 5)")
+    assert bare(grown(tmp_path, table, more)) == (
+        'B = 1\nT: dict[str, int] = {\n    **dict.fromkeys(("a", "b"), 1),\n'
+        '    "c": 2,\n    # why\n    **dict.fromkeys((\n        3,\n'
+        "        4), 5),\n}")
+
+
+def test_an_entry_made_from_its_own_table_waits_for_it(tmp_path):
+    first = code("T = {}\nT[1] = 2\nU = {}\nU[1] = 2")
+    later = code("T[3] = T[1]\nT[4] = 1\nU |= dict.fromkeys(U, 3)\nU[2] = 1")
+    found = bare(grown(tmp_path, first, later))
+    scope = {}
+    exec(found, scope)
+    assert scope["T"] == {1: 2, 3: 2, 4: 1} and scope["U"] == {1: 3, 2: 1}
+
+
+@pytest.mark.parametrize("text", ['T[1] = """\n"""', "T[1], T[3] = 1, 3"])
+def test_a_table_stays_above_what_cannot_join_it(tmp_path, text):
+    found = grown(tmp_path, code("T = {}"), code(text), code("T[2] = 2"))
+    scope = {}
+    exec(bare(found), scope)
+    assert scope["T"][2] == 2
+
+
 def test_an_entry_stays_where_its_table_cannot_take_it(tmp_path):
     cells = (
         code("T = {1: 2}\nT[2] = 3"),  # no room before the brace
@@ -991,10 +1018,16 @@ def test_the_tools_tangle_themselves():
 
 @pytest.mark.slow
 def test_tools_that_changed_run_again(tmp_path):
-    shutil.copytree(ROOT / "companion", tmp_path / "companion")
-    for name in ("_toc.yml", "intro.md", "chapters"):
-        copy = shutil.copytree if name == "chapters" else shutil.copy
+    """The tools alone are a book, and short beside the whole library."""
+    for name in ("intro.md", "chapters/appendix", "companion/literate"):
+        copy = shutil.copytree if "/" in name else shutil.copy
         copy(ROOT / name, tmp_path / name)
+    for file in (ROOT / "companion").glob("__*__.py"):
+        shutil.copy(file, tmp_path / "companion")
+    pages = [f"- file: chapters/appendix/{page.stem}"
+             for page in sorted((ROOT / "chapters/appendix").glob("*.md"))]
+    (tmp_path / "_toc.yml").write_text("\n".join(
+        ["format: jb-book", "root: intro", "chapters:", *pages]))
     page = tmp_path / "chapters/appendix/tangle.md"
     page.write_text(page.read_text().replace("Tangled from {}", "Woven of {}"
                     ).replace("Tangled from (", "Woven of ("))

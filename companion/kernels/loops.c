@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:e8c895b898dc */
+/* Tangled from activations: edit there, `make tangle`. sha256:dfde8298e0c2 */
 #line 556 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -99,7 +99,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1072 "chapters/tensors/activations.md"
+#line 1074 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {

@@ -1,4 +1,4 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:d2449495a90a */
+/* Tangled from gpu: edit there, `make tangle`. sha256:c1c55eb4113a */
 #line 303 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -160,7 +160,7 @@ extern "C" __global__ void fill(Walk w, A value, T *out)
         out[spot<1>(w, i).at[0]] = (T)value;
 }
 
-#line 713 "chapters/gradients/gpu.md"
+#line 714 "chapters/gradients/gpu.md"
 struct Sum {
     static __device__ A none(A) { return 0; }
     static __device__ A join(A a, A b) { return a + b; }
@@ -171,7 +171,7 @@ struct Max { // of a and a is a, so any value that takes part is neutral
     static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
 };
 
-#line 727 "chapters/gradients/gpu.md"
+#line 728 "chapters/gradients/gpu.md"
 struct Room { A part[8][33]; };
 
 __device__ inline Room &room() // of the block
@@ -196,7 +196,7 @@ template <class F> __device__ A whole(A v)
     return v;
 }
 
-#line 757 "chapters/gradients/gpu.md"
+#line 758 "chapters/gradients/gpu.md"
 template <class F, class R, class S> __device__ void
 rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
@@ -215,7 +215,7 @@ rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 781 "chapters/gradients/gpu.md"
+#line 782 "chapters/gradients/gpu.md"
 // 32 neighbouring results in a block, 8 threads on each.
 template <class F, class R, class S> __device__ void
 columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
@@ -242,7 +242,7 @@ columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 1003 "chapters/gradients/gpu.md"
+#line 1005 "chapters/gradients/gpu.md"
 extern "C" __global__ void iota(i64 n, i64 *out)
 {
     for (EACH(i, n))
@@ -255,7 +255,7 @@ __device__ inline void mix(unsigned &x, unsigned &y, int r)
     y = x ^ (y << r | y >> (32 - r));
 }
 
-#line 1019 "chapters/gradients/gpu.md"
+#line 1021 "chapters/gradients/gpu.md"
 // Threefry-2x32, 20 rounds: two numbers in [0, 1) from one counter.
 extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
 {
@@ -278,7 +278,7 @@ extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
     }
 }
 
-#line 1121 "chapters/gradients/gpu.md"
+#line 1111 "chapters/gradients/gpu.md"
 // An indexed axis: its length, the step along it, the least index.
 struct Axis { i64 n, far, least; };
 
@@ -307,7 +307,7 @@ extern "C" __global__ void gather(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1155 "chapters/gradients/gpu.md"
+#line 1145 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -329,7 +329,7 @@ extern "C" __global__ void scatter(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1540 "chapters/gradients/gpu.md"
+#line 1530 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:0aca889d1ac4
+# Tangled from tangle: edit there, `make tangle`. sha256:464f10c80034
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -36,6 +36,7 @@ from companion.literate.pieces import (
     parse,
     pieces,
     table_entries,
+    tables_of,
     without_decorator,
 )
 from companion.literate.source import (
@@ -114,6 +115,7 @@ class Module:
     imports: dict[str, Import] = field(default_factory=dict)
     reasons: dict[str, Reason] = field(default_factory=dict)
     late: set[str] = field(default_factory=set)  # imported at the end
+    changed: set[str] = field(default_factory=set)  # tables, by statements
 
     @property
     def dotted(self) -> str:
@@ -268,6 +270,7 @@ class Tangler:
         elif table:
             self.put_entry(module, table, piece)
         else:
+            module.changed |= tables_of(piece)
             self.put(module, module.body, piece)
 
     def extend(self, module: Module, piece: Piece) -> None:
@@ -290,11 +293,9 @@ class Tangler:
         """The table of this module that an entry can be printed in."""
         if not is_entry(piece):
             return None
-        name = ast.unparse(piece.node.targets[0].value)
+        (name,) = tables_of(piece)
         entry = self.index.get(name, {}).get(module.file)
-        changed = any(ast.unparse(other.node.target) == name
-                      for other in module.body
-                      if isinstance(other.node, ast.AugAssign))
+        changed = name in module.changed
         if entry and not changed and open_table(entry.piece):
             return entry.piece
         return None

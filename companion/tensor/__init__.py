@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:0a6c7c2c31b8  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:9c82615f358f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from companion.autograd import (
     sweep,
     version,
 )
-from companion.buffer import CPU_MEMORY, Buffer, adopt, text
+from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
 from companion.dtype import DType, as_dtype, bool_, float32, int64
 from companion.ops import (
@@ -180,7 +180,8 @@ class Tensor:
     def __repr__(self) -> str:
         usual = (float32, int64, bool_)
         tail = "" if self.dtype in usual else f", dtype={self.dtype}"
-        body = text(self.device.host(self.buffer), indent=len("Tensor("))
+        host = self.device.host(self.buffer)
+        body = format_array(host, indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
     def __bool__(self) -> bool:

@@ -44,7 +44,8 @@ def chromium(need):
 def visit(chromium, address):
     """`visit("intro.html", width=360)` opens a page in a fresh profile.
 
-    The page's `faults` collect script errors, failed and foreign requests.
+    The page's `faults` collect script errors, failed and foreign requests,
+    its own and those of other tabs of its context.
     """
     contexts = []
 
@@ -57,7 +58,7 @@ def visit(chromium, address):
         )
         contexts.append(context)
         page = context.new_page()
-        page.faults = watch(page, address)
+        page.faults = watch(context, address)
         page.goto(address + path, wait_until="networkidle")
         return page
 
@@ -66,8 +67,8 @@ def visit(chromium, address):
         context.close()
 
 
-def watch(page, address):
-    """A list that fills with what goes wrong on the page."""
+def watch(context, address):
+    """A list that fills with what goes wrong on the context's pages."""
     faults = []
 
     def foreign(request):
@@ -78,7 +79,7 @@ def watch(page, address):
         if response.status >= 400:
             faults.append(f"{response.status}: {response.url}")
 
-    page.on("request", foreign)
-    page.on("response", missing)
-    page.on("pageerror", lambda error: faults.append(f"script: {error}"))
+    context.on("request", foreign)
+    context.on("response", missing)
+    context.on("weberror", lambda e: faults.append(f"script: {e.error}"))
     return faults

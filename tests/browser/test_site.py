@@ -12,11 +12,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ARRAYS = "chapters/tensors/arrays.html"
 BLAS = "chapters/tensors/blas.html"
+ATTENTION = "chapters/gradients/attention.html"
 NOTATION = "chapters/front/notation.html"
 USING = "chapters/front/using.html"
 LAYERS = "chapters/tensors/layers.html"
 VIEW = "source/companion/view.html"
-AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS)
+AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS,
+        ATTENTION)
 LIMIT, LIMIT_WITH_MATH = 1.0e6, 2.2e6
 
 
@@ -65,15 +67,22 @@ def pages_of(site):
 
 
 def test_every_page_on_a_phone(site, address, visit):
+    """While one page comes to rest, the next two are on their way."""
     faults = []
-    page = visit("index.html", width=360)
-    for path in pages_of(site):
-        page.goto(address + path, wait_until="networkidle")
-        math = page.locator("script[src*=mathjax]").count()
-        if weight(page) > (LIMIT_WITH_MATH if math else LIMIT):
-            faults.append(f"{path}: {weight(page) / 1e6:.2f} MB")
-        faults += [f"{path}: {f}" for f in wider_than_window(page)]
-    assert faults + page.faults == []
+    first = visit("index.html", width=360)
+    tabs = [first, first.context.new_page(), first.context.new_page()]
+    paths = pages_of(site)
+    for begin in range(0, len(paths), len(tabs)):
+        opened = list(zip(tabs, paths[begin:]))
+        for tab, path in opened:
+            tab.goto(address + path, wait_until="commit")
+        for tab, path in opened:
+            tab.wait_for_load_state("networkidle")
+            math = tab.locator("script[src*=mathjax]").count()
+            if weight(tab) > (LIMIT_WITH_MATH if math else LIMIT):
+                faults.append(f"{path}: {weight(tab) / 1e6:.2f} MB")
+            faults += [f"{path}: {f}" for f in wider_than_window(tab)]
+    assert faults + first.faults == []
 
 
 def test_figures_stay_legible_on_a_phone(visit):
@@ -380,6 +389,33 @@ def test_widgets_live_on_a_page_opened_as_a_file(site, chromium):
     page.goto((site / "chapters/tensors/blas.html").as_uri())
     page.wait_for_selector(".tt-roofline circle")
     page.close()
+
+
+def test_attention_viewer_by_keyboard(visit):
+    page = visit(ATTENTION)
+    viewer = page.locator(".tt-attention")
+    viewer.locator("input[type=range]").wait_for()
+    rows = viewer.locator("[data-query]")
+    asked, said = rows.last.inner_text().strip(), viewer.locator(".tt-status")
+    assert said.inner_text().startswith(f"{asked} looks at ")
+    viewer.locator("[data-query][tabindex='0']").focus()
+    page.keyboard.press("Home")  # no key of ours
+    for _ in range(rows.count()):
+        page.keyboard.press("ArrowUp")
+    first = rows.first.inner_text().strip()
+    assert said.inner_text().startswith(f"{first} looks at ")
+    viewer.locator("input[type=checkbox]").check()
+    assert said.inner_text() == f"{first} looks at {first} (100 %)"
+    viewer.locator("input[type=checkbox]").uncheck()
+    viewer.locator("input[type=range]").focus()
+    page.keyboard.press("Home")  # no sharpness: all keys alike
+    share = round(100 / rows.count())
+    assert said.inner_text().count(f"({share} %)") == 4
+
+
+def test_attention_viewer_without_scripts(visit):
+    page = visit(ATTENTION, java_script_enabled=False)
+    assert page.locator(".tt-attention table").is_visible()
 
 
 def test_roofline_by_keyboard(visit):

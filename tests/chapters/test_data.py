@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:22713c4bee41
+# Tangled from data: edit there, `make tangle`. sha256:c5b4dca4e8ea
 from __future__ import annotations
 
 import contextlib
@@ -54,6 +54,7 @@ from companion.data import (
 from companion.device import CPU, try_copy_rows
 from companion.dtype import float32, int32, int64, uint8
 from companion.layers import Linear, Sequential
+from companion.literate import message
 from companion.losses import cross_entropy
 from companion.native import POOL
 from companion.ops import GATHER
@@ -377,15 +378,6 @@ def test_a_process_that_dies_is_noticed():
     assert "workers=0" in error.__notes__[0]
     place, loader.dataset.deadly = loader.index, None
     assert next(loader)[0].tolist() == [place]
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        assert type(error) is kind
-        return str(error)
-    raise AssertionError(f"expected {kind.__name__}")
 
 
 def test_bad_input_is_one_clear_error():

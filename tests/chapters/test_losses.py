@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:da88bd2e0c53
+# Tangled from losses: edit there, `make tangle`. sha256:f6b9a22108d8
 from __future__ import annotations
 
 import math
@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from companion.dtype import float16, float64, int32, int64, uint8
+from companion.literate import message
 from companion.losses import bce_with_logits, cross_entropy, mse_loss
 from companion.tensor import Tensor
 from companion.tensor.creation import one_hot, ones, zeros
@@ -17,14 +18,6 @@ def surprise(x, t):
     top = x.max(1, keepdims=True)
     logs = x - top - np.log(np.exp(x - top).sum(1, keepdims=True))
     return -logs[np.arange(len(t)), t], -logs.mean(1)
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("expected an error")
 
 
 def test_cross_entropy_against_numpy():

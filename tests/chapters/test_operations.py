@@ -1,16 +1,15 @@
-# Tangled from operations: edit there, `make tangle`. sha256:d1c1aae3d718
+# Tangled from operations: edit there, `make tangle`. sha256:927b435f640a
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from companion.buffer import adopt
 from companion.device import CPU, Device, threefry
+from companion.literate import message
 from companion.ops import (
     ADD,
     BUFFER,
@@ -77,8 +76,9 @@ def test_words_do_not_see_strides(order, flipped, step):
 def test_the_vocabulary():
     words = [op for family in FAMILIES.values() for op in family]
     assert len(words) == len(set(words)) == 34
-    assert set(DTYPE) == set(words)
-    assert set(SHAPE) == set(words) - {BUFFER}
+    # A later chapter may add a word made of these to the tables.
+    assert set(DTYPE) >= set(words)
+    assert set(SHAPE) >= set(words) - {BUFFER}
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
@@ -102,15 +102,6 @@ def test_an_index_in_the_place_of_any_axis(shape, axis, data):
     assert np.array_equal(back.array, sums)
 
 
-def complaint(kind: type[Exception], act: Callable[[], Any]) -> str:
-    """What an act complains of; an error if it does not."""
-    try:
-        act()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__} was raised")
-
-
 def test_words_refuse_what_they_cannot_mean():
     x, short = adopt(np.ones((2, 3))), adopt(np.ones(3))
     empty, whole = adopt(np.ones((0, 3))), adopt(np.arange(3))
@@ -128,10 +119,9 @@ def test_words_refuse_what_they_cannot_mean():
             (ValueError, "same axes before", GATHER, (x, whole), 1),
             (ValueError, "allows reading", WRITE, (fixed, fixed), None)):
         act = functools.partial(CPU.run, op, *src, arg=arg)
-        assert words in complaint(kind, act), op
-    assert "(..., K, N)" in complaint(
-        ValueError, lambda: SHAPE[MATMUL](x, x, None))
+        assert words in message(act, kind), op
+    assert "(..., K, N)" in message(lambda: SHAPE[MATMUL](x, x, None))
     bare = Device()
     bare.kernels = {}
-    assert "EXP has no kernel on the device cpu" in complaint(
-        NotImplementedError, lambda: bare.run(EXP, x))
+    assert "EXP has no kernel on the device cpu" in message(
+        lambda: bare.run(EXP, x), NotImplementedError)
