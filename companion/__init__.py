@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu: edit there, `make tangle`. sha256:a32480a54b3b  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, attention: edit there, `make tangle`. sha256:7b20dcd24f8f  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from importlib import import_module
 from companion.literate.origin import install
 
 __version__ = "0.1.0"
-EXPORTS: dict[str, str] = {}
 
 
 def __getattr__(name: str):
@@ -28,50 +27,50 @@ def __dir__() -> list[str]:
 
 install()
 
-EXPORTS |= dict.fromkeys(
-    ("Tensor", "from_numpy", "where"), "companion.tensor")
-EXPORTS |= dict.fromkeys((
-    "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
-    "float32", "float64"), "companion.dtype")
-
-EXPORTS |= dict.fromkeys((
-    "Generator", "allclose", "arange", "cat", "eye", "full", "full_like",
-    "linspace", "manual_seed", "one_hot", "ones", "ones_like", "rand",
-    "randint", "randn", "stack", "zeros", "zeros_like"),
-    "companion.tensor")
-
-EXPORTS["set_threads"] = "companion.native"
-
-EXPORTS["gelu"] = "companion.activations"
-EXPORTS["leaky_relu"] = "companion.activations"
-EXPORTS["relu"] = "companion.activations"
-EXPORTS["silu"] = "companion.activations"
-
-EXPORTS |= dict.fromkeys((
-    "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
-    "he", "parameter", "xavier"), "companion.layers")
-
-EXPORTS |= dict.fromkeys((
-    "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses")
-
-EXPORTS["grad"] = "companion.tensor"
-EXPORTS["gradcheck"] = "companion.tensor"
-EXPORTS["no_grad"] = "companion.autograd"
-
-EXPORTS |= dict.fromkeys((
-    "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim")
-
-EXPORTS |= dict.fromkeys((
-    "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
-    "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
-    "warmup_cosine"), "companion.training")
-
-EXPORTS |= dict.fromkeys((
-    "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
-    "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
-    "shakespeare"), "companion.data")
-EXPORTS["randperm"] = "companion.tensor"
-
-EXPORTS["set_float32_matmul_precision"] = "companion.cuda"
-EXPORTS["prefetch"] = "companion.gpu"
-EXPORTS["OutOfMemory"] = "companion.gpu"
+EXPORTS: dict[str, str] = {
+    **dict.fromkeys(("Tensor", "from_numpy"), "companion.tensor"),
+    "where": "companion.tensor.operands",
+    **dict.fromkeys((
+        "bool_", "uint8", "int8", "int32", "int64", "float16", "bfloat16",
+        "float32", "float64"), "companion.dtype"),
+    **dict.fromkeys((
+        "arange", "eye", "full", "full_like", "linspace", "one_hot", "ones",
+        "ones_like", "zeros", "zeros_like"), "companion.tensor.creation"),
+    **dict.fromkeys((
+        "Generator", "manual_seed", "rand", "randint", "randn"),
+        "companion.tensor.random"),
+    **dict.fromkeys((
+        "allclose", "cat", "stack"), "companion.tensor.indexing"),
+    "set_threads": "companion.native",
+    "gelu": "companion.activations",
+    "leaky_relu": "companion.activations",
+    "relu": "companion.activations",
+    "silu": "companion.activations",
+    **dict.fromkeys((
+        "Dropout", "LayerNorm", "Linear", "Module", "RMSNorm", "Sequential",
+        "he", "parameter", "xavier"), "companion.layers"),
+    **dict.fromkeys((
+        "bce_with_logits", "cross_entropy", "mse_loss"), "companion.losses"),
+    "grad": "companion.tensor.gradients",
+    "gradcheck": "companion.tensor.gradients",
+    "no_grad": "companion.autograd",
+    **dict.fromkeys((
+        "Adam", "AdamW", "RMSprop", "SGD", "decay_groups"), "companion.optim"),
+    **dict.fromkeys((
+        "Batches", "EarlyStopping", "LossPlot", "Observer", "ProgressBar",
+        "Trainer", "accuracy", "clip_grad_norm_", "evaluate", "one_cycle",
+        "warmup_cosine"), "companion.training"),
+    **dict.fromkeys((
+        "Arrays", "Compose", "DataLoader", "Dataset", "Normalize",
+        "RandomFlip", "RandomShift", "cifar10", "collate", "mnist", "names",
+        "shakespeare"), "companion.data"),
+    "randperm": "companion.tensor.random",
+    "set_float32_matmul_precision": "companion.cuda",
+    "prefetch": "companion.gpu",
+    "OutOfMemory": "companion.gpu",
+    **dict.fromkeys(
+        ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
+    **dict.fromkeys((
+        "MultiHeadAttention", "attention_weights", "causal_mask",
+        "scaled_dot_product_attention"), "companion.attention"),
+}

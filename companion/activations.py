@@ -1,9 +1,10 @@
-# Tangled from activations: edit there, `make tangle`. sha256:681a4cb46597
+# Tangled from activations: edit there, `make tangle`. sha256:5428ae09c066
 from __future__ import annotations
 
 import math
 
-from companion.tensor import Tensor, narrowed, where, widened
+from companion.tensor import Tensor
+from companion.tensor.operands import narrowed, where, widened
 
 
 def leaky_relu(x: Tensor, slope: float = 0.01) -> Tensor:

@@ -1,15 +1,18 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:c60007a28d72
+# Tangled from autograd, attention: edit there, `make tangle`. sha256:39b553d0b854  # noqa: E501
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, NoReturn
 
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     DIV,
     EQUAL,
@@ -19,6 +22,7 @@ from companion.ops import (
     FLIP,
     GATHER,
     IDIV,
+    IOTA,
     LESS,
     LOG,
     MATMUL,
@@ -201,7 +205,7 @@ def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
     return hits * (g / hits.sum(axes, keepdim=True))
 
 
-GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
+GRADIENT: dict[Op, Iterable[Rule | None]] = {
     EXP: (lambda g, y, x, _: g * y,),
     LOG: (lambda g, y, x, _: g / x,),
     SIN: (lambda g, y, x, _: g * x.cos(),),
@@ -256,10 +260,11 @@ GRADIENT: dict[Op, tuple[Rule | None, ...]] = {
     MATMUL: (lambda g, y, a, b, _: g @ b.mT,
              lambda g, y, a, b, _: (g.mT @ a).mT),
     GATHER: (
-        lambda g, y, x, at, _: g.apply(SCATTER, g, at, arg=x.shape[0]),
+        lambda g, y, x, at, axis: g.apply(
+            SCATTER, g, at, arg=(axis, x.shape[axis])),
         None),
     SCATTER: (
-        lambda g, y, x, at, _: g.apply(GATHER, g, at),
+        lambda g, y, x, at, arg: g.apply(GATHER, g, at, arg=arg[0]),
         None),
 }
 
@@ -347,3 +352,78 @@ NEEDS |= {
     MATMUL: ((1,), (0,)), WHERE: ((), (0,), (0,)),
     GATHER: ((1,), ()), SCATTER: ((1,), ()),
 }
+
+
+class Jointly:
+    """An entry of GRADIENT whose rules share one computation.
+
+    `rule(g, y, *operands, arg)` answers the gradients of the first
+    `count` operands; those behind them have none.
+    """
+
+    def __init__(self, rule: Callable[..., Sequence[Any]], count: int):
+        self.rule, self.count = rule, count
+
+    def __iter__(self) -> Iterator[Rule]:
+        # Anew for each record, so that nothing outlives its gradients.
+        found: list[Any] = []
+
+        def share(i: int, *values: Any) -> Any:
+            found[:] = found or self.rule(*values)
+            return found[i]
+        return iter([partial(share, i) for i in range(self.count)])
+
+
+def attention_gradients(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
+                        arg: Any) -> Sequence[Any]:
+    """The gradients of q, k and v, cut out of one tensor."""
+    n, s = q.shape[-2], k.shape[-2]
+    rows = g.apply(ATTENTION_GRADIENT, g, y, q, k, v, mask, arg=arg)
+    return (rows[..., :n, :], rows[..., n:n + s, :], rows[..., n + s:, :])
+
+
+GRADIENT |= {ATTENTION: Jointly(attention_gradients, 3)}
+NEEDS |= {ATTENTION: ((0, 1, 2, 3, RESULT),) * 3}
+
+
+def seen_by(mask: Any, causal: bool) -> Any:
+    """`mask`, and where `causal` also that no key comes after its query."""
+    if not causal:
+        return mask
+    at, key = [mask.apply(IOTA, arg=n, device=mask.device)
+               for n in mask.shape[-2:]]
+    return mask & (key <= at.unsqueeze(1))
+
+
+def second_attention_gradients(
+        up: Any, _: Any, g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
+        arg: Any) -> Sequence[Any]:
+    """Of ATTENTION_GRADIENT, through all the weights: g, y, q, k and v."""
+    (scale, causal), n, s = arg, q.shape[-2], k.shape[-2]
+    a, b, c = up[..., :n, :], up[..., n:n + s, :], up[..., n + s:, :]
+    dy, rest = g[..., :-1], g[..., -1:]
+    means, logarithm = y[..., :-1], y[..., -1:]
+    scores = (q * scale) @ k.mT - logarithm
+    p = scores.masked_fill(~seen_by(mask, causal), -math.inf).exp()
+    # The rule in question: dq = ds k, dk = dsᵀ q and dv = pᵀ dy.
+    slope = scale * (dy @ v.mT - (dy * means).sum(-1, keepdim=True) + rest)
+    ds, to_ds = p * slope, a @ k.mT + q @ b.mT
+    to_slope = to_ds * p * scale
+    to_scores = (to_ds * slope + dy @ c.mT) * p
+    all_slopes = to_slope.sum(-1, keepdim=True)
+    return (joined(to_slope @ v - all_slopes * means + p @ c, all_slopes),
+            joined(-all_slopes * dy, -to_scores.sum(-1, keepdim=True)),
+            to_scores @ k * scale + ds @ b,
+            to_scores.mT @ q * scale + ds.mT @ a, to_slope.mT @ dy)
+
+
+def joined(rows: Any, last: Any) -> Any:
+    """`rows` with one more column."""
+    none = ((0, 0, 1),) * (rows.ndim - 1)
+    width = rows.shape[-1]
+    return (rows.apply(PAD, rows, arg=(*none, (0, 1, 1)))
+            + rows.apply(PAD, last, arg=(*none, (width, 0, 1))))
+
+
+GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
+NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5),) * 5}

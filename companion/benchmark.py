@@ -1,4 +1,4 @@
-# Tangled from blas, autograd: edit there, `make tangle`. sha256:73d05ab2541b
+# Tangled from blas, autograd: edit there, `make tangle`. sha256:5f615f1ced87
 """What the framework costs beside the one that people use."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
-from companion.tensor import randn
+from companion.tensor.random import randn
 from companion.timing import MISSING, compare, stamp
 
 

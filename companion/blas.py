@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:5af6f8bcd71a
+# Tangled from blas: edit there, `make tangle`. sha256:1df6c69d0c13
 from __future__ import annotations
 
 import ctypes
@@ -54,6 +54,9 @@ POLICIES = {  # bytes in a vector: depth, chunk, near, pack, copy, room
 }
 
 MR, MC = 6, 144  # as in kernels/sgemm.c
+# Multiply-adds. Measured: a second thread gains nothing at 64 cubed, and a
+# quarter of the time at 72 cubed. Between them asking costs what it saves.
+WORTH_SHARING = 300_000
 
 
 def ceil(a: int, b: int) -> int:
@@ -66,6 +69,8 @@ def cut(m: int, tasks: int, threads: int,
     strips = max(ceil(m, MR), 1)
     # At least one for each thread: at neighbouring panels of the same
     # rows, two would fight over the cache lines where the panels meet.
+    # 4 tasks a thread: of one that is held up, the others wait for a quarter
+    # of its share. 8 strips: they share a panel that one of them fetched.
     wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
     chunks = max(min(wanted, strips // 8), 1) if threads > 1 else 1
     if m > chunks * most:
@@ -112,7 +117,7 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     k = k if alpha else 0  # 0 times anything, unread
     (ra, ca), (rb, cb), (rc, cc) = [v.strides[-2:] for v in (a, b, c)]
     axes, stack = stack_axes(a, b, c), math.prod(c.shape[:-2])
-    threads = threads if stack * m * n * k > 300_000 else 1
+    threads = threads if stack * m * n * k > WORTH_SHARING else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
     pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
     copy = stack == 1 and prefer_packing(a, n, how)
@@ -243,11 +248,11 @@ def matmul(c: Buffer, a: Buffer, b: Buffer, _: None = None) -> None:
     # Rounded once, at the end: halves would lose digits at every addition,
     # and bytes overflow at the first.
     total = Buffer.empty(c.shape, dtype)
-    gemm(total, widened(a, dtype), widened(b, dtype))
+    gemm(total, cast_copy(a, dtype), cast_copy(b, dtype))
     np.copyto(c.array, total.array, casting="unsafe")
 
 
-def widened(x: Buffer, dtype: DType) -> Buffer:
+def cast_copy(x: Buffer, dtype: DType) -> Buffer:
     """A copy of x in another dtype."""
     wide = Buffer.empty(x.shape, dtype)
     np.copyto(wide.array, x.array, casting="unsafe")

@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:60c1958b95bf  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:ef9472a08bb1  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Buffer:
         return self if self.view.is_dense else self.copy()
 
     def __str__(self) -> str:
-        return text(self)
+        return format_array(self)
 
     def __repr__(self) -> str:
         shape, strides, offset = self.view
@@ -193,8 +193,8 @@ def brackets(axes: list[list[int | None]], write: Callable[..., str],
 PYTHON: dict[str, type] = {"b": bool, "u": int, "i": int, "f": float}
 
 
-def text(buffer: Buffer, indent: int = 0, threshold: int = 1000,
-         edge: int = 3) -> str:
+def format_array(buffer: Buffer, indent: int = 0, threshold: int = 1000,
+                 edge: int = 3) -> str:
     """The elements in brackets; more than `threshold` are summarised."""
     if buffer.view.size == 0:
         return f"[], shape={buffer.shape}"

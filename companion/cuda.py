@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:029c74b7489b  # noqa: E501
+# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:74a7032a4a9c  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -94,8 +94,9 @@ class Program:
 
 EMULATOR = "kernels/emulator.h"
 # -O1: it is the compiler that takes the time here; the pass after it is
-# the one that makes fused multiply-adds, as a card does.
-# A fortified longjmp refuses to go to another stack, and ours always do.
+# the one that makes fused multiply-adds, as a card does. A fortified
+# longjmp ends the process where it would go to another stack, and ours
+# always do. (Tried: "longjmp causes uninitialized stack frame".)
 EMULATED = ("-O1", "-fexpensive-optimizations", "-std=c++17",
             "-Wno-narrowing", "-fno-exceptions", "-fno-rtti",
             "-fno-threadsafe-statics", "-U_FORTIFY_SOURCE")
@@ -117,6 +118,7 @@ def emulated(source: str, *flags: str) -> ctypes.PyDLL:
         *map(ENTRY.format, kernel_names(source))])
     try:
         # PyDLL keeps Python's lock: one emulator serves one thread at a time.
+        # With CDLL, three threads that launch end the process.
         return ctypes.PyDLL(str(build(whole, *EMULATED, *flags)))
     except CompileError as error:
         raise CompileError(original(source, str(error))) from None

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:45593aaf0e83
+# Tangled from data: edit there, `make tangle`. sha256:c4d5678047bb
 from __future__ import annotations
 
 import contextlib
@@ -33,7 +33,8 @@ from tqdm import tqdm
 from companion.device import LOW, threefry
 from companion.dtype import float32, uint8
 from companion.native import cache, tell
-from companion.tensor import Generator, Tensor, from_numpy, rand, randperm
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.random import Generator, rand, randperm
 from companion.training import Batches
 
 STROKES = (
@@ -357,7 +358,8 @@ class Chance:
 
     def __call__(self, k: int = 1) -> np.ndarray:
         columns = np.arange(self.next, self.next + k, dtype=np.uint32)
-        # By the call and not by k: what a call draws moves no later one.
+        # Up to 2**20 numbers a call: what it draws then moves no later one,
+        # and a longer call does.
         self.next += max(k, 1 << 20)
         words, _ = threefry(self.key, self.examples, columns)
         # 24 bits: with more, float32 would round the last ones up to 1.
@@ -807,7 +809,7 @@ jean john kathleen kurt leonhard lise marie mary maurice noam norbert
 pierre rosalind sofia stephen thomas warren walter""".replace(" ", "\n")}
 
 
-def text(name: str) -> str:
+def load_text(name: str) -> str:
     """A text by its file's name, or a few lines to go on with."""
     try:
         return obtain(name).decode()
@@ -818,9 +820,9 @@ def text(name: str) -> str:
 
 def shakespeare() -> str:
     """A megabyte of Shakespeare's plays (Karpathy 2015)."""
-    return text("tinyshakespeare/input.txt")
+    return load_text("tinyshakespeare/input.txt")
 
 
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
-    return text("names/names.txt").split()
+    return load_text("names/names.txt").split()

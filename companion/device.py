@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu: edit there, `make tangle`. sha256:c1eead2afddd  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:d87f418ad6e0  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import struct
 import threading
 from collections.abc import Callable
 from importlib import import_module
+from itertools import chain
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -23,6 +24,8 @@ from companion.native import POOL, kernel_or_tell
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -159,39 +162,61 @@ def pad(out: Buffer, x: Buffer, margins: Any) -> None:
     copy(out.moved(out.view.shrink(inner)), x)
 
 
-def check_index(op: Op, index: Buffer, n: int) -> None:
-    values = index.array
+def least_index(axis: int, n: int) -> int:
+    """Along the first axis an index may count back from the end."""
+    return 0 if axis else -n
+
+
+def check_index(op: Op, index: Buffer, axis: int, n: int) -> None:
+    values, least = index.array, least_index(axis, n)
     if values.size == 0:
         return
     low, high = [values.item(i) for i in (values.argmin(), values.argmax())]
-    if low < -n or high >= n:
-        allowed = f"{-n} to {n - 1}" if n else "none"
+    if low < least or high >= n:
+        allowed = f"{least} to {n - 1}" if n else "none"
         raise IndexError(
-            f"{op}: the index {low if low < -n else high} is out of "
+            f"{op}: the index {low if low < least else high} is out of "
             f"range; an axis of length {n} allows {allowed} (axes indexed "
             f"together count as one)")
 
 
-def take_rows(out: Buffer, x: Buffer, index: Buffer, _: None) -> None:
+def in_rows(index: Buffer, axis: int, n: int) -> np.ndarray:
+    """The index into the rows of `axis` and of those it shares."""
+    if not axis:
+        return index.array
+    shared = index.shape[:axis]
+    starts = (n * np.arange(math.prod(shared))).reshape(shared)
+    return index.array + np.expand_dims(
+        starts, tuple(range(axis, len(index.shape))))
+
+
+def take_rows(out: Buffer, x: Buffer, index: Buffer, axis: int) -> None:
     """The kernel of GATHER: large batches of dense rows by the pool."""
-    dense, large = x.array.flags.c_contiguous, out.array.nbytes > 1 << 17
-    if (large and dense and index.dtype is int64
+    n, large = x.shape[axis], out.array.nbytes > 1 << 17
+    if (large and not axis and x.view.is_dense and index.dtype is int64
             and try_copy_rows(out, x, index.dense())):
         return
-    check_index(GATHER, index, x.shape[0])
-    if dense:
-        x.array.take(index.array, 0, out.array, "wrap")
+    check_index(GATHER, index, axis, n)
+    rows = x.array.reshape(
+        (math.prod(x.shape[:axis + 1]), *x.shape[axis + 1:]))
+    if rows.flags.c_contiguous:
+        rows.take(in_rows(index, axis, n), 0, out.array, "wrap")
     else:
-        np.copyto(out.array, x.array[index.array])
+        np.copyto(out.array, rows[in_rows(index, axis, n)])
 
 
-def scatter(out: Buffer, x: Buffer, index: Buffer, n: int) -> None:
-    check_index(SCATTER, index, n)
-    sums = np.zeros(out.shape, accumulator_dtype(x.dtype))
+def scatter(out: Buffer, x: Buffer, index: Buffer,
+            arg: tuple[int, int]) -> None:
+    axis, n = arg
+    check_index(SCATTER, index, axis, n)
+    rows = math.prod(out.shape[:axis + 1])
+    sums = np.zeros((rows, *out.shape[axis + 1:]),
+                    accumulator_dtype(x.dtype))
     # Not sums[index] += x, which adds once where a place is named twice.
     # In the dtype of the sums: between two dtypes add.at is slow.
-    np.add.at(sums, index.array, x.array.astype(sums.dtype, copy=False))
-    np.copyto(out.array, sums, casting="unsafe")
+    np.add.at(sums, in_rows(index, axis, n),
+              x.array.astype(sums.dtype, copy=False))
+    np.copyto(out.array, sums.reshape(out.shape), casting="unsafe")
 
 
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -249,6 +274,27 @@ def write(out: Buffer, _: Buffer, value: Buffer, arg: None) -> None:
     copy(out, value)
 
 
+class Like(NamedTuple):
+    """What the tables need to know of an operand."""
+
+    shape: Shape
+    dtype: DType
+
+
+@functools.lru_cache(maxsize=4096)
+def outcome(op: Op, arg: Any,
+            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
+    """The shape and dtype of what `op` makes of such operands."""
+    operands = [Like(*kind) for kind in src]
+    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
+
+
+# Infinity and NaN are answers. To enter a context in which NumPy is silent
+# costs next to nothing; np.errstate would be paid for by every call.
+QUIET = contextvars.copy_context()
+QUIET.run(np.seterr, all="ignore")
+
+
 def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
     """Whether the compiled `rows` has copied x[at] to `out`."""
     rows, n = row_copier(), at.view.size
@@ -294,31 +340,11 @@ KERNELS: dict[Op, Callable[..., None]] = {
     GATHER: take_rows,
     SCATTER: scatter,
     RANDOM: random,
+    CONST: const,
+    IOTA: iota,
+    WRITE: write,
     MATMUL: matmul,
 }
-
-KERNELS[CONST], KERNELS[IOTA], KERNELS[WRITE] = const, iota, write
-
-
-class Like(NamedTuple):
-    """What the tables need to know of an operand."""
-
-    shape: Shape
-    dtype: DType
-
-
-@functools.lru_cache(maxsize=4096)
-def outcome(op: Op, arg: Any,
-            *src: tuple[Shape, DType]) -> tuple[Shape, DType]:
-    """The shape and dtype of what `op` makes of such operands."""
-    operands = [Like(*kind) for kind in src]
-    return SHAPE[op](*operands, arg), DTYPE[op](*operands, arg)
-
-
-# Infinity and NaN are answers. To enter a context in which NumPy is silent
-# costs next to nothing; np.errstate would be paid for by every call.
-QUIET = contextvars.copy_context()
-QUIET.run(np.seterr, all="ignore")
 
 
 class Device:
@@ -329,7 +355,8 @@ class Device:
     from and to the host, and, if it replays programs, a `feed`. All
     else is shared. Of a buffer it needs the `view` (shape, strides and
     offset in elements; dense or not), the `dtype`, and the `storage`,
-    whose `version` counts writes and whose `writable` allows them.
+    whose `version` counts writes and whose `writable` allows them. Where
+    memory may be planned again, subclasses keep no `array`, no `address`.
     """
 
     name = "cpu"
@@ -448,7 +475,8 @@ def walk(threads: int, *views: View) -> bytes | None:
                                    or min(step) < 0):
         return None
     rest = [0] * (3 - len(views))  # without a second operand
-    # In a smaller array, waking the threads takes longer than the work.
+    # Measured: of two threads 16,384 sums are done no sooner than of one,
+    # 32,768 are. In a smaller array, asking costs what the threads save.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
                      threads if size > 1 << 15 else 1, POOL.address)
 
@@ -541,12 +569,12 @@ def reduction_params(x: View, out: View, threads: int) -> bytes | None:
     if more or rest or near != 1:
         return None
     n, step, _ = axes[folded[0]]
-    # By the shape, never by the threads: a sum has the same bits on any
-    # number of them. 4096 is the room for pieces in C.
+    # By the shape, not by the threads: the bits stay the same. 4096 is C's
+    # room for pieces; 8192 elements take longer than to fetch and join one.
     wanted = min(x.size >> 13, 4096 // out.size, 64)
     pieces = wanted if outer * ceil(inner, 32) < 16 and wanted > 1 else 1
     return FOLD.pack(outer, n, inner, far, step, min(pieces, n),
-                     threads if x.size > 1 << 15 else 1, POOL.address)
+                     threads if x.size > 4 << 13 else 1, POOL.address)
 
 
 @functools.cache
@@ -586,3 +614,98 @@ MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,
                     after_in_parent=MAKING.release,
                     after_in_child=MAKING.release)
+
+
+def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,
+               arg: tuple[float, bool]) -> tuple[np.ndarray, np.ndarray]:
+    """The weights of attention, and the logarithms of their sums."""
+    scale, causal = arg
+    seen = mask & np.tri(*mask.shape[-2:], dtype=np.bool_) if causal else mask
+    scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
+    top = scores.max(-1, keepdims=True, initial=-np.inf)
+    e = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = e.sum(-1, keepdims=True)
+    return e / np.where(total == 0, 1, total), top + np.log(total)
+
+
+def numpy_attention(out: Buffer, q: Buffer, k: Buffer, v: Buffer,
+                    mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION with all weights in memory: without a C compiler."""
+    weights, logarithm = weights_of(q.array, k.array, mask.array, arg)
+    out.array[..., :-1] = weights @ v.array
+    out.array[..., -1:] = logarithm
+
+
+def numpy_attention_back(
+        out: Buffer, g: Buffer, y: Buffer, q: Buffer, k: Buffer, v: Buffer,
+        mask: Buffer, arg: tuple[float, bool]) -> None:
+    """ATTENTION_GRADIENT, likewise."""
+    weights, _ = weights_of(q.array, k.array, mask.array, arg)
+    dy, means, rest = g.array[..., :-1], y.array[..., :-1], g.array[..., -1:]
+    delta = (dy * means).sum(-1, keepdims=True) - rest
+    ds = weights * (dy @ v.array.swapaxes(-1, -2) - delta) * arg[0]
+    out.array[...] = np.concatenate([
+        ds @ k.array, ds.swapaxes(-1, -2) @ q.array,
+        weights.swapaxes(-1, -2) @ dy], axis=-2)
+
+
+HEADS = struct.Struct("10q40qqd")
+CREW = struct.Struct("qP")  # threads, and the pool they come from
+WIDEST = 256  # MOST in kernels/attention.c
+
+
+@functools.lru_cache(maxsize=4096)
+def attention_layout(q: View, k: View, v: View, mask: View, scale: float,
+                     causal: bool) -> bytes:
+    """The sizes and steps with which a `struct attention` begins."""
+    *stack, n, d = q.shape
+    axes = coalesce(zip(stack, *[x.strides[:-2] for x in (q, k, v, mask)]))
+    if len(axes) > 8:
+        raise ValueError(f"ATTENTION: {len(axes)} axes before the last two "
+                         f"of {q.shape}; expected at most 8: flatten")
+    steps = [x.strides[-2] for x in (q, k, v, mask)]
+    return HEADS.pack(
+        math.prod(stack), n, k.shape[-2], d, *steps, mask.strides[-1],
+        len(axes), *chain(*axes), *[0] * (40 - 5 * len(axes)), causal, scale)
+
+
+def side_by_side(x: Buffer) -> Buffer:
+    """Itself where the elements of a row lie side by side, else a copy."""
+    return x if x.view.strides[-1] == 1 else x.copy()
+
+
+@functools.cache
+def attender(name: str, dtype: DType, addresses: int) -> Any:
+    """A function of kernels/attention.c; None without a C compiler."""
+    library = compiled("kernels/attention.c", dtype)
+    if library is None:
+        return None
+    function: Any = unchecked(library, name, addresses)
+    function.restype = ctypes.c_int  # whether there was memory enough
+    return function
+
+
+def attends(name: str, otherwise: Kernel) -> Kernel:
+    """A kernel in C of (…, q, k, v, mask), or `otherwise`."""
+    def kernel(out: Buffer, *src: Any) -> None:
+        *before, q, k, v, mask, arg = src
+        function = attender(name, out.dtype, len(src))
+        if function is None or q.shape[-1] > WIDEST:
+            otherwise(out, *src)
+            return
+        q, k, v = map(side_by_side, (q, k, v))
+        job = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+        small = q.view.size * k.shape[-2] < 1 << 18
+        job += CREW.pack(1 if small else POOL.threads, POOL.address)
+        # By name, so that copies live until C has read them.
+        dense = [x.dense() for x in before]
+        if not function(job, *[x.address for x in (
+                *dense, q, k, v, mask, out)]):
+            raise MemoryError(f"ATTENTION: no memory for the gradients of a "
+                              f"head of {k.shape[-2]:,} keys")
+    return kernel
+
+
+KERNELS |= {ATTENTION: attends("attend", numpy_attention),
+            ATTENTION_GRADIENT: attends("attend_back",
+                                       numpy_attention_back)}

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:ea73aaf89bdf
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:6511a0162914
 from __future__ import annotations
 
 import functools
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from companion.blas import ceil
 from companion.buffer import Buffer, Storage, adopt, strides_of
 from companion.cuda import (
     CUBLAS,
@@ -22,7 +23,14 @@ from companion.cuda import (
     spoken,
 )
 from companion.data import ahead
-from companion.device import CPU, READERS, Device, named
+from companion.device import (
+    CPU,
+    READERS,
+    Device,
+    attention_layout,
+    least_index,
+    named,
+)
 from companion.dtype import (
     DType,
     as_dtype,
@@ -39,6 +47,8 @@ from companion.dtype import (
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     CONST,
     DIV,
@@ -67,7 +77,9 @@ from companion.ops import (
     WRITE,
     Op,
 )
-from companion.tensor import Tensor, rand, randn, where, wrap
+from companion.tensor import Tensor, wrap
+from companion.tensor.operands import where
+from companion.tensor.random import rand, randn
 from companion.timing import best, burst, stamp, steadiest, turns
 from companion.view import Shape, View, coalesce
 
@@ -171,16 +183,16 @@ class GPU(Device):
 
     @functools.cached_property
     def fault(self) -> Buffer:
-        """Where kernels note a wrong index: whether, which, of how many."""
-        return self.adopt(np.zeros(3, np.int64))
+        """Where kernels note a wrong index: whether, which; the axis."""
+        return self.adopt(np.zeros(4, np.int64))
 
-    def indexed(self, kernel: str, shape: Shape, n: int, far: int,
+    def indexed(self, kernel: str, shape: Shape, axis: np.ndarray,
                 *walked: Walked) -> None:
         """Let an indexing kernel walk result, index and source."""
         steps = [s + (0,) * (len(shape) - len(s)) for _, s in walked]
         program(self.card, walked[-1][0].dtype)[kernel](
             self.blocks(math.prod(shape)), THREADS, walk(shape, *steps),
-            np.int64(n), np.int64(far), self.fault.address,
+            axis[()], self.fault.address,
             *[buffer.address for buffer, _ in walked])
         self.asked = True
 
@@ -190,12 +202,12 @@ class GPU(Device):
             return
         # First, for `host` will ask again while it fetches the note.
         self.asked = False
-        wrong, index, n = self.host(self.fault).array.tolist()
+        wrong, index, n, least = self.host(self.fault).array.tolist()
         if wrong:
             fill(self, self.fault, 0)
             raise IndexError(
                 f"GATHER or SCATTER: the index {index} is out of range; an "
-                f"axis of length {n} allows {-n} to {n - 1} (found on "
+                f"axis of length {n} allows {least} to {n - 1} (found on "
                 f"{self} some operations ago)")
 
     def share(self, source: Any) -> Buffer:
@@ -476,31 +488,40 @@ LAUNCH[PAD], LAUNCH[WRITE] = pad_on, write_on
 
 Walked = tuple[Buffer, tuple[int, ...]]  # a buffer, and its steps
 
+AXIS = np.dtype([("n", "i8"), ("far", "i8"), ("least", "i8")])
 
-def stretched(gpu: GPU, index: Buffer) -> tuple[Walked, tuple[int, ...]]:
-    """An index in 64 bits, and steps of nothing along its axes."""
+
+def in_table(table: Buffer, index: Buffer,
+             axis: int) -> tuple[np.ndarray, Walked]:
+    """The indexed axis, and the table's steps without it."""
+    n, steps = table.shape[axis], table.view.strides
+    still = (0,) * (len(index.shape) - axis)
+    return (np.array((n, steps[axis], least_index(axis, n)), AXIS),
+            (table, steps[:axis] + still + steps[axis + 1:]))
+
+
+def wide_index(gpu: GPU, index: Buffer) -> Walked:
+    """An index in 64 bits, and its steps."""
     if index.dtype is not int64:
         index = gpu.run(CAST, index, arg=int64)
-    return (index, index.view.strides), (0,) * len(index.shape)
+    return index, index.view.strides
 
 
 def gather_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
-              _: None) -> None:
-    walked, still = stretched(gpu, index)
-    far, *steps = x.view.strides
-    gpu.indexed("gather", out.shape, x.shape[0], far,
-                (out, out.view.strides), walked, (x, (*still, *steps)))
+              axis: int) -> None:
+    indexed, table = in_table(x, index, axis)
+    gpu.indexed("gather", out.shape, indexed, (out, out.view.strides),
+                wide_index(gpu, index), table)
 
 
 def scatter_on(gpu: GPU, out: Buffer, x: Buffer, index: Buffer,
-               n: int) -> None:
-    walked, still = stretched(gpu, index)
+               arg: tuple[int, int]) -> None:
     # Wide, as in a fold; and a card of 2018 cannot add a bfloat16 atomically.
     sums = gpu.empty(out.shape, TYPES[x.dtype].total)
     fill(gpu, sums, 0)
-    far, *steps = sums.view.strides
-    gpu.indexed("scatter", x.shape, n, far, (sums, (*still, *steps)),
-                walked, (x, x.view.strides))
+    indexed, table = in_table(sums, index, arg[0])
+    gpu.indexed("scatter", x.shape, indexed, table,
+                wide_index(gpu, index), (x, x.view.strides))
     copy_on(gpu, out, sums)
 
 
@@ -730,3 +751,54 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield common | {"unit": "GB/s"} | line
     for line in products(device, side):
         yield common | {"unit": "TFLOP/s"} | line
+
+
+@functools.cache
+def attention_program(card: Any, dtype: DType, width: int) -> Program:
+    """kernels/attention.cu for heads of one width."""
+    return card.compile(kernel_text("kernels/attention.cu"),
+                        f"-DREAL={TYPES[dtype].memory}", f"-DWIDTH={width}")
+
+
+SIZES_OF_HEADS = np.dtype([
+    ("sizes", "i8", 10), ("axis", "i8", (8, 5)), ("causal", "i8"),
+    ("scale", "f8")])
+
+
+def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
+    """The program, a `struct Heads` and the operands' addresses."""
+    q, k, v, mask, arg = src
+    q, k, v = [x if x.view.strides[-1] == 1 else
+               gpu.run(CAST, x, arg=x.dtype) for x in (q, k, v)]
+    layout = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+    made = attention_program(gpu.card, q.dtype, q.shape[-1])
+    heads = np.frombuffer(layout, SIZES_OF_HEADS)[0]
+    return made, heads, (q, k, v, mask)
+
+
+def attend_on(gpu: GPU, out: Buffer, *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n = heads["sizes"][:2].tolist()
+    if out.view.size:
+        made["attend"]((count, ceil(n, 32)), (32, 8), heads,
+                       *[x.address for x in operands], out.address)
+
+
+def attend_back_on(gpu: GPU, out: Buffer, g: Buffer, y: Buffer,
+                   *src: Any) -> None:
+    made, heads, operands = heads_on(gpu, *src)
+    count, n, keys = heads["sizes"][:3].tolist()
+    if not g.view.is_dense:
+        g = gpu.run(CAST, g, arg=g.dtype)
+    delta = gpu.empty((count, n), g.dtype)
+    block = 32, 8
+    if count * n:
+        made["deltas"]((count, ceil(n, 8)), block, np.int64(n), g.address,
+                       y.address, delta.address)
+    given = [x.address for x in (g, y, delta, *operands, out)]
+    for name, rows in (("attend_queries", n), ("attend_keys", keys)):
+        if count * rows:
+            made[name]((count, ceil(rows, 32)), block, heads, *given)
+
+
+LAUNCH[ATTENTION], LAUNCH[ATTENTION_GRADIENT] = attend_on, attend_back_on

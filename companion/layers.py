@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:9ddb9fadead9
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:3e61d80c87ec
 from __future__ import annotations
 
 import math
@@ -9,20 +9,11 @@ import numpy as np
 
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    detached,
-    narrowed,
-    ones,
-    rand,
-    randn,
-    unpack_ints,
-    where,
-    widened,
-    zeros,
-)
+from companion.tensor import Tensor, unpack_ints
+from companion.tensor.creation import ones, zeros
+from companion.tensor.operands import narrowed, where, widened
+from companion.tensor.random import GENERATOR, Generator, rand, randn
+from companion.tensor.reductions import detached
 
 
 class Module:

@@ -1,4 +1,4 @@
-# Tangled from losses: edit there, `make tangle`. sha256:7472815ad53b
+# Tangled from losses: edit there, `make tangle`. sha256:15ddbcd0d556
 from __future__ import annotations
 
 import math
@@ -6,15 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from companion.dtype import DType, int64
-from companion.tensor import (
-    Tensor,
-    arange,
-    as_float,
-    detached,
-    same_dtype,
-    where,
-    widened,
-)
+from companion.ops import GATHER
+from companion.tensor import Tensor
+from companion.tensor.operands import as_float, same_dtype, where, widened
+from companion.tensor.reductions import detached
 
 
 def check_tensors(name: str, x: Any, target: Any) -> None:
@@ -86,40 +81,26 @@ def shifted_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
     return shifted, shifted.exp().sum(-1).log()
 
 
+def pick_classes(x: Tensor, target: Tensor) -> Tensor:
+    """The element of each row of x (…, C) that target (…) names."""
+    rows = x.reshape(-1, x.shape[-1])
+    try:
+        found = Tensor.apply(GATHER, rows, target.reshape(-1), arg=1)
+    except IndexError as error:
+        raise IndexError(
+            f"cross_entropy: targets must lie in 0 … {x.shape[-1] - 1} or "
+            f"be ignore_index ({error})") from None
+    return found.reshape(target.shape)
+
+
 def label_loss(x: Tensor, target: Tensor, smoothing: float) -> Tensor:
     """The surprise (…) of logits x (…, C) at the classes (…)."""
     shifted, log_sum = shifted_logsumexp(x)
-    starts = arange(0, x.size, x.shape[-1], device=x.device)
-    places = starts.reshape(target.shape) + target
-    score = shifted.flatten()[places]
+    score = pick_classes(shifted, target)
     if smoothing:
         mean = shifted.mean(-1)
         score = score * (1 - smoothing) + mean * smoothing
     return log_sum - score
-
-
-def labels_of(x: Tensor, target: Tensor,
-              ignore_index: int) -> tuple[Tensor, Tensor]:
-    """The class of each row, 0 where it is ignored; and which count."""
-    # Wide before it is compared: -100 is not a byte.
-    target, classes = target.to(int64), x.shape[-1]
-    counted = target != ignore_index
-    labels = where(counted, target, 0)
-    # A class is its own remainder; a negative or too large one is not.
-    bad = labels % classes != labels
-    if bad.sum().item():
-        raise IndexError(
-            f"cross_entropy: targets must lie in 0 … {classes - 1} or be "
-            f"ignore_index, {ignore_index}; got {labels[bad].tolist()[:5]}")
-    return labels, counted
-
-
-def no_ignored_targets(x: Tensor, target: Tensor, ignore_index: int) -> bool:
-    """Whether every target is a class, and none is ignored."""
-    labels, classes = target.numpy(), x.shape[-1]
-    low, high = labels.min(initial=0), labels.max(initial=0)
-    inside = low >= 0 and high < classes
-    return inside and not 0 <= ignore_index < classes
 
 
 def share_loss(x: Tensor, share: Tensor, smoothing: float) -> Tensor:
@@ -166,11 +147,10 @@ def cross_entropy(x: Tensor, target: Tensor, ignore_index: int = -100,
                              "of them is a class; leave it out")
         loss = share_loss(wide, widened(target), label_smoothing)
         return apply_reduction(loss, reduction, dtype)
+    # Wide before it is compared: -100 is not a byte.
     target = target.to(int64)
-    if no_ignored_targets(x, target, ignore_index):
-        loss = label_loss(wide, target, label_smoothing)
-        return apply_reduction(loss, reduction, dtype)
-    labels, counted = labels_of(x, target, ignore_index)
-    loss = label_loss(wide, labels, label_smoothing)
-    loss = where(counted, loss, 0)
-    return apply_reduction(loss, reduction, dtype, counted.sum())
+    ignored = target == ignore_index
+    labels = target.masked_fill(ignored, 0)
+    loss = label_loss(wide, labels, label_smoothing).masked_fill(ignored, 0)
+    counted = where(ignored, 0.0, 1.0).sum()
+    return apply_reduction(loss, reduction, dtype, counted)

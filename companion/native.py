@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:181e16824f43  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:6fe4283bf685  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -31,21 +31,22 @@ class CompileError(RuntimeError):
 
 
 @functools.cache
-def compiler() -> tuple[str, str]:
-    """Path and version of the C compiler: $CC, or the first one found."""
+def compiler() -> tuple[list[str], str]:
+    """Command and version of the C compiler: $CC, or the first one found."""
     told = os.environ.get("CC", "").split()
-    # CC may begin with ccache, or carry flags: we want the compiler's name.
-    names = told[1:2] if told[:1] == ["ccache"] else told[:1]
-    names = names or ["cc", "gcc", "clang"]
+    # What ccache would keep, our own cache keeps already.
+    name, *flags = told[told[:1] == ["ccache"]:] or [""]
+    names = [name] if name else ["cc", "gcc", "clang"]
     found = list(filter(None, map(shutil.which, names)))
     if not found:
         raise CompileError(
             f"no C compiler found (tried {', '.join(names)}): install one "
             f"(Debian: apt install gcc; macOS: xcode-select --install) or "
             f"name yours in CC")
+    command = [found[0], *flags]
     version = subprocess.run(
-        [found[0], "--version"], capture_output=True, text=True)
-    return found[0], version.stdout.partition("\n")[0]
+        [*command, "--version"], capture_output=True, text=True)
+    return command, version.stdout.partition("\n")[0]
 
 
 # contract: fused multiply-adds; protected: a library's functions call
@@ -57,7 +58,7 @@ FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:
     """Compile C, or C++ if a flag names its standard, into `out`."""
     language = "c++" if any("=c++" in flag for flag in flags) else "c"
-    command = [compiler()[0], *flags, "-x", language, "-", "-lm"]
+    command = [*compiler()[0], *flags, "-x", language, "-", "-lm"]
     # `complaint` looks for the word that compilers use in English.
     english = os.environ | {"LC_ALL": "", "LC_MESSAGES": "C", "LANGUAGE": ""}
     done = subprocess.run([*command, "-o", str(out)], input=source,
@@ -72,7 +73,7 @@ def complaint(report: str) -> str:
     if found:
         return "{}, line {}: {}".format(*found.groups())
     if "cc1plus" in report:
-        return (f"{compiler()[0]} reads no C++: install its other half "
+        return (f"{compiler()[0][0]} reads no C++: install its other half "
                 f"(Debian: apt install g++)")
     return "the C compiler failed: " + report.strip().split("\n")[-1]
 
@@ -120,7 +121,8 @@ def key(source: str, flags: Iterable[str]) -> str:
     """What compiled code depends on, as one hash (#line does not count)."""
     # A cell that is run again has another number, and is the same program.
     text = re.sub(r"(?m)^#line .*\n", "", source)
-    parts = [text, *flags, compiler()[1], cpu()]
+    command, version = compiler()
+    parts = [text, *flags, *command[1:], version, cpu()]
     return digest("\0".join(parts).encode())
 
 
@@ -259,7 +261,8 @@ def compile_cell(shell: Any, line: str, cell: str,
                          "behind the magic, as in %%c sum.c")
     file, *flags = line.split()
     cells = list(CELLS.get(file, []))
-    again = [i for i, old in enumerate(cells) if names(old) & names(cell)]
+    new = defined_names(cell)
+    again = [i for i, old in enumerate(cells) if defined_names(old) & new]
     place = slice(*(again[:1] * 2 or [len(cells)] * 2))
     cells = [old for i, old in enumerate(cells) if i not in again]
     where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
@@ -270,7 +273,7 @@ def compile_cell(shell: Any, line: str, cell: str,
     shell.user_ns[Path(file).stem] = made
 
 
-def names(cell: str) -> set[str]:
+def defined_names(cell: str) -> set[str]:
     """The functions and structures that C, C++ or CUDA text defines."""
     noise = r'extern "C" |template <.*?>\s+|__launch_bounds__\(.*?\) '
     start = r"(?m)^(?!enum|typedef|#)(?:[\w:]+[ *]+)*?((?:\w+::)?\w+)"

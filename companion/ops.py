@@ -1,13 +1,13 @@
-# Tangled from operations: edit there, `make tangle`. sha256:59118dd94339
+# Tangled from operations, attention: edit there, `make tangle`. sha256:c84667d0eb44  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
-from companion.dtype import DType, bool_, float32, int64, promote
+from companion.dtype import DType, bool_, float32, float64, int64, promote
 from companion.view import Shape
 
 
@@ -53,6 +53,13 @@ FAMILIES = {
 }
 
 
+class Shaped(Protocol):
+    """All that the rules of shapes ask of an operand."""
+
+    @property
+    def shape(self) -> Shape: ...
+
+
 def same_shape(op: Op) -> Callable[..., Shape]:
     """The rule that all operands of `op` have one shape."""
     def shape(first: Any, *rest: Any) -> Shape:
@@ -71,11 +78,11 @@ SHAPE: dict[Op, Callable[..., Shape]] = {
     op: same_shape(op) for op in (*FAMILIES["elementwise"], WRITE)}
 
 
-def reduced(x: Any, axes: tuple[int, ...]) -> Shape:
+def reduced(x: Shaped, axes: tuple[int, ...]) -> Shape:
     return tuple([1 if i in axes else n for i, n in enumerate(x.shape)])
 
 
-def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
+def reduced_by_max(x: Shaped, axes: tuple[int, ...]) -> Shape:
     if any(x.shape[i] == 0 for i in axes):
         raise ValueError(
             f"MAX: shape {x.shape} has length 0 along one of the axes "
@@ -86,7 +93,7 @@ def reduced_by_max(x: Any, axes: tuple[int, ...]) -> Shape:
 SHAPE[SUM], SHAPE[MAX] = reduced, reduced_by_max
 
 
-def reshaped(x: Any, shape: Shape) -> Shape:
+def reshaped(x: Shaped, shape: Shape) -> Shape:
     have, want = math.prod(x.shape), math.prod(shape)
     if have != want or min(shape, default=0) < 0:
         raise ValueError(
@@ -95,14 +102,14 @@ def reshaped(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-def permuted(x: Any, order: tuple[int, ...]) -> Shape:
+def permuted(x: Shaped, order: tuple[int, ...]) -> Shape:
     if sorted(order) != list(range(len(x.shape))):
         raise ValueError(
             f"PERMUTE: {order} does not name each axis of {x.shape} once")
     return tuple([x.shape[i] for i in order])
 
 
-def expanded(x: Any, shape: Shape) -> Shape:
+def expanded(x: Shaped, shape: Shape) -> Shape:
     new = len(shape) - len(x.shape)
     if new < 0 or min(shape, default=0) < 0 or any(
             n != m and n != 1 for n, m in zip(x.shape, shape[new:])):
@@ -112,7 +119,7 @@ def expanded(x: Any, shape: Shape) -> Shape:
     return shape
 
 
-def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
+def shrunk(x: Shaped, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     """start, stop and step >= 1 for every axis, within its length."""
     if len(ranges) != len(x.shape) or any(
             not 0 <= start <= stop <= n or step < 1
@@ -123,7 +130,7 @@ def shrunk(x: Any, ranges: tuple[tuple[int, int, int], ...]) -> Shape:
     return tuple([len(range(*r)) for r in ranges])
 
 
-def padded(x: Any, margins: tuple[tuple[int, int, int], ...]) -> Shape:
+def padded(x: Shaped, margins: tuple[tuple[int, int, int], ...]) -> Shape:
     """before + the elements, `step` apart + after, on every axis."""
     return tuple([
         # n elements take n - 1 steps and one place; none take neither.
@@ -136,7 +143,7 @@ SHAPE[PAD], SHAPE[SHRINK] = padded, shrunk
 SHAPE[FLIP] = lambda x, axes: x.shape
 
 
-def product_shape(a: Any, b: Any, _: None) -> Shape:
+def product_shape(a: Shaped, b: Shaped, _: None) -> Shape:
     if min(len(a.shape), len(b.shape)) < 2 \
             or a.shape[:-2] != b.shape[:-2] or a.shape[-1] != b.shape[-2]:
         raise ValueError(
@@ -145,19 +152,28 @@ def product_shape(a: Any, b: Any, _: None) -> Shape:
     return (*a.shape[:-1], b.shape[-1])
 
 
-def scattered(x: Any, index: Any, n: int) -> Shape:
+def gathered(x: Shaped, index: Shaped, axis: int) -> Shape:
+    if axis >= len(x.shape) or x.shape[:axis] != index.shape[:axis]:
+        raise ValueError(
+            f"GATHER: along axis {axis} of shape {x.shape} an index of "
+            f"shape {index.shape}; expected the same axes before it")
+    return index.shape + x.shape[axis + 1:]
+
+
+def scattered(x: Shaped, index: Shaped, arg: tuple[int, int]) -> Shape:
     if x.shape[:len(index.shape)] != index.shape:
         raise ValueError(
             f"SCATTER: shape {x.shape} does not begin with the index's "
             f"shape {index.shape}; expected one value for each index")
-    return (n, *x.shape[len(index.shape):])
+    axis, n = arg
+    return (*index.shape[:axis], n, *x.shape[len(index.shape):])
 
 
 SHAPE[CONST] = lambda arg: arg[2]  # of (value, dtype, shape)
 SHAPE[IOTA] = lambda n: (n,)
 SHAPE[RANDOM] = lambda key, shape: shape
-SHAPE[MATMUL], SHAPE[SCATTER] = product_shape, scattered
-SHAPE[GATHER] = lambda x, index, _: index.shape + x.shape[1:]
+SHAPE[MATMUL] = product_shape
+SHAPE[GATHER], SHAPE[SCATTER] = gathered, scattered
 
 REMEDY = {"f": "a float dtype", "iuf": "a number's dtype",
           "iu": "an integer dtype", "b": "bool",
@@ -171,7 +187,15 @@ def check_kind(op: Op | str, dtype: DType, kinds: str) -> None:
             f"{REMEDY[kinds]}: cast or compare first")
 
 
-def check_same_dtype(op: Op, first: Any, rest: Sequence[Any]) -> DType:
+class Typed(Protocol):
+    """All that the rules of dtypes ask of an operand."""
+
+    @property
+    def dtype(self) -> DType: ...
+
+
+def check_same_dtype(op: Op, first: Typed,
+                     rest: Sequence[Typed]) -> DType:
     for other in rest:
         if other.dtype is not first.dtype:
             raise TypeError(
@@ -198,19 +222,19 @@ DTYPE[AND] = kept(AND, "biu")
 
 
 def compared(op: Op) -> Callable[..., DType]:
-    def dtype(a: Any, b: Any, _: None) -> DType:
+    def dtype(a: Typed, b: Typed, _: None) -> DType:
         check_same_dtype(op, a, [b])
         return bool_
     return dtype
 
 
-def chosen(condition: Any, a: Any, b: Any, _: None) -> DType:
+def chosen(condition: Typed, a: Typed, b: Typed, _: None) -> DType:
     check_kind(WHERE, condition.dtype, "b")
     return check_same_dtype(WHERE, a, [b])
 
 
 def indexed(op: Op) -> Callable[..., DType]:
-    def dtype(x: Any, index: Any, _: Any) -> DType:
+    def dtype(x: Typed, index: Typed, _: Any) -> DType:
         check_kind(op, index.dtype, "iu")
         return x.dtype
     return dtype
@@ -231,3 +255,45 @@ DTYPE[CAST] = lambda x, dtype: known(dtype)
 DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
 DTYPE[WHERE] = chosen
 DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
+
+ATTENTION = Op("ATTENTION", 4)
+ATTENTION_GRADIENT = Op("ATTENTION_GRADIENT", 6)
+
+
+def attended(q: Any, k: Any, v: Any, mask: Any, _: Any) -> Shape:
+    """A row for each query: d sums, and the logarithm of the weights."""
+    *stack, n, d = q.shape
+    keys = (*stack, k.shape[-2], d)
+    if not (k.shape == v.shape == keys
+            and mask.shape == (*stack, n, k.shape[-2])):
+        raise ValueError(
+            f"ATTENTION: queries {q.shape}, keys {k.shape}, values "
+            f"{v.shape} and mask {mask.shape} do not fit; expected "
+            f"(..., T, D), twice (..., S, D), and (..., T, S)")
+    return (*stack, n, d + 1)
+
+
+def gradients_of_attended(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
+                          _: Any) -> Shape:
+    """The gradients of q, k and v, their rows below each other."""
+    *stack, n, d = q.shape
+    return (*stack, n + 2 * k.shape[-2], d)
+
+
+SHAPE[ATTENTION] = attended
+SHAPE[ATTENTION_GRADIENT] = gradients_of_attended
+
+
+def attends(op: Op) -> Callable[..., DType]:
+    """The rule of float32 or float64 throughout, and a mask of bools."""
+    def dtype(first: Any, *rest: Any) -> DType:
+        *others, mask, _ = rest
+        check_kind(op, mask.dtype, "b")
+        if first.dtype not in (float32, float64):
+            raise TypeError(f"{op}: expected float32 or float64, got "
+                            f"{first.dtype}; cast first")
+        return check_same_dtype(op, first, others)
+    return dtype
+
+
+DTYPE |= {op: attends(op) for op in (ATTENTION, ATTENTION_GRADIENT)}

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:fbc647c30f48
+# Tangled from optimizers: edit there, `make tangle`. sha256:ca423ff552c3
 from __future__ import annotations
 
 import math
@@ -10,7 +10,9 @@ import numpy as np
 
 from companion.autograd import no_grad
 from companion.layers import Module
-from companion.tensor import Tensor, feed, zeros_like
+from companion.tensor import Tensor
+from companion.tensor.creation import zeros_like
+from companion.tensor.random import feed
 
 
 class Optimizer:
@@ -31,7 +33,10 @@ class Optimizer:
         self.state: dict[Tensor, dict[str, Any]] = {}
 
     def step(self) -> None:
-        """Move every parameter that has a gradient."""
+        """Move every parameter that has a gradient.
+
+        The first makes what later ones overwrite: record the second.
+        """
         with no_grad():
             for group in self.param_groups:
                 for p in group["params"]:

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu: edit there, `make tangle`. sha256:aa3898165fec  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, attention: edit there, `make tangle`. sha256:ea0ea10e7934  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -338,12 +338,13 @@ class Timed:
         return "\n".join(rows)
 
 
+ONCE.add("gpu")
+
 BENCHES = {
     "gemm": "companion.blas",
     "tangle": "companion.literate.growth",
     "eager": "companion.benchmark",
     "mlp": "companion.milestones.mlp_bench",
     "gpu": "companion.gpu",
+    "attention": "companion.attention",
 }
-
-ONCE.add("gpu")

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:ee8665e04435
+# Tangled from training: edit there, `make tangle`. sha256:d3d1745f1bb3
 from __future__ import annotations
 
 import csv
@@ -26,17 +26,10 @@ from companion.autograd import no_grad
 from companion.dtype import DTYPES, FROM_NUMPY, float32, float64
 from companion.layers import Module
 from companion.optim import Optimizer, listed
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    from_numpy,
-    narrowed,
-    rand,
-    where,
-    widened,
-    zeros,
-)
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import zeros
+from companion.tensor.operands import narrowed, where, widened
+from companion.tensor.random import GENERATOR, Generator, rand
 
 
 class Batches:

@@ -41,7 +41,9 @@ class Column:
             )
             if height > 11 and not name.startswith("tests/"):
                 size = "large" if height > 24 else "small"
-                label = escape(Path(name).name.removesuffix(".md"))
+                path = Path(name)
+                own = path.parent if path.stem == "__init__" else path
+                label = escape(own.name.removesuffix(".md"))
                 yield (
                     f'<text class="{size}" x="{self.x + side}" '
                     f'y="{y + height / 2:.1f}" text-anchor="{anchor}">'

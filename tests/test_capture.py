@@ -6,21 +6,15 @@ import pytest
 
 from companion.buffer import Buffer, Storage
 from companion.device import CPU, MOVE, QUIET, Device
-from companion.dtype import float64
+from companion.dtype import float64, int64
 from companion.layers import Dropout, Linear, Sequential
-from companion.losses import mse_loss
-from companion.ops import CONST, PERMUTE
+from companion.losses import cross_entropy, mse_loss
+from companion.ops import ADD, CONST, FLIP, PERMUTE, SUM
 from companion.optim import SGD, Adam, AdamW, RMSprop
-from companion.tensor import (
-    Generator,
-    Tensor,
-    arange,
-    feed,
-    ones,
-    randn,
-    where,
-    zeros,
-)
+from companion.tensor import Tensor
+from companion.tensor.creation import arange, ones, zeros
+from companion.tensor.operands import where
+from companion.tensor.random import Generator, feed, randn
 from companion.training import clip_grad_norm_
 from companion.view import View
 
@@ -121,6 +115,29 @@ def test_a_step_reads_nothing_from_the_device():
     train(net, optimizer, x, t)
 
 
+def test_a_loss_looks_at_its_labels_on_the_device():
+    """Ignored or wrong, what a replay finds is what it then refuses."""
+    device = Recorder()
+    device.host = lambda buffer: pytest.fail("a value was read")
+    x = randn(4, 3, generator=Generator(3)).to(device).requires_grad_()
+    t = zeros(4, dtype=int64).to(device).clone()
+    device.program.clear()
+    loss = cross_entropy(x, t)
+    loss.backward()
+    for labels in ([2, 0, 1, 2], [-100, 0, -100, 1]):
+        np.copyto(t.buffer.array, labels)
+        device.replay()
+        twin = Tensor(x.buffer.array).requires_grad_()
+        expected = cross_entropy(twin, Tensor(labels))
+        expected.backward()
+        assert loss.buffer.array == expected.numpy()
+        assert (x.grad.buffer.array == twin.grad.numpy()).all()
+    for wrong in (-1, 3):
+        np.copyto(t.buffer.array, wrong)
+        with pytest.raises(IndexError, match=f"index {wrong} .* 0 to 2"):
+            device.replay()
+
+
 def test_a_position_that_moves_is_an_operand():
     """A ring of 5 rows: written at a place, read from the last three on."""
     device, clock = Recorder(), iter(range(100))
@@ -145,6 +162,40 @@ class Promise(Buffer):
     """What a device of another kind would hand out."""
 
     __slots__ = ()
+
+
+class Planned(Buffer):
+    """A window on memory that may lie elsewhere at the next run."""
+
+    __slots__ = ()
+
+    @property
+    def array(self):
+        return self.storage.window(self.view, self.dtype)
+
+
+class Plan(Storage):
+    """Memory that a plan assigns, and may assign again."""
+
+    @property
+    def address(self):
+        return self.memory.ctypes.data
+
+    @property
+    def bytes(self):
+        return self.memory.view(np.uint8)
+
+
+@pytest.mark.parametrize("n", [6, 1 << 16])  # by NumPy and by C
+def test_memory_may_be_planned_again(n):
+    storage = Plan(np.ones(n))
+    x = Planned(storage, View.dense((n,)), float64)
+    assert CPU.run(ADD, x, x).array[0] == CPU.run(SUM, x, arg=(0,)).array / (
+        n / 2)
+    storage.memory = np.full(n, 2.0)
+    turned = CPU.run(FLIP, x, arg=(0,))
+    assert CPU.run(ADD, x, turned).array[0] == 4
+    assert CPU.run(SUM, x, arg=(0,)).array == 2 * n
 
 
 def test_a_buffer_of_another_kind_stays_what_it_is():

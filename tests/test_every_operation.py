@@ -263,6 +263,17 @@ def layered(draw):
     return Call((shape, (outputs, shape[-1]), (outputs,)))
 
 
+@calls
+def attended(draw):
+    """Queries (…, t, 3), keys and values (…, s, 3), and who sees whom."""
+    stack, t = draw(SOLID)[:2], draw(st.integers(1, 6))
+    keys = draw(st.integers(1, 6))
+    seen = np.random.default_rng(draw(SEEDS)).random((t, keys)) < 0.6
+    seen[:, 0] = True
+    shapes = [(*stack, n, 3) for n in (t, keys, keys)]
+    return Call(tuple(shapes), (seen,))
+
+
 def normalized(parameters):
     """(…, size), size at least 2, and parameters of shape (size)."""
 
@@ -805,6 +816,22 @@ add("RMSNorm", normalized(1), lambda a, w: normal(a, a.shape[-1]) * w,
         t, t.shape[-1:], w, 1e-5), **LAYER)
 
 
+def attention_weights(a, b, seen):
+    scores = a @ np.swapaxes(b, -1, -2) / math.sqrt(a.shape[-1])
+    return np.exp(log_softmax(np.where(seen, scores, -math.inf), -1))
+
+
+ATTENDED = {"styles": (distinct,), "scale": 32}
+add("scaled_dot_product_attention", attended,
+    lambda a, b, c, seen: attention_weights(a, b, seen) @ c,
+    ours_named("scaled_dot_product_attention"),
+    functional("scaled_dot_product_attention"), **ATTENDED)
+add("attention_weights", attended,
+    lambda a, b, c, seen: attention_weights(a, b, seen) @ c,
+    lambda q, k, v, seen: companion.attention_weights(q, k, seen) @ v,
+    functional("scaled_dot_product_attention"), **ATTENDED)
+
+
 # fmt: on
 # ------------------------------------------------------ nothing is left out
 
@@ -815,9 +842,9 @@ EXCLUDED = {
     "numbers for Python, in every other test": """
         numpy tolist item __array__ __dlpack__ __dlpack_device__
         __repr__ __bool__ __float__ __int__ __index__ __format__""",
-    "made from what is no tensor: test_tensor_properties": """
-        __init__ from_dlpack from_numpy arange eye full linspace ones
-        zeros""",
+    "made from no tensor: test_tensor_properties, chapters": """
+        __init__ causal_mask from_dlpack from_numpy arange eye full
+        linspace ones zeros""",
     "writes in place: test_tensor_properties, chapters": """
         assign copy_ __setitem__ __iadd__ __isub__ __imul__ __itruediv__
         __ifloordiv__ __imod__ __ipow__ __imatmul__ __iand__ __ior__
@@ -831,7 +858,7 @@ EXCLUDED = {
         __lshift__ __rshift__ __rlshift__ __rrshift__""",
     "tells whether, not what: test_tensor_properties": "allclose",
     "holds tensors and other modules: chapters": """
-        Module Sequential parameter""",
+        Module MultiHeadAttention Sequential parameter""",
     "trains: test_optimizers_peers, chapters": """
         Adam AdamW RMSprop SGD decay_groups Batches EarlyStopping Trainer
         Observer ProgressBar LossPlot accuracy clip_grad_norm_ evaluate

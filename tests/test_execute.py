@@ -410,9 +410,8 @@ def test_what_a_run_is_expected_to_take(tmp_path):
 
 
 @pytest.mark.parametrize("end", "\f\x85\u2028")
-def test_a_cell_that_jupytext_reads_otherwise(tmp_path, end):
-    first = page("first", cell(f"x = 'a{end}b'"))
-    assert fails(small_book(tmp_path, first=first)) == (
-        "chapters/first.md:9: jupytext reads this cell otherwise: write a"
-        " character that ends a line (form feed, U+0085, U+2028) as an escape"
-    )
+def test_what_ends_a_line_elsewhere_stays_in_a_cell(tmp_path, end):
+    book = small_book(tmp_path, first=page("first", cell(f"x = 'a{end}b'")))
+    (ran,) = code_cells(module.as_notebook(book.chapter("first")))
+    assert ran.source == book.chapter("first").cells[0].source
+    assert ran.source == f"x = 'a{end}b'"

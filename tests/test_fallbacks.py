@@ -29,9 +29,39 @@ WORK = {
 @pytest.mark.parametrize("words", ["{}", "{} -m64", "ccache {}",
                                    "ccache {} -m64"])  # fmt: skip
 def test_the_compiler_that_a_user_names(monkeypatch, words):
-    path, _ = native.compiler()
+    (path, *_), version = native.compiler()
     monkeypatch.setenv("CC", words.format(path))
-    assert native.compiler.__wrapped__()[0] == path
+    flags = ["-m64"] if "-m64" in words else []
+    assert native.compiler.__wrapped__() == ([path, *flags], version)
+
+
+@pytest.fixture
+def compiler_with(monkeypatch):
+    """`compiler_with(words)` puts words behind the compiler's name in CC."""
+    (path, *_), _ = native.compiler()
+
+    def name(words):
+        monkeypatch.setenv("CC", f"{path} {words}")
+        native.compiler.cache_clear()
+
+    yield name
+    monkeypatch.undo()
+    native.compiler.cache_clear()
+
+
+def test_flags_in_cc_are_used_and_tell_libraries_apart(compiler_with):
+    for given in 3, 4:
+        compiler_with(f"-DGIVEN={given}")
+        library = native.load("int given(void) {\n  return GIVEN;\n}")
+        assert library.given() == given
+
+
+def test_a_flag_in_cc_that_no_compiler_knows(compiler_with):
+    compiler_with("-no-such-flag")
+    with pytest.raises(native.CompileError) as error:
+        native.load("int f(void) {\n  return 1;\n}")
+    assert "-no-such-flag" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def refuse(*_):

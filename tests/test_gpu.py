@@ -31,6 +31,7 @@ from companion.cuda import (
 from companion.device import CPU, DEVICES, READERS, named
 from companion.dtype import DTYPES, bool_, float32, int8, int64
 from companion.gpu import (
+    AXIS,
     CARDS,
     CUDA_CODE,
     CUDA_MEMORY,
@@ -45,10 +46,12 @@ from companion.gpu import (
     program,
     program_text,
     spelled,
-    walk,
+    walk_struct,
 )
 from companion.ops import (
     ADD,
+    ATTENTION,
+    ATTENTION_GRADIENT,
     CAST,
     EXPAND,
     FAMILIES,
@@ -69,7 +72,9 @@ from companion.ops import (
     WHERE,
     WRITE,
 )
-from companion.tensor import Tensor, rand, wrap, zeros
+from companion.tensor import Tensor, wrap
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import rand
 from companion.timing import best
 from companion.view import View
 
@@ -135,7 +140,8 @@ def test_every_primitive_has_a_launch():
     leaves_here = {op for op in FAMILIES["leaves"] if op.name == "BUFFER"}
     wanted = {op for ops in FAMILIES.values() for op in ops}
     moved = {RESHAPE, PERMUTE, EXPAND, SHRINK, FLIP}
-    assert set(LAUNCH) == wanted - moved - leaves_here
+    made_of_them = {ATTENTION, ATTENTION_GRADIENT}
+    assert set(LAUNCH) == (wanted - moved - leaves_here) | made_of_them
 
 
 QUICK = [d for d in DTYPES.values() if d is float32]
@@ -271,8 +277,27 @@ def test_where(gpu, dtype):
 def test_gather_and_scatter(gpu, dtype, index):
     index = np.asarray(index)
     for row in ((), (3,), (2, 5)):
-        same(gpu, GATHER, draw((4, *row), dtype), index)
-        same(gpu, SCATTER, draw((*index.shape, *row), dtype), index, arg=4)
+        same(gpu, GATHER, draw((4, *row), dtype), index, arg=0)
+        same(gpu, SCATTER, draw((*index.shape, *row), dtype), index,
+             arg=(0, 4))
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("tail", [(), (4,), (4, 2)])
+def test_gather_and_scatter_behind_shared_axes(gpu, axis, tail):
+    shared = (2, 3)[:axis]
+    index = np.random.default_rng(0).integers(0, 5, (*shared, *tail))
+    for row in ((), (3,)):
+        same(gpu, GATHER, draw((*shared, 5, *row), float32), index, arg=axis)
+        same(gpu, SCATTER, draw((*index.shape, *row), float32), index,
+             arg=(axis, 5))
+
+
+def test_behind_shared_axes_no_index_counts_back(gpu):
+    wrong = Tensor.apply(GATHER, ones(2, 3, device=gpu),
+                         Tensor([0, -1], device=gpu), arg=1)
+    with pytest.raises(IndexError, match="index -1 .* allows 0 to 2"):
+        wrong.numpy()
 
 
 def test_a_wrong_index_is_told_at_the_next_look(gpu):
@@ -379,9 +404,10 @@ def test_warps_read_whole_sectors():
     """Dense operands, rows and columns: no transaction too many."""
     x, y = draw((64, 256), float32), draw((64, 256), float32, 1)
     out, made = np.empty_like(x), program(Emulator(), float32)
-    kept, along = walk((64,), (256,)), walk((256,), (1,))
+    kept, along = walk_struct((64,), (256,)), walk_struct((256,), (1,))
     for seen in (
-            trace(made, "ADD", 4, 256, walk((64 * 256,), (1,), (1,), (1,)),
+            trace(made, "ADD", 4, 256,
+                  walk_struct((64 * 256,), (1,), (1,), (1,)),
                   out, x, y),
             trace(made, "SUM_rows", 8, block("rows", 256)[0], kept, along,
                   np.int64(256), out, x),
@@ -398,8 +424,8 @@ def test_folds_have_no_races(how, kept, along):
     x, out = draw((kept, along), float32), np.empty(kept, np.float32)
     threads, results = block(how, along)
     seen = trace(program(Emulator(), float32), f"SUM_{how}",
-                 -(-kept // results), threads, walk((kept,), (along,)),
-                 walk((along,), (1,)), np.int64(along), out, x)
+                 -(-kept // results), threads, walk_struct((kept,), (along,)),
+                 walk_struct((along,), (1,)), np.int64(along), out, x)
     assert len(races(seen)) == 0
     np.testing.assert_allclose(out, x.sum(1), rtol=1e-4)
 
@@ -407,10 +433,11 @@ def test_folds_have_no_races(how, kept, along):
 def test_scatter_has_no_races():
     """Rows that want one place add to it one after the other."""
     x, out = draw((8, 3), float32), np.zeros((4, 3))  # sums in double
-    index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(3, np.int64)
+    index, fault = np.array([0, 3, 0, 0, 2, 3, 1, 0]), np.zeros(4, np.int64)
+    axis = np.array((4, 3, -4), AXIS)[()]
     seen = trace(program(Emulator(), float32), "scatter", 1, 256,
-                 walk((8, 3), (0, 1), (1, 0), (3, 1)), np.int64(4),
-                 np.int64(3), fault, out, index, x)
+                 walk_struct((8, 3), (0, 1), (1, 0), (3, 1)), axis, fault, out,
+                 index, x)
     assert len(races(seen)) == 0 and not fault.any()
     np.testing.assert_allclose(out[0], x[index == 0].sum(0), rtol=1e-5)
 
@@ -563,8 +590,8 @@ def test_what_fits_is_not_copied(gpu, monkeypatch):
     table, index = gpu.adopt(draw((4, 3), float32)), gpu.adopt(np.array([1]))
     key = gpu.adopt(np.array([1, 2], np.uint64).view(np.int64))
     monkeypatch.setitem(gpu.kernels, CAST, lambda *_: pytest.fail("a copy"))
-    gpu.run(GATHER, table, index)
-    gpu.run(SCATTER, gpu.adopt(draw((1, 3), float32)), index, arg=4)
+    gpu.run(GATHER, table, index, arg=0)
+    gpu.run(SCATTER, gpu.adopt(draw((1, 3), float32)), index, arg=(0, 4))
     gpu.run(RANDOM, key, arg=(5,))
 
 
@@ -619,7 +646,7 @@ def test_threads_that_name_a_device_get_one(monkeypatch):
 def test_index_dtype_is_checked_first(gpu):
     with pytest.raises(TypeError):
         gpu.run(GATHER, gpu.adopt(np.zeros(3, np.float32)),
-                gpu.adopt(np.zeros(2, np.float32)))
+                gpu.adopt(np.zeros(2, np.float32)), arg=0)
 
 
 ARCHITECTURES = [(dtype, "sm_90") for dtype in DTYPES.values()] + [

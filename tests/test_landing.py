@@ -16,6 +16,11 @@ def test_the_largest_file_is_named_however_many_there_are(landing, many):
     assert ">tensor.py</text>" in drawn
 
 
+def test_a_package_is_named_by_its_folder(landing):
+    column = landing.Column(490, {"companion/tensor/__init__.py": "x\n" * 9})
+    assert ">tensor</text>" in "".join(column.draw("start"))
+
+
 def test_a_column_fills_its_height_and_no_more(landing):
     column = landing.Column(490, {f"m{i}.py": "x\n" * 9 for i in range(80)})
     below = column.point("m79.py", 9) + column.scale / 2

@@ -10,7 +10,7 @@ from companion.activations import gelu, leaky_relu, relu, silu
 from companion.dtype import float16, float32, float64, int32, int64, uint8
 from companion.layers import LayerNorm, Linear, RMSNorm
 from companion.losses import bce_with_logits, cross_entropy, mse_loss
-from companion.tensor import hessian_product
+from companion.tensor.gradients import hessian_product
 
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.slow]
 

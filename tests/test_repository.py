@@ -13,7 +13,7 @@ from companion import EXPORTS
 from companion.literate.source import read_book
 from companion.literate.weave import imports_only
 
-GENERATED = ("companion/tensor.py", "companion/literate/tangle.py",
+GENERATED = ("companion/tensor/__init__.py", "companion/literate/tangle.py",
              "companion/kernels/sgemm.c", "tests/chapters/test_arrays.py",
              "site/notebooks/arrays.ipynb")  # fmt: skip
 WRITTEN = ("chapters/tensors/arrays.md", "tests/conftest.py", "Makefile")

@@ -4,7 +4,7 @@ from functools import cached_property
 
 import pytest
 
-from companion.literate.runtime import extend, test as run_test
+from companion.literate.runtime import extend, message, test as run_test
 
 
 class Base:
@@ -163,3 +163,13 @@ def test_a_failing_test_raises(capsys):
             assert 1 + 1 == 3
 
     assert capsys.readouterr().out == ""
+
+
+def test_message_is_what_an_error_of_the_kind_says():
+    assert "invalid literal" in message(lambda: int("x"))
+    assert "'b'" in message(lambda: {}["b"], KeyError)
+    assert "by zero" in message(lambda: 1 // 0, (KeyError, ArithmeticError))
+    with pytest.raises(KeyError):
+        message(lambda: {}["b"])
+    with pytest.raises(AssertionError, match="nothing was raised"):
+        message(lambda: 1)

@@ -94,6 +94,10 @@ def test_a_longer_fence_may_hold_a_code_cell(tmp_path):
         " {note} of line 6 is not run: put it at top level",
         "- item\n\n  " + cell("x"): "x.md:8: a code cell inside a list or a"
         " quotation is not run: put it at top level",
+        "Text.\n\n    " + cell("x"): "x.md:8: a code cell inside a list or a"
+        " quotation is not run: put it at top level",
+        "<!--\n" + cell("x") + "-->\n": "x.md:6: a code cell inside a list or"
+        " a quotation is not run: put it at top level",
         cell("x", "tangle", file="x.rs"): "x.md:9: unknown suffix in 'x.rs':"
         " not in .py .c .h .cu .cuh",
         cell("x", "tangle", file="../x.py"): "x.md:9: '../x.py' is not a file"

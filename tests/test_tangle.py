@@ -132,6 +132,33 @@ def test_a_table_is_printed_whole(tmp_path):
         'T = {\n    1: 2,\n    # why\n    "ä": (f,\n          3),  # so\n}')
 
 
+def test_entries_that_share_a_value_are_printed_in_their_table(tmp_path):
+    table = code("T: dict[str, int] = {}\nB = 1")
+    more = code('T |= dict.fromkeys(("a", "b"), 1)\nT["c"] = 2\n'
+                "# why\nT |= dict.fromkeys((\n    3,\n    4), 5)")
+    assert bare(grown(tmp_path, table, more)) == (
+        'B = 1\nT: dict[str, int] = {\n    **dict.fromkeys(("a", "b"), 1),\n'
+        '    "c": 2,\n    # why\n    **dict.fromkeys((\n        3,\n'
+        "        4), 5),\n}")
+
+
+def test_an_entry_made_from_its_own_table_waits_for_it(tmp_path):
+    first = code("T = {}\nT[1] = 2\nU = {}\nU[1] = 2")
+    later = code("T[3] = T[1]\nT[4] = 1\nU |= dict.fromkeys(U, 3)\nU[2] = 1")
+    found = bare(grown(tmp_path, first, later))
+    scope = {}
+    exec(found, scope)
+    assert scope["T"] == {1: 2, 3: 2, 4: 1} and scope["U"] == {1: 3, 2: 1}
+
+
+@pytest.mark.parametrize("text", ['T[1] = """\n"""', "T[1], T[3] = 1, 3"])
+def test_a_table_stays_above_what_cannot_join_it(tmp_path, text):
+    found = grown(tmp_path, code("T = {}"), code(text), code("T[2] = 2"))
+    scope = {}
+    exec(bare(found), scope)
+    assert scope["T"][2] == 2
+
+
 def test_an_entry_stays_where_its_table_cannot_take_it(tmp_path):
     cells = (
         code("T = {1: 2}\nT[2] = 3"),  # no room before the brace
@@ -439,9 +466,10 @@ def test_every_planned_room_is_on_one_floor():
     rooms = " ".join(FLOORS).split()
     assert len(rooms) == len(set(rooms))
     stand = tangle(read_book(ROOT)).floors
-    assert {"companion/tensor.py": 2, "companion/gpu.py": 4}.items() <= (
-        stand.items())
-    assert not [f for f in stand if "literate" in f or "__" in f]
+    planned = {"companion/tensor/random.py": 2, "companion/gpu.py": 4}
+    assert planned.items() <= stand.items()
+    assert {f for f in stand if "literate" in f or "__" in f} == {
+        "companion/tensor/__init__.py"}
 
 
 def test_a_tool_that_imports_the_framework(tmp_path):
@@ -451,6 +479,25 @@ def test_a_tool_that_imports_the_framework(tmp_path):
         "chapters/a.md:9: companion/literate/x.py stands beside the house"
         " and cannot import companion/tensor.py, on floor 2: move one of the"
         " two")
+
+
+def test_a_front_reads_its_rooms_last(tmp_path):
+    """Unless it needs a name at once; a room that does is in a circle."""
+    front = code("def f():\n    return g", file="tensor/__init__.py")
+    rooms = [code("def g():\n    return f", file="tensor/room.py"),
+             code("def n():\n    return 3", file="tensor/early.py"),
+             code("three = n()", file="tensor/__init__.py")]
+    book = save_book(tmp_path, a=("view.py", front, *rooms))
+    text = tangle(book).files["companion/tensor/__init__.py"]
+    early, late = [text.index(f"from companion.tensor.{room} import")
+                   for room in ("early", "room")]
+    assert early < text.index("def f") < text.index("three") < late
+
+
+def test_a_circle_of_two_rooms(tmp_path):
+    one = code("def f():\n    return g", file="tensor/one.py")
+    two = code("def g():\n    return f", file="tensor/two.py")
+    assert "import cycle companion/tensor/" in complaint(tmp_path, one, two)
 
 
 def test_an_import_cycle(tmp_path):

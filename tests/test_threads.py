@@ -24,7 +24,7 @@ from companion import (
 )
 from companion.device import DEVICES, named
 from companion.dtype import float64
-from companion.tensor import GENERATOR
+from companion.tensor.random import GENERATOR
 from companion.view import View
 
 MANY = 8

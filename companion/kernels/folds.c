@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:28fa8a96c0a0 */
-#line 824 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:29e50c332202 */
+#line 828 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
@@ -26,15 +26,8 @@ struct fold {
   long outer, n, inner, far, step, pieces, threads;
   pool *parallel;
 };
-struct job {
-  struct fold f;
-  const REAL *x;
-  REAL *out;
-  total *room;
-  long rows, panels;
-};
 
-#line 862 "chapters/tensors/activations.md"
+#line 859 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -46,7 +39,7 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 881 "chapters/tensors/activations.md"
+#line 878 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
@@ -71,7 +64,16 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 909 "chapters/tensors/activations.md"
+#line 906 "chapters/tensors/activations.md"
+struct job {
+  struct fold f;
+  const REAL *x;
+  REAL *out;
+  total *room;
+  long rows, panels;
+};
+
+#line 918 "chapters/tensors/activations.md"
 /* up to LANES neighbouring results of the rows o to `end`, one piece each */
 static void fold_rows(const struct job *g, long o, long end, long j,
                       long piece) {
@@ -96,7 +98,7 @@ static void fold_rows(const struct job *g, long o, long end, long j,
   }
 }
 
-#line 937 "chapters/tensors/activations.md"
+#line 946 "chapters/tensors/activations.md"
 static void part(void *job, long t) {
   const struct job *g = job;
   long piece = t % g->f.pieces, panel = t / g->f.pieces % g->panels;

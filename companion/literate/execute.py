@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:6ea764c1f27f
+# Tangled from record: edit there, `make tangle`. sha256:e642015131b3
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -32,14 +32,18 @@ from threading import Thread
 from time import perf_counter
 
 import nbformat
-from jupytext.myst import myst_to_notebook
 from nbclient import NotebookClient
 from nbclient.exceptions import (
     CellExecutionError,
     CellTimeoutError,
     DeadKernelError,
 )
-from nbformat.v4 import new_output
+from nbformat.v4 import (
+    new_code_cell,
+    new_markdown_cell,
+    new_notebook,
+    new_output,
+)
 
 from companion.literate.runtime import PREFIX
 from companion.literate.source import (
@@ -63,23 +67,19 @@ from companion.literate.tangle import tangle
 
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
     """The chapter's cells as a notebook, not yet run, with stable ids."""
-    notebook = myst_to_notebook(chapter.text, add_source_map=True)
-    seen: Counter[str] = Counter()
-    for cell in notebook.cells:
+    found = {block.line: new_markdown_cell(block.body)
+             for block in chapter.prose}
+    for code in chapter.cells:
+        made = new_code_cell(code.source, metadata=code.options)
+        found[code.line] = made
+    cells, seen = [found[line] for line in sorted(found)], Counter[str]()
+    for cell in cells:
         name = hashed(cell.cell_type + cell.source)[:8]
         seen[name] += 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
-    check_sources(chapter, code_cells(notebook))
-    return notebook
-
-
-def check_sources(chapter: Chapter, cells: list) -> None:
-    """What runs is what tangle takes."""
-    for cell, ours in zip(cells, chapter.cells, strict=True):
-        if cell.source.rstrip() != ours.source:
-            raise ours.error(1, "jupytext reads this cell otherwise: write a"
-                                " character that ends a line (form feed,"
-                                " U+0085, U+2028) as an escape")
+    lines = [line - 1 for line in sorted(found)]  # MyST-NB counts from zero
+    about = chapter.front | {"source_map": lines}
+    return new_notebook(cells=cells, metadata=about)
 
 
 def hashed(text: str) -> str:

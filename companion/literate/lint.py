@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:8b73c2a8ecd5
+# Tangled from record: edit there, `make tangle`. sha256:ba1ca0d4cecb
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -6,15 +6,19 @@ import ast
 import re
 import statistics
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import starmap
 from operator import mul
 from pathlib import Path, PurePosixPath
 
+from markdown_it.token import Token
+
 from companion.literate.execute import EXECUTED, cached, code_cells
-from companion.literate.markdown import INLINE, Block, blocks
+from companion.literate.markdown import LINKS, link_parts, spans
 from companion.literate.names import names_in
 from companion.literate.source import (
+    Block,
     Book,
     Cell,
     Chapter,
@@ -27,40 +31,22 @@ from companion.literate.stage import reported
 from companion.literate.tangle import Library, readable, tangle
 
 IMAGES = ("figure", "image")
-VERBATIM = ("fence", "code-cell", "code", "code-block", "math", "raw",
-            "bibliography", "list-table", "image")
-
-
-def page_blocks(chapter: Chapter) -> Iterator[Block]:
-    """Every block of the page, those inside directives included."""
-    lines, begin = chapter.text.split("\n"), 0
-    if lines[0].rstrip() == "---":
-        ends = (n for n, x in enumerate(lines) if n and x.rstrip() == "---")
-        begin = next(ends) + 1
-    text = "\n".join(lines[begin:])
-    yield from inner_blocks(chapter.path, text, begin + 1)
-
-
-def inner_blocks(path: str, text: str, line: int) -> Iterator[Block]:
-    """The blocks of a text, and those inside them."""
-    for block in blocks(path, text, line):
-        if not block.name or block.name in VERBATIM:
-            yield block
-        else:
-            yield replace(block, body="")
-            yield from inner_blocks(path, block.body, block.line)
+BREAKS = (*IMAGES, "fence", "code-cell", "code", "code-block", "math", "raw",
+          "list-table")
 
 
 def aloud(text: str) -> str:
     """Prose as it is read: roles by their text, no code, no formulas."""
-    return INLINE.sub(read_aloud, text)
+    return "".join(starmap(read_aloud, spans(text)))
 
 
-def read_aloud(match: re.Match) -> str:
-    """What a reader says for a role, a link, code or a formula."""
-    if match["role"]:
-        return match["content"].split("<")[0]
-    return match["text"] if match["target"] else ""
+def read_aloud(source: str, token: Token) -> str:
+    """What a reader says for a span."""
+    if token.type == "myst_role":
+        return token.content.split("<")[0]
+    if token.type in LINKS:
+        return aloud(link_parts(source)[1])
+    return "" if token.type in ("code_inline", "math_inline") else source
 
 
 def words(text: str) -> int:
@@ -132,7 +118,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
         drawn=sum(told(c, "mystnb", "image") for c in chapter.cells),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
-    count_blocks(found, page_blocks(chapter))
+    count_blocks(found, chapter.blocks)
     return found
 
 
@@ -148,20 +134,19 @@ def longest_run(flags: list[bool]) -> int:
 EXERCISE = re.compile(r"^\*\*\d+\. [^*]+\*\* ●{1,3}\. ", re.M)
 
 
-def count_blocks(found: Measures, page: Iterator[Block]) -> None:
+def count_blocks(found: Measures, page: Iterable[Block]) -> None:
     """Words, figures, exercises, and the longest stretch of mere words."""
     stretch = 0
     for block in page:
         found.figures += block.name in IMAGES
         found.asides += block.name in ("margin", "sidebar")
-        found.exercises += len(EXERCISE.findall(block.body))
-        if block.name in VERBATIM or block.name in IMAGES:
+        if block.name in BREAKS:
             stretch = 0
-        parts = re.split(r"\$\$.+?\$\$", block.body, flags=re.S)
-        for number, part in enumerate(parts if not block.name else []):
-            count = words(part)
+        if not block.name:
+            found.exercises += len(EXERCISE.findall(block.body))
+            count = words(block.body)
             found.words += count
-            stretch = count if number else stretch + count
+            stretch += count
             found.gap = max(found.gap, stretch)
 
 
@@ -228,7 +213,7 @@ def cell_problems(chapter: Chapter) -> Iterator[SourceError]:
 
 def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
     """Words that claim that something is easy."""
-    for block in page_blocks(chapter):
+    for block in chapter.blocks:
         lines = [] if block.name else block.body.split("\n")
         for number, line in enumerate(lines, block.line):
             for found in FILLERS.findall(aloud(line)):
@@ -238,17 +223,16 @@ def prose_problems(chapter: Chapter) -> Iterator[SourceError]:
 
 def references(chapter: Chapter) -> Iterator[tuple]:
     """(line, target, alternative text or None) of images and links."""
-    for block in page_blocks(chapter):
+    for block in chapter.blocks:
         if block.name in IMAGES:
             alt = str(block.options.get("alt") or "")
-            line = block.line - 1 - len(block.options)
-            yield line, block.argument, alt
-        found = [] if block.name else INLINE.finditer(block.body)
-        for match in found:
-            if match["target"]:
-                line = block.line + block.body.count("\n", 0, match.start())
-                shown = match["text"] if match["bang"] else None
-                yield line, match["target"], shown
+            yield block.first, block.argument, alt
+        line = block.line
+        for source, token in spans("" if block.name else block.body):
+            if token.type in LINKS:
+                bang, text, target = link_parts(source)
+                yield line, target, text if bang else None
+            line += source.count("\n")
 
 
 def reference_problems(book: Book, chapter) -> Iterator[SourceError]:

@@ -1,74 +1,44 @@
-# Tangled from record: edit there, `make tangle`. sha256:c24ccbfb2978
+# Tangled from record: edit there, `make tangle`. sha256:89aa936871ae
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise, starmap
 
 import yaml
+from markdown_it.rules_inline import StateInline
+from markdown_it.token import Token
 from pybtex.database import parse_file
 
 from companion.literate.source import (
-    FENCE,
+    MYST,
+    NO_FRONT,
+    Block,
     Book,
     Chapter,
-    closing,
-    load_yaml,
-    split_options,
+    blocks,
 )
 
-
-@dataclass(frozen=True)
-class Block:
-    """A run of prose (no name), a plain `fence`, or a directive."""
-
-    name: str
-    line: int  # of the body's first line
-    body: str
-    argument: str = ""
-    options: dict = field(default_factory=dict)
+LINKS = ("link_open", "image")
 
 
-def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
-    """Cut a page's text, which begins at `line`, into its blocks."""
-    lines, begin, at = text.split("\n"), 0, 0
-    while at < len(lines):
-        if fence := FENCE.match(lines[at]):
-            yield Block("", line + begin, "\n".join(lines[begin:at]))
-            end = closing(path, lines, at, fence[1])
-            yield fenced(path, lines[at : end + 1], line + at)
-            at = begin = end + 1
-        else:
-            at += 1
-    yield Block("", line + begin, "\n".join(lines[begin:]))
+def spans(text: str) -> Iterator[tuple[str, Token]]:
+    """Cut prose into its spans; yield each as it stands, and its token."""
+    state = StateInline(text, MYST, {}, [])
+    while (start := state.pos) < state.posMax:
+        MYST.inline.skipToken(state)
+        source = text[start : state.pos]
+        yield source, MYST.inline.parse(source, MYST, {}, [])[0]
 
 
-DIRECTIVE = re.compile(r"[`:~]{3,}\s*\{([^}]+)\}\s*(.*)")
-
-
-def fenced(path: str, lines: list[str], line: int) -> Block:
-    """The block that a fence and its body make."""
-    head = DIRECTIVE.match(lines[0])
-    if not head:
-        return Block("fence", line, "\n".join(lines))
-    inside = lines[1:-1]
-    nested = (n for n, x in enumerate(inside) if x.startswith(":::"))
-    text, taken = split_options(inside[: next(nested, len(inside))])
-    body = "\n".join(inside[taken:])
-    options = load_yaml(text, path, line + 1)
-    return Block(head[1], line + 1 + taken, body, head[2], options)
-
-
-UNSEEN = re.compile(r"\([^()\s]+\)=\s*$|%(\s|$)|\+\+\+|\{[.#][^}]*\}\s*$")
-INLINE = re.compile(
-    r"\{(?P<role>[a-zA-Z][\w:+.-]*)\}(?P<ticks>`+)(?P<content>.+?)(?P=ticks)"
-    r"|(?P<code>`+)(?!`).+?(?<!`)(?P=code)(?!`)"
-    r"|\$\$.+?\$\$|\$[^$\n]+\$"
-    r"|(?P<bang>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)",
-    re.S,
-)
+def link_parts(source: str) -> tuple[str, str, str]:
+    """What `[text](target)` consists of: `!` of an image, text, target."""
+    bang, _, rest = source.partition("[")
+    text, _, target = rest[:-1].rpartition("](")
+    return bang, text, target
 
 
 def text_and_target(content: str) -> tuple[str, str]:
@@ -111,7 +81,7 @@ def addresses(book: Book) -> Addresses:
     owner, name = repository.split("/")[-2:]
     labels = {}
     for chapter in book.chapters:
-        labels.update(find_labels(page_of(chapter), chapter.text))
+        labels.update(find_labels(page_of(chapter), chapter.blocks))
     return Addresses(
         site=f"https://{owner}.github.io/{name}",
         repository=repository,
@@ -127,17 +97,19 @@ def page_of(chapter: Chapter) -> str:
     return chapter.path.removesuffix(".md")
 
 
-LABELLED = re.compile(r"^\(([^()\s]+)\)=\s*\n+(?:#+ +(.+))?", re.M)
-NAMED = re.compile(r"^:(?:name|label): *(\S+)", re.M)
-LISTING = re.compile(r"^[`:]{3,}(\{(?:glossary|bibliography)\})", re.M)
-
-
-def find_labels(page: str, text: str) -> dict[str, tuple[str, str]]:
-    """What a reference may name on this page, with its text."""
-    found = {name: (page, name) for name in NAMED.findall(text)}
-    for name, heading in LABELLED.findall(text):
-        found[name] = (page, heading or name)
-    return found | dict.fromkeys(LISTING.findall(text), (page, ""))
+def find_labels(page: str, found: Sequence[Block]) -> dict:
+    """What a reference may name on this page: (page, its text)."""
+    labels: dict = {}
+    for block, after in pairwise([*found, NO_FRONT]):
+        heading = re.match("#+ +(.+)", after.body)
+        options = block.options.get("name"), block.options.get("label")
+        labels |= {name: (page, name) for name in options if name}
+        if block.name == "target":
+            text = heading[1] if heading else block.body
+            labels[block.body] = page, text
+        elif block.name in ("glossary", "bibliography"):
+            labels["{" + block.name + "}"] = page, ""
+    return labels
 
 
 def cited_as(book: Book, files: list[str]) -> dict[str, str]:
@@ -164,9 +136,8 @@ class Page:
 
     def rewrite(self, text: str, line: int = 1) -> str:
         """MyST, from a line of the page on, as plain Markdown."""
-        found = blocks(f"{self.name}.md", text, line)
-        out = "\n\n".join(map(self.block, found))
-        return re.sub(r"\n{3,}", "\n\n", out).strip()
+        found = map(self.block, blocks(f"{self.name}.md", text, line))
+        return "\n\n".join(part for part in found if part).strip()
 
     def block(self, block: Block) -> str:
         """Plain code stays, prose and directives are rewritten."""
@@ -178,20 +149,18 @@ class Page:
         return DIRECTIVES.get(block.name, other)(self, block)
 
     def inline(self, text: str) -> str:
-        """A run of paragraphs with its roles and links rewritten."""
-        lines = text.split("\n")
-        kept = [line for line in lines if not UNSEEN.match(line)]
-        return INLINE.sub(self.span, "\n".join(kept))
+        """A piece of prose with its roles and links rewritten."""
+        return "".join(starmap(self.span, spans(text.rstrip())))
 
-    def span(self, match: re.Match) -> str:
-        """One role, link, code span or formula."""
-        if match["role"]:
-            rewrite = ROLES.get(match["role"], as_code)
-            return rewrite(self, *text_and_target(match["content"]))
-        if match["target"]:
-            text = INLINE.sub(self.span, match["text"])
-            return self.link(match["bang"], text, match["target"])
-        return match[0]
+    def span(self, source: str, token: Token) -> str:
+        """One span: roles and links are rewritten, the others stay."""
+        if token.type == "myst_role":
+            rewrite = ROLES.get(token.meta["name"], as_code)
+            return rewrite(self, *text_and_target(token.content))
+        if token.type in LINKS:
+            bang, text, target = link_parts(source)
+            return self.link(bang, self.inline(text), target)
+        return source
 
     def link(self, bang: str, text: str, target: str) -> str:
         """A Markdown link or image, made absolute."""
@@ -271,11 +240,16 @@ ROLES = {
 }
 
 
+def titled(page: Page, block: Block, title: str = "") -> str:
+    """What the directive holds, under its title."""
+    heading = page.inline(block.argument) or title
+    head = f"**{heading}**\n\n" if heading else ""
+    return head + page.rewrite(block.body, block.line)
+
+
 def quote(page: Page, block: Block, title: str = "") -> str:
     """A box of the page as a quotation with a bold title."""
-    heading = page.inline(block.argument) or title
-    text = f"**{heading}**\n\n" if heading else ""
-    return quoted(text + page.rewrite(block.body, block.line))
+    return quoted(titled(page, block, title))
 
 
 def quoted(text: str) -> str:
@@ -294,13 +268,6 @@ def formula(page: Page, block: Block) -> str:
 
 def listing(page: Page, block: Block) -> str:
     return f"```{block.argument}\n{block.body.strip()}\n```"
-
-
-def titled(page: Page, block: Block) -> str:
-    """What the directive holds, under its title."""
-    heading = page.inline(block.argument)
-    title = f"**{heading}**\n\n" if heading else ""
-    return title + page.rewrite(block.body, block.line)
 
 
 def list_table(page: Page, block: Block) -> str:
@@ -328,6 +295,7 @@ DIRECTIVES = {
     **dict.fromkeys(["code", "code-block", "sourcecode"], listing),
     **dict.fromkeys(["raw", "iframe"], elsewhere),
     **dict.fromkeys(["bibliography", "tableofcontents", "index"], nothing),
+    **dict.fromkeys(["front", "target", "unseen"], nothing),
     **dict.fromkeys(["div", "container", "grid", "tab-set"], titled),
     **dict.fromkeys(["grid-item", "tab-item", "card", "table"], titled),
     **dict.fromkeys(["admonition", "margin", "sidebar", "epigraph"], quote),

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:f3e89958d7e1
+# Tangled from record: edit there, `make tangle`. sha256:a7cd78f2e850
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -26,7 +26,7 @@ from companion.literate.execute import (
 )
 from companion.literate.markdown import Addresses, Page, addresses, page_of
 from companion.literate.runtime import PREFIX
-from companion.literate.source import Book, compared, read_book
+from companion.literate.source import Book, Chapter, compared, read_book
 from companion.literate.stage import (
     chapter_parser,
     chosen,
@@ -51,11 +51,9 @@ def assemble(book: Book, name: str, values, web: Addresses):
     chapter = book.chapter(name)
     page = Page(page_of(chapter), web, values)
     source = as_notebook(chapter)
-    for cell in source.cells:
-        if cell.cell_type == "markdown" and cell.source:
-            before = chapter.text.partition(cell.source)[0]
-            line = before.count("\n") + 1
-            cell.source = page.rewrite(cell.source, line)
+    for cell, line in zip(source.cells, source.metadata.source_map):
+        if cell.cell_type == "markdown":
+            cell.source = page.rewrite(cell.source, line + 1)
     extra, tools = ("[book]", " jupyter_book") if chapter.beside else ("", "")
     install = INSTALL.format(url=web.repository, branch=web.branch,
                              extra=extra, tools=tools)
@@ -64,18 +62,15 @@ def assemble(book: Book, name: str, values, web: Addresses):
             new_markdown_cell(note, id="note")]
     kept = [cell for cell in source.cells if cell.source]
     gpu = {"accelerator": "GPU"} if needs_gpu(chapter) else {}
-    return new_notebook(cells=head + kept, metadata=about(source) | gpu)
+    return new_notebook(cells=head + kept, metadata=about(chapter) | gpu)
 
 
-def about(source) -> dict:
+def about(chapter: Chapter) -> dict:
     """The notebook's metadata: its kernel, and what tangle reads."""
     kernel = {"name": "python3", "display_name": "Python 3",
               "language": "python"}
-    language = {"name": "python"}
-    found: dict = {"kernelspec": kernel, "language_info": language}
-    if "companion" in source.metadata:
-        found["companion"] = source.metadata["companion"]
-    return found
+    own = {k: v for k, v in chapter.front.items() if k == "companion"}
+    return {"kernelspec": kernel, "language_info": {"name": "python"}, **own}
 
 
 def kept_outputs(cell) -> list:

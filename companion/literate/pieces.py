@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:8b54440bc7e1
+# Tangled from tangle: edit there, `make tangle`. sha256:f9e097ac4eeb
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
@@ -184,32 +184,52 @@ def open_table(piece: Piece) -> bool:
     return bool(piece.tail)
 
 
+def tables_of(piece: Piece) -> set[str]:
+    """The tables that a statement adds to."""
+    if isinstance(piece.node, ast.AugAssign):
+        return {ast.unparse(piece.node.target)}
+    parts = (name.partition("[") for name in piece.names)
+    return {table for table, bracket, _ in parts if bracket}
+
+
 def is_entry(piece: Piece) -> bool:
-    """Whether a statement sets one entry of a table, and may be moved."""
-    node = piece.node
-    if not isinstance(node, ast.Assign) or len(piece.names) != 1:
+    """Whether a statement adds to one table, and may be moved into it."""
+    node, tables = piece.node, tables_of(piece)
+    shared = isinstance(node, ast.AugAssign)
+    if len(piece.names) != 1 - shared or not tables:
         return False
-    strings = (x for x in ast.walk(node) if isinstance(x, ast.Constant))
-    return (isinstance(node.targets[0], ast.Subscript)
-            and all(x.lineno == x.end_lineno for x in strings))
+    if shared and not ast.unparse(node.value).startswith("dict.fromkeys("):
+        return False
+    found = [*ast.walk(node.value)]
+    reads = {x.id for x in found if isinstance(x, ast.Name)}
+    return reads.isdisjoint(tables) and all(
+        x.lineno == x.end_lineno for x in found if isinstance(x, ast.Constant))
 
 
 def as_entry(piece: Piece) -> Piece:
     """`TABLE[key] = value` as `key: value,`, a line of the table's."""
     node, lines = piece.node, [*piece.text]
-    target, at = node.targets[0], node.lineno - piece.first
-    end = node.end_lineno - piece.first
+    at, end = node.lineno - piece.first, node.end_lineno - piece.first
     stop = column(lines[end], node.end_col_offset)
     lines[end] = lines[end][:stop] + "," + lines[end][stop:]
-    key = ast.get_source_segment(piece.cell.source, target.slice)
-    equals = column(lines[at], target.end_col_offset) + len(" = ")
+    key, equals = entry_key(piece)
     value = lines[at][equals:]
     hangs = value.endswith(("(", "[", "{"))
-    by = 4 if hangs else len(f"    {key}: ") - equals
+    by = 4 if hangs else len(f"    {key}") - equals
     lines = [shifted(line, by if at < n <= end else 4)
              for n, line in enumerate(lines)]
-    lines[at] = f"    {key}: {value}"
+    lines[at] = f"    {key}{value}"
     return replace(piece, text=lines)
+
+
+def entry_key(piece: Piece) -> tuple[str, int]:
+    """What stands before an entry's value, and where that begins now."""
+    node, line = piece.node, piece.text[piece.node.lineno - piece.first]
+    if isinstance(node, ast.AugAssign):
+        return "**", line.index(" |= ") + len(" |= ")
+    target = node.targets[0]
+    key = ast.get_source_segment(piece.cell.source, target.slice)
+    return f"{key}: ", column(line, target.end_col_offset) + len(" = ")
 
 
 def column(line: str, offset: int) -> int:

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:7fa7c6160910
+# Tangled from record: edit there, `make tangle`. sha256:8d3ad4e8bda4
 """What a chapter's cells call while they run."""
 
 import gc
@@ -66,6 +66,15 @@ def test(function: Callable) -> Callable:
     function()
     print(f"ok  {function.__name__}")
     return function
+
+
+def message(call: Callable, kind=ValueError) -> str:
+    """What the error of this kind says that `call` has to raise."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    raise AssertionError(f"expected {kind}, and nothing was raised")
 
 
 PREFIX = "application/papermill.record/"

@@ -1,15 +1,24 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:1ac1fe53dba3
+# Tangled from tangle: edit there, `make tangle`. sha256:9b0a9c704008
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import yaml
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
+from mdit_py_plugins.attrs import attrs_block_plugin
+from mdit_py_plugins.colon_fence import colon_fence_plugin
+from mdit_py_plugins.dollarmath import dollarmath_plugin
+from mdit_py_plugins.front_matter import front_matter_plugin
+from mdit_py_plugins.myst_blocks import myst_block_plugin
+from mdit_py_plugins.myst_role import myst_role_plugin
 
 
 class SourceError(Exception):
@@ -85,6 +94,8 @@ class Chapter:
     front: dict = field(default_factory=dict, compare=False)
     text: str = ""
     cells: tuple[Cell, ...] = ()
+    prose: tuple["Block", ...] = field(default=(), compare=False)
+    blocks: tuple["Block", ...] = field(default=(), compare=False)
 
     @property
     def module(self) -> str | None:
@@ -138,79 +149,126 @@ class Book:
         return replace(self, chapters=earlier + new)
 
 
-FENCE = re.compile(r"(`{3,}(?=[^`]*$)|~{3,}|:{3,})\s*(.*)")
-
-NESTED = re.compile(r"[\s>*+-]*(`{3,}|~{3,}|:{3,})\s*\{code-cell\}")
-
-LITERAL = re.compile(r"[^{]|$|\{(code-block|code|raw|math|literalinclude)\}")
-
-
-def fences(path: str, lines: list[str]):
-    """Yield (first, last, info) of every fence at the page's top level."""
-    at = 0
-    while at < len(lines):
-        match = FENCE.match(lines[at])
-        if match:
-            end = closing(path, lines, at, match[1])
-            check_body(path, lines, at, end, match)
-            yield at, end, match[2]
-            at = end
-        elif NESTED.match(lines[at]):
-            raise nested(path, at, "a list or a quotation")
-        at += 1
+MYST = (
+    MarkdownIt("commonmark", {"inline_definitions": True})
+    .enable("table")
+    .use(front_matter_plugin)
+    .use(myst_block_plugin)
+    .use(myst_role_plugin)
+    .use(colon_fence_plugin)
+    .use(dollarmath_plugin)
+    .use(attrs_block_plugin)
+    .disable(["newline", "emphasis", "entity", "autolink"])
+)
+# Blocks alone: what stands inside a line costs time, and is asked for later.
+MYST.core.ruler.enableOnly(["normalize", "block"])
 
 
-def closing(path: str, lines: list[str], at: int, fence: str) -> int:
-    """The line that closes the fence opened at line `at`."""
-    close = re.compile(rf"{fence[0]}{{{len(fence)},}}\s*$")
-    for n in range(at + 1, len(lines)):
-        if close.match(lines[n]):
-            return n
-    raise unclosed(path, at, fence)
+@dataclass(frozen=True)
+class Block:
+    """A piece of prose (no name), a plain `fence`, or a directive."""
+
+    name: str
+    first: int
+    last: int
+    line: int  # of the body's first line
+    body: str
+    argument: str = ""
+    options: dict = field(default_factory=dict)
 
 
-def check_body(path, lines, first, last, opening) -> None:
-    """Refuse a fence whose body holds a code cell that would not run."""
-    fence, info = opening.groups()
-    for n in range(first + 1, last):
-        inner = NESTED.match(lines[n])
-        if inner and info.startswith("{code-cell}"):
-            if len(inner[1]) >= len(fence):
-                raise unclosed(path, first, fence)
-        elif inner and not LITERAL.match(info):
-            raise nested(path, n, f"{info.split()[0]} of line {first + 1}")
+NO_FRONT = Block("front", 1, 0, 2, "")
+FENCES = ("fence", "colon_fence")
+BLOCK_NAMES = {
+    "front_matter": "front", "myst_target": "target",
+    "myst_line_comment": "unseen", "myst_block_break": "unseen",
+    "attrs_block": "unseen", "math_block": "math", "math_block_label": "math",
+}  # fmt: skip
+LITERAL = {*BLOCK_NAMES.values(), "fence", "code-cell", "code-block", "code",
+           "raw", "literalinclude"}
 
 
-def unclosed(path: str, at: int, fence: str) -> SourceError:
+def blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
+    """Cut a page's text, which begins at `line`, into its blocks."""
+    lines = text.split("\n")
+    for token in MYST.parse(text):
+        first, last = token.map or (0, 0)
+        if is_buried(token):
+            raise nested(path, line + first, "a list or a quotation")
+        if token.nesting >= 0 and not token.level:
+            yield block_of(path, token, lines[first:last], line + first)
+
+
+def block_of(path: str, token: Token, lines: list[str], line: int) -> Block:
+    """The block that a token of level zero makes."""
+    if token.type in FENCES:
+        return fenced(path, token, lines, line)
+    name = BLOCK_NAMES.get(token.type, "")
+    body = token.content if name else "\n".join(lines)
+    return Block(name, line, line + len(lines) - 1, line, body)
+
+
+CELL = "{code-cell}"
+
+
+def is_buried(token: Token) -> bool:
+    """Whether a code cell stands where nothing runs it."""
+    if token.type in FENCES:
+        return bool(token.level) and token.info.startswith(CELL)
+    return token.type in ("code_block", "html_block") and CELL in token.content
+
+
+def check_fence(path: str, token: Token, end: str, line: int) -> None:
+    """Refuse a fence that is never closed, or only by the next cell's."""
+    fence, is_cell = token.markup, token.info.startswith(CELL)
+    next_cell = rf"(?m)^\s*{fence}.*{re.escape(CELL)}"
+    swallows = is_cell and re.search(next_cell, token.content)
+    if swallows or len(end) < len(fence) or end.strip(fence[0]):
+        raise unclosed(path, line, fence)
+    if is_cell and token.type == "colon_fence":
+        message = f"the fence of a code cell is {'`' * 3}, or longer"
+        raise SourceError(path, line, message)
+
+
+def unclosed(path: str, line: int, fence: str) -> SourceError:
     message = f"this fence is never closed: end it with a line {fence}"
-    return SourceError(path, at + 1, message)
+    return SourceError(path, line, message)
 
 
-def nested(path: str, at: int, place: str) -> SourceError:
+def nested(path: str, line: int, place: str) -> SourceError:
     message = f"a code cell inside {place} is not run: put it at top level"
-    return SourceError(path, at + 1, message)
+    return SourceError(path, line, message)
 
 
-MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
+DIRECTIVE = re.compile(r"\{([^}]+)\}\s*(.*)")
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+def fenced(path: str, token: Token, lines: list[str], line: int) -> Block:
+    """The block that a fence and its body make."""
+    check_fence(path, token, "".join(lines[1:][-1:]).strip(), line)
+    last = line + len(lines) - 1
+    head = DIRECTIVE.match(token.info.strip())
+    if not head:
+        return Block("fence", line, last, line, "\n".join(lines))
+    inside = token.content.split("\n")[:-1]
+    text, taken = split_options(inside)
+    if head[1] == "code-cell":
+        check_options(path, inside, line + 1, taken)
+    options = load_yaml(text, path, line + 1)
+    taken += inside[taken:] > [] and not inside[taken].strip()
+    body = "\n".join(inside[taken:])
+    return Block(head[1], line, last, line + 1 + taken, body, head[2], options)
 
 
 def split_options(lines: list[str]) -> tuple[str, int]:
-    """A cell's options as YAML, and how many lines they take."""
+    """A directive's options as YAML, and how many lines they take."""
     found = [line.lstrip() for line in lines]
-    taken = next((n for n, x in enumerate(found) if x[:1] != ":"), len(found))
-    return "\n".join(line[1:] for line in found[:taken]), taken
-
-
-def as_list(value) -> tuple[str, ...]:
-    """`a, b` or `[a, b]` as a tuple of words."""
-    words = value.split(",") if isinstance(value, str) else value or ()
-    return tuple(str(word).strip() for word in words)
+    options = list(takewhile(re.compile(":(?!::)").match, found))
+    return "\n".join(line[1:] for line in options), len(options)
 
 
 def check_options(path: str, body: list[str], first: int, taken: int) -> None:
-    """Refuse options that YAML, or jupytext, would read otherwise."""
+    """Refuse options that YAML, or MyST, would read otherwise."""
     for n, line in enumerate(body[:taken]):
         tight = re.match(r"\s*(:[\w-]+:)\S", line)
         if tight:
@@ -222,6 +280,9 @@ def check_options(path: str, body: list[str], first: int, taken: int) -> None:
             raise SourceError(path, first + n, message)
         if line.strip():
             break
+
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
@@ -237,6 +298,28 @@ def load_yaml(text: str, path: str, line: int, loader=LOADER) -> dict:
     if not isinstance(data, dict):
         raise SourceError(path, line, "YAML: expected `key: value` lines")
     return data
+
+
+def all_blocks(path: str, text: str, line: int = 1) -> Iterator[Block]:
+    """The blocks of a text, and those inside them."""
+    for block in blocks(path, text, line):
+        yield block
+        if not block.name or block.name in LITERAL:
+            continue
+        for inner in all_blocks(path, block.body, block.line):
+            if inner.name == "code-cell":
+                place = f"{{{block.name}}} of line {block.first}"
+                raise nested(path, inner.first, place)
+            yield inner
+
+
+MAGIC = re.compile(r"%%(c|cuda)\b[ \t]*(\S*)")
+
+
+def as_list(value) -> tuple[str, ...]:
+    """`a, b` or `[a, b]` as a tuple of words."""
+    words = value.split(",") if isinstance(value, str) else value or ()
+    return tuple(str(word).strip() for word in words)
 
 
 def make_cell(chapter: Chapter, path, index, line, source, options) -> Cell:
@@ -361,41 +444,31 @@ def line_with(words: str, text: str) -> int:
 @cache
 def read_myst(name: str, path: str, text: str) -> Chapter:
     """A chapter from its MyST text."""
-    lines = text.split("\n")
-    start = 0
-    if lines[0].rstrip() == "---":
-        start = next(
-            (n for n, x in enumerate(lines[1:], 1) if x.rstrip() == "---"), 0
-        )
-        if not start:
-            raise unclosed(path, 0, "---")
-    front = load_yaml("\n".join(lines[1:start]), path, 2)
-    check_front(front, path, text)
-    blank = [""] * start + ["" if start else lines[0]] + lines[start + 1 :]
-    title = next((x[2:] for x in blank if x.startswith("# ")), name)
-    chapter = Chapter(name, path, title.strip(), front, text)
-    return replace(chapter, cells=tuple(myst_cells(chapter, blank)))
+    found = tuple(all_blocks(path, text))
+    front = next((b for b in found[:1] if b.name == "front"), NO_FRONT)
+    if front is NO_FRONT and text.startswith("---\n"):
+        raise unclosed(path, 1, "---")
+    data = load_yaml(front.body, path, 2)
+    check_front(data, path, text)
+    titles = (block.body[2:].strip() for block in found
+              if not block.name and block.body.startswith("# "))
+    cells = [block for block in found if block.name == "code-cell"]
+    prose = tuple(prose_around(text.split("\n"), [front, *cells]))
+    page = Chapter(
+        name, path, next(titles, name), data, text, (), prose, found)
+    made = (make_cell(page, path, n, b.line, b.body.rstrip(), b.options)
+            for n, b in enumerate(cells))
+    return replace(page, cells=tuple(made))
 
 
-def myst_cells(chapter: Chapter, lines: list[str]):
-    """The code cells among a chapter's fences."""
-    index = 0
-    for first, last, info in fences(chapter.path, lines):
-        if not info.startswith("{code-cell}"):
-            continue
-        if lines[first].startswith(":"):
-            message = f"the fence of a code cell is {'`' * 3}, or longer"
-            raise SourceError(chapter.path, first + 1, message)
-        body = lines[first + 1 : last]
-        text, taken = split_options(body)
-        check_options(chapter.path, body, first + 2, taken)
-        options = load_yaml(text, chapter.path, first + 2)
-        if body[taken : taken + 1] and not body[taken].strip():
-            taken += 1
-        source = "\n".join(body[taken:]).rstrip()
-        line = first + 2 + taken
-        yield make_cell(chapter, chapter.path, index, line, source, options)
-        index += 1
+def prose_around(lines: list[str], found: list[Block]):
+    """Yield what stands behind each of these blocks, if anything does."""
+    stops = [*(block.first - 1 for block in found[1:]), len(lines)]
+    for block, last in zip(found, stops):
+        text = "\n".join(lines[block.last : last]).rstrip()
+        first = block.last + 1 + len(text) - len(text.lstrip("\n"))
+        if text:
+            yield Block("", first, last, first, text.lstrip("\n"))
 
 
 def read_notebook(name: str, path: str, text: str) -> Chapter:
@@ -410,17 +483,11 @@ def read_notebook(name: str, path: str, text: str) -> Chapter:
         message = "not a notebook: its `cells` are missing"
         raise SourceError(path, 1, message) from None
     chapter = Chapter(name, path, name, notebook.get("metadata", {}), text)
-    cells = (
-        make_cell(
-            chapter,
-            f"{path}[{n}]",
-            n - 1,
-            1,
-            unix("".join(cell["source"])).rstrip(),
-            cell.get("metadata", {}),
-        )
-        for n, cell in enumerate(found, 1)
-    )
+    cells = []
+    for n, cell in enumerate(found):
+        source = unix("".join(cell["source"])).rstrip()
+        options, place = cell.get("metadata", {}), f"{path}[{n + 1}]"
+        cells.append(make_cell(chapter, place, n, 1, source, options))
     return replace(chapter, cells=tuple(cells))
 
 

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:a4a8e7a8a8dc
+# Tangled from tangle: edit there, `make tangle`. sha256:464f10c80034
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -36,6 +36,7 @@ from companion.literate.pieces import (
     parse,
     pieces,
     table_entries,
+    tables_of,
     without_decorator,
 )
 from companion.literate.source import (
@@ -113,6 +114,8 @@ class Module:
     chapters: dict[str, None] = field(default_factory=dict)
     imports: dict[str, Import] = field(default_factory=dict)
     reasons: dict[str, Reason] = field(default_factory=dict)
+    late: set[str] = field(default_factory=set)  # imported at the end
+    changed: set[str] = field(default_factory=set)  # tables, by statements
 
     @property
     def dotted(self) -> str:
@@ -124,6 +127,11 @@ class Module:
     def library(self) -> bool:
         """Whether others may import it."""
         return self.file.startswith("companion/")
+
+    def holds(self, found: Import) -> bool:
+        """Whether it is a package's front, and reads one of its rooms."""
+        front = self.file.endswith("/__init__.py")
+        return front and found.module.startswith(f"{self.dotted}.")
 
 
 @dataclass(eq=False)
@@ -262,6 +270,7 @@ class Tangler:
         elif table:
             self.put_entry(module, table, piece)
         else:
+            module.changed |= tables_of(piece)
             self.put(module, module.body, piece)
 
     def extend(self, module: Module, piece: Piece) -> None:
@@ -284,11 +293,9 @@ class Tangler:
         """The table of this module that an entry can be printed in."""
         if not is_entry(piece):
             return None
-        name = ast.unparse(piece.node.targets[0].value)
+        (name,) = tables_of(piece)
         entry = self.index.get(name, {}).get(module.file)
-        changed = any(ast.unparse(other.node.target) == name
-                      for other in module.body
-                      if isinstance(other.node, ast.AugAssign))
+        changed = name in module.changed
         if entry and not changed and open_table(entry.piece):
             return entry.piece
         return None
@@ -400,6 +407,7 @@ class Tangler:
         own = set(module.imports)
         for piece in module.body:
             own |= set(piece.names) or read[id(piece)].bound
+        now = at_import(module, read)
         for piece in module.body:
             reading = read[id(piece)]
             for use in reading.uses:
@@ -411,6 +419,8 @@ class Tangler:
                     module.imports[use.name] = needed
                     module.reasons[use.name] = reason
                     own.add(use.name)
+                    if module.holds(needed) and use.name not in now:
+                        module.late.add(use.name)
 
     def resolve(self, module, name, chapter, blame) -> Import | None:
         """The import that a free name needs; None for a builtin."""
@@ -470,14 +480,15 @@ class Tangler:
             read = {id(piece): Reading(piece) for piece in module.body}
             module.body = Order(module, read).ordered
             self.resolve_all(module, read)
-            layout, head = Layout(), top(module)
+            layout, head, tail = Layout(), top(module), bottom(module)
         else:
-            layout, head, read = Layout('#line {line} "{path}"'), [], {}
+            layout, read = Layout('#line {line} "{path}"'), {}
+            head, tail = [], []
         layout.add(module.body)
         above = len(head) + 1
         self.note(module, layout, read, above)
         library.files[module.file] = with_header(
-            module.file, module.chapters, head + layout.lines)
+            module.file, module.chapters, head + layout.lines + tail)
         library.origins[module.file] = [
             (above + line, place) for line, place in layout.runs()]
 
@@ -513,7 +524,7 @@ class Tangler:
                  for entry in reversed(self.entries)}
         for module in modules:
             for name, found in module.imports.items():
-                if module.library and found.ours:
+                if module.library and found.ours and name not in module.late:
                     other = found.file(self.modules)
                     used, error = module.reasons[name]
                     made = first.get((other, found.name), used)
@@ -550,6 +561,13 @@ def leave_out(lines: list[str], at: int, indent: str) -> None:
         lines[at] = ""
         at += 1
     lines[at] = f"{indent}pass"
+
+
+def at_import(module: Module, read: dict[int, Reading]) -> set[str]:
+    """The names that a module uses while it is imported."""
+    lazy = LAZY if "annotations" in module.imports else ""
+    return {use.name for piece in module.body
+            for use in names_in(lazy + read[id(piece)].text).uses if use.now}
 
 
 class Order:
@@ -611,10 +629,18 @@ def is_main(piece: Piece) -> bool:
 
 def top(module: Module) -> list[str]:
     """The docstring and the imports of a module."""
-    parts = [module.doc, import_block(module.imports.values())]
+    early = [i for n, i in module.imports.items() if n not in module.late]
+    parts = [module.doc, import_block(early)]
     lines = [line for part in parts if part for line in ["", *part]][1:]
     ending = 2 if module.body and module.body[0].block else 1
     return lines + [""] * ending if lines else []
+
+
+def bottom(module: Module) -> list[str]:
+    """The imports of a package's front from its rooms."""
+    late = [module.imports[name] for name in module.late]
+    why = "# The rooms import what stands above: they are read last."
+    return ["", "", why, *import_block(late)] if late else []
 
 
 def tangle(book: Book, upto: str | None = None) -> Library:

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:67425de39858
+# Tangled from mnist: edit there, `make tangle`. sha256:111fc2feb58a
 from __future__ import annotations
 
 import time
@@ -14,7 +14,8 @@ from companion.layers import Linear, Module, Sequential, he
 from companion.losses import cross_entropy
 from companion.milestones.report import Report, Unmeasured
 from companion.optim import SGD
-from companion.tensor import Tensor, manual_seed
+from companion.tensor import Tensor
+from companion.tensor.random import manual_seed
 from companion.training import (
     Observer,
     ProgressBar,

@@ -1,11 +1,14 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:0dfd6c342f38
+# Tangled from perceptron: edit there, `make tangle`. sha256:9eaa5b3a64e4
 from __future__ import annotations
 
 import time
 
 from companion.dtype import float32
 from companion.milestones.report import Report
-from companion.tensor import Generator, Tensor, randint, randn, where, zeros
+from companion.tensor import Tensor
+from companion.tensor.creation import zeros
+from companion.tensor.operands import where
+from companion.tensor.random import Generator, randint, randn
 
 SIDE, SQUARE = 20, 4
 

@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:90914442f141
+# Tangled from xor: edit there, `make tangle`. sha256:2090a85e7182
 from __future__ import annotations
 
 import time
@@ -9,7 +9,9 @@ from companion.layers import Linear, Module, Sequential
 from companion.losses import bce_with_logits
 from companion.milestones.report import Report
 from companion.optim import SGD
-from companion.tensor import Tensor, arange, manual_seed
+from companion.tensor import Tensor
+from companion.tensor.creation import arange
+from companion.tensor.random import manual_seed
 from companion.training import Batches, Trainer
 
 

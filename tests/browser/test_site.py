@@ -12,11 +12,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ARRAYS = "chapters/tensors/arrays.html"
 BLAS = "chapters/tensors/blas.html"
+ATTENTION = "chapters/gradients/attention.html"
 NOTATION = "chapters/front/notation.html"
 USING = "chapters/front/using.html"
 LAYERS = "chapters/tensors/layers.html"
 VIEW = "source/companion/view.html"
-AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS)
+AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS,
+        ATTENTION)
 LIMIT, LIMIT_WITH_MATH = 1.0e6, 2.2e6
 
 
@@ -387,6 +389,33 @@ def test_widgets_live_on_a_page_opened_as_a_file(site, chromium):
     page.goto((site / "chapters/tensors/blas.html").as_uri())
     page.wait_for_selector(".tt-roofline circle")
     page.close()
+
+
+def test_attention_viewer_by_keyboard(visit):
+    page = visit(ATTENTION)
+    viewer = page.locator(".tt-attention")
+    viewer.locator("input[type=range]").wait_for()
+    rows = viewer.locator("[data-query]")
+    asked, said = rows.last.inner_text().strip(), viewer.locator(".tt-status")
+    assert said.inner_text().startswith(f"{asked} looks at ")
+    viewer.locator("[data-query][tabindex='0']").focus()
+    page.keyboard.press("Home")  # no key of ours
+    for _ in range(rows.count()):
+        page.keyboard.press("ArrowUp")
+    first = rows.first.inner_text().strip()
+    assert said.inner_text().startswith(f"{first} looks at ")
+    viewer.locator("input[type=checkbox]").check()
+    assert said.inner_text() == f"{first} looks at {first} (100 %)"
+    viewer.locator("input[type=checkbox]").uncheck()
+    viewer.locator("input[type=range]").focus()
+    page.keyboard.press("Home")  # no sharpness: all keys alike
+    share = round(100 / rows.count())
+    assert said.inner_text().count(f"({share} %)") == 4
+
+
+def test_attention_viewer_without_scripts(visit):
+    page = visit(ATTENTION, java_script_enabled=False)
+    assert page.locator(".tt-attention table").is_visible()
 
 
 def test_roofline_by_keyboard(visit):

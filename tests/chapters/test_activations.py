@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:a3a8077e5284
+# Tangled from activations: edit there, `make tangle`. sha256:07cb3820ccea
 from __future__ import annotations
 
 import math
@@ -11,7 +11,10 @@ from companion.device import CPU, erf
 from companion.dtype import DTYPES, bfloat16, float16, float32, float64
 from companion.native import POOL, set_threads
 from companion.ops import FAMILIES, GATHER, WRITE
-from companion.tensor import Tensor, manual_seed, randn, where, zeros
+from companion.tensor import Tensor
+from companion.tensor.creation import zeros
+from companion.tensor.operands import where
+from companion.tensor.random import manual_seed, randn
 from companion.timing import Timed
 
 

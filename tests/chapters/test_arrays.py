@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:53fcac972d27
+# Tangled from arrays: edit there, `make tangle`. sha256:bd9a0b453875
 from __future__ import annotations
 
 import ast
@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from companion.buffer import Buffer, adopt, from_dlpack, text
+from companion.buffer import Buffer, adopt, format_array, from_dlpack
 from companion.dtype import (
     DTYPES,
     bfloat16,
@@ -19,6 +19,7 @@ from companion.dtype import (
     int32,
     promote,
 )
+from companion.literate import message
 from companion.view import View
 
 
@@ -156,7 +157,7 @@ def test_copies_are_buffers_like_others():
 @many
 @given(pairs().filter(lambda pair: pair[1].size))
 def test_text_reads_back(pair):
-    assert ast.literal_eval(text(pair[0])) == pair[1].tolist()
+    assert ast.literal_eval(format_array(pair[0])) == pair[1].tolist()
 
 
 def test_text_of_every_kind():
@@ -169,17 +170,9 @@ def test_text_of_every_kind():
             (np.zeros((0, 2)), "[], shape=(0, 2)"),
             (np.arange(2000), "[   0,    1,    2, …, 1997, 1998, 1999]"),
             (np.zeros((2, 2, 1), int), "[[[0],\n  [0]],\n\n [[0],\n  [0]]]")):
-        assert text(adopt(array)) == expected
-    assert text(adopt(np.arange(6)), threshold=1) == "[0, 1, 2, 3, 4, 5]"
-
-
-def complaint(error, function, *arguments) -> str:
-    """The message with which `function` refuses its arguments."""
-    try:
-        function(*arguments)
-    except error as caught:
-        return str(caught)
-    raise AssertionError(f"{function.__name__} accepts {arguments}")
+        assert format_array(adopt(array)) == expected
+    whole = format_array(adopt(np.arange(6)), threshold=1)
+    assert whole == "[0, 1, 2, 3, 4, 5]"
 
 
 def test_refusals():
@@ -188,10 +181,10 @@ def test_refusals():
     outside = Buffer.empty((12,), int8).moved(View((3, 5), (5, 1)))
     fields = np.zeros(3, "i4, i1")["f0"]
     gpu = type("Gpu", (), {"__dlpack_device__": lambda self: (2, 0)})()
-    assert "convert with .astype" in complaint(
-        TypeError, adopt, np.zeros(2, np.complex64))
-    assert "pass a copy" in complaint(ValueError, adopt, fields)
-    assert "float32" in complaint(BufferError, half.__dlpack__)
-    assert "dense copy" in complaint(BufferError, backwards.__dlpack__)
-    assert "to the host" in complaint(BufferError, from_dlpack, gpu)
-    assert "strides" in complaint(ValueError, lambda: outside.array)
+    assert "convert with .astype" in message(
+        lambda: adopt(np.zeros(2, np.complex64)), TypeError)
+    assert "pass a copy" in message(lambda: adopt(fields))
+    assert "float32" in message(half.__dlpack__, BufferError)
+    assert "dense copy" in message(backwards.__dlpack__, BufferError)
+    assert "to the host" in message(lambda: from_dlpack(gpu), BufferError)
+    assert "strides" in message(lambda: outside.array)

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:4a1d61bc0cfe
+# Tangled from blas: edit there, `make tangle`. sha256:f0a661875755
 from __future__ import annotations
 
 import contextlib
@@ -14,7 +14,8 @@ from companion.benchmark import EAGER, calls
 from companion.blas import blocking, gemm, plan, product
 from companion.buffer import adopt
 from companion.native import POOL, TOLD, compiler, cpu, kernel
-from companion.tensor import Tensor, rand
+from companion.tensor import Tensor
+from companion.tensor.random import rand
 from companion.timing import FORK, MISSING, compare, judged, row_of
 
 SIZES = st.sampled_from(

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:7a67ed442fe4
+# Tangled from data: edit there, `make tangle`. sha256:c5b4dca4e8ea
 from __future__ import annotations
 
 import contextlib
@@ -54,11 +54,14 @@ from companion.data import (
 from companion.device import CPU, try_copy_rows
 from companion.dtype import float32, int32, int64, uint8
 from companion.layers import Linear, Sequential
+from companion.literate import message
 from companion.losses import cross_entropy
 from companion.native import POOL
 from companion.ops import GATHER
 from companion.optim import SGD
-from companion.tensor import Tensor, from_numpy, manual_seed, zeros
+from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import zeros
+from companion.tensor.random import manual_seed
 from companion.training import Batches
 
 
@@ -377,15 +380,6 @@ def test_a_process_that_dies_is_noticed():
     assert next(loader)[0].tolist() == [place]
 
 
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        assert type(error) is kind
-        return str(error)
-    raise AssertionError(f"expected {kind.__name__}")
-
-
 def test_bad_input_is_one_clear_error():
     for call, words in (
         (lambda: DataLoader([], 2), "0 examples make no batch of 2"),
@@ -407,7 +401,7 @@ def test_where_a_place_does_not_exist_nothing_is_copied():
     for wrong in (5, -6, 1 << 62):
         at = Tensor([0] * 8 + [wrong])
         call = functools.partial(CPU.kernels[GATHER], out.buffer,
-                                 table.buffer, at.buffer, None)
+                                 table.buffer, at.buffer, 0)
         words = message(call, IndexError)
         assert f"the index {wrong} is out of range" in words
         assert not out.numpy().any()

@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:564061a34fb3
+# Tangled from layers: edit there, `make tangle`. sha256:eae0a0aeb288
 from __future__ import annotations
 
 import math
@@ -20,16 +20,11 @@ from companion.layers import (
     he,
     xavier,
 )
-from companion.tensor import (
-    GENERATOR,
-    Generator,
-    Tensor,
-    detached,
-    manual_seed,
-    ones,
-    randn,
-    zeros,
-)
+from companion.literate import message
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import GENERATOR, Generator, manual_seed, randn
+from companion.tensor.reductions import detached
 from companion.timing import Timed
 
 
@@ -40,14 +35,6 @@ def layer_norm_slowly(row, weight, bias, eps=1e-5):
     variance = math.fsum((x - mean) ** 2 for x in row) / n
     return [(x - mean) / math.sqrt(variance + eps) * w + b
             for x, w, b in zip(row, weight, bias)]
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("expected an error")
 
 
 def test_linear_is_a_product_and_a_sum():

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:e93ff5130d56
+# Tangled from optimizers: edit there, `make tangle`. sha256:e7ddddefc900
 from __future__ import annotations
 
 import functools
@@ -11,10 +11,13 @@ import numpy as np
 from companion.device import CPU
 from companion.dtype import float32, float64
 from companion.layers import Linear, Sequential, he
+from companion.literate import message
 from companion.losses import cross_entropy
 from companion.native import keep_freed
 from companion.optim import SGD, Adam, AdamW, RMSprop, decay_groups
-from companion.tensor import Tensor, manual_seed, ones, randint, randn, zeros
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import manual_seed, randint, randn
 from companion.timing import Timed
 
 
@@ -275,14 +278,6 @@ def test_states_restore_settings_and_copy_memory():
     assert new.state_dict()["state"][0]["step"] == 1
     assert new.kept(p, "exp_avg").tolist() != old.kept(
         p, "exp_avg").tolist()
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("expected an error")
 
 
 def test_a_state_of_pytorchs_is_taken_over():

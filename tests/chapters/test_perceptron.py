@@ -1,4 +1,4 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:1a25d2c81f63
+# Tangled from perceptron: edit there, `make tangle`. sha256:7739842e8275
 from __future__ import annotations
 
 from companion.milestones.perceptron import (
@@ -9,7 +9,8 @@ from companion.milestones.perceptron import (
     until_right,
 )
 from companion.milestones.report import Report
-from companion.tensor import Generator, Tensor, randn
+from companion.tensor import Tensor
+from companion.tensor.random import Generator, randn
 
 
 def test_the_milestone_is_reached():

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:69998a6426fa
+# Tangled from training: edit there, `make tangle`. sha256:b0829669e120
 from __future__ import annotations
 
 import functools
@@ -23,19 +23,19 @@ import numpy as np
 from companion.device import CPU, Device
 from companion.dtype import bfloat16, float16, float32, float64, int64
 from companion.layers import Dropout, Linear, Module, Sequential
+from companion.literate import message
 from companion.losses import cross_entropy
 from companion.optim import SGD, Adam, AdamW
-from companion.tensor import (
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.gradients import grad
+from companion.tensor.operands import where
+from companion.tensor.random import (
     GENERATOR,
     Generator,
-    Tensor,
-    grad,
     manual_seed,
-    ones,
     rand,
     randn,
-    where,
-    zeros,
 )
 from companion.training import (
     Batches,
@@ -200,14 +200,6 @@ def test_every_moment_that_touches_the_disk_is_survived():
     moments = list(itertools.takewhile(
         lambda n: survives(n, expected), itertools.count(1)))
     assert len(moments) >= 15
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("expected an error")
 
 
 def test_a_failed_write_leaves_the_old_checkpoint():

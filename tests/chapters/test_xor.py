@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:813e1354fadb
+# Tangled from xor: edit there, `make tangle`. sha256:79628a87038e
 from __future__ import annotations
 
 import json
@@ -22,7 +22,9 @@ from companion.milestones.xor import (
     right,
     taught,
 )
-from companion.tensor import Tensor, manual_seed, ones, rand, zeros
+from companion.tensor import Tensor
+from companion.tensor.creation import ones, zeros
+from companion.tensor.random import manual_seed, rand
 
 
 def folded():

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, data: edit there, `make tangle`. sha256:c21bea5ed742  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:9c82615f358f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -6,8 +6,6 @@ from __future__ import annotations
 import functools
 import math
 import operator
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -18,33 +16,18 @@ from companion.autograd import (
     RECORDING,
     Record,
     check_rule,
-    check_unmodified,
     no_grad,
     recording,
     remember,
     sweep,
     version,
 )
-from companion.buffer import CPU_MEMORY, Buffer, adopt, text
+from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
-from companion.dtype import (
-    DType,
-    as_dtype,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int64,
-    promote,
-    scalar_dtype,
-)
+from companion.dtype import DType, as_dtype, bool_, float32, int64
 from companion.ops import (
     ADD,
-    AND,
     CAST,
-    CONST,
-    DIV,
     EQUAL,
     ERF,
     EXP,
@@ -52,25 +35,21 @@ from companion.ops import (
     FLIP,
     GATHER,
     IDIV,
-    IOTA,
     LESS,
     LOG,
     MATMUL,
     MAX,
-    MAXIMUM,
     MOD,
     MUL,
     PAD,
     PERMUTE,
     POW,
-    RANDOM,
     RESHAPE,
     SHRINK,
     SIN,
     SQRT,
     SUB,
     SUM,
-    WHERE,
     WRITE,
     Op,
     check_kind,
@@ -201,7 +180,8 @@ class Tensor:
     def __repr__(self) -> str:
         usual = (float32, int64, bool_)
         tail = "" if self.dtype in usual else f", dtype={self.dtype}"
-        body = text(self.device.host(self.buffer), indent=len("Tensor("))
+        host = self.device.host(self.buffer)
+        body = format_array(host, indent=len("Tensor("))
         return f"Tensor({body}{tail})"
 
     def __bool__(self) -> bool:
@@ -594,7 +574,7 @@ class Tensor:
             index = as_index_entry(index, self.device)
         if self.shape and isinstance(index, Tensor) \
                 and index.dtype.kind in "iu":
-            return Tensor.apply(GATHER, self, index)
+            return Tensor.apply(GATHER, self, index, arg=0)
         entries = complete_index(self, index)
         if any(isinstance(e, Tensor) for e in entries):
             return advanced_index(*masks_to_indices(self, entries))
@@ -1022,891 +1002,70 @@ def complete_shape(x: Tensor, shape: Shape) -> Shape:
     return tuple([x.size // known if n == -1 else n for n in shape])
 
 
-@functools.lru_cache(maxsize=4096)
-def broadcast_shape(*shapes: Shape) -> Shape:
-    """The common shape, aligned at the last axis (NumPy's rule)."""
-    ndim = max(map(len, shapes))
-    aligned = [(1,) * (ndim - len(s)) + s for s in shapes]
-    result = []
-    for lengths in zip(*aligned):
-        wide = set(lengths) - {1}
-        if len(wide) > 1:
-            raise ValueError(
-                f"shapes {' and '.join(map(str, shapes))} do not "
-                f"broadcast: lengths must agree or be 1, counted from "
-                f"the last axis")
-        result.append(wide.pop() if wide else 1)
-    return tuple(result)
-
-
-@functools.lru_cache(maxsize=4096)
-def promoted(*kinds: DType | type) -> DType:
-    """The dtype where these dtypes and types of Python's numbers meet."""
-    dtype = promote(*[k for k in kinds if isinstance(k, DType)])
-    # Last, since a number adapts to the dtype on which the tensors agree.
-    # kind() is 0, 0.0 or False: of a number only its type counts.
-    for kind in kinds:
-        if not isinstance(kind, DType):
-            dtype = promote(dtype, scalar_dtype(kind(), dtype))
-    return dtype
-
-
-def dtype_or_type(value: Tensor | Scalar) -> Any:
-    """The dtype of a tensor, the type of a number."""
-    return value.dtype if isinstance(value, Tensor) else type(value)
-
-
-def common_dtype(*operands: Tensor | Scalar) -> DType:
-    """The dtype in which tensors and numbers meet."""
-    return promoted(*map(dtype_or_type, operands))
-
-
-def first_device(*operands: Any) -> Device:
-    """The device of the first tensor among the operands, or the CPU."""
-    for x in operands:
-        if isinstance(x, Tensor):
-            return x.device
-    return CPU
-
-
-def as_tensor(value: Tensor | Scalar, dtype: DType, device: Device | str,
-              shape: Shape | None = None) -> Tensor:
-    """A tensor or a number in `dtype`, broadcast to any `shape` given."""
-    if not isinstance(value, Tensor):
-        return leaf(CONST, (value, dtype, shape or ()), device)
-    same = value if value.buffer.dtype is dtype else value.cast(dtype)
-    if shape is None or shape == same.buffer.view.shape:
-        return same
-    return Tensor.apply(EXPAND, same, arg=shape)
-
-
-def same_dtype(*operands: Tensor | Scalar) -> list[Tensor]:
-    """Operands as tensors of one dtype."""
-    dtype, device = common_dtype(*operands), first_device(*operands)
-    return [as_tensor(t, dtype, device) for t in operands]
-
-
-def dtype_and_shape(value: Tensor | Scalar) -> tuple[Any, Shape]:
-    """All that decides where a value meets others."""
-    if isinstance(value, Tensor):
-        return value.buffer.dtype, value.buffer.view.shape
-    return type(value), ()
-
-
-@functools.lru_cache(maxsize=4096)
-def common_dtype_and_shape(*outlines: tuple[Any, Shape],
-                           ) -> tuple[DType, Shape]:
-    """The dtype and the shape in which such values meet."""
-    kinds, shapes = zip(*outlines)
-    return promoted(*kinds), broadcast_shape(*shapes)
-
-
-def align(*operands: Tensor | Scalar) -> list[Tensor]:
-    """Operands with one dtype and one shape, ready for a primitive."""
-    dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, operands))
-    device = first_device(*operands)
-    return [as_tensor(x, dtype, device, shape) for x in operands]
-
-
-def as_operand(value: Any, *beside: Any) -> Any:
-    """A tensor or a Python number; None for anything else.
-
-    An array of NumPy's lies on no device: it is brought to where the
-    first tensor `beside` it lies.
-    """
-    if isinstance(value, (Tensor, bool, int, float)):
-        return value
-    if isinstance(value, np.generic):
-        return as_operand(value.item())
-    if isinstance(value, np.ndarray):
-        return Tensor(value, device=first_device(*beside))
-    return None
-
-
-def ready(x: Any, y: Any) -> bool:
-    """Whether two operands are ready for a primitive as they are."""
-    return (isinstance(x, Tensor) and isinstance(y, Tensor)
-            and x.buffer.dtype is y.buffer.dtype
-            and x.buffer.view.shape == y.buffer.view.shape
-            and x.device is y.device)
-
-
-def binary(op: Op, x: Any, y: Any) -> Tensor:
-    """`op` on two operands of any shapes and dtypes that meet."""
-    if ready(x, y):
-        return Tensor.apply(op, x, y)
-    x, y = as_operand(x, y), as_operand(y, x)
-    if x is None or y is None:
-        return NotImplemented
-    return Tensor.apply(op, *align(x, y))
-
-
-def as_float(x: Tensor) -> Tensor:
-    """Integers and bools become float32, floats stay what they are."""
-    return x if x.dtype.is_float else x.cast(float32)
-
-
-def widened(x: Tensor) -> Tensor:
-    """`x` as floats to compute with: all but float64 as float32."""
-    return x if x.dtype is float64 else x.cast(float32)
-
-
-def narrowed(result: Tensor, x: Tensor) -> Tensor:
-    """`result` in the float dtype in which `x` is answered."""
-    return result.cast(x.dtype if x.dtype.is_float else float32)
-
-
-def quotient(x: Any, y: Any) -> Tensor:
-    """x / y, in the float dtype where both meet."""
-    if ready(x, y) and x.dtype.is_float:
-        return Tensor.apply(DIV, x, y)
-    x, y = as_operand(x, y), as_operand(y, x)
-    if x is None or y is None:
-        return NotImplemented
-    dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, (x, y)))
-    dtype = dtype if dtype.is_float else float32
-    # Beside a number halves become float32: x / 1e7 has an answer in
-    # float16, though 1e7 does not fit.
-    numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
-    wide = promote(dtype, float32) if numbers else dtype
-    device = first_device(x, y)
-    x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
-    return Tensor.apply(DIV, x, y).cast(dtype)
-
-
-def bitwise_and(a: Tensor, b: Tensor) -> Tensor:
-    """a and b: on bools, or bit by bit."""
-    return Tensor.apply(AND, a, b)
-
-
-def bitwise_or(a: Tensor, b: Tensor) -> Tensor:
-    """a or b, on bools, or bit by bit."""
-    if a.dtype is bool_:
-        return Tensor.apply(MAXIMUM, a, b)
-    # The sum counts a bit of both twice; if it wraps, the difference
-    # wraps back.
-    return a + b - bitwise_and(a, b)
-
-
-def bitwise_xor(a: Tensor, b: Tensor) -> Tensor:
-    """a or b and not both."""
-    return a != b if a.dtype is bool_ else a + b - bitwise_and(a, b) * 2
-
-
-def bitwise_op(rule: Callable[..., Tensor], x: Any, y: Any,
-               kinds: str = "biu") -> Tensor:
-    """`rule` on two operands of any shapes, as bools or integers."""
-    x, y = as_operand(x, y), as_operand(y, x)
-    if x is None or y is None:
-        return NotImplemented
-    x, y = (x, y) if ready(x, y) else align(x, y)
-    check_kind("& | ^ << >>", x.dtype, kinds)
-    return rule(x, y)
-
-
-def required_operand(value: Any, *beside: Any) -> Any:
-    """A tensor or a Python number; an error for anything else."""
-    found = as_operand(value, *beside)
-    if found is None:
-        raise TypeError(f"expected a tensor or a number, got "
-                        f"{value!r:.60}; make it a Tensor first")
-    return found
-
-
-def where(condition: Any, a: Any, b: Any) -> Tensor:
-    """Elements of `a` where `condition` holds, else of `b`."""
-    a, b = required_operand(a, condition, b), required_operand(b, condition, a)
-    condition = as_operand(condition, a, b)
-    if getattr(condition, "dtype", None) is not bool_:
-        raise TypeError(
-            f"where: expected a tensor of bools as the condition, got "
-            f"{condition!r:.60}; compare first")
-    # Bool is below every dtype: the condition settles the shape alone.
-    outlines = map(dtype_and_shape, (condition, a, b))
-    dtype, shape = common_dtype_and_shape(*outlines)
-    a, b = [as_tensor(x, dtype, condition.device, shape) for x in (a, b)]
-    return Tensor.apply(WHERE, condition.broadcast(shape), a, b)
-
-
 def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
 
 
-def maximum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
-    """max(a, b); where they are equal, the slope is operand `tie`'s."""
-    return Tensor.apply(MAXIMUM, *align(a, b), arg=tie)
-
-
-def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
-    """min(a, b), by way of the reversed order."""
-    a, b = [order_reversed(x) for x in align(a, b)]
-    return order_reversed(Tensor.apply(MAXIMUM, a, b, arg=tie))
-
-
-def order_reversed(x: Tensor) -> Tensor:
-    """An order-reversing map that is its own inverse."""
-    # ~ for integers: the negative of int8's -128 would be -128 again.
-    return -x if x.dtype.is_float else ~x
-
-
-PRODUCTS = range(1, 9)  # exponents that take at most four products
-
-
-def integer_power(x: Tensor, n: int) -> Tensor:
-    """x ** n in about log2(n) products, n >= 1."""
-    if n == 1:
-        return x
-    half = integer_power(x, n // 2)
-    return half * half * x if n % 2 else half * half
-
-
-def shifted_left(x: Tensor, times: Tensor) -> Tensor:
-    """x << times."""
-    return x * 2 ** times
-
-
-def shifted_right(x: Tensor, times: Tensor) -> Tensor:
-    """x >> times: rounded down, 0 or -1 beyond the last bit."""
-    # From here on 2 ** times does not fit the dtype and wraps around.
-    bits = 8 * x.dtype.itemsize - (x.dtype.kind == "i")
-    left = bitwise_and(times >= 0, times < bits)
-    return where(left, x // 2 ** times, -(x < 0).cast(x.dtype))
-
-
-def full(shape: Any, value: Scalar, dtype: DType | None = None,
-         device: Device | str = CPU) -> Tensor:
-    """Memory of its own, every element `value`."""
-    dtype = dtype or scalar_dtype(value)
-    # A constant is one element, shared by all, that refuses to be written.
-    return as_tensor(value, dtype, device, unpack_ints([shape])).clone()
-
-
-def zeros(*shape: Any, dtype: DType = float32,
-          device: Device | str = CPU) -> Tensor:
-    return full(unpack_ints(shape), 0, dtype, device)
-
-
-def ones(*shape: Any, dtype: DType = float32,
-         device: Device | str = CPU) -> Tensor:
-    return full(unpack_ints(shape), 1, dtype, device)
-
-
-def full_like(x: Tensor, value: Scalar) -> Tensor:
-    return full(x.shape, value, x.dtype, x.device)
-
-
-def zeros_like(x: Tensor) -> Tensor:
-    return full_like(x, 0)
-
-
-def ones_like(x: Tensor) -> Tensor:
-    return full_like(x, 1)
-
-
-def arange(start: Scalar, stop: Scalar | None = None, step: Scalar = 1,
-           dtype: DType | None = None,
-           device: Device | str = CPU) -> Tensor:
-    """start, start + step, … below stop (above it for step < 0)."""
-    if stop is None:
-        start, stop = 0, start
-    if step == 0:
-        raise ValueError("arange: expected a step other than 0")
-    n = max(math.ceil((stop - start) / step), 0)
-    exact = all(isinstance(v, int) for v in (start, stop, step))
-    # In float32 many small steps would drift apart.
-    index = leaf(IOTA, n, device).cast(int64 if exact else float64)
-    dtype = dtype or (int64 if exact else float32)
-    scaled = index if step == 1 else index * step
-    return (scaled + start if start else scaled).cast(dtype)
-
-
-def check_length(name: str, n: Any) -> int:
-    """A whole number of elements; an error below 0."""
-    if as_int(n) < 0:
-        raise ValueError(f"{name}: expected a length >= 0, got {n}")
-    return as_int(n)
-
-
-def linspace(start: float, stop: float, steps: int,
-             dtype: DType = float32,
-             device: Device | str = CPU) -> Tensor:
-    """`steps` evenly spaced values, both ends exact."""
-    step = (stop - start) / max(check_length("linspace", steps) - 1, 1)
-    index = arange(steps, dtype=float64, device=device)
-    # Counting up rarely lands on the right end, so half counts down from it.
-    up = index * step + start
-    down = (index - (steps - 1)) * step + stop
-    return where(index < max(steps / 2, 1), up, down).cast(dtype)
-
-
-def eye(n: int, m: int | None = None, dtype: DType = float32,
-        device: Device | str = CPU) -> Tensor:
-    """Ones on the diagonal of an n × m matrix."""
-    rows, columns = [arange(check_length("eye", side), device=device)
-                     for side in (n, n if m is None else m)]
-    return (rows.unsqueeze(1) == columns).cast(dtype)
-
-
-def one_hot(index: Tensor, num_classes: int) -> Tensor:
-    """1 at each index, 0 elsewhere, along a new last axis (int64)."""
-    classes = arange(check_length("one_hot", num_classes), device=index.device)
-    return (index.unsqueeze(-1) == classes).cast(int64)
-
-
-def diagonal_offsets(x: Tensor) -> Tensor:
-    """column - row for every place of the last two axes."""
-    if x.ndim < 2:
-        raise ValueError(f"tril, triu: expected at least two axes, got "
-                         f"shape {x.shape}")
-    rows, columns = [arange(n, device=x.device) for n in x.shape[-2:]]
-    return columns - rows.unsqueeze(1)
-
-
-def feed(numbers: Callable[[], dict[str, np.ndarray]],
-         device: Device | str = CPU) -> dict[str, Tensor]:
-    """Numbers of this moment as tensors: see `Device.feed`."""
-    place = named(device)
-    return {name: wrap(buffer, place)
-            for name, buffer in place.feed(numbers).items()}
-
-
-class Generator:
-    """Counter-based random numbers: a seed, and a place in its stream.
-
-    The number at a place depends on the seed and the place alone, so it
-    is the same on every device and in any order of evaluation.
-    """
-
-    def __init__(self, seed: int = 0):
-        self.manual_seed(seed)
-
-    def manual_seed(self, seed: int) -> None:
-        if not 0 <= seed < 2 ** 63:
-            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
-        self.go_to(seed, 0)
-
-    def go_to(self, seed: int, place: int) -> None:
-        """Continue with the number at `place` of the stream of `seed`."""
-        with DRAWING:
-            self.seed, self.place = seed, place
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """The common one by its name: it is not multiplied by copies."""
-        if self is GENERATOR:
-            return "GENERATOR"
-        return super().__reduce_ex__(protocol)
-
-    def advance(self, numbers: int) -> list[int]:
-        """The key of so many numbers, which are nobody else's now."""
-        with DRAWING:
-            key = [self.seed, self.place]
-            # RANDOM makes two numbers of each place.
-            self.place += (numbers + 1) // 2
-        return key
-
-    def uniform(self, shape: Shape,
-                device: Device | str = CPU) -> Tensor:
-        """float32 in [0, 1), multiples of 2**-24."""
-        numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
-        # Fed, so that a device that replays a program draws new numbers.
-        fed = feed(lambda: {"key": np.array(self.advance(numbers))}, device)
-        return Tensor.apply(RANDOM, fed["key"], arg=shape)
-
-
-DRAWING = threading.Lock()
-# Or a child, forked while another thread draws, would wait for ever.
-os.register_at_fork(before=DRAWING.acquire,
-                    after_in_parent=DRAWING.release,
-                    after_in_child=DRAWING.release)
-GENERATOR = Generator()
-manual_seed = GENERATOR.manual_seed
-
-GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
-
-
-def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
-         generator: Generator = GENERATOR) -> Tensor:
-    """Uniform in [0, 1): as many random bits as `dtype` can hold."""
-    if not dtype.is_float:
-        raise TypeError(f"rand: expected a float dtype, got {dtype}; "
-                        f"randint draws integers")
-    size = unpack_ints(shape)
-    high = generator.uniform(size, device)
-    if dtype in GRAIN:
-        steps = 2 ** GRAIN[dtype]
-        # Bits cut off: rounding up would reach 1.
-        return ((high * steps).floor() / steps).cast(dtype)
-    if dtype is not float64:
-        return high
-    low = generator.uniform(size, device).cast(float64)
-    return high.cast(float64) + low * 2.0 ** -24
-
-
-def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
-          generator: Generator = GENERATOR) -> Tensor:
-    """Standard normal, by Box and Muller (1958)."""
-    check_kind(RANDOM, dtype, "f")
-    wide = float64 if dtype is float64 else float32
-    u, v = [rand(*shape, dtype=wide, device=device, generator=generator)
-            for _ in range(2)]
-    # u may be 0, of which there is no logarithm; 1 - u may not.
-    radius = ((1 - u).log() * -2).sqrt()
-    return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
-
-
-def randint(low: int, high: int, shape: Any, dtype: DType = int64,
-            device: Device | str = CPU,
-            generator: Generator = GENERATOR) -> Tensor:
-    """Integers from low up to, and without, high."""
-    # The float64 drawn below has 48 random bits.
-    if not 0 < high - low <= 2 ** 48:
-        raise ValueError(f"randint: expected low < high at most 2**48 "
-                         f"apart, got {low} and {high}")
-    u = rand(*unpack_ints([shape]), dtype=float64, device=device,
-             generator=generator)
-    return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
-
-
-def reduce(op: Op, x: Tensor, axis: Axes, keepdim: bool) -> Tensor:
-    axes = axes_of(x, axis)
-    result = Tensor.apply(op, x, arg=axes)
-    if keepdim:
-        return result
-    kept = tuple([n for i, n in enumerate(x.shape) if i not in axes])
-    return Tensor.apply(RESHAPE, result, arg=kept)
-
-
-def reduced_size(x: Tensor, axis: Axes) -> int:
-    """How many elements one result of a reduction stands for."""
-    return math.prod(x.shape[i] for i in axes_of(x, axis))
-
-
-def variance(x: Tensor, axis: Axes, correction: int,
-             keepdim: bool) -> Tensor:
-    """The variance, before halves are narrowed to halves again."""
-    wide = widened(x)
-    # Not E[x²] - E[x]²: far from 0 both agree in all digits of float32.
-    distance = wide - wide.mean(axis, keepdim=True)
-    total = distance.square().sum(axis, keepdim)
-    freedom = reduced_size(x, axis) - correction
-    return total / (freedom if freedom > 0 else math.nan)
-
-
-Range = tuple[int, int, int]
-
-
-def range_and_flip(entry: Any, n: int) -> tuple[Range, bool]:
-    """An int or slice as (start, stop, step > 0), and whether to flip."""
-    if not isinstance(entry, slice):
-        i = operator.index(entry)
-        if not -n <= i < n:
-            raise IndexError(f"index {i} is out of range for an axis of "
-                             f"length {n}")
-        return (i % n, i % n + 1, 1), False
-    walk = range(*entry.indices(n))
-    # As in x[5:2]: SHRINK refuses a stop before the start.
-    if not walk:
-        return (0, 0, 1), False
-    if walk.step > 0:
-        return (walk.start, walk.stop, walk.step), False
-    # The same places from the lowest up; a FLIP turns them round.
-    return (walk[-1], walk.start + 1, -walk.step), True
-
-
-def basic_index(x: Tensor, entries: list[Any]) -> Tensor:
-    """Ints, slices and None: SHRINK, FLIP, RESHAPE; no copy."""
-    ranges: list[Range] = []
-    flips, shape = [], []
-    for entry in entries:
-        if entry is None:
-            shape.append(1)
-            continue
-        kept, flip = range_and_flip(entry, x.shape[len(ranges)])
-        if flip:
-            flips.append(len(ranges))
-        if isinstance(entry, slice):
-            shape.append(len(range(*kept)))
-        ranges.append(kept)
-    x = Tensor.apply(SHRINK, x, arg=tuple(ranges))
-    if flips:
-        x = Tensor.apply(FLIP, x, arg=tuple(flips))
-    if tuple(shape) != x.shape:
-        x = Tensor.apply(RESHAPE, x, arg=tuple(shape))
-    return x
-
-
-def ravel_multi_index(index: list[Tensor], lengths: Shape) -> Tensor:
-    """Several indices as one into the flattened axes."""
-    if len(index) == 1:
-        return index[0]
-    total, inside = index[0] * 0, index[0] == index[0]
-    for i, n in zip(index, lengths):
-        i = where(i < 0, i + n, i)
-        inside = inside & (i >= 0) & (i < n)
-        total = total * n + i
-    # Past the end of one axis lies the next row; this is past all of them,
-    # where GATHER sees it.
-    return where(inside, total, math.prod(lengths))
-
-
-def advanced_index(x: Tensor, entries: list[Any]) -> Tensor:
-    """Indexing by tensors: NumPy's rules on top of GATHER."""
-    # NumPy's rule: beside a tensor a whole number is an index as well.
-    entries = [e if e is None or isinstance(e, (slice, Tensor))
-               else Tensor(e, int64, x.device) for e in entries]
-    at = [i for i, e in enumerate(entries) if isinstance(e, Tensor)]
-    x = basic_index(x, [slice(None) if isinstance(e, Tensor) else e
-                  for e in entries])
-    rest = [i for i in range(x.ndim) if i not in at]
-    x = x.permute(at + rest)
-    lengths, others = x.shape[:len(at)], x.shape[len(at):]
-    index = ravel_multi_index([entries[i].cast(int64) for i in at], lengths)
-    flat = x.reshape((math.prod(lengths), *others))
-    result = Tensor.apply(GATHER, flat, index)
-    # NumPy's rule: if the indices do not stand side by side, the new axes
-    # come first.
-    if at != list(range(at[0], at[-1] + 1)):
-        return result
-    front = list(range(index.ndim))
-    tail = [index.ndim + i for i in range(len(rest))]
-    return result.permute(tail[:at[0]] + front + tail[at[0]:])
-
-
-def nonzero(mask: Tensor) -> list[Tensor]:
-    """The places where `mask` holds, one index tensor an axis."""
-    return [Tensor(p, int64, mask.device)
-            for p in np.nonzero(mask.numpy())]
-
-
-def axes_indexed(entry: Any) -> int:
-    """How many axes one entry of an index speaks of."""
-    if isinstance(entry, Tensor) and entry.dtype is bool_:
-        return entry.ndim
-    return int(entry is not None and entry is not Ellipsis)
-
-
-def masks_to_indices(x: Tensor,
-                     entries: list[Any]) -> tuple[Tensor, list[Any]]:
-    """Masks replaced by the indices at which they hold.
-
-    A mask without axes stands for a new axis of x, of length 1.
-    """
-    result: list[Any] = []
-    shape: list[int] = []
-    axis = 0
-    for entry in entries:
-        here = x.shape[axis:axis + axes_indexed(entry)]
-        axis += axes_indexed(entry)
-        if not isinstance(entry, Tensor) or entry.dtype is not bool_:
-            result.append(entry)
-            shape += here
-            continue
-        if entry.shape != here:
-            raise IndexError(f"index: a mask of shape {entry.shape} "
-                             f"stands before axes of shape {here}")
-        result += nonzero(entry if here else entry.reshape(1))
-        shape += here or (1,)
-    return x.reshape(shape), result
-
-
-def as_index_entry(entry: Any, device: Device) -> Any:
-    """One entry of an index; lists, arrays and bools become tensors."""
-    # Not isinstance: to Python a bool is an int, here it is a mask.
-    if type(entry) in (int, slice):
-        return entry
-    if isinstance(entry, (list, tuple, np.ndarray, bool, np.bool_)):
-        # NumPy reads [] as floats, which are no index.
-        empty = isinstance(entry, (list, tuple)) and not entry
-        entry = Tensor(entry, int64 if empty else None, device)
-    if not is_index_entry(entry):
-        raise TypeError(
-            f"index: expected integers, slices, None, ..., tensors of "
-            f"integers or masks, got {entry!r:.60}")
-    return entry
-
-
-def is_index_entry(entry: Any) -> bool:
-    """Whether `entry` may stand in the brackets."""
-    if isinstance(entry, Tensor):
-        return entry.dtype.kind in "biu"
-    return (entry is None or entry is Ellipsis or isinstance(entry, slice)
-            or hasattr(entry, "__index__"))
-
-
-def complete_index(x: Tensor, index: Any) -> list[Any]:
-    """An entry for each axis that is spoken of; the ellipsis filled in."""
-    entries = [as_index_entry(e, x.device) for e in
-               (index if isinstance(index, tuple) else (index,))]
-    spoken = sum(map(axes_indexed, entries))
-    dots = [i for i, e in enumerate(entries) if e is Ellipsis]
-    if spoken > x.ndim or len(dots) > 1:
-        raise IndexError(
-            f"index: {spoken} entries and {len(dots)} ellipses, but "
-            f"shape {x.shape} allows at most {x.ndim} and one")
-    at = dots[0] if dots else len(entries)
-    fill = [slice(None)] * (x.ndim - spoken)
-    return entries[:at] + fill + entries[at + 1:]
-
-
-def check_no_repeats(x: Tensor) -> None:
-    """Refuse to write where one element stands at several places."""
-    if x.buffer.view.repeats:
-        raise ValueError(
-            f"assign: several elements of this {x.shape} view "
-            f"share memory; .clone() it first")
-
-
-def as_source(value: Any, x: Tensor) -> Tensor:
-    """`value` as a tensor that can be written over `x`."""
-    found = as_operand(value, x)
-    if found is None:
-        found = Tensor(value, x.dtype, x.device)
-    return as_tensor(found, x.dtype, x.device, x.shape)
-
-
-def where_mask(x: Tensor, mask: Tensor, value: Any) -> Tensor:
-    """x with `value` wherever `mask` holds over its leading axes."""
-    value, rest = required_operand(value, x), x.ndim - mask.ndim
-    ndim = value.ndim if isinstance(value, Tensor) else 0
-    if mask.shape != x.shape[:mask.ndim] or ndim > rest:
-        raise IndexError(
-            f"x[mask] = value: x has shape {x.shape}, the mask "
-            f"{mask.shape}; expected a mask of x's leading axes, and one "
-            f"value for all its places (use where for one each)")
-    return where(mask.reshape(mask.shape + (1,) * rest), value, x)
-
-
-def coincide(x: Tensor, value: Any) -> bool:
-    """Whether `value` is x itself, seen through the same view."""
-    return (isinstance(value, Tensor) and value.dtype is x.dtype
-            and value.buffer.storage is x.buffer.storage
-            and value.buffer.view == x.buffer.view)
-
-
-def cat_two(a: Tensor, b: Tensor, axis: int) -> Tensor:
-    """Two disjoint paddings, added."""
-    front, back = [(0, 0)] * a.ndim, [(0, 0)] * a.ndim
-    front[axis] = (0, b.shape[axis])
-    back[axis] = (a.shape[axis], 0)
-    return a.pad(front) + b.pad(back)
-
-
-@torch_names
-def cat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Tensors one after another along `axis`, joined two by two."""
-    parts = list(tensors)
-    if not parts or not all(isinstance(p, Tensor) for p in parts):
-        raise ValueError(f"cat: expected at least one tensor, and tensors "
-                         f"only; got {str(parts):.60}")
-    at = axis_of(parts[0], axis)
-    if len({(p.ndim, p.shape[:at], p.shape[at + 1:]) for p in parts}) > 1:
-        raise ValueError(
-            f"cat: shapes {', '.join(str(p.shape) for p in parts)} must "
-            f"agree except along axis {at}")
-    parts = same_dtype(*parts)
-    while len(parts) > 1:
-        # One after another would copy the first of n parts n times.
-        pairs = [cat_two(a, b, at) for a, b in zip(parts[::2], parts[1::2])]
-        parts = pairs + parts[len(pairs) * 2:]
-    return parts[0]
-
-
-@torch_names
-def stack(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Tensors of one shape side by side along a new axis."""
-    return cat([t.unsqueeze(axis) for t in tensors], axis)
-
-
-def shifted(x: Tensor, axis: int, steps: int) -> Tensor:
-    """Moved towards the end of `axis`; zeros come in at the front."""
-    margins = [(0, 0)] * x.ndim
-    margins[axis] = (steps, 0)
-    return x.pad(margins).narrow(axis, 0, x.shape[axis])
-
-
-def merge_axes_last(x: Tensor, axis: Axes) -> Tensor:
-    """The named axes merged into one that comes last."""
-    axes = axes_of(x, axis)
-    rest = [i for i in range(x.ndim) if i not in axes]
-    moved_back = x.permute(rest + list(axes))
-    lengths = [x.shape[i] for i in rest]
-    return moved_back.reshape([*lengths, reduced_size(x, axis)])
-
-
-def allclose(a: Tensor, b: Tensor, rtol: float = 1e-5,
-             atol: float = 1e-8) -> bool:
-    """Whether |a - b| <= atol + rtol·|b| everywhere, infinities equal."""
-    near = (a - b).abs() <= b.abs() * rtol + atol
-    # By rtol times infinity everything would be near it.
-    return bool(((a == b) | near & ~(b.abs() == math.inf)).all())
-
-
-TANH_NUMERATOR = (
-    -9.64399179425052238628e-1, -9.92877231001918586564e1,
-    -1.61468768441708447952e3)
-TANH_DENOMINATOR = (
-    1.0, 1.12811678491632931402e2, 2.23548839060100448583e3,
-    4.84406305325125486048e3)
-
-
-def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
-    """Horner's rule, highest power first."""
-    value: Any = coefficients[0]
-    for coefficient in coefficients[1:]:
-        value = x * value + coefficient
-    return value
-
-
-def detached(x: Tensor) -> Tensor:
-    """The same memory under a tensor without marks."""
-    return wrap(x.buffer, x.device)
-
-
-def constant_max(x: Tensor, axis: Axes) -> Tensor:
-    """The largest along `axis`, as a constant; 0 where there is none."""
-    # What is subtracted does not matter, so no gradient need go this way.
-    y = detached(x)
-    if not reduced_size(y, axis):
-        return y.sum(axis, keepdim=True)
-    return y.max(axis, keepdim=True)
-
-
 needs_gradient = attrgetter("requires_grad")
 
 
-def grad(y: Tensor, inputs: Sequence[Tensor] | Tensor,
-         gradient: Tensor | None = None, retain_graph: bool = False,
-         create_graph: bool = False) -> list[Tensor | None]:
-    """The gradients of `y` with respect to `inputs`; None if unrelated.
-
-    `gradient`, of y's shape, weighs the elements of y; a y of one
-    element needs none. With `create_graph` the gradients are recorded
-    and can be differentiated again.
-    """
-    inputs = [inputs] if isinstance(inputs, Tensor) else inputs
-    if not all(x.requires_grad for x in inputs):
-        raise ValueError("grad: an input asks for no gradient; call its "
-                         ".requires_grad_() before computing y")
-    seed, wanted = initial_gradient(y, gradient), {id(x) for x in inputs}
-    with recording(create_graph):
-        found = {id(x): g for x, g in sweep(
-            y, seed, retain_graph or create_graph) if id(x) in wanted}
-    return [found.get(id(x)) for x in inputs]
-
-
-def initial_gradient(y: Tensor, gradient: Tensor | None) -> Tensor:
-    """The gradient to start from: the given one, or 1 for a number."""
-    if not y.requires_grad:
-        raise RuntimeError(
-            "backward: nothing here asks for a gradient; call "
-            ".requires_grad_() on an input before computing")
-    check_unmodified(y)
-    if gradient is None and y.size != 1:
-        raise ValueError(
-            f"backward: a gradient is defined for one number, this is "
-            f"of shape {y.shape}; .sum() it, or pass gradient=")
-    if gradient is None:
-        return as_tensor(1, y.dtype, y.device, y.shape)
-    if getattr(gradient, "shape", None) != y.shape:
-        raise ValueError(f"backward: expected as gradient a tensor of "
-                         f"shape {y.shape}, got {gradient!r:.60}")
-    # A copy: where y is a leaf, this becomes its .grad, to be written to.
-    return gradient.cast(y.dtype).clone()
-
-
-def writable_gradient(g: Tensor, taken: set[int]) -> Tensor:
-    """`g` dense, in memory to write to that none among `taken` uses."""
-    view, storage = g.buffer.view, g.buffer.storage
-    # ADD hands one gradient to two operands, and SUM a view of one number.
-    if id(storage) in taken or not (storage.writable and view.is_dense):
-        g = g.clone()
-    taken.add(id(g.buffer.storage))
-    return g
-
-
-def check_overwrite(x: Tensor) -> None:
-    """Refuse a write whose consequence no record could tell."""
-    remedy = "write x = x + y for a new tensor, or work under no_grad()"
-    if x.is_leaf and x.requires_grad:
-        raise RuntimeError(f"in place: this leaf asks for a gradient, and "
-                           f"would be no leaf any more; {remedy}")
-    if x.size * x.dtype.itemsize != x.buffer.storage.nbytes:
-        raise RuntimeError(f"in place: shape {x.shape} is a part of larger "
-                           f"memory, whose record would not know; {remedy}")
-
-
-def check_leaving(x: Tensor) -> None:
-    """Refuse to drop a gradient in silence."""
-    if x.requires_grad and RECORDING.get():
-        raise TypeError(
-            "NumPy and DLPack know no gradients, and this tensor asks for "
-            "one: call the tensor's own method (x.exp() for np.exp(x)), or "
-            "say .detach() to leave the gradient behind")
-
-
-def hessian_product(f: Callable[[Tensor], Tensor], x: Tensor,
-                    v: Tensor) -> Tensor:
-    """H v for the Hessian H of `f` at `x`, without forming H.
-
-    Pearlmutter (1994): differentiate the slope along v. Cost: a small
-    multiple of f; memory: the graph of f and of its gradient.
-    """
-    at = x.detach().requires_grad_()
-    (g,) = grad(f(at), [at], create_graph=True)
-    along = zeros_like(x) if g is None else (g * v).sum()
-    # The gradient of a linear f is a constant: there is no graph behind it.
-    if not along.requires_grad:
-        return zeros_like(x)
-    (product,) = grad(along, [at])
-    return zeros_like(x) if product is None else product
-
-
-def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
-              step: float = 1e-5, tolerance: float = 1e-6) -> None:
-    """Compare the gradients of `f` with central differences (float64).
-
-    Every input that requires a gradient is checked in every element,
-    with a random weight on every element of the result. Raises
-    AssertionError with the largest difference where they disagree.
-    """
-    wanted = [x for x in inputs if x.requires_grad]
-    if any(x.dtype is not float64 for x in wanted):
-        raise TypeError("gradcheck: differences need float64; cast first")
-    y = f(*inputs)
-    weight = rand(*y.shape, dtype=float64, device=y.device) + 0.5
-    total = (y * weight).sum()
-    found = grad(total, wanted) if y.requires_grad else [None] * len(wanted)
-    for x, g in zip(wanted, found):
-        actual = np.zeros(x.shape) if g is None else g.numpy()
-        expected = numerical_gradient(
-            lambda: float((f(*inputs) * weight).sum()), x, step)
-        worst = np.abs(actual - expected).max(initial=0)
-        if not worst <= tolerance * (1 + np.abs(expected).max(initial=0)):
-            raise AssertionError(f"gradcheck: the gradient of an input of "
-                                 f"shape {x.shape} is off by {worst:.3g}")
-
-
-def numerical_gradient(f: Callable[[], float], x: Tensor,
-                       step: float) -> np.ndarray:
-    """Central differences of `f` in each element of x, moved in place."""
-    memory, slopes = x.detach(), np.zeros(x.shape)
-    values = x.numpy().copy()
-    try:
-        for i in np.ndindex(*x.shape):
-            moved = np.zeros(x.shape)
-            moved[i] = step
-            memory.assign(values + moved)
-            above = f()
-            # From the saved values: x + step - step is not x in floats.
-            memory.assign(values - moved)
-            slopes[i] = (above - f()) / (2 * step)
-    finally:
-        memory.assign(values)
-    return slopes
-
-
-def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
-    """The numbers 0 to n - 1 in random order: sorted by random keys."""
-    keys = rand(n, dtype=float64, generator=generator)
-    return from_numpy(np.argsort(keys.numpy(), kind="stable"))
+# The rooms import what stands above: they are read last.
+from companion.tensor.arithmetic import (
+    PRODUCTS,
+    TANH_DENOMINATOR,
+    TANH_NUMERATOR,
+    bitwise_and,
+    bitwise_op,
+    bitwise_or,
+    bitwise_xor,
+    integer_power,
+    maximum_of,
+    minimum_of,
+    order_reversed,
+    polynomial,
+    quotient,
+    shifted_left,
+    shifted_right,
+)
+from companion.tensor.creation import arange, diagonal_offsets, ones_like
+from companion.tensor.gradients import (
+    check_leaving,
+    check_overwrite,
+    initial_gradient,
+    writable_gradient,
+)
+from companion.tensor.indexing import (
+    advanced_index,
+    as_index_entry,
+    as_source,
+    basic_index,
+    cat,
+    check_no_repeats,
+    coincide,
+    complete_index,
+    masks_to_indices,
+    where_mask,
+)
+from companion.tensor.operands import (
+    as_float,
+    as_operand,
+    as_tensor,
+    binary,
+    broadcast_shape,
+    common_dtype,
+    narrowed,
+    required_operand,
+    same_dtype,
+    where,
+    widened,
+)
+from companion.tensor.reductions import (
+    constant_max,
+    detached,
+    merge_axes_last,
+    reduce,
+    reduced_size,
+    shifted,
+    variance,
+)

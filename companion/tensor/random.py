@@ -1,0 +1,129 @@
+# Tangled from indexing, data: edit there, `make tangle`. sha256:2abe74c5376e
+"""Tensors drawn by chance, from a place in a stream."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from companion.device import CPU, Device, named
+from companion.dtype import DType, bfloat16, float16, float32, float64, int64
+from companion.ops import RANDOM, check_kind
+from companion.tensor import Tensor, from_numpy, unpack_ints, wrap
+from companion.view import Shape
+
+
+def feed(numbers: Callable[[], dict[str, np.ndarray]],
+         device: Device | str = CPU) -> dict[str, Tensor]:
+    """Numbers of this moment as tensors: see `Device.feed`."""
+    place = named(device)
+    return {name: wrap(buffer, place)
+            for name, buffer in place.feed(numbers).items()}
+
+
+class Generator:
+    """Counter-based random numbers: a seed, and a place in its stream.
+
+    The number at a place depends on the seed and the place alone, so it
+    is the same on every device and in any order of evaluation.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.manual_seed(seed)
+
+    def manual_seed(self, seed: int) -> None:
+        if not 0 <= seed < 2 ** 63:
+            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+        self.go_to(seed, 0)
+
+    def go_to(self, seed: int, place: int) -> None:
+        """Continue with the number at `place` of the stream of `seed`."""
+        with DRAWING:
+            self.seed, self.place = seed, place
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """The common one by its name: it is not multiplied by copies."""
+        if self is GENERATOR:
+            return "GENERATOR"
+        return super().__reduce_ex__(protocol)
+
+    def advance(self, numbers: int) -> list[int]:
+        """The key of so many numbers, which are nobody else's now."""
+        with DRAWING:
+            key = [self.seed, self.place]
+            # RANDOM makes two numbers of each place.
+            self.place += (numbers + 1) // 2
+        return key
+
+    def uniform(self, shape: Shape,
+                device: Device | str = CPU) -> Tensor:
+        """float32 in [0, 1), multiples of 2**-24."""
+        numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
+        # Fed, so that a device that replays a program draws new numbers.
+        fed = feed(lambda: {"key": np.array(self.advance(numbers))}, device)
+        return Tensor.apply(RANDOM, fed["key"], arg=shape)
+
+
+DRAWING = threading.Lock()
+# Or a child, forked while another thread draws, would wait for ever.
+os.register_at_fork(before=DRAWING.acquire,
+                    after_in_parent=DRAWING.release,
+                    after_in_child=DRAWING.release)
+GENERATOR = Generator()
+manual_seed = GENERATOR.manual_seed
+
+GRAIN = {float16: 11, bfloat16: 8}  # bits of the significand
+
+
+def rand(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
+         generator: Generator = GENERATOR) -> Tensor:
+    """Uniform in [0, 1): as many random bits as `dtype` can hold."""
+    if not dtype.is_float:
+        raise TypeError(f"rand: expected a float dtype, got {dtype}; "
+                        f"randint draws integers")
+    size = unpack_ints(shape)
+    high = generator.uniform(size, device)
+    if dtype in GRAIN:
+        steps = 2 ** GRAIN[dtype]
+        # Bits cut off: rounding up would reach 1.
+        return ((high * steps).floor() / steps).cast(dtype)
+    if dtype is not float64:
+        return high
+    low = generator.uniform(size, device).cast(float64)
+    return high.cast(float64) + low * 2.0 ** -24
+
+
+def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
+          generator: Generator = GENERATOR) -> Tensor:
+    """Standard normal, by Box and Muller (1958)."""
+    check_kind(RANDOM, dtype, "f")
+    wide = float64 if dtype is float64 else float32
+    u, v = [rand(*shape, dtype=wide, device=device, generator=generator)
+            for _ in range(2)]
+    # u may be 0, of which there is no logarithm; 1 - u may not.
+    radius = ((1 - u).log() * -2).sqrt()
+    return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
+
+
+def randint(low: int, high: int, shape: Any, dtype: DType = int64,
+            device: Device | str = CPU,
+            generator: Generator = GENERATOR) -> Tensor:
+    """Integers from low up to, and without, high."""
+    # The float64 drawn below has 48 random bits.
+    if not 0 < high - low <= 2 ** 48:
+        raise ValueError(f"randint: expected low < high at most 2**48 "
+                         f"apart, got {low} and {high}")
+    u = rand(*unpack_ints([shape]), dtype=float64, device=device,
+             generator=generator)
+    return ((u * (high - low)).floor().cast(int64) + low).cast(dtype)
+
+
+def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
+    """The numbers 0 to n - 1 in random order: sorted by random keys."""
+    keys = rand(n, dtype=float64, generator=generator)
+    return from_numpy(np.argsort(keys.numpy(), kind="stable"))

@@ -1,0 +1,268 @@
+# Tangled from attention: edit there, `make tangle`. sha256:6d5d0946b222
+from __future__ import annotations
+
+import importlib.util
+import math
+import tracemalloc
+from importlib import import_module
+
+import numpy as np
+
+from companion.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    causal_mask,
+    scaled_dot_product_attention,
+)
+from companion.autograd import seen_by
+from companion.buffer import Buffer
+from companion.device import CPU, numpy_attention, numpy_attention_back
+from companion.dtype import bfloat16, float16, float32, float64
+from companion.native import POOL, set_threads
+from companion.ops import ATTENTION, ATTENTION_GRADIENT
+from companion.tensor import Tensor
+from companion.tensor.creation import linspace
+from companion.tensor.gradients import grad, gradcheck
+from companion.tensor.indexing import allclose
+from companion.tensor.random import manual_seed, rand, randn
+from companion.timing import Timed
+
+
+def plain(q, k, v):
+    return attention_weights(q, k) @ v
+
+
+def bytes_moved(f, length, width=32):
+    """Of f and its gradients, on one head."""
+    timed = Timed(CPU)
+    q, k, v = [x.to(timed).requires_grad_() for x in randn(3, length, width)]
+    f(q, k, v).sum().backward()
+    return sum(moved for _, _, moved in timed.calls)
+
+
+def exponent(lengths, costs):
+    """p of the law cost = c · length^p that fits best."""
+    return np.polyfit(np.log(lengths), np.log(costs), 1)[0]
+
+
+def peak(f, length, width=32):
+    """Bytes in use at the worst moment of f and its gradients."""
+    q, k, v = [x.requires_grad_() for x in randn(3, length, width)]
+    f(q, k, v).sum().backward()  # compiles what is to be compiled
+    tracemalloc.start()
+    f(q, k, v).sum().backward()
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return most
+
+
+def by_definition(q, k, v, mask, causal):
+    """Through all the weights."""
+    if causal:
+        before = causal_mask(q.shape[-2], k.shape[-2])
+        mask = before if mask is None else mask & before
+    return attention_weights(q, k, mask) @ v
+
+
+def in_tiles(q, k, v, mask, causal):
+    return scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+
+
+def answers(f, q, k, v, mask, causal):
+    """The value of f and its gradients, in an arbitrary direction."""
+    direction = linspace(-1, 1, q.size, dtype=q.dtype).reshape(q.shape)
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    y = f(*leaves, mask, causal)
+    return y, *grad((y * direction).sum(), leaves)
+
+
+def near(ours, wanted, most):
+    """Whether arrays agree, relative to the largest number in them."""
+    return all(np.abs(x.numpy() - y.numpy()).max(initial=0)
+               <= most * (1 + np.abs(y.numpy()).max(initial=0))
+               for x, y in zip(ours, wanted))
+
+
+def examples(dtype, *sizes):
+    """Random q, k, v, and masks: none, of all kinds, rows all hidden."""
+    manual_seed(1)
+    for stack, t, s, d in sizes:
+        q, k, v = [randn(*stack, n, d, dtype=dtype) for n in (t, s, s)]
+        mask = rand(*stack, t, s) < 0.7
+        mask[..., ::3, :] = False
+        for hidden in (None, mask, mask[..., :1, :], mask[..., :1]):
+            for causal in (False, True):
+                yield q, k, v, hidden, causal
+
+
+SIZES = (((2, 3), 64, 64, 16), ((1,), 1, 1, 1), ((2,), 130, 71, 20),
+         ((), 70, 200, 128), ((2,), 33, 129, 24), ((2,), 0, 5, 8),
+         ((2,), 5, 0, 8), ((0,), 5, 5, 8), ((1,), 17, 40, 256))
+
+
+def test_tiles_equal_the_definition():
+    for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
+        for example in examples(dtype, *SIZES):
+            assert near(answers(in_tiles, *example),
+                        answers(by_definition, *example), most)
+
+
+def test_tiles_walk_any_memory():
+    manual_seed(2)
+    x = randn(2, 40, 3, 4, 16).permute(2, 0, 3, 1, 4)  # as a layer's
+    for q, k, v in (x, x.flip(3), x[..., ::2], x[..., ::3, :],
+                    x.transpose(-1, -2)):
+        k, v = k[:, :1].broadcast(q.shape), v.broadcast(q.shape)
+        for mask in (None, randn(40, 40).T[:q.shape[-2], :q.shape[-2]] > 0):
+            assert near(answers(in_tiles, q, k, v, mask, True),
+                        answers(by_definition, q, k, v, mask, True), 1e-5)
+
+
+def test_a_query_that_sees_nothing_has_zeros():
+    q, k, v = randn(3, 3, 70, 8)
+    mask = Tensor([[True], [False], [True]]).unsqueeze(2).expand(3, 70, 70)
+    for f in (in_tiles, by_definition):
+        y, *gradients = answers(f, q, k, v, mask, True)
+        assert (y[1] == 0).all() and all((g[1] == 0).all()
+                                         for g in gradients)
+        assert not any(np.isnan(x.numpy()).any() for x in (y, *gradients))
+    q[0, 3, 0] = math.nan
+    y = in_tiles(q, k, v, mask, True).numpy()
+    assert np.isnan(y[0, 3]).all() and not np.isnan(y[0, 2]).any()
+
+
+def test_no_compiler_is_needed():
+    for q, k, v, mask, causal in examples(float64, ((2,), 9, 7, 5)):
+        mask = Tensor(True) if mask is None else mask
+        src = q, k, v, mask.expand(2, 9, 7)
+        buffers, arg = [x.buffer for x in src], (0.3, causal)
+        y = CPU.run(ATTENTION, *buffers, arg=arg)
+        again = Buffer.empty(y.shape, float64)
+        g = randn(*y.shape, dtype=float64).buffer
+        back = CPU.run(ATTENTION_GRADIENT, g, y, *buffers, arg=arg)
+        slow = Buffer.empty(back.shape, float64)
+        with np.errstate(divide="ignore"):  # log(0), as inside CPU.run
+            numpy_attention(again, *buffers, arg)
+            numpy_attention_back(slow, g, y, *buffers, arg)
+        assert np.allclose(y.array, again.array, 1e-12)
+        assert np.allclose(back.array, slow.array, 1e-10, 1e-12)
+
+
+def test_both_rules_agree_with_differences():
+    for q, k, v, mask, causal in examples(float64, ((2,), 4, 3, 2)):
+        mask = (Tensor(True) if mask is None else mask).expand(2, 4, 3)
+        arg = 0.7, causal
+        # Where all is hidden the logarithm is -inf, and has no slope.
+        seen = seen_by(mask, causal).any(-1, keepdim=True)
+
+        def whole(q, k, v, mask=mask, arg=arg, seen=seen):
+            y = Tensor.apply(ATTENTION, q, k, v, mask, arg=arg)
+            return y.where(seen, 0)
+        leaves = [x.requires_grad_() for x in (q, k, v)]
+        gradcheck(whole, *leaves)
+
+        def slope_of(q, k, v, whole=whole):
+            y = whole(q, k, v)
+            found = grad((y * y).sum(), [q, k, v], create_graph=True)
+            return sum([(g * g).sum() for g in found], Tensor(0.0, float64))
+        gradcheck(slope_of, *leaves, tolerance=1e-4)
+
+
+def test_threads_and_halves():
+    manual_seed(4)
+    x, before, found = randn(3, 6, 100, 16), POOL.threads, set()
+    for threads in (1, 2, 5):
+        set_threads(threads)
+        found.add(b"".join(y.numpy().tobytes() for y in answers(
+            in_tiles, *x, None, True)))
+    set_threads(before)
+    assert len(found) == 1
+    for dtype, most in ((float16, 2e-3), (bfloat16, 2e-2)):
+        y = in_tiles(*x.to(dtype), None, True)
+        assert y.dtype is dtype
+        assert near([y.to(float32)], [in_tiles(*x, None, True)], most)
+
+
+def on_card(q, k, v, mask, causal):
+    there = [x if x is None else x.to("emulated") for x in (q, k, v, mask)]
+    return in_tiles(*there, causal).to("cpu")
+
+
+def test_a_card_gives_the_same():
+    for dtype, most, size in ((float32, 1e-5, ((2,), 37, 40, 33)),
+                              (float64, 1e-13, ((1, 2), 3, 70, 16))):
+        for example in examples(dtype, size):
+            assert near(answers(on_card, *example),
+                        answers(in_tiles, *example), most)
+
+
+def test_what_does_not_fit_is_refused():
+    x = randn(2, 3, 4)
+    for kind, words, act in (
+            (ValueError, "do not fit", lambda: in_tiles(
+                x, x[..., :2], x, None, False)),
+            (TypeError, "expected bool", lambda: in_tiles(
+                x, x, x, x @ x.mT, False)),
+            (ValueError, "multiple", lambda: MultiHeadAttention(10, 3)),
+            (ValueError, "multiple", lambda: MultiHeadAttention(12, 4, 3))):
+        try:
+            act()
+        except kind as error:
+            assert words in str(error), error
+        else:
+            raise AssertionError(words)
+
+
+def test_heads_of_every_grouping():
+    manual_seed(6)
+    x, there = randn(2, 5, 12), Tensor([[True] * 3 + [False] * 2, [True] * 5])
+    for heads, kv in ((1, 1), (4, 4), (4, 2), (6, 1)):
+        layer = MultiHeadAttention(12, heads, kv, is_causal=True)
+        for mask in (None, there[:, None, None], rand(2, heads, 5, 5) < 0.8):
+            _, _, v = layer.heads(x)
+            v = v.expand(2, kv, heads // kv, 5, -1).flatten(1, 2)
+            y = (layer.weights(x, mask) @ v).transpose(1, 2).flatten(2)
+            assert near([layer(x, mask)], [layer.c_proj(y)], 1e-5)
+    assert sorted(layer.state_dict()) == [
+        "c_attn.bias", "c_attn.weight", "c_proj.bias", "c_proj.weight"]
+
+
+def test_dropped_weights_are_right_on_average():
+    manual_seed(7)
+    x, layer = randn(1, 6, 8), MultiHeadAttention(8, 2, dropout=0.25)
+    many = x.expand(4000, 6, 8)
+    mean = layer(many).mean(0, keepdim=True)
+    assert not allclose(layer(x), layer(x))
+    assert np.abs((mean - layer.eval()(x)).numpy()).max() < 0.1
+
+
+def test_memory_grows_with_the_length():
+    def growth(f, measure):
+        costs = [measure(f, length) for length in (512, 1024, 2048)]
+        return exponent((512, 1024, 2048), costs)
+
+    for measure in (bytes_moved, peak):
+        assert abs(growth(plain, measure) - 2) < 0.15
+        assert abs(growth(scaled_dot_product_attention, measure) - 1) < 0.15
+
+
+def test_pytorch_agrees():
+    if importlib.util.find_spec("torch") is None:
+        return
+    torch = import_module("torch")
+    theirs = torch.nn.functional.scaled_dot_product_attention
+    for q, k, v, mask, causal in examples(
+            float32, ((2, 3), 64, 64, 32), ((2,), 70, 33, 20)):
+        if mask is not None and (causal or mask.shape[-1] == 1
+                                 or not mask.any(-1).all()):
+            continue  # it takes one of both, and answers nan for nothing
+        x = [torch.tensor(t.numpy(), requires_grad=True) for t in (q, k, v)]
+        hidden = None if mask is None else torch.tensor(mask.numpy())
+        y = theirs(*x, attn_mask=hidden, is_causal=causal)
+        y.sum().backward()
+        leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+        mine = in_tiles(*leaves, mask, causal)
+        mine.sum().backward()
+        assert near([mine, *[t.grad for t in leaves]],
+                    [Tensor(t.detach().numpy())
+                     for t in (y, *[t.grad for t in x])], 1e-5)
