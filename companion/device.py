@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:d87f418ad6e0  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:3ce70a7836ed  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -464,7 +464,7 @@ WALK = struct.Struct("9qP")
 
 
 @functools.lru_cache(maxsize=4096)
-def walk(threads: int, *views: View) -> bytes | None:
+def elementwise_params(threads: int, *views: View) -> bytes | None:
     """A `struct walk` of views of one shape; None where C has no loop."""
     size, none = views[0].size, (0,) * len(views)
     axes = coalesce(zip(views[0].shape, *[v.strides for v in views]))
@@ -517,7 +517,8 @@ def two(name: str, otherwise: Kernel) -> Kernel:
     def kernel(out: Buffer, x: Buffer, y: Buffer, _: None) -> None:
         # Under four thousand elements NumPy is as fast.
         each = loop(name, out.dtype) if out.array.size > 4000 else None
-        job = each and walk(POOL.threads, out.view, x.view, y.view)
+        job = each and elementwise_params(
+            POOL.threads, out.view, x.view, y.view)
         if each and job:
             each(job, out.address, x.address, y.address)
         else:
@@ -530,7 +531,7 @@ def one(name: str, otherwise: Kernel) -> Kernel:
     def kernel(out: Buffer, x: Buffer, _: None) -> None:
         dtype = WIDE.get(x.dtype, x.dtype)
         each = loop(name, dtype)
-        job = walk(POOL.threads, out.view, x.view) if each else None
+        job = each and elementwise_params(POOL.threads, out.view, x.view)
         if each is None:
             otherwise(out, x, _)
         elif dtype is not x.dtype:
@@ -585,7 +586,7 @@ def folder(dtype: DType, *flags: str) -> Callable[..., None] | None:
     return unchecked(library, "fold_all", 2) if library else None
 
 
-def folds(otherwise: Kernel, *flags: str) -> Kernel:
+def reduction_kernel(otherwise: Kernel, *flags: str) -> Kernel:
     """A reduction by C where it has floats and a shape for it."""
     def kernel(out: Buffer, x: Buffer, axes: tuple[int, ...]) -> None:
         whole = folder(x.dtype, *flags)
@@ -597,8 +598,8 @@ def folds(otherwise: Kernel, *flags: str) -> Kernel:
     return kernel
 
 
-KERNELS |= {SUM: folds(KERNELS[SUM]),
-            MAX: folds(KERNELS[MAX], "-DMOST")}
+KERNELS |= {SUM: reduction_kernel(KERNELS[SUM]),
+            MAX: reduction_kernel(KERNELS[MAX], "-DMOST")}
 
 
 def erf(out: Buffer, x: Buffer, _: None) -> None:

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:6511a0162914
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:b46aab6c8ccf
 from __future__ import annotations
 
 import functools
@@ -157,7 +157,8 @@ class GPU(Device):
         buffers = (out, *src)
         steps = [b.view.strides for b in buffers]
         program(self.card, dtype)[kernel](
-            self.blocks(out.view.size), THREADS, walk(out.shape, *steps),
+            self.blocks(out.view.size), THREADS,
+            walk_struct(out.shape, *steps),
             *given, *[b.address for b in buffers])
 
     def fold(self, kernel: str, dtype: DType, out: Buffer, x: Buffer,
@@ -167,7 +168,8 @@ class GPU(Device):
         threads, results = block(kernel.split("_")[1], along.size)
         program(self.card, dtype)[kernel](
             (-(-kept.size // results), pieces), threads,
-            walk(kept.shape, kept.strides), walk(along.shape, along.strides),
+            walk_struct(kept.shape, kept.strides),
+            walk_struct(along.shape, along.strides),
             np.int64(-(-along.size // pieces)), out.address, x.address)
 
     def pieces(self, how: str, kept: int, along: int) -> int:
@@ -191,7 +193,7 @@ class GPU(Device):
         """Let an indexing kernel walk result, index and source."""
         steps = [s + (0,) * (len(shape) - len(s)) for _, s in walked]
         program(self.card, walked[-1][0].dtype)[kernel](
-            self.blocks(math.prod(shape)), THREADS, walk(shape, *steps),
+            self.blocks(math.prod(shape)), THREADS, walk_struct(shape, *steps),
             axis[()], self.fault.address,
             *[buffer.address for buffer, _ in walked])
         self.asked = True
@@ -241,7 +243,7 @@ WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),
 
 
 @functools.lru_cache(maxsize=4096)
-def walk(shape: Shape, *strides: tuple[int, ...]) -> Any:
+def walk_struct(shape: Shape, *strides: tuple[int, ...]) -> Any:
     """A `struct Walk`: how to visit up to four arrays of one shape."""
     axes = coalesce(zip(shape, *strides))
     if len(axes) > 8:
@@ -331,7 +333,7 @@ def program(card: Any, dtype: DType) -> Program:
 def program_text(dtype: DType) -> str:
     """The CUDA text of all kernels that compute in `dtype`."""
     return "\n".join([kernel_text("kernels/primitives.cu"),
-                      *maps(dtype), *casts(), *folds(dtype)])
+                      *maps(dtype), *casts(), *reduction_sources(dtype)])
 
 
 def spelled(dtype: DType) -> list[str]:
@@ -371,7 +373,7 @@ def forms(dtype: DType) -> list[str]:
     return [""] if TYPES[dtype].total is dtype else list(FORMS)
 
 
-def folds(dtype: DType) -> Iterator[str]:
+def reduction_sources(dtype: DType) -> Iterator[str]:
     """SUM and MAX, by rows and columns, in every form."""
     for op, struct in {SUM: "Sum", MAX: "Max"}.items():
         for way, form in product(("rows", "columns"), forms(dtype)):
@@ -550,8 +552,8 @@ def matrix(view: View) -> Matrix | None:
     return None
 
 
-def stack(a: Buffer, b: Buffer, c: Buffer
-          ) -> Iterator[tuple[int, list[int], list[int]]]:
+def batch_launches(a: Buffer, b: Buffer, c: Buffer
+                   ) -> Iterator[tuple[int, list[int], list[int]]]:
     """For each launch how many products, how far apart, and from where."""
     steps = [x.view.strides[:-2] for x in (a, b, c)]
     *outer, (count, *apart) = coalesce(zip(c.shape[:-2], *steps)) or [
@@ -566,8 +568,8 @@ def product_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer) -> None:
     """MATMUL of integers and booleans, by our own naive kernel."""
     *stack_a, down_a, right = a.view.strides
     *stack_b, down, right_b = b.view.strides
-    steps = walk(out.shape, out.view.strides, (*stack_a, down_a, 0),
-                 (*stack_b, 0, right_b))
+    steps = walk_struct(out.shape, out.view.strides, (*stack_a, down_a, 0),
+                        (*stack_b, 0, right_b))
     program(gpu.card, out.dtype)["product"](
         gpu.blocks(out.view.size), THREADS, steps,
         *map(np.int64, (a.shape[-1], right, down)),
@@ -597,7 +599,7 @@ def matmul_on(gpu: GPU, out: Buffer, a: Buffer, b: Buffer,
                          f"them at a time")
     (a, left), (b, right) = readable(gpu, a), readable(gpu, b)
     sides = (a, left), (b, right), (out, Matrix(False, n))
-    for count, apart, places in stack(a, b, out):
+    for count, apart, places in batch_launches(a, b, out):
         x, y, z = [
             Operand(how.turned, side.address + at * size, how.lead, step)
             for (side, how), step, at in zip(sides, apart, places)]
