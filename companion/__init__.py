@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, attention: edit there, `make tangle`. sha256:7b20dcd24f8f  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention: edit there, `make tangle`. sha256:b2b188494d7c  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ EXPORTS: dict[str, str] = {
     "OutOfMemory": "companion.gpu",
     **dict.fromkeys(
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
+    **dict.fromkeys(
+        ("Embedding", "rotary", "sinusoidal"), "companion.embedding"),
     **dict.fromkeys((
         "MultiHeadAttention", "attention_weights", "causal_mask",
         "scaled_dot_product_attention"), "companion.attention"),

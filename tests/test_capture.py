@@ -7,6 +7,7 @@ import pytest
 from companion.buffer import Buffer, Storage
 from companion.device import CPU, MOVE, QUIET, Device
 from companion.dtype import float64, int64
+from companion.embedding import Embedding, rotary, sinusoidal
 from companion.layers import Dropout, Linear, Sequential
 from companion.losses import cross_entropy, mse_loss
 from companion.ops import ADD, CONST, FLIP, PERMUTE, SUM
@@ -136,6 +137,37 @@ def test_a_loss_looks_at_its_labels_on_the_device():
         np.copyto(t.buffer.array, wrong)
         with pytest.raises(IndexError, match=f"index {wrong} .* 0 to 2"):
             device.replay()
+
+
+def test_tokens_and_places_are_read_on_the_device():
+    """A replay finds other rows, turns them further, refuses what is not."""
+    device = Recorder()
+    layer = Embedding(6, 4, padding_idx=0, dtype=float64)
+    twin = copy.deepcopy(layer)
+    layer.to(device)
+    ids, places = [zeros(3, dtype=int64).to(device).clone() for _ in "it"]
+    device.host = lambda buffer: pytest.fail("a value was read")
+
+    def loss_of(layer, ids, places):
+        rows = layer(ids) + sinusoidal(places, 4, dtype=float64)
+        loss = (rotary(rows, places) @ layer.weight.T).square().sum()
+        loss.backward()
+        return loss
+
+    device.program.clear()
+    loss = loss_of(layer, ids, places)
+    for tokens, at in (([5, 0, 5], [0, 1, 2]), ([1, 1, 4], [7, 70, 700])):
+        np.copyto(ids.buffer.array, tokens)
+        np.copyto(places.buffer.array, at)
+        device.replay()
+        twin.zero_grad()
+        expected = loss_of(twin, Tensor(tokens), Tensor(at))
+        assert loss.buffer.array == expected.numpy()
+        assert np.array_equal(
+            layer.weight.grad.buffer.array, twin.weight.grad.numpy())
+    np.copyto(ids.buffer.array, [0, -1, 0])
+    with pytest.raises(IndexError, match="index -1 .* 0 to 5"):
+        device.replay()
 
 
 def test_a_position_that_moves_is_an_operand():
