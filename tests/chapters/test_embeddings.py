@@ -1,4 +1,4 @@
-# Tangled from embeddings: edit there, `make tangle`. sha256:47109ea14b36
+# Tangled from embeddings: edit there, `make tangle`. sha256:597843986da8
 from __future__ import annotations
 
 import math
@@ -10,6 +10,7 @@ from companion.device import CPU
 from companion.dtype import float16, float32, float64, int32, int64, uint8
 from companion.embedding import Embedding, look_up, rotary, sinusoidal
 from companion.layers import Linear, Module, parameter
+from companion.literate import message
 from companion.losses import cross_entropy
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, one_hot, ones, zeros
@@ -88,14 +89,6 @@ def test_a_table_used_twice_is_one_parameter():
                        (bottom + top).numpy(), atol=1e-6)
     assert len(model.parameters()) == len(model.state_dict()) == 3
     assert model.count() == 27 * 4 + 4 * 4 + 4
-
-
-def message(call, kind=ValueError):
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError("expected an error")
 
 
 def test_rows_begin_standard_normal():
