@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention: edit there, `make tangle`. sha256:b2b188494d7c  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention, transformers: edit there, `make tangle`. sha256:a1127f21945d  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -75,4 +75,7 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "MultiHeadAttention", "attention_weights", "causal_mask",
         "scaled_dot_product_attention"), "companion.attention"),
+    **dict.fromkeys((
+        "GPT", "GPTConfig", "next_token_loss", "spoken", "windows"),
+        "companion.transformer"),
 }

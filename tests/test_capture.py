@@ -15,8 +15,15 @@ from companion.optim import SGD, Adam, AdamW, RMSprop
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, ones, zeros
 from companion.tensor.operands import where
-from companion.tensor.random import Generator, feed, randn
+from companion.tensor.random import (
+    GENERATOR,
+    Generator,
+    feed,
+    randint,
+    randn,
+)
 from companion.training import clip_grad_norm_
+from companion.transformer import GPT, GPTConfig, next_token_loss
 from companion.view import View
 
 
@@ -168,6 +175,51 @@ def test_tokens_and_places_are_read_on_the_device():
     np.copyto(ids.buffer.array, [0, -1, 0])
     with pytest.raises(IndexError, match="index -1 .* 0 to 5"):
         device.replay()
+
+
+def test_a_step_of_a_gpt_played_again_is_the_next_step():
+    """New tokens, rates and dropout; no value is read, none is frozen."""
+    config = GPTConfig(block_size=6, vocab_size=7, n_layer=2, n_head=2,
+                       n_embd=8, dropout=0.1)
+    device, draw = Recorder(), Generator(5)
+    net = GPT(config)
+    twin = copy.deepcopy(net)
+    net.to(device)
+    optimizer, plain = [AdamW(n.parameters(), lr=0.1) for n in (net, twin)]
+    host = device.host
+
+    def step(net, optimizer, batch):
+        optimizer.zero_grad()
+        loss = next_token_loss(net, *batch)
+        loss.backward()
+        clip_grad_norm_(net.parameters(), 0.5)
+        optimizer.step()
+        return loss
+
+    batch = [zeros(3, 6, dtype=int64).to(device).clone() for _ in "xy"]
+    place = GENERATOR.place
+    for i in range(5):
+        tokens = randint(0, 7, (2, 3, 6), generator=draw).numpy()
+        for own, values in zip(batch, tokens):
+            np.copyto(own.buffer.array, values)
+        for group in (*optimizer.param_groups, *plain.param_groups):
+            group["lr"] = 0.1 / (i + 1)
+        GENERATOR.go_to(GENERATOR.seed, place)
+        device.host = lambda buffer: pytest.fail("a value was read")
+        if i < 2:
+            device.program.clear()
+            loss = step(net, optimizer, batch)
+        else:
+            device.replay()
+        device.host = host
+        after = GENERATOR.place
+        GENERATOR.go_to(GENERATOR.seed, place)  # the same dropout
+        expected = step(twin, plain, [Tensor(v) for v in tokens])
+        assert GENERATOR.place == after
+        place = after
+        assert loss.item() == expected.item(), i
+        for p, q in zip(net.parameters(), twin.parameters()):
+            assert np.array_equal(p.numpy(), q.numpy()), i
 
 
 def test_a_position_that_moves_is_an_operand():

@@ -1,0 +1,495 @@
+# Tangled from transformers: edit there, `make tangle`. sha256:0842c8273946
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from companion.activations import gelu
+from companion.attention import MultiHeadAttention
+from companion.autograd import no_grad
+from companion.data import Arrays
+from companion.device import CPU
+from companion.dtype import float64
+from companion.embedding import Embedding
+from companion.layers import Dropout, LayerNorm, Linear, Module
+from companion.losses import cross_entropy
+from companion.native import set_threads, tell
+from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
+from companion.optim import AdamW
+from companion.tensor import Tensor
+from companion.tensor.creation import arange
+from companion.tensor.random import (
+    GENERATOR,
+    Generator,
+    manual_seed,
+    rand,
+    randint,
+    randn,
+)
+from companion.timing import MISSING, Timed, best, compare, stamp
+from companion.training import write_atomically
+
+
+def windows(ids: Any, length: int) -> Arrays:
+    """Every stretch of `length` ids, beside the one an id further on.
+
+    ids (N,) give N - length examples, which share the memory of `ids`.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 1 or len(ids) <= length:
+        raise ValueError(f"windows: expected a row of more than {length} "
+                         f"ids, got an array of shape {ids.shape}")
+    rows = np.lib.stride_tricks.sliding_window_view(ids, length + 1)
+    return Arrays(rows[:, :-1], rows[:, 1:])
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The sizes of a GPT, by nanoGPT's names (Karpathy, 2023).
+
+    `bias`: whether linear layers and norms have one; `approximate`: how
+    `gelu` is computed ("none", or GPT-2's "tanh").
+    """
+
+    block_size: int = 1024
+    vocab_size: int = 50304
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    approximate: str = "none"
+
+    def __post_init__(self) -> None:
+        sizes = {name: n for name, n in vars(self).items()
+                 if type(n) is int}
+        if min(sizes.values()) < 1 or self.n_embd % self.n_head:
+            raise ValueError(f"GPTConfig: expected sizes of at least 1, and "
+                             f"an n_embd that n_head divides; got {sizes}")
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training may change."""
+        c, vectors = self.n_embd, 13 if self.bias else 2
+        return ((self.vocab_size + self.block_size) * c
+                + self.n_layer * (12 * c * c + vectors * c)
+                + (2 if self.bias else 1) * c)
+
+    def flops(self, length: int | None = None) -> int:
+        """Operations to read a token, among `length` (block_size).
+
+        A step of training takes three times as many: one for the result,
+        two for the gradients of both sides of each product. Of attention
+        all pairs count, also those that a causal mask hides.
+        """
+        c, length = self.n_embd, length or self.block_size
+        matrices = self.n_layer * 12 * c * c + self.vocab_size * c
+        return 2 * matrices + self.n_layer * 4 * length * c
+
+
+class MLP(Module):
+    """(…, C) -> (…, C), by a hidden layer four times as wide."""
+
+    def __init__(self, config: GPTConfig):
+        width = config.n_embd
+        self.c_fc = Linear(width, 4 * width, bias=config.bias)
+        self.c_proj = Linear(4 * width, width, bias=config.bias)
+        self.approximate = config.approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(gelu(self.c_fc(x), self.approximate))
+
+
+class Block(Module):
+    """Attention and an MLP that add to the stream x (…, T, C)."""
+
+    def __init__(self, config: GPTConfig):
+        c = config
+        self.ln_1 = LayerNorm(c.n_embd, bias=c.bias)
+        self.attn = MultiHeadAttention(
+            c.n_embd, c.n_head, bias=c.bias, dropout=c.dropout,
+            is_causal=True)
+        self.ln_2 = LayerNorm(c.n_embd, bias=c.bias)
+        self.mlp = MLP(c)
+        self.dropout = Dropout(c.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class GPT(Module):
+    """A decoder-only transformer (Radford et al., 2019).
+
+    Token ids (…, T) give logits (…, T, vocab_size): those at t belong
+    to the token after t, and depend on those up to t. At most
+    `block_size` ids. The last layer's weights are `wte`'s.
+    """
+
+    def __init__(self, config: GPTConfig):
+        c = self.config = config
+        self.wte = Embedding(c.vocab_size, c.n_embd)
+        self.wpe = Embedding(c.block_size, c.n_embd)
+        self.dropout = Dropout(c.dropout)
+        self.h = [Block(c) for _ in range(c.n_layer)]
+        self.ln_f = LayerNorm(c.n_embd, bias=c.bias)
+        self.initialize()
+
+    def stream(self, index: Tensor) -> Tensor:
+        """The residual stream at its end, normalized: (…, T, n_embd)."""
+        length = np.shape(index)[-1]
+        if length > self.config.block_size:
+            raise ValueError(
+                f"GPT: {length} tokens, and a context of "
+                f"{self.config.block_size}; crop them: x[..., -n:]")
+        places = self.wpe(arange(length, device=self.wpe.weight.device))
+        x = self.dropout(self.wte(index) + places)
+        for block in self.h:
+            x = block(x)
+        return self.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """How well each token fits the end of the stream."""
+        return x @ self.wte.weight.T
+
+    def forward(self, index: Tensor) -> Tensor:
+        return self.logits(self.stream(index))
+
+    def initialize(self) -> None:
+        """Matrices from N(0, 0.02²); what adds to the stream smaller.
+
+        By 1 / sqrt(2 · n_layer), the root of the number of additions.
+        """
+        scale = (2 * self.config.n_layer) ** -0.5
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                adds = name.endswith("c_proj.weight")
+                std = 0.02 * (scale if adds else 1)
+                draw = randn(*p.shape, dtype=p.dtype, device=p.device)
+                p.detach().assign(draw * std)
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """(vocab_size,) for the token after `ids`, without dropout.
+
+        The model sees the last `block_size` of them.
+        """
+        most, training = self.config.block_size, self.training
+        if len(ids) > most:
+            tell(f"generate: the text has outgrown the context of {most} "
+                 f"tokens; the model sees the last {most} of it")
+        index = Tensor(ids[-most:], device=self.wte.weight.device)
+        self.eval()
+        try:
+            with no_grad():
+                last = self.logits(self.stream(index)[-1]).numpy()
+        finally:
+            self.train(training)
+        if np.isnan(last).any():
+            raise ValueError("generate: the logits are nan; the weights of "
+                             "this model are broken")
+        return last
+
+    def generate(self, prompt: Iterable[int], max_new_tokens: int,
+                 temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, stop: Collection[int] = (),
+                 generator: Generator = GENERATOR) -> Iterator[int]:
+        """New ids after those of `prompt`, each as soon as it is drawn.
+
+        Ends after `max_new_tokens`, or before a token that is in `stop`.
+        See `choices` for the rest; list(…) collects them.
+        """
+        check_choice(temperature, top_k, top_p)
+        text = [int(i) for i in prompt]
+        if not text:
+            raise ValueError("generate: expected a prompt of one token or "
+                             "more; begin with a line break, say")
+        return self.continued(text, max_new_tokens, stop, generator,
+                              (temperature, top_k, top_p))
+
+    def continued(self, text: list[int], count: int, stop: Collection[int],
+                  generator: Generator, options: Any) -> Iterator[int]:
+        for _ in range(count):
+            new = drawn(*choices(self.next_logits(text), *options), generator)
+            if new in stop:
+                return
+            text.append(new)
+            yield new
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and configuration to a safetensors file."""
+        arrays = {name: np.asarray(tensor.numpy(), order="C")
+                  for name, tensor in self.state_dict().items()}
+        about = {"config": json.dumps(asdict(self.config))}
+        write_atomically(Path(path), save(arrays, about))
+
+    @classmethod
+    def load(cls, path: str | Path) -> GPT:
+        """What `save` wrote, in float32; else a ValueError says why."""
+        arrays, about = read_weights(Path(path))
+        try:
+            model = cls(GPTConfig(**json.loads(about["config"])))
+            model.load_state_dict(arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no GPT that `save` wrote "
+                             f"({type(error).__name__}: {error})") from None
+        return model
+
+    @classmethod
+    def from_huggingface(cls, folder: str | Path) -> GPT:
+        """GPT-2 from a folder with config.json and model.safetensors.
+
+        Weights in Hugging Face's layout, loaded in float32, without
+        dropout. A ValueError says what does not fit.
+        """
+        config, weights = [Path(folder) / name for name in (
+            "config.json", "model.safetensors")]
+        try:
+            model = cls(config_of(json.loads(config.read_text())))
+            arrays, _ = read_weights(weights)
+            model.load_state_dict(from_conv1d(arrays))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder} holds no GPT-2 that we can read "
+                             f"({type(error).__name__}: {error})") from None
+        return model
+
+
+def next_token_loss(model: Module, x: Tensor, y: Tensor) -> Tensor:
+    """Cross entropy of ids y (…, T), each after the x up to its place."""
+    return cross_entropy(model(x), y)
+
+
+CONFIGS = {
+    "cpu": GPTConfig(64, 65, 4, 4, 128, bias=False),
+    "baby": GPTConfig(256, 65, 6, 6, 384, dropout=0.2, bias=False),
+    **{name: GPTConfig(1024, 50257, layers, heads, width,
+                       approximate="tanh")
+       for name, layers, heads, width in (
+           ("gpt2", 12, 12, 768), ("gpt2-medium", 24, 16, 1024),
+           ("gpt2-large", 36, 20, 1280), ("gpt2-xl", 48, 25, 1600))}}
+
+
+def choices(logits: np.ndarray, temperature: float = 1.0,
+            top_k: int | None = None, top_p: float | None = None,
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """The ids to draw from, the likeliest first, and their probabilities.
+
+    `logits` (V,); first the temperature, then `top_k`, then `top_p` of
+    what is left. Of two that are equal the lower id comes first.
+    """
+    ids = np.argsort(-logits, kind="stable")[:top_k]
+    if temperature == 0:
+        return ids[:1], np.ones(1)
+    x = logits[ids].astype(np.float64)
+    p = np.exp((x - x[0]) / temperature)
+    p /= p.sum()
+    if top_p is not None:
+        # Up to and with the one that reaches it.
+        p = p[:np.searchsorted(p.cumsum(), top_p) + 1]
+    return ids[:len(p)], p / p.sum()
+
+
+def check_choice(temperature: float, top_k: int | None,
+                 top_p: float | None) -> None:
+    """What can be asked of `choices`."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"generate: expected a temperature of 0 or more, "
+                         f"got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"generate: expected a top_k of 1 or more, or "
+                         f"None for all; got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: expected a top_p above 0 and up to 1, "
+                         f"or None; got {top_p}")
+
+
+def drawn(ids: np.ndarray, p: np.ndarray, generator: Generator) -> int:
+    """One of `ids`, by their probabilities."""
+    line = p.cumsum()
+    dart = rand(1, dtype=float64, generator=generator).item()
+    # Times the end, which rounding has moved away from 1.
+    return int(ids[np.searchsorted(line, dart * line[-1], "right")])
+
+
+def spoken(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
+    """The text of `ids` in pieces, each as soon as its letters are whole."""
+    waiting: list[int] = []
+    for new in ids:
+        waiting.append(new)
+        text = tokenizer.decode(waiting)
+        if not text.endswith("\ufffd"):  # half of a letter
+            yield text
+            waiting = []
+    if waiting:
+        yield tokenizer.decode(waiting)
+
+
+FAMILIES = {MATMUL: "matrix products", ATTENTION: "attention",
+            ATTENTION_GRADIENT: "attention"}
+
+
+def training_step(config: GPTConfig, batch: int = 12, threads: int = 1,
+                  device: Any = CPU) -> Callable[[], float]:
+    """A step of AdamW on random windows, ready to run; gives its loss."""
+    set_threads(threads)
+    manual_seed(0)
+    net = GPT(config).to(device)
+    x, y = [randint(0, config.vocab_size, (batch, config.block_size))
+            .to(device) for _ in "xy"]
+    optimizer = AdamW(net.parameters(), lr=1e-3)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = next_token_loss(net, x, y)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+    return step
+
+
+def shares(config: GPTConfig, threads: int = 1,
+           rounds: int = 3) -> dict[str, float]:
+    """Seconds of the quickest step, by what they were spent on."""
+    device, found = Timed(CPU), []
+    step = training_step(config, threads=threads, device=device)
+    for _ in range(rounds):
+        device.calls.clear()
+        total = best(step, 1)
+        spent = dict.fromkeys(
+            ("matrix products", "attention", "all other operations"), 0.0)
+        for op, seconds, _ in device.calls:
+            spent[FAMILIES.get(op, "all other operations")] += seconds
+        found.append(spent | {"Python": total - sum(spent.values())})
+    return min(found, key=lambda spent: sum(spent.values()))
+
+
+def torch_logits(state: dict[str, Any], config: GPTConfig,
+                 index: Any) -> Any:
+    """What a GPT of PyTorch makes of `index`, with weights of ours."""
+    f = import_module("torch").nn.functional
+
+    def linear(name: str, x: Any) -> Any:
+        return f.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+
+    def norm(name: str, x: Any) -> Any:
+        return f.layer_norm(x, (config.n_embd,), state[f"{name}.weight"],
+                            state.get(f"{name}.bias"))
+
+    places = state["wpe.weight"][:index.shape[-1]]
+    x = f.embedding(index, state["wte.weight"]) + places
+    for at in [f"h.{i}" for i in range(config.n_layer)]:
+        parts = linear(f"{at}.attn.c_attn", norm(f"{at}.ln_1", x))
+        q, k, v = [part.unflatten(-1, (config.n_head, -1)).transpose(-3, -2)
+                   for part in parts.chunk(3, -1)]
+        y = f.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + linear(f"{at}.attn.c_proj", y.transpose(-3, -2).flatten(-2))
+        hidden = f.gelu(linear(f"{at}.mlp.c_fc", norm(f"{at}.ln_2", x)),
+                        approximate=config.approximate)
+        x = x + linear(f"{at}.mlp.c_proj", hidden)
+    return f.linear(norm("ln_f", x), state["wte.weight"])
+
+
+def torch_step(config: GPTConfig, batch: int = 12,
+               threads: int = 1) -> Callable[[], float]:
+    """PyTorch's step, from the same weights on the same windows."""
+    torch: Any = import_module("torch")
+    torch.set_num_threads(threads)
+    manual_seed(0)
+    net = GPT(config)
+    state = {name: torch.tensor(p.numpy()).requires_grad_()
+             for name, p in net.state_dict().items()}
+    x, y = [torch.tensor(randint(
+        0, config.vocab_size, (batch, config.block_size)).numpy())
+        for _ in "xy"]
+    optimizer = torch.optim.AdamW(state.values(), lr=1e-3)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        logits = torch_logits(state, config, x)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), y.flatten())
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+    return step
+
+
+def bench(threads: int, quick: bool) -> Iterator[dict]:
+    """A training step beside PyTorch's, and where the time of ours goes."""
+    config, given = CONFIGS["cpu"], {"threads": threads}
+    found = compare(
+        partial(training_step, config, **given),
+        partial(torch_step, config, **given),
+        rounds=5 if quick else 15,
+        agree=partial(np.testing.assert_allclose, rtol=1e-4),
+    ) if importlib.util.find_spec("torch") else None
+    line = {"bench": "gpt", **given, "unit": "ms"}
+    yield {**line, "case": "a step, eager", **stamp("torch"),
+           **(MISSING if found is None else {
+               "ours": found.ours * 1e3, "peer": found.peer * 1e3,
+               "ratio": found.ratio, "spread": found.spread,
+               "limit_fraction": None})}
+    for name, seconds in shares(config, threads).items():
+        yield {**line, "case": name, **stamp("torch"), **MISSING,
+               "ours": seconds * 1e3, "peer_name": None}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a safetensors file, and what it says about them."""
+    try:
+        with safe_open(path, "numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file ({error}); "
+                         f"fetch or save it again") from None
+
+
+TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight",
+          "mlp.c_proj.weight")
+MASKS = (".attn.bias", ".attn.masked_bias")
+
+
+def from_conv1d(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Weights by our names and in our layout, from GPT-2's."""
+    found = {name.removeprefix("transformer."): array
+             for name, array in arrays.items() if not name.endswith(MASKS)}
+    last = found.pop("lm_head.weight", None)
+    if last is not None and not np.array_equal(last, found["wte.weight"]):
+        raise ValueError("lm_head.weight is not wte.weight: expected a GPT "
+                         "with one table for both")
+    return {name: array.T if name.endswith(TURNED) else array
+            for name, array in found.items()}
+
+
+GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "none"}
+
+
+def config_of(said: dict[str, Any]) -> GPTConfig:
+    """The sizes in a config.json of GPT-2's kind, if it is such a GPT."""
+    allowed = {
+        "activation_function": tuple(GELUS),
+        "n_inner": (None, 4 * said["n_embd"]),
+        "layer_norm_epsilon": (1e-5,),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "tie_word_embeddings": (True,)}
+    for name, values in allowed.items():
+        # What is not said is as in GPT-2.
+        if said.get(name, values[0]) not in values:
+            raise ValueError(f"{name} is {said[name]!r}, expected one of "
+                             f"{list(values)}: this is another network")
+    gelu_name = said.get("activation_function", "gelu_new")
+    return GPTConfig(said["n_positions"], said["vocab_size"],
+                     said["n_layer"], said["n_head"], said["n_embd"],
+                     approximate=GELUS[gelu_name])
