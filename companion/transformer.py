@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:0842c8273946
+# Tangled from transformers: edit there, `make tangle`. sha256:f2f1ac126aa6
 from __future__ import annotations
 
 import importlib.util
@@ -448,7 +448,8 @@ def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The arrays of a safetensors file, and what it says about them."""
     try:
         with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name)
+                      for name in sorted(file.keys())}
             return arrays, file.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file ({error}); "

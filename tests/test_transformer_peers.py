@@ -1,9 +1,18 @@
 """A GPT beside PyTorch's: logits, gradients, and a run of training."""
 
+import json
+
 import numpy as np
 import pytest
 
-from companion import AdamW, Generator, clip_grad_norm_, manual_seed, randint
+from companion import (
+    AdamW,
+    Generator,
+    Tensor,
+    clip_grad_norm_,
+    manual_seed,
+    randint,
+)
 from companion.optim import decay_groups
 from companion.transformer import (
     CONFIGS,
@@ -86,7 +95,7 @@ def test_loss_curves_agree():
         rows = walk[at[:, None] + np.arange(17)]
         x, y = [torch.tensor(r) for r in (rows[:, :-1], rows[:, 1:])]
         ours.zero_grad()
-        loss = next_token_loss(net, *[as_ours(r) for r in (x, y)])
+        loss = next_token_loss(net, *[Tensor(r.numpy()) for r in (x, y)])
         loss.backward()
         clip_grad_norm_(net.parameters(), 1.0)
         ours.step()
@@ -99,7 +108,101 @@ def test_loss_curves_agree():
     assert loss.item() < 2
 
 
-def as_ours(x):
-    from companion import Tensor
+def reference(vocabulary, positions, layers, heads, width):
+    """GPT-2 in PyTorch, its modules named as in Hugging Face's files."""
+    import torch
+    from torch import nn
 
-    return Tensor(x.numpy())
+    class Conv1D(nn.Module):
+        """A linear layer whose matrix is (in, out)."""
+
+        def __init__(self, ins, outs):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(ins, outs) * 0.3)
+            self.bias = nn.Parameter(torch.randn(outs) * 0.3)
+
+        def forward(self, x):
+            return x @ self.weight + self.bias
+
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            mask = torch.ones(positions, positions).tril()
+            self.register_buffer("bias", mask[None, None])
+            self.c_attn = Conv1D(width, 3 * width)
+            self.c_proj = Conv1D(width, width)
+
+        def forward(self, x):
+            q, k, v = [
+                part.unflatten(-1, (heads, -1)).transpose(1, 2)
+                for part in self.c_attn(x).split(width, 2)
+            ]
+            scores = q @ k.mT / (width // heads) ** 0.5
+            hidden = self.bias[..., : x.shape[1], : x.shape[1]] == 0
+            weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+            return self.c_proj((weights @ v).transpose(1, 2).flatten(2))
+
+    class MLP(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.c_fc = Conv1D(width, 4 * width)
+            self.c_proj = Conv1D(4 * width, width)
+
+        def forward(self, x):
+            u = self.c_fc(x)
+            inner = (2 / torch.pi) ** 0.5 * (u + 0.044715 * u**3)
+            return self.c_proj(0.5 * u * (1 + torch.tanh(inner)))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.ln_1, self.attn = nn.LayerNorm(width), Attention()
+            self.ln_2, self.mlp = nn.LayerNorm(width), MLP()
+
+        def forward(self, x):
+            x = x + self.attn(self.ln_1(x))
+            return x + self.mlp(self.ln_2(x))
+
+    class GPT2(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte = nn.Embedding(vocabulary, width)
+            self.wpe = nn.Embedding(positions, width)
+            self.h = nn.ModuleList(Block() for _ in range(layers))
+            self.ln_f = nn.LayerNorm(width)
+
+        def forward(self, index):
+            places = torch.arange(index.shape[1])
+            x = self.wte(index) + self.wpe(places)
+            for block in self.h:
+                x = block(x)
+            return self.ln_f(x) @ self.wte.weight.T
+
+    return GPT2()
+
+
+@pytest.mark.parametrize("prefix", ["", "transformer."])
+def test_a_checkpoint_of_gpt2(tmp_path, prefix):
+    """Written by modules of PyTorch, read by us: the same logits."""
+    import torch
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    theirs = reference(50, 12, 3, 4, 32)
+    for p in theirs.parameters():
+        p.data += torch.randn_like(p) * 0.1
+    state = theirs.state_dict()
+    state |= {"lm_head.weight": state["wte.weight"].clone()} if prefix else {}
+    save_file(
+        {prefix * (name[:2] != "lm") + name: x for name, x in state.items()},
+        tmp_path / "model.safetensors",
+    )
+    said = {"n_positions": 12, "vocab_size": 50, "n_layer": 3, "n_head": 4}
+    said |= {"n_embd": 32, "activation_function": "gelu_new"}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    ours = GPT.from_huggingface(tmp_path)
+    index = torch.randint(0, 50, (2, 12))
+    found = ours(Tensor(index.numpy())).numpy()
+    expected = theirs(index).detach().numpy()
+    assert np.abs(found - expected).max() < 1e-4
+    assert np.abs(expected).max() > 1

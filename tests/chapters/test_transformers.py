@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:0dd267a46649
+# Tangled from transformers: edit there, `make tangle`. sha256:716b5d8f008c
 from __future__ import annotations
 
 import contextlib
@@ -8,6 +8,7 @@ import json
 import math
 import tempfile
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -220,7 +221,7 @@ def by_formula(net):
 
 
 GOLDEN = 2.442786281726
-NORMS = (
+NORMS = (  # by PyTorch, in float64
     0.43916122665, 0.00676727311, 0.00041008933, 0.00012714231,
     0.00633154496, 0.00197699420, 0.03950280037, 0.01184540590,
     0.00117461765, 0.00063457076, 0.00948780765, 0.00257822449,
@@ -232,7 +233,7 @@ NORMS = (
 
 
 def test_a_recorded_step():
-    """Loss, and the lengths of all gradients, by PyTorch in float64."""
+    """The loss, and the lengths of all gradients."""
     net = tiny().to(float64)
     by_formula(net)
     x = Tensor(np.arange(16).reshape(2, 8) * 7 % 11)
@@ -323,7 +324,8 @@ def test_windows_are_views():
     assert y.tolist() == [[1, 2, 3, 4], [6, 7, 8, 9]]
     assert len(windows(ids, 9)) == 1
     for wrong in (ids[:4], ids.reshape(2, 5)):
-        assert "a row of more than 4" in message(lambda: windows(wrong, 4))
+        assert "a row of more than 4" in message(
+            partial(windows, wrong, 4))
 
 
 def test_what_is_no_gpt_is_refused():
@@ -333,10 +335,10 @@ def test_what_is_no_gpt_is_refused():
             ({"temperature": math.nan}, "temperature of 0"),
             ({"top_k": 0}, "top_k of 1"), ({"top_p": 0}, "top_p above 0"),
             ({"top_p": 1.5}, "top_p above 0")):
-        assert words in message(lambda: net.generate([1], 5, **options))
+        assert words in message(partial(net.generate, [1], 5, **options))
     assert "a prompt" in message(lambda: net.generate([], 5))
     for changes in ({"n_embd": 9}, {"n_layer": 0}):
-        assert "sizes" in message(lambda: replace(TINY, **changes))
+        assert "sizes" in message(partial(replace, TINY, **changes))
     net.ln_f.weight.detach().assign(net.ln_f.weight.detach() * math.nan)
     assert "nan" in message(lambda: list(net.generate([1], 5)))
 
