@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:f2f1ac126aa6
+# Tangled from transformers: edit there, `make tangle`. sha256:5ce846edd9f7
 from __future__ import annotations
 
 import importlib.util
@@ -146,7 +146,7 @@ class GPT(Module):
         self.ln_f = LayerNorm(c.n_embd, bias=c.bias)
         self.initialize()
 
-    def stream(self, index: Tensor) -> Tensor:
+    def hidden(self, index: Tensor) -> Tensor:
         """The residual stream at its end, normalized: (…, T, n_embd)."""
         length = np.shape(index)[-1]
         if length > self.config.block_size:
@@ -164,7 +164,7 @@ class GPT(Module):
         return x @ self.wte.weight.T
 
     def forward(self, index: Tensor) -> Tensor:
-        return self.logits(self.stream(index))
+        return self.logits(self.hidden(index))
 
     def initialize(self) -> None:
         """Matrices from N(0, 0.02²); what adds to the stream smaller.
@@ -192,36 +192,38 @@ class GPT(Module):
         self.eval()
         try:
             with no_grad():
-                last = self.logits(self.stream(index)[-1]).numpy()
+                last = self.logits(self.hidden(index)[-1]).numpy()
         finally:
             self.train(training)
-        if np.isnan(last).any():
-            raise ValueError("generate: the logits are nan; the weights of "
-                             "this model are broken")
+        if not np.isfinite(last).all():
+            raise ValueError("generate: the logits are not finite; the "
+                             "weights of this model are broken")
         return last
 
     def generate(self, prompt: Iterable[int], max_new_tokens: int,
                  temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, stop: Collection[int] = (),
+                 top_p: float | None = None,
+                 stop: int | Collection[int] = (),
                  generator: Generator = GENERATOR) -> Iterator[int]:
         """New ids after those of `prompt`, each as soon as it is drawn.
 
-        Ends after `max_new_tokens`, or before a token that is in `stop`.
-        See `choices` for the rest; list(…) collects them.
+        Ends after `max_new_tokens`, or before a token of `stop`. `choices`
+        for the rest; list(…) collects them.
         """
         check_choice(temperature, top_k, top_p)
         text = [int(i) for i in prompt]
         if not text:
             raise ValueError("generate: expected a prompt of one token or "
                              "more; begin with a line break, say")
-        return self.continued(text, max_new_tokens, stop, generator,
+        stops = {stop} if isinstance(stop, int) else set(stop)
+        return self.continued(text, max_new_tokens, stops, generator,
                               (temperature, top_k, top_p))
 
-    def continued(self, text: list[int], count: int, stop: Collection[int],
+    def continued(self, text: list[int], count: int, stops: set[int],
                   generator: Generator, options: Any) -> Iterator[int]:
         for _ in range(count):
             new = drawn(*choices(self.next_logits(text), *options), generator)
-            if new in stop:
+            if new in stops:
                 return
             text.append(new)
             yield new
