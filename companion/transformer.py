@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:5ce846edd9f7
+# Tangled from transformers: edit there, `make tangle`. sha256:b0909f3bb803
 from __future__ import annotations
 
 import importlib.util
@@ -401,8 +401,8 @@ def torch_logits(state: dict[str, Any], config: GPTConfig,
     return f.linear(norm("ln_f", x), state["wte.weight"])
 
 
-def torch_step(config: GPTConfig, batch: int = 12,
-               threads: int = 1) -> Callable[[], float]:
+def torch_step(config: GPTConfig, batch: int = 12, threads: int = 1,
+               compiled: bool = False) -> Callable[[], float]:
     """PyTorch's step, from the same weights on the same windows."""
     torch: Any = import_module("torch")
     torch.set_num_threads(threads)
@@ -413,11 +413,14 @@ def torch_step(config: GPTConfig, batch: int = 12,
     x, y = [torch.tensor(randint(
         0, config.vocab_size, (batch, config.block_size)).numpy())
         for _ in "xy"]
-    optimizer = torch.optim.AdamW(state.values(), lr=1e-3)
+    # At its best: compiled, and the update of all weights in one sweep.
+    optimizer = torch.optim.AdamW(state.values(), lr=1e-3,
+                                  fused=compiled or None)
+    model = torch.compile(torch_logits) if compiled else torch_logits
 
     def step() -> float:
         optimizer.zero_grad()
-        logits = torch_logits(state, config, x)
+        logits = model(state, config, x)
         loss = torch.nn.functional.cross_entropy(
             logits.flatten(0, 1), y.flatten())
         loss.backward()
@@ -426,21 +429,33 @@ def torch_step(config: GPTConfig, batch: int = 12,
     return step
 
 
+def race(config: GPTConfig, threads: int, quick: bool,
+         compiled: bool) -> dict[str, Any]:
+    """Milliseconds a step of ours and of PyTorch's, in turn."""
+    if importlib.util.find_spec("torch") is None:
+        return MISSING
+    try:
+        found = compare(
+            partial(training_step, config, threads=threads),
+            partial(torch_step, config, threads=threads, compiled=compiled),
+            rounds=5 if quick else 15,
+            agree=partial(np.testing.assert_allclose, rtol=1e-4))
+    except RuntimeError as error:
+        if not compiled:
+            raise
+        return MISSING | {"refused": f"it does not compile here ({error})"}
+    return {"ours": found.ours * 1e3, "peer": found.peer * 1e3,
+            "ratio": found.ratio, "spread": found.spread,
+            "limit_fraction": None}
+
+
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """A training step beside PyTorch's, and where the time of ours goes."""
-    config, given = CONFIGS["cpu"], {"threads": threads}
-    found = compare(
-        partial(training_step, config, **given),
-        partial(torch_step, config, **given),
-        rounds=5 if quick else 15,
-        agree=partial(np.testing.assert_allclose, rtol=1e-4),
-    ) if importlib.util.find_spec("torch") else None
-    line = {"bench": "gpt", **given, "unit": "ms"}
-    yield {**line, "case": "a step, eager", **stamp("torch"),
-           **(MISSING if found is None else {
-               "ours": found.ours * 1e3, "peer": found.peer * 1e3,
-               "ratio": found.ratio, "spread": found.spread,
-               "limit_fraction": None})}
+    config, compiled = CONFIGS["cpu"], (False, True)
+    line = {"bench": "gpt", "threads": threads, "unit": "ms"}
+    for how in compiled[:1 if quick else 2]:
+        yield {**line, "case": f"a step, {'compiled' if how else 'eager'}",
+               **stamp("torch"), **race(config, threads, quick, how)}
     for name, seconds in shares(config, threads).items():
         yield {**line, "case": name, **stamp("torch"), **MISSING,
                "ours": seconds * 1e3, "peer_name": None}

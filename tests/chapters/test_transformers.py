@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:e55646bc9e77
+# Tangled from transformers: edit there, `make tangle`. sha256:bdb4a28d7386
 from __future__ import annotations
 
 import contextlib
@@ -18,19 +18,24 @@ from safetensors.numpy import save_file
 from companion.device import CPU
 from companion.dtype import float64
 from companion.literate import message
+from companion.native import POOL
 from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
 from companion.tensor import Tensor
 from companion.tensor.random import Generator, manual_seed, randint, randn
 from companion.timing import Timed
 from companion.transformer import (
     CONFIGS,
+    FAMILIES,
     GPT,
     GPTConfig,
     choices,
     drawn,
     next_token_loss,
+    shares,
     spoken,
     torch_logits,
+    torch_step,
+    training_step,
     windows,
 )
 
@@ -210,6 +215,17 @@ def test_a_step_has_pytorchs_gradients():
             expected = state[name].grad.numpy()
             distance = np.abs(p.grad.numpy() - expected).max()
             assert distance <= 1e-5 * np.abs(expected).max(), name
+
+
+def test_the_rivals_take_the_same_steps():
+    threads = POOL.threads
+    spent = shares(TINY, threads, rounds=1)
+    assert min(spent.values()) > 0 and spent.keys() >= {*FAMILIES.values()}
+    if importlib.util.find_spec("torch"):
+        ours, theirs = [make(TINY, 3, threads)
+                        for make in (training_step, torch_step)]
+        for _ in range(3):
+            assert abs(ours() - theirs()) < 1e-4
 
 
 def by_formula(net):
