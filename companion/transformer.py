@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:b0909f3bb803
+# Tangled from transformers: edit there, `make tangle`. sha256:0ff1e0cbff40
 from __future__ import annotations
 
 import importlib.util
@@ -425,7 +425,7 @@ def torch_step(config: GPTConfig, batch: int = 12, threads: int = 1,
             logits.flatten(0, 1), y.flatten())
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return float(loss.item())
     return step
 
 
