@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:bdb4a28d7386
+# Tangled from transformers: edit there, `make tangle`. sha256:84b39f865b89
 from __future__ import annotations
 
 import contextlib
@@ -259,6 +259,16 @@ def test_a_recorded_step():
     for (name, p), expected in zip(net.named_parameters(), NORMS, strict=True):
         norm = p.grad.square().sum().item() ** 0.5
         assert abs(norm - expected) < 1e-6 * expected, name
+
+
+def test_a_card_computes_the_same():
+    nets = tiny(), tiny().to("emulated")
+    x, y = randint(0, 11, (2, 2, 8))
+    for net, place in zip(nets, ("cpu", "emulated")):
+        next_token_loss(net, x.to(place), y.to(place)).backward()
+        assert len(list(net.generate([1, 2], 8))) == 8
+    for p, q in zip(*[net.parameters() for net in nets]):
+        assert np.allclose(p.grad.numpy(), q.grad.numpy(), atol=1e-6)
 
 
 def test_choices_follow_the_probabilities():
