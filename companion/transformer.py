@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:0ff1e0cbff40
+# Tangled from transformers: edit there, `make tangle`. sha256:84908686a092
 from __future__ import annotations
 
 import importlib.util
@@ -438,7 +438,7 @@ def race(config: GPTConfig, threads: int, quick: bool,
         found = compare(
             partial(training_step, config, threads=threads),
             partial(torch_step, config, threads=threads, compiled=compiled),
-            rounds=5 if quick else 15,
+            rounds=3 if quick else 15,
             agree=partial(np.testing.assert_allclose, rtol=1e-4))
     except RuntimeError as error:
         if not compiled:
