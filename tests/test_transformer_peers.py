@@ -13,6 +13,7 @@ from companion import (
     manual_seed,
     randint,
 )
+from companion.native import POOL, set_threads
 from companion.optim import decay_groups
 from companion.transformer import (
     CONFIGS,
@@ -23,6 +24,19 @@ from companion.transformer import (
 )
 
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.slow]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two pools of threads in one process wait for each other."""
+    import torch
+
+    ours, theirs = POOL.threads, torch.get_num_threads()
+    set_threads(1)
+    torch.set_num_threads(1)
+    yield
+    set_threads(ours)
+    torch.set_num_threads(theirs)
 
 
 def twin_of(net):
