@@ -1,0 +1,61 @@
+# Tangled from language: edit there, `make tangle`. sha256:b86825729b2b
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+
+from companion.device import DEVICES, DRIVERS
+from companion.tensor.random import Generator
+from companion.tokenizer import CharTokenizer
+from companion.transformer import GPT, spoken
+
+
+def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
+    """The model of a folder, or of a file in one, and its tokenizer."""
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.exists():
+        raise ValueError(f"there is no {file}; expected the folder of a "
+                         f"run: python -m companion train gpt")
+    tokenizer = CharTokenizer.load(file.with_name("tokenizer.json"))
+    return GPT.load(file).to(device), tokenizer
+
+
+def write(model: GPT, tokenizer: CharTokenizer,
+          options: argparse.Namespace) -> None:
+    """Print the prompt and what follows, letter by letter."""
+    prompt = options.prompt.replace("\\n", "\n")
+    new = model.generate(
+        tokenizer.encode(prompt), options.tokens, options.temperature,
+        options.top_k, options.top_p, generator=Generator(options.seed))
+    print(prompt, end="")
+    for piece in spoken(tokenizer, new):
+        print(piece, end="", flush=True)
+    print()
+
+
+def main(argv: list[str]) -> int:
+    """Print text that a trained GPT writes: generate FOLDER."""
+    parser = argparse.ArgumentParser(prog="python -m companion generate")
+    parser.add_argument("model", type=Path, nargs="?",
+                        default=Path("_build/gpt-cpu"),
+                        help="the folder of a run, or its .safetensors")
+    parser.add_argument("--prompt", default="\n", help="the text before")
+    parser.add_argument("--tokens", type=int, default=500)
+    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", choices=DEVICES | DRIVERS,
+                        default="cpu")
+    options = parser.parse_args(argv)
+    try:
+        write(*loaded(options.model, options.device), options)
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"generate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print()
+        return 128 + signal.SIGINT
+    return 0
