@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:b86825729b2b
+# Tangled from language: edit there, `make tangle`. sha256:e5d48f4051c8
 from __future__ import annotations
 
 import argparse
@@ -25,11 +25,11 @@ def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
 def write(model: GPT, tokenizer: CharTokenizer,
           options: argparse.Namespace) -> None:
     """Print the prompt and what follows, letter by letter."""
-    prompt = options.prompt.replace("\\n", "\n")
     new = model.generate(
-        tokenizer.encode(prompt), options.tokens, options.temperature,
-        options.top_k, options.top_p, generator=Generator(options.seed))
-    print(prompt, end="")
+        tokenizer.encode(options.prompt), options.tokens,
+        options.temperature, options.top_k, options.top_p,
+        generator=Generator(options.seed))
+    print(options.prompt, end="")
     for piece in spoken(tokenizer, new):
         print(piece, end="", flush=True)
     print()
@@ -42,11 +42,11 @@ def main(argv: list[str]) -> int:
                         default=Path("_build/gpt-cpu"),
                         help="the folder of a run, or its .safetensors")
     parser.add_argument("--prompt", default="\n", help="the text before")
-    parser.add_argument("--tokens", type=int, default=500)
-    parser.add_argument("--temperature", type=float, default=0.8)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--seed", type=int, default=0)
+    for name, kind, default in (
+            ("tokens", int, 500), ("temperature", float, 0.8),
+            ("top-k", int, None), ("top-p", float, None), ("seed", int, 0)):
+        parser.add_argument(f"--{name}", type=kind, default=default,
+                            help=f"({default})")
     parser.add_argument("--device", choices=DEVICES | DRIVERS,
                         default="cpu")
     options = parser.parse_args(argv)

@@ -1,9 +1,10 @@
-# Tangled from language: edit there, `make tangle`. sha256:a95e70284402
+# Tangled from language: edit there, `make tangle`. sha256:dbe9e6fd8acb
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
+import math
 import platform
 import shlex
 import signal
@@ -37,6 +38,8 @@ from companion.training import (
 )
 from companion.transformer import spoken, training_step
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -58,27 +61,6 @@ class Job:
         return self.folder / name
 
 
-def begun(job: Job) -> Job:
-    """A new run; a ValueError where the folder holds one."""
-    if job.file("run.json").exists():
-        raise ValueError(f"{job.folder} holds a run; go on with it: "
-                         f"{job.again}; or choose another: --out FOLDER")
-    return job
-
-
-def resumed(folder: Path, device: str | None) -> Job:
-    """The run of a folder, on the device that it had, or another."""
-    try:
-        job = Job(folder, **json.loads((folder / "run.json").read_text()))
-        RECIPES[job.config]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{folder} holds no run to go on with ({error!r}); begin one: "
-            f"python -m companion train gpt --config cpu --out {folder}"
-            ) from None
-    return replace(job, device=device or job.device)
-
-
 class StopKey(Observer):
     """Ctrl-C stops a run after its step; a second one, at once."""
 
@@ -96,6 +78,19 @@ class StopKey(Observer):
 
     def end(self, run: Trainer) -> None:
         signal.signal(signal.SIGINT, self.before)
+
+
+def prepared(job: Job, text: Text) -> tuple[Trainer, EarlyStopping]:
+    """A run that begins, or goes on, and what looks at its loss."""
+    recipe = RECIPES[job.config]
+    run = learner(recipe, text, job.seed, job.device)
+    watch = EarlyStopping(partial(held_loss, held=text.held, every=8),
+                          every=max(recipe.steps // 10, 1),
+                          patience=recipe.steps)
+    run.observers.extend([watch, ProgressBar(), StopKey()])
+    run.resume(job.file(CHECKPOINT))
+    run.stopped = False
+    return run, watch
 
 
 def duration(seconds: float) -> str:
@@ -120,7 +115,7 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print("no picture of the losses: matplotlib is not installed")
         return
-    # No pyplot: it would choose a screen to draw on.
+    # No pyplot, which would choose a screen to draw on.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.2))
@@ -128,31 +123,9 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
     plot_history(history, axes)
     looks = [(row["step"], row["validation"]) for row in history
              if "validation" in row]
-    axes.plot(*zip(*looks), "C0o-", label="held back")
+    axes.plot(*zip(*looks or [(0, math.nan)]), "C0o-", label="held back")
     axes.legend()
     figure.savefig(path)
-
-
-def prepared(job: Job, text: Text) -> tuple[Trainer, EarlyStopping]:
-    """A run that has begun, or gone on, and what looks at its loss."""
-    recipe = RECIPES[job.config]
-    run = learner(recipe, text, job.seed, job.device)
-    watch = EarlyStopping(partial(held_loss, held=text.held, every=8),
-                          every=max(recipe.steps // 10, 1),
-                          patience=recipe.steps)
-    run.observers.extend([watch, ProgressBar(), StopKey()])
-    run.resume(job.file(CHECKPOINT))
-    run.stopped = False
-    return run, watch
-
-
-def announce(job: Job, run: Trainer, each: float) -> None:
-    """What will be done, and about how long it will take."""
-    recipe, left = RECIPES[job.config], RECIPES[job.config].steps - run.steps
-    print(f"{job.config}: {run.model.config.parameters:,} parameters, "
-          f"{left:,} steps of {recipe.batch} x {recipe.config.block_size} "
-          f"letters on {job.device}, about {duration(each * left)}.\n"
-          f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
 
 
 def keep(job: Job, run: Trainer, watch: EarlyStopping) -> None:
@@ -165,12 +138,12 @@ def keep(job: Job, run: Trainer, watch: EarlyStopping) -> None:
 
 def conclude(job: Job, run: Trainer, text: Text) -> None:
     """Write result.json, with a text as a sample, and say what it is."""
-    recipe, model = RECIPES[job.config], run.model
+    target, model = RECIPES[job.config].target, run.model
     loss = held_loss(model, text.held)
     sample = model.generate(text.tokenizer.encode("\n"), 400, 0.8,
                             generator=Generator(0))
     found = {
-        "config": job.config, "loss": loss, "target": recipe.target,
+        "config": job.config, "loss": loss, "target": target,
         "steps": run.steps, "parameters": model.config.parameters,
         "seconds": sum(row["seconds"] for row in run.history),
         "sample": "".join(spoken(text.tokenizer, sample)),
@@ -179,44 +152,78 @@ def conclude(job: Job, run: Trainer, text: Text) -> None:
         "date": date.today().isoformat()}
     write_atomically(job.file("result.json"),
                      (json.dumps(found, indent=1) + "\n").encode())
-    verdict = "reached" if loss <= recipe.target else "MISSED"
-    print(f"loss on held-out letters {loss:.4f}, asked for at most "
-          f"{recipe.target}: {verdict}\n"
-          f"It writes: python -m companion generate {job.folder}")
-
-
-CHECKPOINT = "checkpoint.safetensors"
-
-
-def work(job: Job) -> int:
-    """Train until it is done, or Ctrl-C stops it."""
-    recipe, text = RECIPES[job.config], plays()
-    print("two steps to see how long it takes …", flush=True)
-    each = seconds_a_step(recipe, job.device)
-    run, watch = prepared(job, text)
-    announce(job, run, each)
-    about = {name: getattr(job, name) for name in (
-        "config", "seed", "device")}
-    write_atomically(job.file("run.json"), json.dumps(about).encode())
-    text.tokenizer.save(job.file("tokenizer.json"))
-    run.fit(recipe.steps, job.file(CHECKPOINT))
-    keep(job, run, watch)
-    if run.steps < recipe.steps:
-        print(f"stopped and saved after {run.steps:,} steps; go on with\n"
-              f"{job.again}")
-        return STOPPED
-    conclude(job, run, text)
-    return 0
+    print(f"loss on letters held back: {loss:.4f}, asked for at most "
+          f"{target}: {'reached' if loss <= target else 'MISSED'}\n"
+          f"It writes: python -m companion generate "
+          f"{shlex.quote(str(job.folder))}")
 
 
 STOPPED = 128 + signal.SIGINT  # as every program that Ctrl-C ends
 
 
+def announce(job: Job, run: Trainer, each: float) -> None:
+    """What will be done, and about how long it will take."""
+    recipe, left = RECIPES[job.config], RECIPES[job.config].steps - run.steps
+    print(f"{job.config}: {run.model.config.parameters:,} parameters, "
+          f"{left:,} steps of {recipe.batch} x {recipe.config.block_size} "
+          f"letters on {job.device}, about {duration(each * left)}.\n"
+          f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
+
+
+def work(job: Job) -> int:
+    """Train until it is done, or Ctrl-C stops it."""
+    recipe, text = RECIPES[job.config], plays()
+    print("two steps to see how long it takes ...", flush=True)
+    each = seconds_a_step(recipe, job.device)
+    run, watch = prepared(job, text)
+    announce(job, run, each)
+    about = {n: getattr(job, n) for n in ("config", "seed", "device")}
+    write_atomically(job.file("run.json"), json.dumps(about).encode())
+    text.tokenizer.save(job.file("tokenizer.json"))
+    run.fit(recipe.steps, job.file(CHECKPOINT))
+    keep(job, run, watch)
+    if run.steps < recipe.steps:
+        print(f"saved after {run.steps:,} steps; go on with\n{job.again}")
+        return STOPPED
+    conclude(job, run, text)
+    return 0
+
+
+def begun(job: Job) -> Job:
+    """A new run; a ValueError where the folder holds one."""
+    if job.file("run.json").exists():
+        raise ValueError(f"{job.folder} holds a run; go on with it: "
+                         f"{job.again}; or choose another: --out FOLDER")
+    return job
+
+
+def resumed(folder: Path, device: str | None) -> Job:
+    """The run of a folder, on the device that it had, or another."""
+    try:
+        job = Job(folder, **json.loads((folder / "run.json").read_text()))
+        RECIPES[job.config]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds no run to go on with ({error!r}); begin one: "
+            f"python -m companion train gpt --config cpu "
+            f"--out {shlex.quote(str(folder))}") from None
+    return replace(job, device=device or job.device)
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The run that is asked for."""
+    if options.resume:
+        return resumed(options.resume, options.device)
+    config = options.config or "cpu"
+    return begun(Job(options.out or Path(f"_build/gpt-{config}"), config,
+                     options.seed or 0, options.device or "cpu"))
+
+
 def options_of(argv: list[str]) -> argparse.Namespace:
+    """What was typed; --resume goes with --device alone."""
     parser = argparse.ArgumentParser(prog="python -m companion train")
     parser.add_argument("what", choices=["gpt"])
-    parser.add_argument("--config", choices=RECIPES,
-                        help="what to train (cpu)")
+    parser.add_argument("--config", choices=RECIPES, help="recipe (cpu)")
     parser.add_argument("--out", type=Path, metavar="FOLDER",
                         help="where it is kept (_build/gpt-CONFIG)")
     parser.add_argument("--seed", type=int, help="of a new run (0)")
@@ -227,18 +234,9 @@ def options_of(argv: list[str]) -> argparse.Namespace:
     options = parser.parse_args(argv)
     given = [options.config, options.out, options.seed]
     if options.resume and given != [None] * 3:
-        parser.error("--resume knows config, seed and folder already; "
+        parser.error("--resume takes config, seed and folder from the run; "
                      "beside it only --device can be given")
     return options
-
-
-def job_of(options: argparse.Namespace) -> Job:
-    """The run that is asked for."""
-    if options.resume:
-        return resumed(options.resume, options.device)
-    config = options.config or "cpu"
-    return begun(Job(options.out or Path(f"_build/gpt-{config}"), config,
-                     options.seed or 0, options.device or "cpu"))
 
 
 def main(argv: list[str]) -> int:
