@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:e5d48f4051c8
+# Tangled from language: edit there, `make tangle`. sha256:ece5adb06698
 from __future__ import annotations
 
 import argparse
@@ -18,8 +18,14 @@ def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
     if not file.exists():
         raise ValueError(f"there is no {file}; expected the folder of a "
                          f"run: python -m companion train gpt")
+    model = GPT.load(file)
     tokenizer = CharTokenizer.load(file.with_name("tokenizer.json"))
-    return GPT.load(file).to(device), tokenizer
+    if tokenizer.n_vocab != model.config.vocab_size:
+        raise ValueError(
+            f"{file} knows {model.config.vocab_size} tokens, and the "
+            f"tokenizer.json beside it {tokenizer.n_vocab}; expected both "
+            f"of one run")
+    return model.to(device), tokenizer
 
 
 def write(model: GPT, tokenizer: CharTokenizer,
@@ -35,6 +41,14 @@ def write(model: GPT, tokenizer: CharTokenizer,
     print()
 
 
+def count(text: str) -> int:
+    """A number of tokens, as it was typed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"expected a number of 0 or more, got {text!r}")
+    return int(text)
+
+
 def main(argv: list[str]) -> int:
     """Print text that a trained GPT writes: generate FOLDER."""
     parser = argparse.ArgumentParser(prog="python -m companion generate")
@@ -43,7 +57,7 @@ def main(argv: list[str]) -> int:
                         help="the folder of a run, or its .safetensors")
     parser.add_argument("--prompt", default="\n", help="the text before")
     for name, kind, default in (
-            ("tokens", int, 500), ("temperature", float, 0.8),
+            ("tokens", count, 500), ("temperature", float, 0.8),
             ("top-k", int, None), ("top-p", float, None), ("seed", int, 0)):
         parser.add_argument(f"--{name}", type=kind, default=default,
                             help=f"({default})")

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:a987aa89f917
+# Tangled from language: edit there, `make tangle`. sha256:bfaa159b475f
 from __future__ import annotations
 
 import operator
@@ -37,7 +37,7 @@ from companion.transformer import (
 LENGTH, MARK = 8, 10  # digits in a row; the token behind them
 
 
-def reversal(rows: int = 20_000, held: int = 1_000,
+def reversal(rows: int = 5_000, held: int = 1_000,
              seed: int = 0) -> tuple[Arrays, Arrays]:
     """Rows of digits to turn round: to learn from, and held back.
 
@@ -76,14 +76,14 @@ def nothing(x: Tensor) -> Tensor:
     return x * 0
 
 
-def reverser(train: Arrays, attends: bool, steps: int = 120) -> Trainer:
+def reverser(train: Arrays, attends: bool, steps: int = 100) -> Trainer:
     """A small GPT that has learned to turn rows round, or has tried."""
     manual_seed(0)
     model = GPT(REVERSER)
     if not attends:
         for block in model.h:
             block.attn = nothing
-    batches = DataLoader(train, batch_size=64, shuffle=True)
+    batches = DataLoader(train, batch_size=32, shuffle=True)
     run = runner(model, batches, answer_loss, steps, lr=3e-3, warmup=20)
     run.fit(steps)
     return run
@@ -122,8 +122,8 @@ class Recipe:
 
 
 RECIPES = {
-    "short": Recipe(GPTConfig(64, 65, 2, 4, 96, bias=False),
-                    16, 250, 4e-3, 20, 2.4),
+    "short": Recipe(GPTConfig(32, 65, 2, 4, 64, bias=False),
+                    16, 300, 5e-3, 20, 2.5),
     "cpu": Recipe(CONFIGS["cpu"], 12, 2000, 1e-3, 100, 1.92),
     "baby": Recipe(CONFIGS["baby"], 64, 5000, 1e-3, 100, 1.48)}
 

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:dbe9e6fd8acb
+# Tangled from language: edit there, `make tangle`. sha256:6e2ab8a2290c
 from __future__ import annotations
 
 import argparse
@@ -180,13 +180,16 @@ def work(job: Job) -> int:
     about = {n: getattr(job, n) for n in ("config", "seed", "device")}
     write_atomically(job.file("run.json"), json.dumps(about).encode())
     text.tokenizer.save(job.file("tokenizer.json"))
-    run.fit(recipe.steps, job.file(CHECKPOINT))
-    keep(job, run, watch)
-    if run.steps < recipe.steps:
-        print(f"saved after {run.steps:,} steps; go on with\n{job.again}")
-        return STOPPED
-    conclude(job, run, text)
-    return 0
+    try:
+        run.fit(recipe.steps, job.file(CHECKPOINT))
+        keep(job, run, watch)
+        if run.steps == recipe.steps:
+            conclude(job, run, text)
+            return 0
+    except KeyboardInterrupt:
+        print("\nstopped at once", end=": ")
+    print(f"last checkpoint: {run.saved}; go on with\n{job.again}")
+    return STOPPED
 
 
 def begun(job: Job) -> Job:
@@ -243,12 +246,10 @@ def main(argv: list[str]) -> int:
     """Train a GPT on Shakespeare, or go on: train gpt --config cpu."""
     options = options_of(argv)
     try:
-        job = job_of(options)
-        return work(job)
+        return work(job_of(options))
     except (OSError, RuntimeError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped at once; go on from the last checkpoint with\n"
-              f"{job.again}")
+        print("\nstopped before the first step")
         return STOPPED

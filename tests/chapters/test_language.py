@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:46fc2da8dca1
+# Tangled from language: edit there, `make tangle`. sha256:98f0fb8aa5d1
 from __future__ import annotations
 
 import signal
@@ -61,9 +61,9 @@ def test_a_stopped_run_goes_on():
 
 
 def test_attention_turns_rows_round():
-    train, held = reversal(4_000, 200, seed=1)
-    sees, blind = [reverser(train, attends, steps=90).model
-                   for attends in (True, False)]
+    train, held = reversal(3_000, 200, seed=1)
+    sees, blind = [reverser(train, attends, steps).model
+                   for attends, steps in ((True, 80), (False, 20))]
     assert turned_right(sees, held) >= 0.95
     assert turned_right(blind, held) == 0
 
