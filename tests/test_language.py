@@ -172,8 +172,7 @@ def test_what_cannot_be_asked_of_train(words, said, capsys):
 def refused(main, capsys, *words):
     """The one line in which a command says no."""
     assert main([str(word) for word in words]) == 2
-    said = capsys.readouterr().err.splitlines()[-1]
-    return said
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_with_a_run_is_not_written_over(tmp_path, capsys):

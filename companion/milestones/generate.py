@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:ece5adb06698
+# Tangled from language: edit there, `make tangle`. sha256:ce5d10d16823
 from __future__ import annotations
 
 import argparse
@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
-from companion.device import DEVICES, DRIVERS
+from companion.device import DEVICES, DRIVERS, named
 from companion.tensor.random import Generator
 from companion.tokenizer import CharTokenizer
 from companion.transformer import GPT, spoken
@@ -25,7 +25,8 @@ def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
             f"{file} knows {model.config.vocab_size} tokens, and the "
             f"tokenizer.json beside it {tokenizer.n_vocab}; expected both "
             f"of one run")
-    return model.to(device), tokenizer
+    model.to(named(device))
+    return model, tokenizer
 
 
 def write(model: GPT, tokenizer: CharTokenizer,

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:bfaa159b475f
+# Tangled from language: edit there, `make tangle`. sha256:b72b4a9b5793
 from __future__ import annotations
 
 import operator
@@ -11,6 +11,7 @@ import numpy as np
 
 from companion.autograd import no_grad
 from companion.data import SPARE, Arrays, DataLoader, shakespeare
+from companion.device import named
 from companion.layers import Module
 from companion.losses import cross_entropy
 from companion.milestones.report import Report, Unmeasured
@@ -29,6 +30,7 @@ from companion.training import (
 from companion.transformer import (
     CONFIGS,
     GPT,
+    Block,
     GPTConfig,
     next_token_loss,
     windows,
@@ -71,18 +73,20 @@ def answer_loss(model: Module, x: Tensor, y: Tensor) -> Tensor:
     return cross_entropy(model(x)[:, LENGTH:], y)
 
 
-def nothing(x: Tensor) -> Tensor:
-    """What attention finds where there is none."""
-    return x * 0
+class Alone(Block):
+    """A block without attention: no place learns of another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.mlp(self.ln_2(x))
 
 
-def reverser(train: Arrays, attends: bool, steps: int = 100) -> Trainer:
+def reverser(train: Arrays, block: type[Block],
+             steps: int = 100) -> Trainer:
     """A small GPT that has learned to turn rows round, or has tried."""
     manual_seed(0)
     model = GPT(REVERSER)
-    if not attends:
-        for block in model.h:
-            block.attn = nothing
+    model.h = [block(REVERSER) for _ in model.h]
+    model.initialize()
     batches = DataLoader(train, batch_size=32, shuffle=True)
     run = runner(model, batches, answer_loss, steps, lr=3e-3, warmup=20)
     run.fit(steps)
@@ -123,7 +127,7 @@ class Recipe:
 
 RECIPES = {
     "short": Recipe(GPTConfig(32, 65, 2, 4, 64, bias=False),
-                    16, 300, 5e-3, 20, 2.5),
+                    16, 240, 5e-3, 20, 2.5),
     "cpu": Recipe(CONFIGS["cpu"], 12, 2000, 1e-3, 100, 1.92),
     "baby": Recipe(CONFIGS["baby"], 64, 5000, 1e-3, 100, 1.48)}
 
@@ -175,14 +179,16 @@ def held_loss(model: GPT, held: np.ndarray, every: int = 1) -> float:
 
 
 def learner(recipe: Recipe, text: Text, seed: int = 0,
-            device: str = "cpu") -> Trainer:
-    """A run on windows of the text, ready for its first step."""
+            device: str = "cpu") -> tuple[GPT, Trainer]:
+    """A model and its run on windows of the text, before step one."""
     manual_seed(seed)
     config = replace(recipe.config, vocab_size=text.tokenizer.n_vocab)
     batches = DataLoader(windows(text.read, config.block_size),
                          batch_size=recipe.batch, shuffle=True, seed=seed)
-    return runner(GPT(config).to(device), batches, letters_loss,
-                  recipe.steps, recipe.lr, recipe.warmup)
+    model = GPT(config)
+    model.to(named(device))
+    return model, runner(model, batches, letters_loss, recipe.steps,
+                         recipe.lr, recipe.warmup)
 
 
 HOLDS = {"≥": operator.ge, "≤": operator.le}
@@ -201,10 +207,10 @@ def turning() -> list[dict[str, Any]]:
     """Turning rows round, with attention and without it."""
     train, held = reversal()
     rows = []
-    for task, attends, sign, asked in (("attention", True, "≥", 0.99),
-                                       ("without", False, "≤", 0.01)):
+    for task, block, sign, asked in (("attention", Block, "≥", 0.99),
+                                     ("without", Alone, "≤", 0.01)):
         start = time.perf_counter()
-        share = turned_right(reverser(train, attends).model, held)
+        share = turned_right(reverser(train, block).model, held)
         rows.append(judged(task, share, sign, asked, start))
     return rows
 
@@ -212,10 +218,11 @@ def turning() -> list[dict[str, Any]]:
 def reading(recipe: Recipe, text: Text,
             observers: Sequence[Observer] = ()) -> dict[str, Any]:
     """Reading plays, judged by the tenth that was held back."""
-    start, run = time.perf_counter(), learner(recipe, text)
+    start = time.perf_counter()
+    model, run = learner(recipe, text)
     run.observers.extend(observers)
     run.fit(recipe.steps)
-    return judged("plays", held_loss(run.model, text.held), "≤",
+    return judged("plays", held_loss(model, text.held), "≤",
                   recipe.target, start)
 
 

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:6e2ab8a2290c
+# Tangled from language: edit there, `make tangle`. sha256:571321a8200c
 from __future__ import annotations
 
 import argparse
@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from companion.device import DEVICES, DRIVERS
+from companion.device import DEVICES, DRIVERS, named
 from companion.milestones.language import (
     RECIPES,
     Recipe,
@@ -36,7 +36,7 @@ from companion.training import (
     plot_history,
     write_atomically,
 )
-from companion.transformer import spoken, training_step
+from companion.transformer import GPT, spoken, training_step
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -80,17 +80,28 @@ class StopKey(Observer):
         signal.signal(signal.SIGINT, self.before)
 
 
-def prepared(job: Job, text: Text) -> tuple[Trainer, EarlyStopping]:
-    """A run that begins, or goes on, and what looks at its loss."""
+class Session(NamedTuple):
+    """A job at work: on what, what it trains, and what looks on."""
+
+    job: Job
+    recipe: Recipe
+    text: Text
+    model: GPT
+    run: Trainer
+    watch: EarlyStopping
+
+
+def prepared(job: Job, text: Text) -> Session:
+    """A job that begins, or goes on from its checkpoint."""
     recipe = RECIPES[job.config]
-    run = learner(recipe, text, job.seed, job.device)
+    model, run = learner(recipe, text, job.seed, job.device)
     watch = EarlyStopping(partial(held_loss, held=text.held, every=8),
                           every=max(recipe.steps // 10, 1),
                           patience=recipe.steps)
     run.observers.extend([watch, ProgressBar(), StopKey()])
     run.resume(job.file(CHECKPOINT))
     run.stopped = False
-    return run, watch
+    return Session(job, recipe, text, model, run, watch)
 
 
 def duration(seconds: float) -> str:
@@ -103,7 +114,8 @@ def duration(seconds: float) -> str:
 
 def seconds_a_step(recipe: Recipe, device: str) -> float:
     """What the second of two steps takes; the first makes memory."""
-    step = training_step(recipe.config, recipe.batch, POOL.threads, device)
+    step = training_step(recipe.config, recipe.batch, POOL.threads,
+                         named(device))
     step()
     start = time.perf_counter()
     step()
@@ -118,7 +130,7 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
     # No pyplot, which would choose a screen to draw on.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 3.2))
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     plot_history(history, axes)
     looks = [(row["step"], row["validation"]) for row in history
@@ -128,25 +140,25 @@ def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path)
 
 
-def keep(job: Job, run: Trainer, watch: EarlyStopping) -> None:
+def keep(now: Session) -> None:
     """Write the best weights so far, and a picture of the losses."""
-    if watch.best_model:
-        run.model.load_state_dict(watch.best_model)
-    run.model.save(job.file("model.safetensors"))
-    draw_losses(run.history, job.file("losses.svg"))
+    if now.watch.best_model:
+        now.model.load_state_dict(now.watch.best_model)
+    now.model.save(now.job.file("model.safetensors"))
+    draw_losses(now.run.history, now.job.file("losses.svg"))
 
 
-def conclude(job: Job, run: Trainer, text: Text) -> None:
+def conclude(now: Session) -> None:
     """Write result.json, with a text as a sample, and say what it is."""
-    target, model = RECIPES[job.config].target, run.model
-    loss = held_loss(model, text.held)
-    sample = model.generate(text.tokenizer.encode("\n"), 400, 0.8,
+    job, model, tokenizer = now.job, now.model, now.text.tokenizer
+    loss, target = held_loss(model, now.text.held), now.recipe.target
+    sample = model.generate(tokenizer.encode("\n"), 400, 0.8,
                             generator=Generator(0))
     found = {
         "config": job.config, "loss": loss, "target": target,
-        "steps": run.steps, "parameters": model.config.parameters,
-        "seconds": sum(row["seconds"] for row in run.history),
-        "sample": "".join(spoken(text.tokenizer, sample)),
+        "steps": now.run.steps, "parameters": model.config.parameters,
+        "seconds": sum(row["seconds"] for row in now.run.history),
+        "sample": "".join(spoken(tokenizer, sample)),
         "threads": POOL.threads, "device": job.device,
         "machine": machine(), "python": platform.python_version(),
         "date": date.today().isoformat()}
@@ -161,12 +173,13 @@ def conclude(job: Job, run: Trainer, text: Text) -> None:
 STOPPED = 128 + signal.SIGINT  # as every program that Ctrl-C ends
 
 
-def announce(job: Job, run: Trainer, each: float) -> None:
+def announce(now: Session, each: float) -> None:
     """What will be done, and about how long it will take."""
-    recipe, left = RECIPES[job.config], RECIPES[job.config].steps - run.steps
-    print(f"{job.config}: {run.model.config.parameters:,} parameters, "
-          f"{left:,} steps of {recipe.batch} x {recipe.config.block_size} "
-          f"letters on {job.device}, about {duration(each * left)}.\n"
+    job, left = now.job, now.recipe.steps - now.run.steps
+    print(f"{job.config}: {now.model.config.parameters:,} parameters, "
+          f"{left:,} steps of {now.recipe.batch} x "
+          f"{now.model.config.block_size} letters on {job.device}, about "
+          f"{duration(each * left)}.\n"
           f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
 
 
@@ -175,20 +188,20 @@ def work(job: Job) -> int:
     recipe, text = RECIPES[job.config], plays()
     print("two steps to see how long it takes ...", flush=True)
     each = seconds_a_step(recipe, job.device)
-    run, watch = prepared(job, text)
-    announce(job, run, each)
+    now = prepared(job, text)
+    announce(now, each)
     about = {n: getattr(job, n) for n in ("config", "seed", "device")}
     write_atomically(job.file("run.json"), json.dumps(about).encode())
     text.tokenizer.save(job.file("tokenizer.json"))
     try:
-        run.fit(recipe.steps, job.file(CHECKPOINT))
-        keep(job, run, watch)
-        if run.steps == recipe.steps:
-            conclude(job, run, text)
+        now.run.fit(recipe.steps, job.file(CHECKPOINT))
+        keep(now)
+        if now.run.steps == recipe.steps:
+            conclude(now)
             return 0
     except KeyboardInterrupt:
         print("\nstopped at once", end=": ")
-    print(f"last checkpoint: {run.saved}; go on with\n{job.again}")
+    print(f"last checkpoint: {now.run.saved}; go on with\n{job.again}")
     return STOPPED
 
 

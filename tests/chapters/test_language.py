@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:98f0fb8aa5d1
+# Tangled from language: edit there, `make tangle`. sha256:34c648bcf3cd
 from __future__ import annotations
 
 import signal
@@ -10,6 +10,7 @@ import numpy as np
 from companion.milestones.language import (
     MARK,
     RECIPES,
+    Alone,
     Recipe,
     held_loss,
     judged,
@@ -23,7 +24,7 @@ from companion.milestones.language import (
 from companion.milestones.train import CHECKPOINT, Job, duration, prepared
 from companion.tensor import Tensor
 from companion.training import Observer
-from companion.transformer import GPT, GPTConfig
+from companion.transformer import GPT, Block, GPTConfig
 
 
 class Presses(Observer):
@@ -44,8 +45,8 @@ def losses_of(folder, *stops):
                              4, 8, 1e-2, 2, 9.0)
     try:
         for stop in (*stops, None):
-            run, _ = prepared(job, split("to be or not to be " * 20))
-            run.observers.insert(0, Presses(stop))
+            run = prepared(job, split("to be or not to be " * 20)).run
+            run.observers[1] = Presses(stop)  # and no bar
             run.fit(8, job.file(CHECKPOINT))
             assert run.steps == (stop or 8)
     finally:
@@ -62,8 +63,8 @@ def test_a_stopped_run_goes_on():
 
 def test_attention_turns_rows_round():
     train, held = reversal(3_000, 200, seed=1)
-    sees, blind = [reverser(train, attends, steps).model
-                   for attends, steps in ((True, 80), (False, 20))]
+    sees, blind = [reverser(train, block, steps).model
+                   for block, steps in ((Block, 80), (Alone, 20))]
     assert turned_right(sees, held) >= 0.95
     assert turned_right(blind, held) == 0
 
