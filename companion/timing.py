@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:e430bf3e25b4  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:9518cf456a30  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -347,5 +347,5 @@ BENCHES = {
     "mlp": "companion.milestones.mlp_bench",
     "gpu": "companion.gpu",
     "attention": "companion.attention",
-    "gpt": "companion.transformer",
+    "gpt": "companion.milestones.gpt_bench",
 }

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:c21055be4303
+# Tangled from tangle: edit there, `make tangle`. sha256:18b45a25beba
 """The floors of the house: who may import whom."""
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ FLOORS = (
     "dtype ops view buffer",
     "kernels native blas device timing",
     "autograd tensor",
-    "activations layers losses optim training data milestones",
+    "activations layers losses optim training data",
     "cuda gpu",
     "convolution tokenizer embedding sequence attention transformer "
     "vocabulary",
