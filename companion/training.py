@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:d3d1745f1bb3
+# Tangled from training: edit there, `make tangle`. sha256:f74ce668bcad
 from __future__ import annotations
 
 import csv
@@ -634,16 +634,25 @@ def journal_of(checkpoint: Path) -> Path:
 HEADER = 50_000_000  # bytes: half of what the format allows in all
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
-    """The state in a checkpoint, and how much of the journal counts."""
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a file, and what it says about them."""
     try:
         with safe_open(path, "numpy") as file:
             arrays = {key: file.get_tensor(key)
                       for key in sorted(file.keys())}
-            run, rows = [json.loads(file.metadata()[name])
-                         for name in ("run", "journal")]
-            return unpacked(run, arrays), rows
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is no whole safetensors file "
+                         f"({error})") from None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
+    """The state in a checkpoint, and how much of the journal counts."""
+    try:
+        arrays, about = read_safetensors(path)
+        run, rows = [json.loads(about[name]) for name in ("run", "journal")]
+        return unpacked(run, arrays), rows
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no checkpoint of a Trainer ({error}); delete it "
             f"to start anew, or name another") from None

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:c8663ffd8e11
+# Tangled from transformers: edit there, `make tangle`. sha256:2af6c3bfc97d
 from __future__ import annotations
 
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from companion.activations import gelu
@@ -24,7 +23,7 @@ from companion.native import tell
 from companion.tensor import Tensor
 from companion.tensor.creation import arange
 from companion.tensor.random import GENERATOR, Generator, rand, randn
-from companion.training import write_atomically
+from companion.training import read_safetensors, write_atomically
 
 
 def windows(ids: Any, length: int) -> Arrays:
@@ -225,8 +224,8 @@ class GPT(Module):
     @classmethod
     def load(cls, path: str | Path) -> GPT:
         """What `save` wrote, in float32; else a ValueError says why."""
-        arrays, about = read_weights(Path(path))
         try:
+            arrays, about = read_safetensors(Path(path))
             model = cls(GPTConfig(**json.loads(about["config"])))
             model.load_state_dict(arrays)
         except (KeyError, TypeError, ValueError) as error:
@@ -245,7 +244,7 @@ class GPT(Module):
             "config.json", "model.safetensors")]
         try:
             model = cls(config_of(json.loads(config.read_text())))
-            arrays, _ = read_weights(weights)
+            arrays, _ = read_safetensors(weights)
             model.load_state_dict(from_conv1d(arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} holds no GPT-2 that we can read "
@@ -322,18 +321,6 @@ def spoken(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
             waiting = []
     if waiting:
         yield tokenizer.decode(waiting)
-
-
-def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays of a safetensors file, and what it says about them."""
-    try:
-        with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name)
-                      for name in sorted(file.keys())}
-            return arrays, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); "
-                         f"fetch or save it again") from None
 
 
 TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight",

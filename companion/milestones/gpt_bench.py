@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:f8475e2f16f0
+# Tangled from transformers: edit there, `make tangle`. sha256:d31e62860db8
 from __future__ import annotations
 
 import importlib.util
@@ -42,7 +42,10 @@ def training_step(config: GPTConfig, batch: int = 12, threads: int = 1,
 
 def shares(config: GPTConfig, threads: int = 1,
            rounds: int = 3) -> dict[str, float]:
-    """Seconds of the quickest step, by what they were spent on."""
+    """Seconds of the quickest step, by what they were spent on.
+
+    Python is what the operations leave of the clock's time.
+    """
     device, found = Timed(CPU), []
     step = training_step(config, threads=threads, device=device)
     for _ in range(rounds):
@@ -136,7 +139,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
     line = {"bench": "gpt", "threads": threads, "unit": "ms"}
     for how in compiled[:1 if quick else 2]:
         yield {**line, "case": f"a step, {'compiled' if how else 'eager'}",
-               **stamp("torch"), **race(config, threads, quick, how)}
+               **race(config, threads, quick, how), **stamp("torch")}
     for name, seconds in shares(config, threads).items():
         yield {**line, "case": name, **stamp("torch"), **MISSING,
                "ours": seconds * 1e3, "peer_name": None}
