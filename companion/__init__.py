@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention: edit there, `make tangle`. sha256:b2b188494d7c  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention: edit there, `make tangle`. sha256:96cb0020b814  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ EXPORTS: dict[str, str] = {
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
     **dict.fromkeys(
         ("Embedding", "rotary", "sinusoidal"), "companion.embedding"),
+    **dict.fromkeys(
+        ("GRU", "GRUCell", "RNN", "RNNCell", "sample", "unbind"),
+        "companion.sequence"),
     **dict.fromkeys((
         "MultiHeadAttention", "attention_weights", "causal_mask",
         "scaled_dot_product_attention"), "companion.attention"),
