@@ -1,4 +1,4 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:d48c5c95cdba
+# Tangled from sequences: edit there, `make tangle`. sha256:4dcfbddc7f8c
 from __future__ import annotations
 
 import math
@@ -80,8 +80,8 @@ def one_by_one(cell, x, h):
 def megabytes(run, length):
     """What run(cell, x, h) and its gradients move, by the device."""
     timed = Timed(CPU)
-    cell = RNNCell(64, 8, device=timed)
-    x = randn(4, length, 64, device=timed).requires_grad_()
+    cell = RNNCell(256, 8, device=timed)
+    x = randn(4, length, 256, device=timed).requires_grad_()
     run(cell, x, zeros(4, 8, device=timed)).sum().backward()
     return sum(moved for _, _, moved in timed.calls) / 1e6
 
@@ -149,17 +149,18 @@ def test_windows_carry_the_state():
 
 def test_gradients_through_time():
     manual_seed(0)
-    x, h = randn(2, 5, 3, dtype=float64), randn(1, 2, 2, dtype=float64)
+    x, h = randn(3, 2, dtype=float64), randn(1, 2, dtype=float64)
     for kind in (RNN, GRU):
-        net = kind(3, 2, dtype=float64)
+        net = kind(2, 2, dtype=float64)
 
         def run(x, h, *weights, net=net):
-            return cat([net(x, h)[0], net(x, h)[1].transpose(0, 1)], 1)
+            return cat(net(x, h))
 
-        inputs = [x.clone().requires_grad_(), h.clone().requires_grad_()]
+        inputs = [t.clone().requires_grad_() for t in (x, h)]
         gradcheck(run, *inputs, *net.parameters())
-    (both,) = grad(cat(unbind(x.requires_grad_(), 1), 0).sum(), [x])
-    assert (both == 1).all()
+    gradcheck(lambda x: cat(unbind(x, 1)).square(),
+              randn(2, 5, 3, dtype=float64).requires_grad_())
+    assert unbind(ones(2, 0), 1) == []
 
 
 def test_names_shapes_and_first_values():
@@ -198,8 +199,8 @@ def test_nothing_sees_its_future():
 
 def test_bytes_grow_with_the_length():
     for run, power in ((one_by_one, 2), (unroll, 1)):
-        slope = math.log2(megabytes(run, 128) / megabytes(run, 64))
-        assert abs(slope - power) < 0.25, (run, slope)
+        slope = math.log2(megabytes(run, 64) / megabytes(run, 32))
+        assert abs(slope - power) < 0.4, (run, slope)
     manual_seed(0)
     cell, x = GRUCell(3, 4), randn(2, 7, 3)
     assert allclose(one_by_one(cell, x, None),
