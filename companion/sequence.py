@@ -1,4 +1,4 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:85c13f604ad5
+# Tangled from sequences: edit there, `make tangle`. sha256:cc16016219d7
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
 from companion.layers import Module, check_features, parameter
-from companion.tensor import Tensor
+from companion.tensor import Tensor, axis_of
 from companion.tensor.creation import zeros
 from companion.tensor.indexing import stack
 from companion.tensor.random import GENERATOR, Generator, rand
@@ -90,7 +90,7 @@ def first_state(layer: Module, x: Tensor, h: Tensor | None,
 
 def unbind(x: Tensor, axis: int = 0) -> list[Tensor]:
     """The slices of x along an axis, without it."""
-    n = x.shape[axis]
+    n = x.shape[axis_of(x, axis)]
     if n < 2:
         return [x.squeeze(axis)] * n
     # By halves: the gradient of a slice is as large as what it was cut
