@@ -78,7 +78,11 @@ def test_layers(kind, batch, sizes, bias, begins, seed, dtype):
     length, inputs, hidden, layers = sizes
     ours = kind(inputs, hidden, layers, bias=bias, dtype=dtype)
     theirs = getattr(torch.nn, kind.__name__)(
-        inputs, hidden, layers, bias=bias, batch_first=True,
+        inputs,
+        hidden,
+        layers,
+        bias=bias,
+        batch_first=True,
         dtype=torch.float64,
     )
     give(ours, theirs)
