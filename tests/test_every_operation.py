@@ -866,6 +866,9 @@ EXCLUDED = {
     "of texts: test_tokenization": "CharTokenizer Tokenizer",
     "holds tensors and other modules: chapters": """
         Module MultiHeadAttention Sequential parameter""",
+    "beside PyTorch's: test_embedding_peers": """
+        Embedding rotary sinusoidal""",
+    "cuts text: chapters": "CharTokenizer Tokenizer",
     "trains: test_optimizers_peers, chapters": """
         Adam AdamW RMSprop SGD decay_groups Batches EarlyStopping Trainer
         Observer ProgressBar LossPlot accuracy clip_grad_norm_ evaluate

@@ -1,4 +1,4 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:e99b2b90f7d7 */
+/* Tangled from attention: edit there, `make tangle`. sha256:df8767fb172e */
 #line 1513 "chapters/gradients/attention.md"
 #ifndef REAL
 #define REAL float
@@ -6,6 +6,8 @@
 #ifndef WIDTH
 #define WIDTH 64
 #endif
+/* minus infinity: NVRTC comes without <math.h> */
+#define NONE REAL(-1e300 * 1e300)
 #define EACH_ROW for (int r = 0; r < 4; r++)
 typedef long long i64;
 
@@ -20,7 +22,7 @@ struct Heads {
 /* what a warp has for its rows: four of the block's 32 */
 struct Rows { REAL of[4][(WIDTH + 31) / 32]; };
 
-#line 1537 "chapters/gradients/attention.md"
+#line 1539 "chapters/gradients/attention.md"
 __device__ REAL sum_warp(REAL x) {
   for (int by = 16; by; by /= 2) x += __shfl_xor_sync(~0u, x, by);
   return x;
@@ -33,7 +35,7 @@ __device__ REAL max_warp(REAL x) {
   return x;
 }
 
-#line 1553 "chapters/gradients/attention.md"
+#line 1555 "chapters/gradients/attention.md"
 /* s[r] = row r of x times row `lane` of the 32 at y, by way of `room` */
 __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
                       const REAL *y, i64 step, i64 there,
@@ -52,7 +54,7 @@ __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
   }
 }
 
-#line 1575 "chapters/gradients/attention.md"
+#line 1577 "chapters/gradients/attention.md"
 /* to a warp's rows add the rows at y, each as often as its lane says */
 __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
                        i64 step, i64 there) {
@@ -66,7 +68,7 @@ __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
   }
 }
 
-#line 1592 "chapters/gradients/attention.md"
+#line 1594 "chapters/gradients/attention.md"
 /* how far head blockIdx.x is from the first, in q, k, v and the mask */
 struct Place { i64 q, k, v, mask; };
 __device__ Place place(const Heads &h) {
@@ -97,7 +99,7 @@ __device__ void keep(const Heads &h, REAL *y, i64 first, const Rows &sum,
   }
 }
 
-#line 1626 "chapters/gradients/attention.md"
+#line 1628 "chapters/gradients/attention.md"
 /* y[heads, tq, WIDTH + 1]; grid (heads, tq / 32 rounded up), block (32, 8) */
 extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
                                   const REAL *v, const bool *mask, REAL *y) {
@@ -107,15 +109,15 @@ extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
   q += at.q + first * h.q, k += at.k, v += at.v, mask += at.mask;
   Rows sum = {};
   REAL s[4], top[4], total[4] = {};
-  EACH_ROW top[r] = -INFINITY;
+  EACH_ROW top[r] = NONE;
   i64 keys = h.causal ? min(h.tk, first + 32) : h.tk;
   for (i64 j = 0; j < keys; j += 32) {
     score(s, q, h.q, h.tq - first, k + j * h.k, h.k, h.tk - j, room);
     EACH_ROW {
       s[r] = seen(h, mask, mine + r, j + threadIdx.x)
-             ? s[r] * REAL(h.scale) : -INFINITY;
+             ? s[r] * REAL(h.scale) : NONE;
       REAL most = max(top[r], max_warp(s[r]));
-      REAL from = most == -INFINITY ? 0 : most, fade = exp(top[r] - from);
+      REAL from = most == NONE ? 0 : most, fade = exp(top[r] - from);
       s[r] = exp(s[r] - from), top[r] = most;
       total[r] = total[r] * fade + sum_warp(s[r]);
       for (REAL &x : sum.of[r]) x *= fade;
@@ -125,7 +127,7 @@ extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
   keep(h, y, mine, sum, top, total);
 }
 
-#line 1659 "chapters/gradients/attention.md"
+#line 1661 "chapters/gradients/attention.md"
 /* out[heads, rows, WIDTH], from `first` on and below `last`: what is
    summed, times a factor */
 __device__ void settle(REAL *out, i64 rows, i64 first, i64 last,
@@ -149,7 +151,7 @@ extern "C" __global__ void deltas(i64 tq, const REAL *dy, const REAL *y,
   if (threadIdx.x == 0) delta[row] = sum - dy[WIDTH];
 }
 
-#line 1686 "chapters/gradients/attention.md"
+#line 1688 "chapters/gradients/attention.md"
 /* the gradient of q, in out[heads, tq + 2 tk, WIDTH]; grid as attend's */
 extern "C" __global__ void attend_queries(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,
@@ -178,7 +180,7 @@ extern "C" __global__ void attend_queries(
   settle(out, h.tq + 2 * h.tk, mine, h.tq, sum, h.scale);
 }
 
-#line 1718 "chapters/gradients/attention.md"
+#line 1720 "chapters/gradients/attention.md"
 /* those of k and v: rows are keys, lanes are queries */
 extern "C" __global__ void attend_keys(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:e642015131b3
+# Tangled from record: edit there, `make tangle`. sha256:efc396508392
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -77,7 +77,7 @@ def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
         name = hashed(cell.cell_type + cell.source)[:8]
         seen[name] += 1
         cell.id = name if seen[name] == 1 else f"{name}-{seen[name]}"
-    lines = [line - 1 for line in sorted(found)]  # MyST-NB counts from zero
+    lines = [line - 2 for line in sorted(found)]  # MyST-NB adds one twice
     about = chapter.front | {"source_map": lines}
     return new_notebook(cells=cells, metadata=about)
 
