@@ -859,11 +859,8 @@ EXCLUDED = {
     "only of integers: test_standard": """
         __lshift__ __rshift__ __rlshift__ __rrshift__""",
     "tells whether, not what: test_tensor_properties": "allclose",
-    "of positions and tokens: test_embedding_peers": """
-        Embedding rotary sinusoidal""",
     "of whole sequences: test_sequence_peers": """
         GRU GRUCell RNN RNNCell""",
-    "of texts: test_tokenization": "CharTokenizer Tokenizer",
     "holds tensors and other modules: chapters": """
         Module MultiHeadAttention Sequential parameter""",
     "beside PyTorch's: test_embedding_peers": """
