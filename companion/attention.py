@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:dbd6cee67309
+# Tangled from attention: edit there, `make tangle`. sha256:b4bc9a36a928
 from __future__ import annotations
 
 import importlib.util
@@ -125,8 +125,8 @@ def scaled_dot_product_attention(
 
     (…, T, D), (…, S, D) and (…, S, D) give (…, T, D); the axes before
     them broadcast. With `is_causal` query t sees the keys up to t.
-    Memory grows with T, not with T · S. Differentiable once: a second
-    derivative is `attention_weights`' to give. (Dao et al., 2022)
+    Memory grows with T, not with T · S, also in the gradient; a second
+    derivative makes all the weights. (Dao et al., 2022)
     """
     q, k, v = [widened(x) for x in (query, key, value)]
     mask = (as_tensor(True, bool_, q.device, (1, 1)) if attn_mask is None

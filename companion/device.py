@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:3ce70a7836ed  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:2330ad526ea6  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -191,11 +191,8 @@ def in_rows(index: Buffer, axis: int, n: int) -> np.ndarray:
 
 
 def take_rows(out: Buffer, x: Buffer, index: Buffer, axis: int) -> None:
-    """The kernel of GATHER: large batches of dense rows by the pool."""
-    n, large = x.shape[axis], out.array.nbytes > 1 << 17
-    if (large and not axis and x.view.is_dense and index.dtype is int64
-            and try_copy_rows(out, x, index.dense())):
-        return
+    """The kernel of GATHER, by NumPy."""
+    n = x.shape[axis]
     check_index(GATHER, index, axis, n)
     rows = x.array.reshape(
         (math.prod(x.shape[:axis + 1]), *x.shape[axis + 1:]))
@@ -293,28 +290,6 @@ def outcome(op: Op, arg: Any,
 # costs next to nothing; np.errstate would be paid for by every call.
 QUIET = contextvars.copy_context()
 QUIET.run(np.seterr, all="ignore")
-
-
-def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
-    """Whether the compiled `rows` has copied x[at] to `out`."""
-    rows, n = row_copier(), at.view.size
-    return rows is not None and n == rows(
-        x.address, at.address, out.address, out.array.nbytes // n, n,
-        x.shape[0], POOL.threads, POOL.address)
-
-
-@functools.cache
-def row_copier() -> Callable[..., int] | None:
-    """The compiled `rows`; None without a C compiler."""
-    library = kernel_or_tell("rows are copied by NumPy, on one processor",
-                             "kernels/rows.c")
-    if library is None:
-        return None
-    function = library.rows
-    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
-    function.argtypes = [address] * 3 + [number] * 4 + [address]
-    return function
-
 
 KERNELS: dict[Op, Callable[..., None]] = {
     EXP: ufunc(np.exp),
@@ -609,6 +584,40 @@ def erf(out: Buffer, x: Buffer, _: None) -> None:
 
 
 KERNELS[ERF] = one("error_function", erf)
+
+
+@functools.cache
+def row_copier() -> Callable[..., int] | None:
+    """The compiled `rows`; None without a C compiler."""
+    library = kernel_or_tell("rows are copied by NumPy, on one processor",
+                             "kernels/rows.c")
+    if library is None:
+        return None
+    function = library.rows
+    address, number = ctypes.c_void_p, ctypes.c_long  # unchecked
+    function.argtypes = [address] * 3 + [number] * 4 + [address]
+    return function
+
+
+def try_copy_rows(out: Buffer, x: Buffer, at: Buffer) -> bool:
+    """Whether the compiled `rows` has copied x[at] to `out`."""
+    rows, n = row_copier(), at.view.size
+    return rows is not None and n == rows(
+        x.address, at.address, out.address, out.array.nbytes // n, n,
+        x.shape[0], POOL.threads, POOL.address)
+
+
+def rows_by_pool(otherwise: Kernel) -> Kernel:
+    """The kernel of GATHER: large batches of dense rows by the pool."""
+    def kernel(out: Buffer, x: Buffer, index: Buffer, axis: int) -> None:
+        large = not axis and out.array.nbytes > 1 << 17
+        if not (large and x.view.is_dense and index.dtype is int64
+                and try_copy_rows(out, x, index.dense())):
+            otherwise(out, x, index, axis)
+    return kernel
+
+
+KERNELS |= {GATHER: rows_by_pool(KERNELS[GATHER])}
 
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
 MAKING = threading.Lock()

@@ -188,6 +188,24 @@ print("thirty children")
 """
 
 
+@pytest.mark.parametrize("shape", [
+    (20_001, 3), (5000, 7, 2), (768, 128), (2, 9001, 2), (129, 65, 40)])
+def test_blocks_of_rows_leave_no_row_out(shape):
+    """Sums and maxima, by as many threads as there may be."""
+    whole = np.random.default_rng(7).integers(-9, 9, shape)
+    before = native.POOL.threads
+    try:
+        for threads in (1, 2, 5):
+            native.set_threads(threads)
+            for dtype in (np.float32, np.float64):
+                x = Tensor(whole.astype(dtype))
+                for axis in range(len(shape)):
+                    assert (x.sum(axis).numpy() == whole.sum(axis)).all()
+                    assert (x.max(axis).numpy() == whole.max(axis)).all()
+    finally:
+        native.set_threads(before)
+
+
 def test_a_fork_finds_no_lock_taken():
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK],
                           capture_output=True, text=True, timeout=120)

@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:8974d72a6b7e */
-#line 501 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:8d1a72e6dbc7 */
+#line 507 "chapters/gradients/attention.md"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ typedef whole I __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 static long min(long x, long y) { return x < y ? x : y; }
 
-#line 531 "chapters/gradients/attention.md"
+#line 537 "chapters/gradients/attention.md"
 enum { DIGITS = WIDE ? 52 : 23, BIAS = WIDE ? 1023 : 127,
        TERMS = WIDE ? 13 : 7 };
 
@@ -53,7 +53,7 @@ static INLINE V larger(V a, V b) {
   return (V)(((I)a & more) | ((I)b & ~more));
 }
 
-#line 561 "chapters/gradients/attention.md"
+#line 567 "chapters/gradients/attention.md"
 #define ROW(X, i) X(i, 0) X(i, 1)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define LOAD(i, j) V c##i##j = {0}; \
@@ -82,7 +82,7 @@ static void product(int more, long m, long k, const REAL *a, long ra,
   }
 }
 
-#line 595 "chapters/gradients/attention.md"
+#line 601 "chapters/gradients/attention.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 /* heads of tq queries and tk keys, d wide; steps from row to row, and,
@@ -105,7 +105,7 @@ struct job {
   int failed;
 };
 
-#line 621 "chapters/gradients/attention.md"
+#line 627 "chapters/gradients/attention.md"
 /* nq queries from the i-th on, nk keys from the j-th on, rows filled to w */
 struct tile {
   long i, nq, j, nk, w;
@@ -116,7 +116,7 @@ struct tile {
 };
 static _Thread_local struct tile room __attribute__((aligned(64)));
 
-#line 637 "chapters/gradients/attention.md"
+#line 643 "chapters/gradients/attention.md"
 /* x[n, d] with rows side by side, each filled up to w elements */
 static void lay(const REAL *x, long step, long n, long d, long w,
                 REAL *out) {
@@ -146,7 +146,7 @@ static void locate(struct job *g, long h) {
     g->mask += at * g->p.axis[a].mask;
 }
 
-#line 670 "chapters/gradients/attention.md"
+#line 676 "chapters/gradients/attention.md"
 /* begin a tile of queries: q is scaled, for scores as powers of two */
 static void begin(const struct job *g, struct tile *t, long i) {
   t->i = i, t->nq = min(g->p.tq - i, BQ);
@@ -173,7 +173,7 @@ static long reach(const struct job *g, const struct tile *t, long a) {
   return !g->p.causal || n > t->nk ? t->nk : n < 0 ? 0 : n;
 }
 
-#line 702 "chapters/gradients/attention.md"
+#line 708 "chapters/gradients/attention.md"
 /* scores of -inf where the panel's queries must not look */
 static void hide(const struct job *g, struct tile *t, long a, long n) {
   REAL *s = t->p + a;
@@ -195,7 +195,7 @@ static void score(const struct job *g, struct tile *t, long a, long n) {
   hide(g, t, a, n);
 }
 
-#line 729 "chapters/gradients/attention.md"
+#line 735 "chapters/gradients/attention.md"
 /* scores become weights, relative to the largest score so far */
 static void weigh(struct tile *t, long a, long n) {
   for (long c = a; c < a + NR; c += L) {
@@ -213,7 +213,7 @@ static void weigh(struct tile *t, long a, long n) {
   }
 }
 
-#line 752 "chapters/gradients/attention.md"
+#line 758 "chapters/gradients/attention.md"
 /* a tile of keys: fade what its queries have, add the weighted values */
 static void gather(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -242,7 +242,7 @@ static void finish(const struct job *g, const struct tile *t) {
   }
 }
 
-#line 784 "chapters/gradients/attention.md"
+#line 790 "chapters/gradients/attention.md"
 static void forward(void *job, long task) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -265,7 +265,7 @@ int attend(const struct attention *p, const REAL *q, const REAL *k,
   return 1;
 }
 
-#line 834 "chapters/gradients/attention.md"
+#line 840 "chapters/gradients/attention.md"
 /* begin a tile of queries for the way back: what y kept, and delta */
 static void begin_back(const struct job *g, struct tile *t, long i) {
   long d = g->p.d, step = d + 1;
@@ -285,7 +285,7 @@ static void begin_back(const struct job *g, struct tile *t, long i) {
   }
 }
 
-#line 857 "chapters/gradients/attention.md"
+#line 863 "chapters/gradients/attention.md"
 /* the weights again, the gradients of the scores, and of q */
 static void differ(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -307,7 +307,7 @@ static void differ(const struct job *g, struct tile *t) {
   }
 }
 
-#line 882 "chapters/gradients/attention.md"
+#line 888 "chapters/gradients/attention.md"
 /* the tile's share of the gradients of its keys and values */
 static void scatter(const struct job *g, struct tile *t, REAL *dk,
                     REAL *dv) {
@@ -331,7 +331,7 @@ static void settle(const REAL *x, long w, long n, long d, REAL factor,
     for (long c = 0; c < d; c++) out[c] = factor * x[c];
 }
 
-#line 909 "chapters/gradients/attention.md"
+#line 915 "chapters/gradients/attention.md"
 static void backward(void *job, long h) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -353,7 +353,7 @@ static void backward(void *job, long h) {
   free(dk);
 }
 
-#line 940 "chapters/gradients/attention.md"
+#line 946 "chapters/gradients/attention.md"
 /* out[tq + 2 tk, d] of each head: the gradients of q, k and v; 0 without
    memory for those of a head */
 int attend_back(const struct attention *p, const REAL *dy, const REAL *y,

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:a7cd78f2e850
+# Tangled from record: edit there, `make tangle`. sha256:dd2a42bed34a
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -53,7 +53,7 @@ def assemble(book: Book, name: str, values, web: Addresses):
     source = as_notebook(chapter)
     for cell, line in zip(source.cells, source.metadata.source_map):
         if cell.cell_type == "markdown":
-            cell.source = page.rewrite(cell.source, line + 1)
+            cell.source = page.rewrite(cell.source, line + 2)
     extra, tools = ("[book]", " jupyter_book") if chapter.beside else ("", "")
     install = INSTALL.format(url=web.repository, branch=web.branch,
                              extra=extra, tools=tools)

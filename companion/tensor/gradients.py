@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:9dcec11339fa
+# Tangled from autograd: edit there, `make tangle`. sha256:7035c9633a1c
 """Derivatives of tensors: grad, gradcheck, Hessian products."""
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ def gradcheck(f: Callable[..., Tensor], *inputs: Tensor,
     AssertionError with the largest difference where they disagree.
     """
     wanted = [x for x in inputs if x.requires_grad]
+    if not wanted:  # it would pass, whatever f is
+        raise ValueError("gradcheck: no input asks for a gradient, so there "
+                         "is nothing to check; call .requires_grad_()")
     if any(x.dtype is not float64 for x in wanted):
         raise TypeError("gradcheck: differences need float64; cast first")
     y = f(*inputs)

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:603a2add1f5a
+# Tangled from autograd: edit there, `make tangle`. sha256:8d0296135afc
 from __future__ import annotations
 
 import math
@@ -303,6 +303,8 @@ def test_bad_checks_say_what_to_do():
     x = Tensor([1.0]).requires_grad_()
     assert "cast first" in message(
         lambda: gradcheck(Tensor.sin, x), TypeError)
+    assert "nothing to check" in message(
+        lambda: gradcheck(Tensor.sin, x.detach()))
     assert "use .detach()" in message(
         lambda: (x * 2).requires_grad_(False), RuntimeError)
     assert "of shape (1,), got Tensor" in message(

@@ -1,4 +1,4 @@
-# Tangled from embeddings: edit there, `make tangle`. sha256:597843986da8
+# Tangled from embeddings: edit there, `make tangle`. sha256:37be5fb09846
 from __future__ import annotations
 
 import math
@@ -76,7 +76,7 @@ def test_a_look_up_is_a_product_with_one_hots():
         assert np.allclose(layer.weight.grad.numpy(),
                            flat.T @ g.numpy().reshape(-1, 3))
     gradcheck(lambda w: look_up(w, Tensor([2, 0, 2])).square(),
-              randn(3, 2, dtype=float64))
+              randn(3, 2, dtype=float64).requires_grad_())
 
 
 def test_a_table_used_twice_is_one_parameter():
@@ -167,7 +167,7 @@ def test_rotary_turns_and_changes_no_length():
     assert np.allclose(rotary(ones(1, 2), Tensor([1])).tolist(), [[
         math.cos(1) - math.sin(1), math.cos(1) + math.sin(1)]])
     gradcheck(lambda x: rotary(x, arange(3)).square() * 2,
-              randn(3, 4, dtype=float64))
+              randn(3, 4, dtype=float64).requires_grad_())
 
 
 def test_places_that_do_not_fit_are_refused():

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:b0829669e120
+# Tangled from training: edit there, `make tangle`. sha256:4879e3389053
 from __future__ import annotations
 
 import functools
@@ -497,7 +497,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
                         ("observers", [["EarlyStopping", {"worst": 1}]])):
         spoilt = state | {part: wrong}
         message(functools.partial(run.load_state_dict, spoilt),
-                (ValueError, KeyError, TypeError))
+                ValueError, KeyError, TypeError)
         assert run.place()[:2] == [0, 0] and run.steps == 0
         assert run.first is None and run.observers[0].best == math.inf
         assert run.model[0].weight.tolist() == before
