@@ -1,8 +1,9 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:cc16016219d7
+# Tangled from sequences: edit there, `make tangle`. sha256:aab99e4848b3
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from companion.data import names
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
 from companion.layers import Module, check_features, parameter
@@ -10,6 +11,31 @@ from companion.tensor import Tensor, axis_of
 from companion.tensor.creation import zeros
 from companion.tensor.indexing import stack
 from companion.tensor.random import GENERATOR, Generator, rand
+from companion.tokenizer import CharTokenizer
+
+
+def split_names(longest: int = 10) -> tuple[list[str], list[str]]:
+    """Names to learn from, and every tenth held back; each once."""
+    people = [name for name in dict.fromkeys(names())
+              if len(name) <= longest]
+    learnt = [name for i, name in enumerate(people) if i % 10]
+    return learnt, people[::10]
+
+
+LETTERS = CharTokenizer(".abcdefghijklmnopqrstuvwxyz")
+
+
+def padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
+    """Rows of ids as one tensor (N, T), filled up at their ends."""
+    longest = max(map(len, rows))
+    return Tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+def next_letters(words: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """What is read (N, T), and what comes next; -100 for nothing."""
+    ids = [LETTERS.encode(word) for word in words]
+    return (padded([[0, *row] for row in ids]),
+            padded([[*row, 0] for row in ids], -100))
 
 
 def sample(logits: Tensor, temperature: float = 1.0,
