@@ -1,4 +1,4 @@
-/* Tangled from native: edit there, `make tangle`. sha256:e405d616ee1e */
+/* Tangled from native: edit there, `make tangle`. sha256:cfa3cf3da4e8 */
 #line 818 "chapters/tensors/native.md"
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -52,8 +52,8 @@ static long here(void) {
 #line 884 "chapters/tensors/native.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
-    /* about a millisecond: the next product is rarely further away */
-    for (int spin = 0; spin < 50000 && pool.turn == turn; spin++) relax();
+    /* about 0.1 ms: in a network the next kernel is rarely further away */
+    for (int spin = 0; spin < 5000 && pool.turn == turn; spin++) relax();
     pthread_mutex_lock(&pool.lock);
     for (; pool.turn == turn; pool.asleep--) {
       pool.asleep++;
