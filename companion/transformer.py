@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:cce1f70ccdad
+# Tangled from transformers: edit there, `make tangle`. sha256:34b95dacb005
 from __future__ import annotations
 
 import json
@@ -285,11 +285,11 @@ def choices(logits: np.ndarray, temperature: float = 1.0,
     what is left. Of two that are equal the lower id comes first.
     """
     check_choice(temperature, top_k, top_p)
-    ids = np.argsort(-logits, kind="stable")[:top_k]
+    x = np.asarray(logits, np.float64)
+    ids = np.argsort(-x, kind="stable")[:top_k]
     if temperature == 0:
         return ids[:1], np.ones(1)
-    x = logits[ids].astype(np.float64)
-    p = np.exp((x - x[0]) / temperature)
+    p = np.exp((x[ids] - x[ids[0]]) / temperature)
     p /= p.sum()
     if top_p is not None:
         # Up to and with the one that reaches it.

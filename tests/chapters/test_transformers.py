@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:b5d1c03605bc
+# Tangled from transformers: edit there, `make tangle`. sha256:2195c975d006
 from __future__ import annotations
 
 import contextlib
@@ -372,6 +372,7 @@ def test_what_is_no_gpt_is_refused():
             ({"top_k": 0}, "top_k of 1"), ({"top_p": 0}, "top_p above 0"),
             ({"top_p": 1.5}, "top_p above 0")):
         assert words in message(partial(net.generate, [1], 5, **options))
+        assert words in message(partial(choices, np.zeros(3), **options))
     assert "a prompt" in message(lambda: net.generate([], 5))
     for changes in ({"n_embd": 9}, {"n_layer": 0}, {"vocab_size": 9.0}):
         assert "sizes" in message(partial(replace, TINY, **changes))
