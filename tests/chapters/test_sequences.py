@@ -1,4 +1,4 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:4dcfbddc7f8c
+# Tangled from sequences: edit there, `make tangle`. sha256:31d12ae55923
 from __future__ import annotations
 
 import math
@@ -18,7 +18,9 @@ from companion.sequence import (
     RNN,
     GRUCell,
     RNNCell,
+    next_letters,
     sample,
+    split_names,
     unbind,
     unroll,
 )
@@ -205,6 +207,18 @@ def test_bytes_grow_with_the_length():
     cell, x = GRUCell(3, 4), randn(2, 7, 3)
     assert allclose(one_by_one(cell, x, None),
                     unroll(cell, x, zeros(2, 4)), atol=1e-6)
+
+
+def test_names_become_questions():
+    people = ["ada", "bo", "ada", "constantine", *"cdefghijk"]
+    learnt, held = split_names(people)
+    assert held == ["ada", "k"] and learnt == ["bo", *"cdefghij"]
+    x, y = next_letters(["ada", "grace"])
+    assert x.tolist() == [[0, 1, 4, 1, 0, 0], [0, 7, 18, 1, 3, 5]]
+    assert y.tolist() == [[1, 4, 1, 0, -100, -100], [7, 18, 1, 3, 5, 0]]
+    assert next_letters([""])[1].tolist() == [[0]]
+    assert "at least one row" in message(partial(next_letters, []))
+    assert "no token for ['é']" in message(partial(next_letters, ["zoé"]))
 
 
 def test_counts_are_the_best_table():
