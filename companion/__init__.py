@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, attention, transformers: edit there, `make tangle`. sha256:a1127f21945d  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers: edit there, `make tangle`. sha256:b8f176698eae  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -72,6 +72,9 @@ EXPORTS: dict[str, str] = {
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
     **dict.fromkeys(
         ("Embedding", "rotary", "sinusoidal"), "companion.embedding"),
+    **dict.fromkeys(
+        ("GRU", "GRUCell", "RNN", "RNNCell", "sample", "unbind"),
+        "companion.sequence"),
     **dict.fromkeys((
         "MultiHeadAttention", "attention_weights", "causal_mask",
         "scaled_dot_product_attention"), "companion.attention"),

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:d3d1745f1bb3
+# Tangled from training: edit there, `make tangle`. sha256:181d36d4e1df
 from __future__ import annotations
 
 import csv
@@ -634,16 +634,25 @@ def journal_of(checkpoint: Path) -> Path:
 HEADER = 50_000_000  # bytes: half of what the format allows in all
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
-    """The state in a checkpoint, and how much of the journal counts."""
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The arrays of a file, and what it says about them."""
     try:
         with safe_open(path, "numpy") as file:
             arrays = {key: file.get_tensor(key)
                       for key in sorted(file.keys())}
-            run, rows = [json.loads(file.metadata()[name])
-                         for name in ("run", "journal")]
-            return unpacked(run, arrays), rows
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            return arrays, file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is no whole safetensors file "
+                         f"({error})") from None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
+    """The state in a checkpoint, and how much of the journal counts."""
+    try:
+        arrays, about = read_safetensors(path)
+        run, rows = [json.loads(about[name]) for name in ("run", "journal")]
+        return unpacked(run, arrays), rows
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is no checkpoint of a Trainer ({error}); delete it "
             f"to start anew, or name another") from None
@@ -789,22 +798,29 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Eval mode without records; afterwards each module's own mode."""
+    modes = [(m, m.training) for _, m in named_modules(model)]
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
     n, total = len(tensors[0]), 0.0
     if not n:
         raise ValueError("evaluate: expected rows, got tensors of length 0")
-    modes = [(m, m.training) for _, m in named_modules(model)]
-    model.eval()
-    try:
-        with no_grad():
-            for i in range(0, n, size):
-                batch = [t[i:i + size] for t in tensors]
-                total += measure(model, *batch).item() * len(batch[0])
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        for i in range(0, n, size):
+            batch = [t[i:i + size] for t in tensors]
+            total += measure(model, *batch).item() * len(batch[0])
     return total / n
 
 

@@ -1,44 +1,28 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:84908686a092
+# Tangled from transformers: edit there, `make tangle`. sha256:34b95dacb005
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from companion.activations import gelu
 from companion.attention import MultiHeadAttention
-from companion.autograd import no_grad
 from companion.data import Arrays
-from companion.device import CPU
 from companion.dtype import float64
 from companion.embedding import Embedding
 from companion.layers import Dropout, LayerNorm, Linear, Module
 from companion.losses import cross_entropy
-from companion.native import set_threads, tell
-from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
-from companion.optim import AdamW
+from companion.native import tell
 from companion.tensor import Tensor
 from companion.tensor.creation import arange
-from companion.tensor.random import (
-    GENERATOR,
-    Generator,
-    manual_seed,
-    rand,
-    randint,
-    randn,
-)
-from companion.timing import MISSING, Timed, best, compare, stamp
-from companion.training import write_atomically
+from companion.tensor.random import GENERATOR, Generator, rand, randn
+from companion.training import evaluating, read_safetensors, write_atomically
 
 
 def windows(ids: Any, length: int) -> Arrays:
@@ -72,11 +56,12 @@ class GPTConfig:
     approximate: str = "none"
 
     def __post_init__(self) -> None:
-        sizes = {name: n for name, n in vars(self).items()
-                 if type(n) is int}
-        if min(sizes.values()) < 1 or self.n_embd % self.n_head:
-            raise ValueError(f"GPTConfig: expected sizes of at least 1, and "
-                             f"an n_embd that n_head divides; got {sizes}")
+        sizes = dict(list(vars(self).items())[:5])
+        if any(not isinstance(n, int) or n < 1 for n in sizes.values()
+               ) or self.n_embd % self.n_head:
+            raise ValueError(f"GPTConfig: expected whole sizes of at least "
+                             f"1, and an n_embd that n_head divides; got "
+                             f"{sizes}")
 
     @property
     def parameters(self) -> int:
@@ -148,11 +133,11 @@ class GPT(Module):
 
     def hidden(self, index: Tensor) -> Tensor:
         """The residual stream at its end, normalized: (…, T, n_embd)."""
-        length = np.shape(index)[-1]
-        if length > self.config.block_size:
-            raise ValueError(
-                f"GPT: {length} tokens, and a context of "
-                f"{self.config.block_size}; crop them: x[..., -n:]")
+        most, length = self.config.block_size, (0, *index.shape)[-1]
+        if not 0 < length <= most:
+            raise ValueError(f"GPT: expected ids (…, T), T from 1 to the "
+                             f"context of {most}, got {index.shape}; of a "
+                             f"longer text take x[..., -{most}:]")
         places = self.wpe(arange(length, device=self.wpe.weight.device))
         x = self.dropout(self.wte(index) + places)
         for block in self.h:
@@ -184,17 +169,13 @@ class GPT(Module):
 
         The model sees the last `block_size` of them.
         """
-        most, training = self.config.block_size, self.training
+        most = self.config.block_size
         if len(ids) > most:
             tell(f"generate: the text has outgrown the context of {most} "
                  f"tokens; the model sees the last {most} of it")
         index = Tensor(ids[-most:], device=self.wte.weight.device)
-        self.eval()
-        try:
-            with no_grad():
-                last = self.logits(self.hidden(index)[-1]).numpy()
-        finally:
-            self.train(training)
+        with evaluating(self):
+            last = self.logits(self.hidden(index)[-1]).numpy()
         if not np.isfinite(last).all():
             raise ValueError("generate: the logits are not finite; the "
                              "weights of this model are broken")
@@ -215,18 +196,18 @@ class GPT(Module):
         if not text:
             raise ValueError("generate: expected a prompt of one token or "
                              "more; begin with a line break, say")
-        stops = {stop} if isinstance(stop, int) else set(stop)
-        return self.continued(text, max_new_tokens, stops, generator,
-                              (temperature, top_k, top_p))
+        stops = set(stop) if isinstance(stop, Collection) else {stop}
 
-    def continued(self, text: list[int], count: int, stops: set[int],
-                  generator: Generator, options: Any) -> Iterator[int]:
-        for _ in range(count):
-            new = drawn(*choices(self.next_logits(text), *options), generator)
-            if new in stops:
-                return
-            text.append(new)
-            yield new
+        def written() -> Iterator[int]:
+            for _ in range(max_new_tokens):
+                found = choices(self.next_logits(text),
+                                temperature, top_k, top_p)
+                new = drawn(*found, generator)
+                if new in stops:
+                    return
+                text.append(new)
+                yield new
+        return written()
 
     def save(self, path: str | Path) -> None:
         """Write weights and configuration to a safetensors file."""
@@ -238,8 +219,8 @@ class GPT(Module):
     @classmethod
     def load(cls, path: str | Path) -> GPT:
         """What `save` wrote, in float32; else a ValueError says why."""
-        arrays, about = read_weights(Path(path))
         try:
+            arrays, about = read_safetensors(Path(path))
             model = cls(GPTConfig(**json.loads(about["config"])))
             model.load_state_dict(arrays)
         except (KeyError, TypeError, ValueError) as error:
@@ -258,7 +239,7 @@ class GPT(Module):
             "config.json", "model.safetensors")]
         try:
             model = cls(config_of(json.loads(config.read_text())))
-            arrays, _ = read_weights(weights)
+            arrays, _ = read_safetensors(weights)
             model.load_state_dict(from_conv1d(arrays))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder} holds no GPT-2 that we can read "
@@ -281,6 +262,20 @@ CONFIGS = {
            ("gpt2-large", 36, 20, 1280), ("gpt2-xl", 48, 25, 1600))}}
 
 
+def check_choice(temperature: float, top_k: int | None,
+                 top_p: float | None) -> None:
+    """What can be asked of `choices`."""
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"choices: expected a temperature of 0 or more, "
+                         f"got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"choices: expected a top_k of 1 or more, or "
+                         f"None for all; got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"choices: expected a top_p above 0 and up to 1, "
+                         f"or None; got {top_p}")
+
+
 def choices(logits: np.ndarray, temperature: float = 1.0,
             top_k: int | None = None, top_p: float | None = None,
             ) -> tuple[np.ndarray, np.ndarray]:
@@ -289,30 +284,17 @@ def choices(logits: np.ndarray, temperature: float = 1.0,
     `logits` (V,); first the temperature, then `top_k`, then `top_p` of
     what is left. Of two that are equal the lower id comes first.
     """
-    ids = np.argsort(-logits, kind="stable")[:top_k]
+    check_choice(temperature, top_k, top_p)
+    x = np.asarray(logits, np.float64)
+    ids = np.argsort(-x, kind="stable")[:top_k]
     if temperature == 0:
         return ids[:1], np.ones(1)
-    x = logits[ids].astype(np.float64)
-    p = np.exp((x - x[0]) / temperature)
+    p = np.exp((x[ids] - x[ids[0]]) / temperature)
     p /= p.sum()
     if top_p is not None:
         # Up to and with the one that reaches it.
         p = p[:np.searchsorted(p.cumsum(), top_p) + 1]
     return ids[:len(p)], p / p.sum()
-
-
-def check_choice(temperature: float, top_k: int | None,
-                 top_p: float | None) -> None:
-    """What can be asked of `choices`."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"generate: expected a temperature of 0 or more, "
-                         f"got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"generate: expected a top_k of 1 or more, or "
-                         f"None for all; got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"generate: expected a top_p above 0 and up to 1, "
-                         f"or None; got {top_p}")
 
 
 def drawn(ids: np.ndarray, p: np.ndarray, generator: Generator) -> int:
@@ -334,143 +316,6 @@ def spoken(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:
             waiting = []
     if waiting:
         yield tokenizer.decode(waiting)
-
-
-FAMILIES = {MATMUL: "matrix products", ATTENTION: "attention",
-            ATTENTION_GRADIENT: "attention"}
-
-
-def training_step(config: GPTConfig, batch: int = 12, threads: int = 1,
-                  device: Any = CPU) -> Callable[[], float]:
-    """A step of AdamW on random windows, ready to run; gives its loss."""
-    set_threads(threads)
-    manual_seed(0)
-    net = GPT(config).to(device)
-    x, y = [randint(0, config.vocab_size, (batch, config.block_size))
-            .to(device) for _ in "xy"]
-    optimizer = AdamW(net.parameters(), lr=1e-3)
-
-    def step() -> float:
-        optimizer.zero_grad()
-        loss = next_token_loss(net, x, y)
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-    return step
-
-
-def shares(config: GPTConfig, threads: int = 1,
-           rounds: int = 3) -> dict[str, float]:
-    """Seconds of the quickest step, by what they were spent on."""
-    device, found = Timed(CPU), []
-    step = training_step(config, threads=threads, device=device)
-    for _ in range(rounds):
-        device.calls.clear()
-        total = best(step, 1)
-        spent = dict.fromkeys(
-            ("matrix products", "attention", "all other operations"), 0.0)
-        for op, seconds, _ in device.calls:
-            spent[FAMILIES.get(op, "all other operations")] += seconds
-        found.append(spent | {"Python": total - sum(spent.values())})
-    return min(found, key=lambda spent: sum(spent.values()))
-
-
-def torch_logits(state: dict[str, Any], config: GPTConfig,
-                 index: Any) -> Any:
-    """What a GPT of PyTorch makes of `index`, with weights of ours."""
-    f = import_module("torch").nn.functional
-
-    def linear(name: str, x: Any) -> Any:
-        return f.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
-
-    def norm(name: str, x: Any) -> Any:
-        return f.layer_norm(x, (config.n_embd,), state[f"{name}.weight"],
-                            state.get(f"{name}.bias"))
-
-    places = state["wpe.weight"][:index.shape[-1]]
-    x = f.embedding(index, state["wte.weight"]) + places
-    for at in [f"h.{i}" for i in range(config.n_layer)]:
-        parts = linear(f"{at}.attn.c_attn", norm(f"{at}.ln_1", x))
-        q, k, v = [part.unflatten(-1, (config.n_head, -1)).transpose(-3, -2)
-                   for part in parts.chunk(3, -1)]
-        y = f.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear(f"{at}.attn.c_proj", y.transpose(-3, -2).flatten(-2))
-        hidden = f.gelu(linear(f"{at}.mlp.c_fc", norm(f"{at}.ln_2", x)),
-                        approximate=config.approximate)
-        x = x + linear(f"{at}.mlp.c_proj", hidden)
-    return f.linear(norm("ln_f", x), state["wte.weight"])
-
-
-def torch_step(config: GPTConfig, batch: int = 12, threads: int = 1,
-               compiled: bool = False) -> Callable[[], float]:
-    """PyTorch's step, from the same weights on the same windows."""
-    torch: Any = import_module("torch")
-    torch.set_num_threads(threads)
-    manual_seed(0)
-    net = GPT(config)
-    state = {name: torch.tensor(p.numpy()).requires_grad_()
-             for name, p in net.state_dict().items()}
-    x, y = [torch.tensor(randint(
-        0, config.vocab_size, (batch, config.block_size)).numpy())
-        for _ in "xy"]
-    # At its best: compiled, and the update of all weights in one sweep.
-    optimizer = torch.optim.AdamW(state.values(), lr=1e-3,
-                                  fused=compiled or None)
-    model = torch.compile(torch_logits) if compiled else torch_logits
-
-    def step() -> float:
-        optimizer.zero_grad()
-        logits = model(state, config, x)
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), y.flatten())
-        loss.backward()
-        optimizer.step()
-        return float(loss.item())
-    return step
-
-
-def race(config: GPTConfig, threads: int, quick: bool,
-         compiled: bool) -> dict[str, Any]:
-    """Milliseconds a step of ours and of PyTorch's, in turn."""
-    if importlib.util.find_spec("torch") is None:
-        return MISSING
-    try:
-        found = compare(
-            partial(training_step, config, threads=threads),
-            partial(torch_step, config, threads=threads, compiled=compiled),
-            rounds=3 if quick else 15,
-            agree=partial(np.testing.assert_allclose, rtol=1e-4))
-    except RuntimeError as error:
-        if not compiled:
-            raise
-        return MISSING | {"refused": f"it does not compile here ({error})"}
-    return {"ours": found.ours * 1e3, "peer": found.peer * 1e3,
-            "ratio": found.ratio, "spread": found.spread,
-            "limit_fraction": None}
-
-
-def bench(threads: int, quick: bool) -> Iterator[dict]:
-    """A training step beside PyTorch's, and where the time of ours goes."""
-    config, compiled = CONFIGS["cpu"], (False, True)
-    line = {"bench": "gpt", "threads": threads, "unit": "ms"}
-    for how in compiled[:1 if quick else 2]:
-        yield {**line, "case": f"a step, {'compiled' if how else 'eager'}",
-               **stamp("torch"), **race(config, threads, quick, how)}
-    for name, seconds in shares(config, threads).items():
-        yield {**line, "case": name, **stamp("torch"), **MISSING,
-               "ours": seconds * 1e3, "peer_name": None}
-
-
-def read_weights(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The arrays of a safetensors file, and what it says about them."""
-    try:
-        with safe_open(path, "numpy") as file:
-            arrays = {name: file.get_tensor(name)
-                      for name in sorted(file.keys())}
-            return arrays, file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file ({error}); "
-                         f"fetch or save it again") from None
 
 
 TURNED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight",

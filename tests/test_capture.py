@@ -12,6 +12,7 @@ from companion.layers import Dropout, Linear, Sequential
 from companion.losses import cross_entropy, mse_loss
 from companion.ops import ADD, CONST, FLIP, PERMUTE, SUM
 from companion.optim import SGD, Adam, AdamW, RMSprop
+from companion.sequence import GRU, sample
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, ones, zeros
 from companion.tensor.operands import where
@@ -175,6 +176,38 @@ def test_tokens_and_places_are_read_on_the_device():
     np.copyto(ids.buffer.array, [0, -1, 0])
     with pytest.raises(IndexError, match="index -1 .* 0 to 5"):
         device.replay()
+
+
+def test_a_recurrent_step_is_played_again():
+    """Other letters, another state to begin with, other draws."""
+    device, draw, twin_draw = Recorder(), Generator(5), Generator(5)
+    net = GRU(3, 4, num_layers=2)
+    twin = copy.deepcopy(net)
+    net.to(device)
+    x, h = [zeros(*n).to(device).clone() for n in ((2, 5, 3), (2, 2, 4))]
+    device.host = lambda buffer: pytest.fail("a value was read")
+
+    def step(net, x, h, draw):
+        net.zero_grad()
+        states, last = net(x, h)
+        states.square().sum().backward()
+        h.assign(last.detach())
+        return sample(states[:, -1].detach(), 0.5, draw)
+
+    step(net, x, h, draw)
+    step(twin, zeros(2, 5, 3), h_twin := zeros(2, 2, 4), twin_draw)
+    device.program.clear()
+    drawn = step(net, x, h, draw)
+    step(twin, zeros(2, 5, 3), h_twin, twin_draw)
+    for seed in range(3):
+        letters = randn(2, 5, 3, generator=Generator(seed))
+        np.copyto(x.buffer.array, letters.numpy())
+        device.replay()
+        expected = step(twin, letters, h_twin, twin_draw)
+        assert np.array_equal(drawn.buffer.array, expected.numpy())
+        assert np.array_equal(h.buffer.array, h_twin.numpy())
+        for p, q in zip(net.parameters(), twin.parameters()):
+            assert np.array_equal(p.grad.buffer.array, q.grad.numpy())
 
 
 def test_a_step_of_a_gpt_played_again_is_the_next_step():

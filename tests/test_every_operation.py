@@ -698,6 +698,8 @@ add("pad", one(SHAPES, margins, number),
     lambda a, m, v: np.pad(a, m, constant_values=v) if m else a,
     torch=torch_pad)
 add("split", one(SOLID, lambda s: LENGTHS, axis), pieces)
+add("unbind", one(SOLID, axis), lambda a, i: list(np.moveaxis(a, i, 0)),
+    lambda x, i: companion.unbind(x, i), lambda t, i: list(t.unbind(i)))
 add("chunk", one(SOLID, lambda s: LENGTHS, axis),
     lambda a, n, i: pieces(a, -(-a.shape[i] // n), i))
 add("repeat", one(SHAPES, lambda s: st.tuples(
@@ -851,12 +853,14 @@ EXCLUDED = {
         __ixor__ __ilshift__ __irshift__""",
     "drawn at random: the chapters test the distribution": """
         rand randn randint randperm Generator manual_seed Dropout he
-        xavier""",
+        sample xavier""",
     "gradients themselves, used on every operation here": """
         requires_grad_ backward grad gradcheck no_grad""",
     "only of integers: test_standard": """
         __lshift__ __rshift__ __rlshift__ __rrshift__""",
     "tells whether, not what: test_tensor_properties": "allclose",
+    "of whole sequences: test_sequence_peers": """
+        GRU GRUCell RNN RNNCell""",
     "holds tensors and other modules: chapters": """
         Module MultiHeadAttention Sequential parameter""",
     "beside PyTorch's: test_embedding_peers": """

@@ -13,6 +13,7 @@ from companion import (
     manual_seed,
     randint,
 )
+from companion.milestones.gpt_bench import torch_logits
 from companion.native import POOL, set_threads
 from companion.optim import decay_groups
 from companion.transformer import (
@@ -20,7 +21,6 @@ from companion.transformer import (
     GPT,
     GPTConfig,
     next_token_loss,
-    torch_logits,
 )
 
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.slow]

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:571321a8200c
+# Tangled from language: edit there, `make tangle`. sha256:e3ec018091a1
 from __future__ import annotations
 
 import argparse
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from companion.device import DEVICES, DRIVERS, named
+from companion.milestones.gpt_bench import training_step
 from companion.milestones.language import (
     RECIPES,
     Recipe,
@@ -36,7 +37,7 @@ from companion.training import (
     plot_history,
     write_atomically,
 )
-from companion.transformer import GPT, spoken, training_step
+from companion.transformer import GPT, spoken
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:84b39f865b89
+# Tangled from transformers: edit there, `make tangle`. sha256:2195c975d006
 from __future__ import annotations
 
 import contextlib
@@ -16,8 +16,15 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from companion.device import CPU
-from companion.dtype import float64
+from companion.dtype import float64, int64
 from companion.literate import message
+from companion.milestones.gpt_bench import (
+    FAMILIES,
+    shares,
+    torch_logits,
+    torch_step,
+    training_step,
+)
 from companion.native import POOL
 from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
 from companion.tensor import Tensor
@@ -25,17 +32,12 @@ from companion.tensor.random import Generator, manual_seed, randint, randn
 from companion.timing import Timed
 from companion.transformer import (
     CONFIGS,
-    FAMILIES,
     GPT,
     GPTConfig,
     choices,
     drawn,
     next_token_loss,
-    shares,
     spoken,
-    torch_logits,
-    torch_step,
-    training_step,
     windows,
 )
 
@@ -297,6 +299,9 @@ def test_a_seed_gives_the_text_again():
              for seed in (4, 4, 5)]
     assert texts[0] == texts[1] != texts[2]
     assert net.training and net.h[0].dropout.training
+    net.h[0].eval()
+    list(net.generate([1], 1))
+    assert net.training and not net.h[0].training
     draw, ids, p = Generator(7), np.array([6, 2, 4]), np.array([5, 3, 2]) / 10
     found = [drawn(ids, p, draw) for _ in range(1000)]
     assert np.abs(np.bincount(found)[ids] / 1000 - p).max() < 0.05
@@ -323,8 +328,9 @@ def test_it_sees_its_context_and_says_so():
         list(net.generate(long, 5))
     assert told.getvalue().count("outgrown the context of 6 tokens") == 1
     assert np.array_equal(last, net.next_logits(long[-6:]))
-    assert "7 tokens, and a context of 6" in message(
-        lambda: net(Tensor([0] * 7)))
+    for wrong in (Tensor([0] * 7), Tensor(0), Tensor([[]], dtype=int64)):
+        assert f"context of 6, got {wrong.shape}" in message(
+            partial(net, wrong))
 
 
 def test_dropout_is_for_training():
@@ -366,8 +372,9 @@ def test_what_is_no_gpt_is_refused():
             ({"top_k": 0}, "top_k of 1"), ({"top_p": 0}, "top_p above 0"),
             ({"top_p": 1.5}, "top_p above 0")):
         assert words in message(partial(net.generate, [1], 5, **options))
+        assert words in message(partial(choices, np.zeros(3), **options))
     assert "a prompt" in message(lambda: net.generate([], 5))
-    for changes in ({"n_embd": 9}, {"n_layer": 0}):
+    for changes in ({"n_embd": 9}, {"n_layer": 0}, {"vocab_size": 9.0}):
         assert "sizes" in message(partial(replace, TINY, **changes))
     net.ln_f.weight.detach().assign(net.ln_f.weight.detach() * math.nan)
     assert "not finite" in message(lambda: list(net.generate([1], 5)))
