@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:ef42d9316124
+# Tangled from graphs: edit there, `make tangle`. sha256:530addedf868
 """Graphs as pictures: operands above, readers below."""
 
 from __future__ import annotations
@@ -78,25 +78,33 @@ def line(x: float, y: float, to: float, row: float) -> str:
             f'stroke="#7c7c7c" stroke-opacity="0.6"/>')
 
 
+def svg(width: float, height: float, parts: list[str]) -> str:
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" '
+            f'viewBox="0 0 {width:.0f} {height:.0f}" fill="#7c7c7c" '
+            f'font-family="monospace" font-size="10">'
+            + "\n".join(parts) + "</svg>")
+
+
 def draw(*roots: OpNode) -> str:
     """An SVG of a small graph; circles are numbered by toposort."""
     table = rows(*roots)
     places = columns(table)
-    left = min(min(row.values()) for row in places)
-    right = max(max(row.values()) for row in places)
-    number = {node: i for i, node in enumerate(toposort(*roots))}
-    lines, circles = [], []
-    for row, at in enumerate(places):
+    left = min(min(at.values()) for at in places)
+    right = max(max(at.values()) for at in places)
+    numbers = {node: i for i, node in enumerate(toposort(*roots))}
+    at = [{node: 20 + WIDE * (x - left) for node, x in found.items()}
+          for found in places]
+    parts = []
+    for row, nodes in enumerate(table):
         y = 20.0 + HIGH * (len(table) - 1 - row)
-        for node, column in at.items():
-            x = 20 + WIDE * (column - left)
-            for to in steps(table, row, node):
-                lines.append(line(x, y, 20 + WIDE * (places[row - 1][to]
-                                                     - left), y + HIGH))
-            if row + 1 == len(table) or node not in table[row + 1]:
-                circles.append(circle(number[node], node, x, y))
-    width, height = WIDE * (right - left + 1), 40 + HIGH * (len(table) - 1)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" '
-            f'viewBox="0 0 {width:.0f} {height}" font-family="monospace" '
-            f'font-size="10" fill="#7c7c7c">'
-            + "\n".join([*lines, *circles]) + "</svg>")
+        above = table[row + 1] if row + 1 < len(table) else []
+        for node in nodes:
+            starts, x = node not in above, at[row][node]
+            if starts:
+                parts.append(circle(numbers[node], node, x, y))
+            # From the rim of a circle to the rim of another.
+            parts += [line(x, y + 8 * starts, at[row - 1][to],
+                           y + HIGH - 8 * (to is not node))
+                      for to in steps(table, row, node)]
+    return svg(WIDE * (right - left + 1), 40 + HIGH * (len(table) - 1),
+               parts)

@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:a53291062582
+# Tangled from graphs: edit there, `make tangle`. sha256:2bff2018dea7
 """Operations that remember themselves, and a loop that runs them."""
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def interpret(roots: Sequence[OpNode], device: Device,
     order = toposort(*roots, known=known)
     values = {node: known[node] for node in order if node in known}
     waiting = [node for node in order if node not in values]
-    last = {x: node for node in waiting for x in node.src}
+    last: dict[OpNode, OpNode | None] = {
+        x: node for node in waiting for x in node.src}
     last |= dict.fromkeys(roots)
     for node in waiting:
         values[node] = node.arg if node.op is BUFFER else device.run(

@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:cfa8355d4aa3
+# Tangled from graphs: edit there, `make tangle`. sha256:0cf9ab4e0b5c
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -213,10 +213,10 @@ def realize(*tensors: Tensor) -> None:
 
     Tensors of a device that computes at once are left alone.
     """
-    promised = [t for t in tensors if isinstance(t.device, Lazy)]
-    for device in {t.device: None for t in promised}:
-        device.realize(*[t.buffer.storage for t in promised
-                         if t.device is device])
+    promised = [t.buffer.storage for t in tensors
+                if isinstance(t.buffer, Promised)]
+    for device in dict.fromkeys(p.device for p in promised):
+        device.realize(*[p for p in promised if p.device is device])
 
 
 def connect(name: str) -> Lazy:
