@@ -1,8 +1,9 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:530addedf868
+# Tangled from graphs: edit there, `make tangle`. sha256:9c42707214e1
 """Graphs as pictures: operands above, readers below."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from statistics import mean
 
@@ -58,11 +59,11 @@ def label(node: OpNode) -> str:
     return str(node.arg[0] if node.op is CONST else node.op)
 
 
-def circle(number: int, node: OpNode, x: float, y: float) -> str:
+def circle(node: OpNode, x: float, y: float) -> str:
     ink = INK.get(FAMILY.get(node.op, ""), "#96791f")
     fill = "none" if node.src else ink
     shape = "×".join(map(str, node.shape))
-    return (f'<g data-node="{number}"><title>{escape(repr(node))}</title>'
+    return (f'<g data-age="{node.age}"><title>{escape(repr(node))}</title>'
             f'<circle cx="{x:.0f}" cy="{y:.0f}" r="7" fill="{fill}" '
             f'stroke="{ink}" stroke-width="2"/><text x="{x + 11:.0f}" '
             f'y="{y + 1:.0f}">{escape(label(node))}</text><text '
@@ -85,26 +86,30 @@ def svg(width: float, height: float, parts: list[str]) -> str:
             + "\n".join(parts) + "</svg>")
 
 
+def drawn(table: list[list[OpNode]], at: list[dict[OpNode, float]],
+          row: int) -> Iterator[str]:
+    """The circles of a row, and the lines that leave it."""
+    y = 20.0 + HIGH * (len(table) - 1 - row)
+    above = table[row + 1] if row + 1 < len(table) else []
+    for node in table[row]:
+        starts, x = node not in above, at[row][node]
+        if starts:
+            yield circle(node, x, y)
+        for to in steps(table, row, node):
+            # From the rim of a circle to the rim of another.
+            yield line(x, y + 8 * starts, at[row - 1][to],
+                       y + HIGH - 8 * (to is not node))
+
+
 def draw(*roots: OpNode) -> str:
-    """An SVG of a small graph; circles are numbered by toposort."""
+    """An SVG of a small graph; `data-age` says which node a circle is."""
     table = rows(*roots)
     places = columns(table)
-    left = min(min(at.values()) for at in places)
-    right = max(max(at.values()) for at in places)
-    numbers = {node: i for i, node in enumerate(toposort(*roots))}
-    at = [{node: 20 + WIDE * (x - left) for node, x in found.items()}
-          for found in places]
-    parts = []
-    for row, nodes in enumerate(table):
-        y = 20.0 + HIGH * (len(table) - 1 - row)
-        above = table[row + 1] if row + 1 < len(table) else []
-        for node in nodes:
-            starts, x = node not in above, at[row][node]
-            if starts:
-                parts.append(circle(numbers[node], node, x, y))
-            # From the rim of a circle to the rim of another.
-            parts += [line(x, y + 8 * starts, at[row - 1][to],
-                           y + HIGH - 8 * (to is not node))
-                      for to in steps(table, row, node)]
+    left, right = [pick(x for at in places for x in at.values())
+                   for pick in (min, max)]
+    at = [{node: 20 + WIDE * (x - left) for node, x in row.items()}
+          for row in places]
+    parts = [part for row in range(len(table))
+             for part in drawn(table, at, row)]
     return svg(WIDE * (right - left + 1), 40 + HIGH * (len(table) - 1),
                parts)

@@ -424,9 +424,9 @@ def test_graph_viewer_by_keyboard(visit):
     viewer = page.locator(".tt-graph").first
     said = viewer.locator(".tt-status")
     said.wait_for()
-    circles = viewer.locator("[data-node]")
+    circles = viewer.locator("[data-age]")
     assert "is read by nothing." in said.inner_text()
-    viewer.locator("[data-node][tabindex='0']").focus()
+    viewer.locator("[data-age][tabindex='0']").focus()
     page.keyboard.press("Home")  # no key of ours
     before = said.inner_text()
     page.keyboard.press("ArrowUp")

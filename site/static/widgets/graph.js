@@ -8,7 +8,7 @@
       this.nodes = JSON.parse(place.querySelector("script").textContent).nodes;
       this.nodes.forEach((node, i) => { node.readers = this.nodes.flatMap(({ reads }, j) => (reads.includes(i) ? [j] : [])); });
       const picture = place.querySelector("svg");
-      this.circles = this.nodes.map((_, i) => picture.querySelector(`[data-node="${i}"]`));
+      this.circles = this.nodes.map(({ age }) => picture.querySelector(`[data-age="${age}"]`));
       this.status = el("p", { class: "tt-status", role: "status" });
       const label = place.dataset.label ?? "Graph viewer";
       place.classList.add("tt-widget");
@@ -35,8 +35,8 @@
     }
 
     choose(target) {
-      const circle = target.closest("[data-node]");
-      if (circle) this.mark(Number(circle.dataset.node));
+      const found = this.circles.indexOf(target.closest("[data-age]"));
+      if (found >= 0) this.mark(found);
     }
 
     // Up to what is read, down to what reads, sideways through the program.
