@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:2bff2018dea7
+# Tangled from graphs: edit there, `make tangle`. sha256:1d79b2efa991
 """Operations that remember themselves, and a loop that runs them."""
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def identity(op: Op, arg: Any) -> Any:
 
 # Weak: a node lives as long as a tensor or a reader needs it.
 NODES: WeakValueDictionary[Any, OpNode] = WeakValueDictionary()
-INTERNING = threading.Lock()
+# Garbage may be collected inside, and its last act may be an operation.
+INTERNING = threading.RLock()
 os.register_at_fork(before=INTERNING.acquire,
                     after_in_parent=INTERNING.release,
                     after_in_child=INTERNING.release)

@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:0ff2b51b2295
+# Tangled from graphs: edit there, `make tangle`. sha256:24d844fc39fa
 from __future__ import annotations
 
 import math
@@ -12,7 +12,13 @@ from typing import Any
 import numpy as np
 
 from companion.compiler.draw import columns, draw, rows, steps
-from companion.compiler.graph import NODES, OpNode, interpret, toposort
+from companion.compiler.graph import (
+    INTERNING,
+    NODES,
+    OpNode,
+    interpret,
+    toposort,
+)
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, DEVICES, Device
 from companion.dtype import DType, float32, float64, int64, uint8
@@ -154,6 +160,9 @@ def test_what_a_promise_refuses():
 
 
 def test_threads_share_their_nodes():
+    with INTERNING:  # as where garbage is collected inside
+        assert constant(17.0) is constant(17.0)
+
     def build(_: int) -> list[OpNode]:
         x = OpNode(IOTA, (), 3)
         for step in range(300):
