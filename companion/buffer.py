@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:ef9472a08bb1  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:eff345bb9165  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    @functools.cached_property
+    @property
     def address(self) -> int:
-        """Of the first byte in the machine; asked for once."""
-        look = ctypes.c_char.from_buffer
-        try:
-            return ctypes.addressof(look(self.memory.data))
-        except (TypeError, ValueError):  # read-only, empty or bfloat16
-            return self.memory.__array_interface__["data"][0]
+        """Of the first byte in the machine; looked up once."""
+        # Not a cached_property: Python 3.11 takes a lock for each of them.
+        if self.start is None:
+            self.start = address_of(self.memory)
+        return self.start
 
     @property
     def nbytes(self) -> int:
@@ -51,6 +50,8 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         # The memory alone: a copy may be written to, with `bytes` of its own.
         return type(self), (self.memory,)
+
+    start: int | None = None
 
     version = 0
 
@@ -259,3 +260,11 @@ def from_dlpack(source: Any) -> Buffer:
         raise BufferError(
             f"from_dlpack: NumPy cannot read this array ({error}); "
             f"convert it to one of {', '.join(DTYPES)} first") from None
+
+
+def address_of(memory: np.ndarray) -> int:
+    """Of the first byte of an array."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(memory.data))
+    except (TypeError, ValueError):  # read-only, empty or bfloat16
+        return memory.__array_interface__["data"][0]

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:b46aab6c8ccf
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:690a3c68685e
 from __future__ import annotations
 
 import functools
@@ -89,7 +89,7 @@ class Remote(Storage):
 
     def __init__(self, device: GPU, memory: Any, address: int):
         super().__init__(memory)
-        self.device, self.address = device, address
+        self.device, self.start = device, address
 
     def window(self, view: View, dtype: DType) -> Any:
         """The view as an array of the library that walks this memory."""

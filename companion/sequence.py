@@ -1,9 +1,8 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:aab99e4848b3
+# Tangled from sequences: edit there, `make tangle`. sha256:05d24dd2897a
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from companion.data import names
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
 from companion.layers import Module, check_features, parameter
@@ -14,12 +13,11 @@ from companion.tensor.random import GENERATOR, Generator, rand
 from companion.tokenizer import CharTokenizer
 
 
-def split_names(longest: int = 10) -> tuple[list[str], list[str]]:
+def split_names(people: Iterable[str],
+                longest: int = 10) -> tuple[list[str], list[str]]:
     """Names to learn from, and every tenth held back; each once."""
-    people = [name for name in dict.fromkeys(names())
-              if len(name) <= longest]
-    learnt = [name for i, name in enumerate(people) if i % 10]
-    return learnt, people[::10]
+    once = [name for name in dict.fromkeys(people) if len(name) <= longest]
+    return [name for i, name in enumerate(once) if i % 10], once[::10]
 
 
 LETTERS = CharTokenizer(".abcdefghijklmnopqrstuvwxyz")
@@ -27,6 +25,8 @@ LETTERS = CharTokenizer(".abcdefghijklmnopqrstuvwxyz")
 
 def padded(rows: Sequence[Sequence[int]], value: int = 0) -> Tensor:
     """Rows of ids as one tensor (N, T), filled up at their ends."""
+    if not rows:
+        raise ValueError("padded: expected at least one row, got none")
     longest = max(map(len, rows))
     return Tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 

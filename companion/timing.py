@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:9518cf456a30  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:ed1566039d0d  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -243,12 +243,15 @@ MISSING = dict.fromkeys(
 
 def main(argv: list[str]) -> int:
     """Measure ours against the libraries people use: bench NAME."""
-    parser = argparse.ArgumentParser(prog="python -m companion bench")
-    parser.add_argument("name", choices=BENCHES)
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--quick", action="store_true")
+    parser = argparse.ArgumentParser(
+        prog="python -m companion bench", description=main.__doc__)
+    parser.add_argument("name", choices=BENCHES, help="what to measure")
+    parser.add_argument("--json", action="store_true",
+                        help="a line of JSON for each measurement")
+    parser.add_argument("--quick", action="store_true",
+                        help="fewer cases and rounds")
     parser.add_argument("--threads", default="1,2", type=counts,
-                        help="such as 1,2")
+                        help="such as 1,2, which is the default")
     options = parser.parse_args(argv)
     for threads in [1] if options.name in ONCE else options.threads:
         for found in measure(options.name, threads, options.quick):

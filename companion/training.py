@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:f74ce668bcad
+# Tangled from training: edit there, `make tangle`. sha256:181d36d4e1df
 from __future__ import annotations
 
 import csv
@@ -798,22 +798,29 @@ def write_history(history: list[dict[str, float]],
     write_atomically(path, text.getvalue().encode())
 
 
+@contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Eval mode without records; afterwards each module's own mode."""
+    modes = [(m, m.training) for _, m in named_modules(model)]
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
 def evaluate(model: Module, measure: Callable[..., Tensor],
              *tensors: Tensor, size: int = 1024) -> float:
     """The mean of `measure(model, *batch)` over all rows, in eval mode."""
     n, total = len(tensors[0]), 0.0
     if not n:
         raise ValueError("evaluate: expected rows, got tensors of length 0")
-    modes = [(m, m.training) for _, m in named_modules(model)]
-    model.eval()
-    try:
-        with no_grad():
-            for i in range(0, n, size):
-                batch = [t[i:i + size] for t in tensors]
-                total += measure(model, *batch).item() * len(batch[0])
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        for i in range(0, n, size):
+            batch = [t[i:i + size] for t in tensors]
+            total += measure(model, *batch).item() * len(batch[0])
     return total / n
 
 

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:2af6c3bfc97d
+# Tangled from transformers: edit there, `make tangle`. sha256:34b95dacb005
 from __future__ import annotations
 
 import json
@@ -13,7 +13,6 @@ from safetensors.numpy import save
 
 from companion.activations import gelu
 from companion.attention import MultiHeadAttention
-from companion.autograd import no_grad
 from companion.data import Arrays
 from companion.dtype import float64
 from companion.embedding import Embedding
@@ -23,7 +22,7 @@ from companion.native import tell
 from companion.tensor import Tensor
 from companion.tensor.creation import arange
 from companion.tensor.random import GENERATOR, Generator, rand, randn
-from companion.training import read_safetensors, write_atomically
+from companion.training import evaluating, read_safetensors, write_atomically
 
 
 def windows(ids: Any, length: int) -> Arrays:
@@ -170,17 +169,13 @@ class GPT(Module):
 
         The model sees the last `block_size` of them.
         """
-        most, training = self.config.block_size, self.training
+        most = self.config.block_size
         if len(ids) > most:
             tell(f"generate: the text has outgrown the context of {most} "
                  f"tokens; the model sees the last {most} of it")
         index = Tensor(ids[-most:], device=self.wte.weight.device)
-        self.eval()
-        try:
-            with no_grad():
-                last = self.logits(self.hidden(index)[-1]).numpy()
-        finally:
-            self.train(training)
+        with evaluating(self):
+            last = self.logits(self.hidden(index)[-1]).numpy()
         if not np.isfinite(last).all():
             raise ValueError("generate: the logits are not finite; the "
                              "weights of this model are broken")
@@ -290,11 +285,11 @@ def choices(logits: np.ndarray, temperature: float = 1.0,
     what is left. Of two that are equal the lower id comes first.
     """
     check_choice(temperature, top_k, top_p)
-    ids = np.argsort(-logits, kind="stable")[:top_k]
+    x = np.asarray(logits, np.float64)
+    ids = np.argsort(-x, kind="stable")[:top_k]
     if temperature == 0:
         return ids[:1], np.ones(1)
-    x = logits[ids].astype(np.float64)
-    p = np.exp((x - x[0]) / temperature)
+    p = np.exp((x[ids] - x[ids[0]]) / temperature)
     p /= p.sum()
     if top_p is not None:
         # Up to and with the one that reaches it.

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:864101e4fb12
+# Tangled from transformers: edit there, `make tangle`. sha256:2195c975d006
 from __future__ import annotations
 
 import contextlib
@@ -299,6 +299,9 @@ def test_a_seed_gives_the_text_again():
              for seed in (4, 4, 5)]
     assert texts[0] == texts[1] != texts[2]
     assert net.training and net.h[0].dropout.training
+    net.h[0].eval()
+    list(net.generate([1], 1))
+    assert net.training and not net.h[0].training
     draw, ids, p = Generator(7), np.array([6, 2, 4]), np.array([5, 3, 2]) / 10
     found = [drawn(ids, p, draw) for _ in range(1000)]
     assert np.abs(np.bincount(found)[ids] / 1000 - p).max() < 0.05
@@ -369,6 +372,7 @@ def test_what_is_no_gpt_is_refused():
             ({"top_k": 0}, "top_k of 1"), ({"top_p": 0}, "top_p above 0"),
             ({"top_p": 1.5}, "top_p above 0")):
         assert words in message(partial(net.generate, [1], 5, **options))
+        assert words in message(partial(choices, np.zeros(3), **options))
     assert "a prompt" in message(lambda: net.generate([], 5))
     for changes in ({"n_embd": 9}, {"n_layer": 0}, {"vocab_size": 9.0}):
         assert "sizes" in message(partial(replace, TINY, **changes))
