@@ -208,6 +208,24 @@ def test_what_nobody_reads_is_not_computed():
     assert not any(op is WRITE for op, *_ in counted.calls)
 
 
+def test_a_loop_that_reads_its_loss_computes_each_step_once():
+    counted = Timed(CPU)
+    device = Lazy(counted)
+    net, calls = network(device), []
+    optimizer = AdamW(net.parameters(), 0.01)
+    for _ in range(6):
+        loss = cross_entropy(net(rand(5, 4, device=device)),
+                             Tensor([0, 1, 2, 1, 0], device=device))
+        net.zero_grad()
+        loss.backward()
+        optimizer.step()
+        counted.calls.clear()
+        loss.item()
+        calls.append(len(counted.calls))
+    # The second makes what is kept of the first; from then on all alike.
+    assert calls[2] == calls[3] == calls[4] == calls[5]
+
+
 def test_a_graph_outlives_its_tensors_no_longer_than_needed():
     x = Tensor(np.ones(8), device=LAZY)
     before = len(NODES)

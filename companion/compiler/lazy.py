@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:0cf9ab4e0b5c
+# Tangled from graphs: edit there, `make tangle`. sha256:3afc618fce78
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from companion.autograd import (
     shrink_to_pad,
 )
 from companion.buffer import Buffer, Storage
-from companion.compiler.graph import OpNode, interpret
+from companion.compiler.graph import OpNode, interpret, toposort
 from companion.device import CPU, MOVE, Device, moved, outcome
 from companion.dtype import DType, bool_
 from companion.ops import (
@@ -98,6 +98,7 @@ class Promise(Storage):
 
     def __init__(self, device: Lazy, node: OpNode):
         self.device, self.node = device, node
+        device.promises[self] = None
 
     @property
     def nbytes(self) -> int:
@@ -144,6 +145,7 @@ class Lazy(Device):
     def __init__(self, device: Device):
         self.device = device
         self.name = "lazy" if device is CPU else f"lazy {device}"
+        self.promises: WeakKeyDictionary[Promise, None] = WeakKeyDictionary()
         self.known: WeakKeyDictionary[OpNode, Buffer] = WeakKeyDictionary()
 
     def run(self, op: Op, *src: Any, arg: Any = None) -> Buffer:
@@ -187,14 +189,24 @@ class Lazy(Device):
             BUFFER, (), self.device.adopt(np.array(array))))
 
     def realize(self, *promises: Promise) -> None:
-        """Compute what they stand for, together."""
-        nodes = [p.node for p in promises]
-        found = interpret(nodes, self.device, self.known)
-        for promise, node, value in zip(promises, nodes, found):
-            self.known[node] = value
+        """Compute what they stand for, and keep what others need of it."""
+        now = set(toposort(*[p.node for p in promises], known=self.known))
+        living = self.living()
+        names = [node for _, node in living]
+        later = [node for node in toposort(*names, known=self.known)
+                 if node not in now and node not in self.known]
+        kept = list(now & {*names, *(x for n in later for x in n.src)})
+        values = dict(zip(kept, interpret(kept, self.device, self.known)))
+        self.known.update(values)
+        for promise, node in living:
             # Another thread may have written to it in the meantime.
-            if promise.node is node and node.src:
-                promise.node = OpNode(BUFFER, (), value)
+            if node in values and promise.node is node and node.src:
+                promise.node = OpNode(BUFFER, (), values[node])
+
+    def living(self) -> list[tuple[Promise, OpNode]]:
+        """All promises that somebody holds, and what they stand for."""
+        found = [weak() for weak in self.promises.keyrefs()]
+        return [(p, p.node) for p in found if p is not None]
 
     def host(self, buffer: Any) -> Buffer:
         """The values, computed now, in memory of their own."""
