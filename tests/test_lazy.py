@@ -236,6 +236,15 @@ def test_a_graph_outlives_its_tensors_no_longer_than_needed():
     assert len(NODES) < before + 10
 
 
+def test_a_long_loop_that_reads_nothing():
+    x = Tensor([0.0], device=LAZY)
+    for _ in range(10_000):
+        x = x + 1
+    deep = x.buffer.node
+    assert len(toposort(deep)) == 10_003  # and a leaf, a one, its EXPAND
+    assert x.item() == 10_000 and x.buffer.node is not deep
+
+
 def test_one_graph_on_two_devices():
     two = Lazy(CPU)
     a, b = [Tensor(2.0, device=device) for device in (LAZY, two)]
