@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron: edit there, `make tangle`. sha256:37eda8e289c7  # noqa: E501
+# Tangled from tangle, record, blas, perceptron, language: edit there, `make tangle`. sha256:7bfca20411e9  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ COMMANDS = {
     "serve": "companion.literate.serve",
     "bench": "companion.timing",
     "milestone": "companion.milestones.report",
+    "train": "companion.milestones.train",
+    "generate": "companion.milestones.generate",
 }
 
 

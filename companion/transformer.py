@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:34b95dacb005
+# Tangled from transformers: edit there, `make tangle`. sha256:ad46f69be786
 from __future__ import annotations
 
 import json
@@ -169,11 +169,8 @@ class GPT(Module):
 
         The model sees the last `block_size` of them.
         """
-        most = self.config.block_size
-        if len(ids) > most:
-            tell(f"generate: the text has outgrown the context of {most} "
-                 f"tokens; the model sees the last {most} of it")
-        index = Tensor(ids[-most:], device=self.wte.weight.device)
+        index = Tensor(ids[-self.config.block_size:],
+                       device=self.wte.weight.device)
         with evaluating(self):
             last = self.logits(self.hidden(index)[-1]).numpy()
         if not np.isfinite(last).all():
@@ -193,9 +190,7 @@ class GPT(Module):
         """
         check_choice(temperature, top_k, top_p)
         text = [int(i) for i in prompt]
-        if not text:
-            raise ValueError("generate: expected a prompt of one token or "
-                             "more; begin with a line break, say")
+        check_lengths(len(text), max_new_tokens, self.config.block_size)
         stops = set(stop) if isinstance(stop, Collection) else {stop}
 
         def written() -> Iterator[int]:
@@ -303,6 +298,17 @@ def drawn(ids: np.ndarray, p: np.ndarray, generator: Generator) -> int:
     dart = rand(1, dtype=float64, generator=generator).item()
     # Times the end, which rounding has moved away from 1.
     return int(ids[np.searchsorted(line, dart * line[-1], "right")])
+
+
+def check_lengths(prompt: int, new: int, context: int) -> None:
+    """Refuse an empty prompt; tell of a text that outgrows the context."""
+    if prompt < 1 or new < 0:
+        raise ValueError(f"generate: expected a prompt of one token or more "
+                         f"(a line break, say), and 0 or more new ones; got "
+                         f"{prompt} and {new}")
+    if prompt + new > context:
+        tell(f"generate: {prompt} + {new} tokens are more than the context "
+             f"of {context}; the model sees the last {context} of them")
 
 
 def spoken(tokenizer: Any, ids: Iterable[int]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist: edit there, `make tangle`. sha256:b84175a04d51  # noqa: E501
+# Tangled from perceptron, xor, mnist, language: edit there, `make tangle`. sha256:4f1448b881a7  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -81,4 +81,5 @@ MILESTONES = {
     "1957": "companion.milestones.perceptron",
     "1969": "companion.milestones.xor",
     "1986": "companion.milestones.mnist",
+    "2017": "companion.milestones.language",
 }

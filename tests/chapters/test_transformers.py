@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:2195c975d006
+# Tangled from transformers: edit there, `make tangle`. sha256:683c72df2cd0
 from __future__ import annotations
 
 import contextlib
@@ -324,10 +324,14 @@ def test_it_sees_its_context_and_says_so():
     net, told = tiny(block_size=6), io.StringIO()
     long = [1, 2, 3, 4, 5, 6, 7, 8, 9]
     with contextlib.redirect_stderr(told):
-        last = net.next_logits(long)
-        list(net.generate(long, 5))
-    assert told.getvalue().count("outgrown the context of 6 tokens") == 1
-    assert np.array_equal(last, net.next_logits(long[-6:]))
+        list(net.generate([1, 2], 4))
+        assert not told.getvalue()
+        text = net.generate(long, 5)
+        assert "9 + 5 tokens are more than the context of 6" \
+            in told.getvalue()
+        assert len(list(text)) == 5
+    assert np.array_equal(net.next_logits(long), net.next_logits(long[-6:]))
+    assert "got 2 and -1" in message(partial(net.generate, [1, 2], -1))
     for wrong in (Tensor([0] * 7), Tensor(0), Tensor([[]], dtype=int64)):
         assert f"context of 6, got {wrong.shape}" in message(
             partial(net, wrong))

@@ -1,0 +1,269 @@
+# Tangled from language: edit there, `make tangle`. sha256:e3ec018091a1
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import platform
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from companion.device import DEVICES, DRIVERS, named
+from companion.milestones.gpt_bench import training_step
+from companion.milestones.language import (
+    RECIPES,
+    Recipe,
+    Text,
+    held_loss,
+    learner,
+    plays,
+)
+from companion.native import POOL
+from companion.tensor.random import Generator
+from companion.timing import machine
+from companion.training import (
+    EarlyStopping,
+    Observer,
+    ProgressBar,
+    Trainer,
+    plot_history,
+    write_atomically,
+)
+from companion.transformer import GPT, spoken
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of training from the command line, and where it is kept."""
+
+    folder: Path
+    config: str
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def again(self) -> str:
+        """The command that goes on with it."""
+        folder = shlex.quote(str(self.folder))
+        return f"python -m companion train gpt --resume {folder}"
+
+    def file(self, name: str) -> Path:
+        """Where something of the run lies."""
+        return self.folder / name
+
+
+class StopKey(Observer):
+    """Ctrl-C stops a run after its step; a second one, at once."""
+
+    def begin(self, run: Trainer, steps: int) -> None:
+        self.asked = False
+        self.before = signal.signal(signal.SIGINT, self.ask)
+
+    def ask(self, number: int, frame: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self.before)
+
+    def look(self, run: Trainer, row: dict[str, float]) -> None:
+        # Not in `ask`, which may come when a step is half done.
+        run.stopped = self.asked
+
+    def end(self, run: Trainer) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+
+class Session(NamedTuple):
+    """A job at work: on what, what it trains, and what looks on."""
+
+    job: Job
+    recipe: Recipe
+    text: Text
+    model: GPT
+    run: Trainer
+    watch: EarlyStopping
+
+
+def prepared(job: Job, text: Text) -> Session:
+    """A job that begins, or goes on from its checkpoint."""
+    recipe = RECIPES[job.config]
+    model, run = learner(recipe, text, job.seed, job.device)
+    watch = EarlyStopping(partial(held_loss, held=text.held, every=8),
+                          every=max(recipe.steps // 10, 1),
+                          patience=recipe.steps)
+    run.observers.extend([watch, ProgressBar(), StopKey()])
+    run.resume(job.file(CHECKPOINT))
+    run.stopped = False
+    return Session(job, recipe, text, model, run, watch)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one would say it."""
+    for size, unit in ((3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def seconds_a_step(recipe: Recipe, device: str) -> float:
+    """What the second of two steps takes; the first makes memory."""
+    step = training_step(recipe.config, recipe.batch, POOL.threads,
+                         named(device))
+    step()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def draw_losses(history: list[dict[str, Any]], path: Path) -> None:
+    """The losses as a picture, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no picture of the losses: matplotlib is not installed")
+        return
+    # No pyplot, which would choose a screen to draw on.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.2), layout="constrained")
+    axes = figure.subplots()
+    plot_history(history, axes)
+    looks = [(row["step"], row["validation"]) for row in history
+             if "validation" in row]
+    axes.plot(*zip(*looks or [(0, math.nan)]), "C0o-", label="held back")
+    axes.legend()
+    figure.savefig(path)
+
+
+def keep(now: Session) -> None:
+    """Write the best weights so far, and a picture of the losses."""
+    if now.watch.best_model:
+        now.model.load_state_dict(now.watch.best_model)
+    now.model.save(now.job.file("model.safetensors"))
+    draw_losses(now.run.history, now.job.file("losses.svg"))
+
+
+def conclude(now: Session) -> None:
+    """Write result.json, with a text as a sample, and say what it is."""
+    job, model, tokenizer = now.job, now.model, now.text.tokenizer
+    loss, target = held_loss(model, now.text.held), now.recipe.target
+    sample = model.generate(tokenizer.encode("\n"), 400, 0.8,
+                            generator=Generator(0))
+    found = {
+        "config": job.config, "loss": loss, "target": target,
+        "steps": now.run.steps, "parameters": model.config.parameters,
+        "seconds": sum(row["seconds"] for row in now.run.history),
+        "sample": "".join(spoken(tokenizer, sample)),
+        "threads": POOL.threads, "device": job.device,
+        "machine": machine(), "python": platform.python_version(),
+        "date": date.today().isoformat()}
+    write_atomically(job.file("result.json"),
+                     (json.dumps(found, indent=1) + "\n").encode())
+    print(f"loss on letters held back: {loss:.4f}, asked for at most "
+          f"{target}: {'reached' if loss <= target else 'MISSED'}\n"
+          f"It writes: python -m companion generate "
+          f"{shlex.quote(str(job.folder))}")
+
+
+STOPPED = 128 + signal.SIGINT  # as every program that Ctrl-C ends
+
+
+def announce(now: Session, each: float) -> None:
+    """What will be done, and about how long it will take."""
+    job, left = now.job, now.recipe.steps - now.run.steps
+    print(f"{job.config}: {now.model.config.parameters:,} parameters, "
+          f"{left:,} steps of {now.recipe.batch} x "
+          f"{now.model.config.block_size} letters on {job.device}, about "
+          f"{duration(each * left)}.\n"
+          f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
+
+
+def work(job: Job) -> int:
+    """Train until it is done, or Ctrl-C stops it."""
+    recipe, text = RECIPES[job.config], plays()
+    print("two steps to see how long it takes ...", flush=True)
+    each = seconds_a_step(recipe, job.device)
+    now = prepared(job, text)
+    announce(now, each)
+    about = {n: getattr(job, n) for n in ("config", "seed", "device")}
+    write_atomically(job.file("run.json"), json.dumps(about).encode())
+    text.tokenizer.save(job.file("tokenizer.json"))
+    try:
+        now.run.fit(recipe.steps, job.file(CHECKPOINT))
+        keep(now)
+        if now.run.steps == recipe.steps:
+            conclude(now)
+            return 0
+    except KeyboardInterrupt:
+        print("\nstopped at once", end=": ")
+    print(f"last checkpoint: {now.run.saved}; go on with\n{job.again}")
+    return STOPPED
+
+
+def begun(job: Job) -> Job:
+    """A new run; a ValueError where the folder holds one."""
+    if job.file("run.json").exists():
+        raise ValueError(f"{job.folder} holds a run; go on with it: "
+                         f"{job.again}; or choose another: --out FOLDER")
+    return job
+
+
+def resumed(folder: Path, device: str | None) -> Job:
+    """The run of a folder, on the device that it had, or another."""
+    try:
+        job = Job(folder, **json.loads((folder / "run.json").read_text()))
+        RECIPES[job.config]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder} holds no run to go on with ({error!r}); begin one: "
+            f"python -m companion train gpt --config cpu "
+            f"--out {shlex.quote(str(folder))}") from None
+    return replace(job, device=device or job.device)
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The run that is asked for."""
+    if options.resume:
+        return resumed(options.resume, options.device)
+    config = options.config or "cpu"
+    return begun(Job(options.out or Path(f"_build/gpt-{config}"), config,
+                     options.seed or 0, options.device or "cpu"))
+
+
+def options_of(argv: list[str]) -> argparse.Namespace:
+    """What was typed; --resume goes with --device alone."""
+    parser = argparse.ArgumentParser(prog="python -m companion train")
+    parser.add_argument("what", choices=["gpt"])
+    parser.add_argument("--config", choices=RECIPES, help="recipe (cpu)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER",
+                        help="where it is kept (_build/gpt-CONFIG)")
+    parser.add_argument("--seed", type=int, help="of a new run (0)")
+    parser.add_argument("--device", choices=DEVICES | DRIVERS,
+                        help="where it runs (cpu)")
+    parser.add_argument("--resume", type=Path, metavar="FOLDER",
+                        help="go on with the run in there")
+    options = parser.parse_args(argv)
+    given = [options.config, options.out, options.seed]
+    if options.resume and given != [None] * 3:
+        parser.error("--resume takes config, seed and folder from the run; "
+                     "beside it only --device can be given")
+    return options
+
+
+def main(argv: list[str]) -> int:
+    """Train a GPT on Shakespeare, or go on: train gpt --config cpu."""
+    options = options_of(argv)
+    try:
+        return work(job_of(options))
+    except (OSError, RuntimeError, ValueError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped before the first step")
+        return STOPPED
