@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers: edit there, `make tangle`. sha256:b8f176698eae  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs: edit there, `make tangle`. sha256:dca1d2ae1cf0  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -81,4 +81,5 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "GPT", "GPTConfig", "next_token_loss", "spoken", "windows"),
         "companion.transformer"),
+    "realize": "companion.compiler.lazy",
 }

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention: edit there, `make tangle`. sha256:2330ad526ea6  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, attention, graphs: edit there, `make tangle`. sha256:0251fcc5e0f9  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -719,3 +719,5 @@ def attends(name: str, otherwise: Kernel) -> Kernel:
 KERNELS |= {ATTENTION: attends("attend", numpy_attention),
             ATTENTION_GRADIENT: attends("attend_back",
                                        numpy_attention_back)}
+
+DRIVERS |= {"lazy": "companion.compiler.lazy"}

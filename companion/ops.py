@@ -1,4 +1,4 @@
-# Tangled from operations, attention: edit there, `make tangle`. sha256:c84667d0eb44  # noqa: E501
+# Tangled from operations, attention, graphs: edit there, `make tangle`. sha256:d15e80b5dc5a  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -297,3 +297,6 @@ def attends(op: Op) -> Callable[..., DType]:
 
 
 DTYPE |= {op: attends(op) for op in (ATTENTION, ATTENTION_GRADIENT)}
+
+SHAPE[BUFFER] = lambda buffer: buffer.shape
+DTYPE[BUFFER] = lambda buffer: buffer.dtype

@@ -76,6 +76,7 @@ def need():
 
 DEVICES = [
     "cpu",
+    "lazy",
     pytest.param("emulated", marks=pytest.mark.slow),
     pytest.param("cuda", marks=pytest.mark.needs("gpu")),
 ]

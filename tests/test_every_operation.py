@@ -876,7 +876,7 @@ EXCLUDED = {
     "a language model: test_transformer_peers, chapters": """
         GPT GPTConfig next_token_loss spoken windows""",
     "no operation": """
-        set_threads set_float32_matmul_precision OutOfMemory""",
+        set_threads set_float32_matmul_precision OutOfMemory realize""",
 }
 
 
@@ -912,9 +912,11 @@ def every(smooth=False):
 
 
 @pytest.fixture(scope="session")
-def examples(request):
-    """How many draws: a quick run makes few."""
-    return 2 if request.config.option.markexpr == "not slow" else 30
+def examples(request, device):
+    """How many draws: a quick run makes few, and graphs are the CPU's."""
+    if request.config.option.markexpr == "not slow":
+        return 2
+    return 4 if device.name == "lazy" else 30
 
 
 class Drawn(NamedTuple):

@@ -13,6 +13,7 @@ AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 ARRAYS = "chapters/tensors/arrays.html"
 BLAS = "chapters/tensors/blas.html"
 ATTENTION = "chapters/gradients/attention.html"
+GRAPHS = "chapters/compiler/graphs.html"
 NOTATION = "chapters/front/notation.html"
 USING = "chapters/front/using.html"
 LAYERS = "chapters/tensors/layers.html"
@@ -416,6 +417,31 @@ def test_attention_viewer_by_keyboard(visit):
 def test_attention_viewer_without_scripts(visit):
     page = visit(ATTENTION, java_script_enabled=False)
     assert page.locator(".tt-attention table").is_visible()
+
+
+def test_graph_viewer_by_keyboard(visit):
+    page = visit(GRAPHS)
+    viewer = page.locator(".tt-graph").first
+    said = viewer.locator(".tt-status")
+    said.wait_for()
+    circles = viewer.locator("[data-age]")
+    assert "is read by nothing." in said.inner_text()
+    viewer.locator("[data-age][tabindex='0']").focus()
+    page.keyboard.press("Home")  # no key of ours
+    before = said.inner_text()
+    page.keyboard.press("ArrowUp")
+    name = before.partition("reads ")[2].partition(",")[0].partition(";")[0]
+    assert said.inner_text().startswith(name)
+    for _ in range(circles.count()):
+        page.keyboard.press("ArrowLeft")
+    assert "reads nothing;" in said.inner_text()
+    circles.last.locator("circle").click()
+    assert viewer.locator("[aria-pressed='true']").count() == 1
+
+
+def test_graph_viewer_without_scripts(visit):
+    page = visit(GRAPHS, java_script_enabled=False)
+    assert page.locator(".tt-graph svg").first.is_visible()
 
 
 def test_roofline_by_keyboard(visit):

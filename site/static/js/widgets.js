@@ -5,7 +5,7 @@ window.tangled = { widgets: {} };
 (() => {
   "use strict";
   const here = document.currentScript.src;
-  const SCRIPTS = { strides: ["dom", "view", "strides"], roofline: ["dom", "roofline"], attention: ["dom", "attention"] };
+  const SCRIPTS = { strides: ["dom", "view", "strides"], roofline: ["dom", "roofline"], attention: ["dom", "attention"], graph: ["dom", "graph"] };
   const loaded = new Map();
 
   function load(name) {
