@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs, rewriting: edit there, `make tangle`. sha256:9248ed9cd819  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs: edit there, `make tangle`. sha256:dca1d2ae1cf0  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -82,5 +82,4 @@ EXPORTS: dict[str, str] = {
         "GPT", "GPTConfig", "next_token_loss", "spoken", "windows"),
         "companion.transformer"),
     "realize": "companion.compiler.lazy",
-    "rewrite": "companion.compiler.rewrite",
 }

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:b5318713b350
+# Tangled from rewriting: edit there, `make tangle`. sha256:dc136ff231c9
 """The arithmetic of indices: how large they get, and what is equal."""
 
 from __future__ import annotations
@@ -47,17 +47,22 @@ def corners(function: Callable[[Any, Any], Any]) -> Callable[..., Bounds]:
 def quotient_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
     divisor, same = m
     return ((k[0] // divisor, k[1] // divisor) if divisor == same > 0
-            else EVERYTHING)
+            else limits(node.dtype))
 
 
 def remainder_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
     divisor, same = m
     if not divisor == same > 0:
-        return EVERYTHING
+        return limits(node.dtype)
     return k if 0 <= k[0] and k[1] < divisor else (0, divisor - 1)
 
 
-EVERYTHING = -math.inf, math.inf
+def limits(dtype: DType) -> Bounds:
+    """The least and the greatest number of a dtype."""
+    if dtype.kind in "iu":
+        return np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max
+    return (0, 1) if dtype is bool_ else (-math.inf, math.inf)
+
 
 BOUNDS: dict[Op, Callable[..., Bounds]] = {
     CONST: lambda node: (held(*node.arg[:2]),) * 2,
@@ -85,21 +90,16 @@ def bounds(node: OpNode) -> Bounds:
 
 def unwrapped(node: OpNode) -> Bounds:
     """The bounds of a result, if its dtype had room for all numbers."""
-    bound = BOUNDS.get(node.op, lambda *_: EVERYTHING)
-    return bound(node, *[KNOWN[operand] for operand in node.src])
+    if node.op not in BOUNDS or node.dtype.is_float:
+        return limits(node.dtype)
+    return BOUNDS[node.op](node, *[KNOWN[x] for x in node.src])
 
 
 def is_exact(node: OpNode) -> bool:
     """Whether the result is in the range of its dtype, never beyond."""
-    least, most = limits(node.dtype)
-    low, high = unwrapped(node) if node.dtype.kind in "biu" else EVERYTHING
-    return least <= low and high <= most
-
-
-def limits(dtype: DType) -> Bounds:
-    if dtype.kind not in "iu":
-        return (0, 1) if dtype is bool_ else EVERYTHING
-    return np.iinfo(dtype.numpy).min, np.iinfo(dtype.numpy).max
+    least, greatest = limits(node.dtype)
+    low, high = unwrapped(node)
+    return least <= low and high <= greatest
 
 
 @later
@@ -138,6 +138,8 @@ INDEX = [
     rule(i % c, i, below(i, c)),
     rule(i * c // d, i * folded(IDIV, None, c, d),
          divides(d, c), exact(i * c)),
+    rule(i * c // d, i // folded(IDIV, None, d, c),
+         divides(c, d), exact(i * c)),
     rule(i * c % d, 0, divides(d, c), exact(i * c)),
     rule((i * c + j) // d, i * folded(IDIV, None, c, d) + j // d,
          divides(d, c), exact(i * c + j)),
