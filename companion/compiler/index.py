@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:dc136ff231c9
+# Tangled from rewriting: edit there, `make tangle`. sha256:09bfaced2348
 """The arithmetic of indices: how large they get, and what is equal."""
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def remainder_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
     divisor, same = m
     if not divisor == same > 0:
         return limits(node.dtype)
-    return k if 0 <= k[0] and k[1] < divisor else (0, divisor - 1)
+    return k if k[0] >= 0 and k[1] < divisor else (0, divisor - 1)
 
 
 def limits(dtype: DType) -> Bounds:
@@ -106,7 +106,7 @@ def is_exact(node: OpNode) -> bool:
 def below(i: OpNode, c: OpNode) -> bool:
     """Whether always 0 <= i < c."""
     low, high = bounds(i)
-    return 0 <= low and high < value(c)
+    return low >= 0 and high < value(c)
 
 
 @later

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:124da5732c3c
+# Tangled from rewriting: edit there, `make tangle`. sha256:97b46071fe2f
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -100,10 +100,9 @@ class Pattern(Term):
                  for x in self.src]
         if self.op in SIGNS:
             return f" {SIGNS[self.op]} ".join(parts)
-        first, rest = "".join(parts[:1]), parts[1:]
-        if self.arg is not None:
-            rest.append(f"{self.arg}")
-        return f"{first}.{str(self.op).lower()}({', '.join(rest)})"
+        first, rest = [f"{x}." for x in parts[:1]], parts[1:]
+        rest += [f"{self.arg}"] if self.arg is not None else []
+        return "".join(first) + f"{self.op}".lower() + f"({', '.join(rest)})"
 
 
 SIGNS = {ADD: "+", SUB: "-", MUL: "*", DIV: "/", IDIV: "//", MOD: "%",

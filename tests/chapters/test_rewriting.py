@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:0c58be4d35cb
+# Tangled from rewriting: edit there, `make tangle`. sha256:8a9295bbd8ba
 from __future__ import annotations
 
 import math
@@ -267,7 +267,7 @@ def test_a_rule_that_goes_round_is_told():
     for bad in (rule(x + y, y + x), rule(x + y, x + y + -0.0),
                 rule(x + y, y + x + -0.0)):
         assert "does not make the weight smaller" in message(
-            lambda: rewrite([node], [bad]), RuntimeError)
+            lambda bad=bad: rewrite([node], [bad]), RuntimeError)
 
 
 def test_deep_graphs_are_rewritten_in_one_pass():
@@ -404,7 +404,7 @@ def test_a_thousand_programs_mean_what_they_meant():
     fired: Counter[Rule] = Counter()
     assert all(survives([*RULES, *INDEX], seed, fired)
                for seed in range(1_000))
-    assert fired.total() > 3_000
+    assert fired.total() > 3_000 and len(fired) > 90
 
 
 def test_a_wrong_rule_among_right_ones_is_found():
