@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:97b46071fe2f
+# Tangled from rewriting: edit there, `make tangle`. sha256:ed624c7fe3ee
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -276,33 +276,34 @@ def settle(node: OpNode, table: Table, settled: dict[OpNode, OpNode],
         elif node not in settled and unseen:
             waiting += [(node, node), *[(x, x) for x in unseen]]
         elif node not in settled:
-            new = advance(node, table, settled, note)
+            new, fired = advance(node, table, settled)
             if new is node:
                 settled[node] = node
             else:
                 waiting += [(node, new), (new, new)]
-        check_end(node, waiting)
+            if fired:
+                note(fired, node, new)
+                check_end(fired, waiting)
 
 
-def advance(node: OpNode, table: Table,
-            settled: dict[OpNode, OpNode], note: Note) -> OpNode:
-    """The node on settled operands, or what the first rule makes of it."""
+def advance(node: OpNode, table: Table, settled: dict[OpNode, OpNode],
+            ) -> tuple[OpNode, Rule | None]:
+    """The node on settled operands; or the first rule, and its result."""
     src = tuple([settled[x] for x in node.src])
     if src != node.src:
-        return OpNode(node.op, src, node.arg)
+        return OpNode(node.op, src, node.arg), None
     for each in table.get(node.op, ()):
         new = replacement(node, each)
         if new is not None:
-            note(each, node, new)
-            return new
-    return node
+            return new, each
+    return node, None
 
 
-def check_end(node: OpNode, waiting: Sequence[Any]) -> None:
+def check_end(fired: Rule, waiting: Sequence[Any]) -> None:
     if len(waiting) > 1_000:
         raise RuntimeError(
-            f"rewrite: {node} has been replaced again and again; some "
-            f"rule does not make the weight smaller")
+            f"rewrite: the rule {fired} goes round, alone or with others; "
+            f"each rule has to make the weight of a program smaller")
 
 
 def weight(root: OpNode) -> int:
