@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:09bfaced2348
+# Tangled from rewriting: edit there, `make tangle`. sha256:5c2af7528a2d
 """The arithmetic of indices: how large they get, and what is equal."""
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ def corners(function: Callable[[Any, Any], Any]) -> Callable[..., Bounds]:
     return bound
 
 
+def only(number: Any) -> Bounds:
+    return number, number
+
+
 def quotient_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
     divisor, same = m
     return ((k[0] // divisor, k[1] // divisor) if divisor == same > 0
@@ -65,7 +69,7 @@ def limits(dtype: DType) -> Bounds:
 
 
 BOUNDS: dict[Op, Callable[..., Bounds]] = {
-    CONST: lambda node: (held(*node.arg[:2]),) * 2,
+    CONST: lambda node: only(held(*node.arg[:2])),
     IOTA: lambda node: (0, max(node.arg - 1, 0)),
     ADD: corners(operator.add), SUB: corners(operator.sub),
     MUL: corners(operator.mul), MAXIMUM: corners(max),

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:c36b56d60833
+# Tangled from rewriting: edit there, `make tangle`. sha256:d682ee03b848
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def has_inverse(c: OpNode) -> bool:
 
 ALGEBRA += [rule(x / c, x * inverse(c), has_inverse(c))]
 
-SMALL = int32, int64, float16, bfloat16, float32, float64
+FOR_BYTES = int32, int64, float16, bfloat16, float32, float64
 ROOM: dict[DType, tuple[DType, ...]] = {  # for all values of the first
-    bool_: tuple(DTYPES.values()), uint8: SMALL, int8: SMALL,
+    bool_: tuple(DTYPES.values()), uint8: FOR_BYTES, int8: FOR_BYTES,
     int32: (int64, float64), float16: (float32, float64),
     bfloat16: (float32, float64), float32: (float64,),
 }
