@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:97d97e00053e
+# Tangled from rewriting: edit there, `make tangle`. sha256:e89c0e23c6c8
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -196,6 +196,7 @@ def like(number: Any, node: OpNode) -> OpNode:
 
 
 def constant(number: Any, dtype: DType, shape: Shape) -> OpNode:
+    """A CONST, and the EXPAND that gives it its shape."""
     one = OpNode(CONST, (), (held(number, dtype), dtype, ()))
     return OpNode(EXPAND, (one,), shape) if shape else one
 
@@ -228,7 +229,26 @@ class Rule(NamedTuple):
 
 
 def rule(left: Pattern, right: Any, *conditions: Later) -> Rule:
+    """The rule that `left` may become `right`, a term or a number.
+
+    A ValueError tells of holes that `left` does not fill.
+    """
+    empty = {hole for term in (right, *conditions)
+             for hole in holes_of(term)} - holes_of(left)
+    if empty:
+        raise ValueError(
+            f"rule {left} → {right}: expected all holes on the left; "
+            f"{', '.join(sorted(map(str, empty)))} stands elsewhere alone")
     return Rule(left, right, conditions)
+
+
+def holes_of(term: Any) -> set[Hole]:
+    """The holes of a term, those of its arguments and later ones too."""
+    if isinstance(term, Hole):
+        return {term}
+    parts = ((*term.src, term.arg) if isinstance(term, Pattern)
+             else term.args if isinstance(term, Later) else ())
+    return {hole for part in parts for hole in holes_of(part)}
 
 
 def replacement(node: OpNode, rule: Rule) -> OpNode | None:

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:ad7f4a58dbc6
+# Tangled from rewriting: edit there, `make tangle`. sha256:61ead307af9c
 from __future__ import annotations
 
 import math
@@ -40,6 +40,7 @@ from companion.compiler.rules import (
     inverse,
     j,
     p,
+    q,
     s,
     t,
     x,
@@ -98,6 +99,10 @@ def test_a_rule_is_read_as_it_is_written():
     assert replacement(OpNode(SUB, both.src), found) is None
     assert "no operation is called 'shout'" in message(
         lambda: x.shout(), AttributeError)
+    for right, wanted in ((y * x, ()), (x.reshape(p), ()),
+                          (x, (later(len)(q),))):
+        assert "stands elsewhere alone" in message(
+            lambda right=right, wanted=wanted: rule(x * 1, right, *wanted))
 
 
 def test_numbers_are_told_apart():
