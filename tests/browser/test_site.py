@@ -14,6 +14,7 @@ ARRAYS = "chapters/tensors/arrays.html"
 BLAS = "chapters/tensors/blas.html"
 ATTENTION = "chapters/gradients/attention.html"
 GRAPHS = "chapters/compiler/graphs.html"
+REWRITING = "chapters/compiler/rewriting.html"
 NOTATION = "chapters/front/notation.html"
 USING = "chapters/front/using.html"
 LAYERS = "chapters/tensors/layers.html"
@@ -437,6 +438,26 @@ def test_graph_viewer_by_keyboard(visit):
         page.keyboard.press("ArrowLeft")
     assert "reads nothing;" in said.inner_text()
     circles.last.locator("circle").click()
+    assert viewer.locator("[aria-pressed='true']").count() == 1
+
+
+def test_a_graph_folds_by_keyboard(visit):
+    page = visit(REWRITING)
+    viewer = page.locator(".tt-graph").first
+    said = viewer.locator(".tt-status")
+    said.wait_for()
+    assert "as it was asked" in said.inner_text()
+    before = viewer.locator("[data-age]").count()
+    slider = viewer.locator("input[type='range']")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert "→" in said.inner_text()
+    page.keyboard.press("End")
+    after = viewer.locator("[data-age]").count()
+    assert after < before
+    assert said.inner_text().startswith(f"{after} nodes")
+    viewer.locator("[data-age][tabindex='0']").focus()
+    page.keyboard.press("ArrowUp")
     assert viewer.locator("[aria-pressed='true']").count() == 1
 
 

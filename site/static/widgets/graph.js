@@ -1,28 +1,52 @@
-// The graph viewer: what an operation makes, what it reads, and what reads it.
+// The graph viewer: what an operation makes, what it reads, and what reads it; and how a graph folds.
 (() => {
   "use strict";
-  const { el } = tangled.dom;
+  const { el, field } = tangled.dom;
 
   class Viewer {
     constructor(place) {
-      this.nodes = JSON.parse(place.querySelector("script").textContent).nodes;
-      this.nodes.forEach((node, i) => { node.readers = this.nodes.flatMap(({ reads }, j) => (reads.includes(i) ? [j] : [])); });
-      const picture = place.querySelector("svg");
-      this.circles = this.nodes.map(({ age }) => picture.querySelector(`[data-age="${age}"]`));
+      const { nodes, frames = [{ nodes, told: "" }] } = JSON.parse(place.querySelector("script").textContent);
+      const later = place.querySelector("template")?.content.querySelectorAll("svg") ?? [];
+      this.frames = frames;
+      this.pictures = [place.querySelector("svg"), ...later];
+      this.pictures.forEach((picture) => this.listen(picture));
+      this.holder = el("div");
       this.status = el("p", { class: "tt-status", role: "status" });
       const label = place.dataset.label ?? "Graph viewer";
       place.classList.add("tt-widget");
       place.setAttribute("role", "group");
       place.setAttribute("aria-label", label);
-      place.replaceChildren(el("p", { class: "tt-widget-title" }, label), picture, this.status);
+      place.replaceChildren(el("p", { class: "tt-widget-title" }, label), ...this.controls(), this.holder, this.status);
+      this.show(0);
+    }
+
+    listen(picture) {
+      picture.addEventListener("click", ({ target }) => this.choose(target));
+      picture.addEventListener("focusin", ({ target }) => this.choose(target));
+      picture.addEventListener("keydown", (event) => this.walk(event));
+    }
+
+    // A slider through the pictures, where there are several.
+    controls() {
+      const last = this.frames.length - 1;
+      if (!last) return [];
+      const slider = el("input", { type: "range", min: 0, max: last, value: 0 });
+      slider.addEventListener("input", () => this.show(Number(slider.value)));
+      return [el("div", { class: "tt-widget-controls" }, el("div", {}, field(`rules fired, of ${last}`, slider)))];
+    }
+
+    show(number) {
+      const { nodes, told } = this.frames[number];
+      const picture = this.pictures[number];
+      Object.assign(this, { nodes, told });
+      nodes.forEach((node, i) => { node.readers = nodes.flatMap(({ reads }, j) => (reads.includes(i) ? [j] : [])); });
+      this.circles = nodes.map(({ age }) => picture.querySelector(`[data-age="${age}"]`));
       this.circles.forEach((circle, i) => {
         circle.setAttribute("role", "button");
         circle.setAttribute("aria-label", this.sentence(i));
       });
-      picture.addEventListener("click", ({ target }) => this.choose(target));
-      picture.addEventListener("focusin", ({ target }) => this.choose(target));
-      picture.addEventListener("keydown", (event) => this.walk(event));
-      this.mark(this.nodes.length - 1);
+      this.holder.replaceChildren(picture);
+      this.mark(nodes.length - 1);
     }
 
     names(numbers) {
@@ -56,7 +80,7 @@
         circle.setAttribute("aria-pressed", i === chosen);
         circle.classList.toggle("tt-near", reads.includes(i) || readers.includes(i));
       });
-      this.status.textContent = `${this.sentence(chosen)}.`;
+      this.status.textContent = `${this.told} ${this.sentence(chosen)}.`.trim();
     }
   }
 
