@@ -1,0 +1,402 @@
+# Tangled from codegen: edit there, `make tangle`. sha256:0836c83cf0ee
+"""Steps as one compiled object."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, NoReturn
+
+from companion.blas import against_the_grain, plan, product
+from companion.buffer import Buffer, Storage
+from companion.compiler.graph import OpNode, toposort
+from companion.compiler.loops import Loops
+from companion.compiler.lower import (
+    Index,
+    address_of,
+    combined,
+    loads,
+    stripped,
+)
+from companion.compiler.render import C_TYPES, Writer
+from companion.compiler.rewrite import rewrite
+from companion.compiler.rules import RULES
+from companion.compiler.schedule import (
+    Call,
+    Kernel,
+    Operand,
+    Step,
+    captured,
+    schedule,
+    size_of,
+)
+from companion.device import (
+    CREW,
+    attender,
+    attention_layout,
+    check_index,
+    least_index,
+)
+from companion.dtype import uint8
+from companion.native import POOL, build
+from companion.ops import (
+    ATTENTION,
+    ATTENTION_GRADIENT,
+    BUFFER,
+    CAST,
+    GATHER,
+    MATMUL,
+    RANDOM,
+    SCATTER,
+    Op,
+)
+from companion.view import Shape, View
+
+
+def renamed(text: str, suffix: str) -> str:
+    """Functions of a C file under names of their own."""
+    found = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
+    names = "|".join([*found, "WIDE", "DIGITS", "BIAS", "TERMS", "whole"])
+    return re.sub(rf"\b({names})\b", rf"\1_{suffix}", text)
+
+
+def mathematics() -> str:
+    """EXP and ERF of the chapter on activations, for both floats."""
+    text = (resources.files("companion") / "kernels/loops.c").read_text()
+    parts = re.findall(r"(?ms)^enum \{ WIDE.*?\n\n|^/\*[^/]*\*/\n"
+                       r"typedef __typeof__.*?;\n|^static INLINE .*?^\}\n",
+                       text)
+    return "\n".join([
+        "#define INLINE inline __attribute__((always_inline))",
+        *[f"#define REAL {t}\n" + renamed("".join(parts), t) + "#undef REAL"
+          for t in ("float", "double")],
+        "#define exp_float exponential_float",
+        "#define exp_double exponential_double",
+        "#define erf_float error_float", "#define erf_double erf"])
+
+
+class Place(NamedTuple):
+    """Bytes from the start of a slot of memory."""
+
+    slot: int
+    offset: int = 0
+
+
+def align(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def arena(spans: Mapping[Any, tuple[int, int, int]],
+          ) -> tuple[dict[Any, int], int]:
+    """Offsets of values (bytes, first and last step), and the size.
+
+    The largest first, each at the lowest place that is free as long as
+    it lives.
+    """
+    placed = list[tuple[int, int, int, int]]()
+    found, most = dict[Any, int](), 0
+    for key, (size, first, last) in sorted(
+            spans.items(), key=lambda item: -item[1][0]):
+        offset = 0
+        for start, end, begin, over in sorted(placed):
+            if begin <= last and first <= over:
+                if offset + align(size) <= start:
+                    break
+                offset = max(offset, end)
+        placed.append((offset, offset + align(size), first, last))
+        found[key], most = offset, max(most, offset + align(size))
+    return found, most
+
+
+class Task(NamedTuple):
+    """A call: a C expression that is 0 if it fails, where {i} are the
+    addresses of the result and of the operands."""
+
+    code: str
+    job: Callable[[], bytes] | None = None
+    function: Callable[[], Any] | None = None
+
+
+def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    c, (a, b) = View.dense(out.shape), [x.view for x in operands]
+    order = "{1}, {2}, {0}"
+    # C^T = B^T A^T: the views of all three are turned.
+    if against_the_grain(a, b):
+        *stack, i, j = range(len(c.shape))
+        c, a, b = [x.permute((*stack, j, i)) for x in (c, b, a)]
+        order = "{2}, {1}, {0}"
+    return Task(f"((call3 *)FUNCTION)(JOB, {order})",
+                lambda: plan(a, b, c, 1.0, 0.0, product(out.dtype)[1],
+                             POOL.threads),
+                lambda: product(out.dtype)[0])
+
+
+def attention_task(name: str) -> Callable[..., Task]:
+    def task(out: OpNode, operands: Sequence[Operand]) -> Task:
+        n = len(operands)
+        *_, q, k, v, mask = [x.view for x in operands]
+        small = q.size * k.shape[-2] < 1 << 18
+
+        def job() -> bytes:
+            return attention_layout(q, k, v, mask, *out.arg) + CREW.pack(
+                1 if small else POOL.threads, POOL.address)
+        order = ", ".join(f"{{{i}}}" for i in [*range(1, n + 1), 0])
+        return Task(f"((call{n + 1} *)FUNCTION)(JOB, {order})", job,
+                    lambda: attender(name, out.dtype, n + 1))
+    return task
+
+
+def indexed_sizes(x: Shape, axis: int, n: int,
+                  index: Shape) -> tuple[int, int, int, int]:
+    return (math.prod(index[:axis]), math.prod(index[axis:]), n,
+            least_index(axis, n))
+
+
+def gather_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    x, index = [o.view.shape for o in operands]
+    outer, count, n, low = indexed_sizes(x, out.arg, x[out.arg], index)
+    size = math.prod(x[out.arg + 1:]) * out.dtype.itemsize
+    return Task(f"gather({{1}}, (const long *){{2}}, {{0}}, {outer}, "
+                f"{count}, {n}, {size}, {low})")
+
+
+def scatter_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    x, index = [o.view.shape for o in operands]
+    axis, n = out.arg
+    outer, count, n, low = indexed_sizes(x, axis, n, index)
+    kind = C_TYPES[out.dtype]
+    size = math.prod(x[len(index):])
+    return Task(f"scatter_{kind.replace(' ', '_')}((const {kind} *){{1}}, "
+                f"(const long *){{2}}, ({kind} *){{0}}, {outer}, {count}, "
+                f"{n}, {size}, {low})")
+
+
+def uniform_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    return Task(f"(uniform((const long *){{1}}, (float *){{0}}, "
+                f"{math.prod(out.shape)}), 1)")
+
+
+TASKS: dict[Op, Callable[..., Task]] = {
+    MATMUL: product_task, GATHER: gather_task, SCATTER: scatter_task,
+    RANDOM: uniform_task, ATTENTION: attention_task("attend"),
+    ATTENTION_GRADIENT: attention_task("attend_back")}
+
+
+class Plan:
+    """Where each value of a program is; `roots` are kept at the end.
+
+    Slot 0 is the arena, then come the leaves and, one by one, the roots.
+    `targets`: of some roots the leaf whose memory they overwrite.
+    """
+
+    def __init__(self, steps: Sequence[Step], roots: Sequence[OpNode],
+                 targets: Mapping[int, OpNode]):
+        self.steps = steps
+        self.leaves = list(dict.fromkeys(
+            x for step in steps for x in step.reads if x.op is BUFFER))
+        self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
+        self.made = {x: i for i, step in enumerate(steps)
+                     for x in step.stores}
+        self.last: dict[OpNode, int] = {}
+        for i, step in enumerate(steps):
+            self.last |= dict.fromkeys(step.reads, i)
+        self.copies: list[tuple[Place, OpNode]] = []
+        self.kept = {x for x in self.last if x in self.made}
+        self.kept |= {stripped(root) for root in roots}
+        self.loops = {i: Loops(step, self.kept) for i, step in enumerate(
+            steps) if isinstance(step, Kernel)}
+        for i, root in enumerate(roots):
+            self.put(stripped(root), Place(1 + len(self.leaves) + i),
+                     targets.get(i))
+        self.room = self.arrange()
+
+    def put(self, node: OpNode, slot: Place, leaf: OpNode | None) -> None:
+        """A root in its slot: at once, or by a copy at the end."""
+        if node in self.places or leaf and not self.overwrites(node, leaf):
+            self.copies.append((slot, node))
+            self.last[node] = len(self.steps)
+        else:
+            self.places[node] = slot
+
+    def overwrites(self, node: OpNode, leaf: OpNode) -> bool:
+        """Whether `node` may be made in the memory of `leaf`: all has
+        been read from there, and no bad index can be met any more."""
+        i = self.made[node]
+        late = any(step.node.op in CHECKED for step in self.steps[i:]
+                   if isinstance(step, Call))
+        read = self.last.get(leaf, -1)
+        return not late and (read < i or read == i and self.in_step(
+            i, node, leaf))
+
+    def in_step(self, i: int, node: OpNode, leaf: OpNode) -> bool:
+        """Whether a kernel reads the leaf only where `node` will be."""
+        if i not in self.loops or len(self.loops[i].phases) > 1:
+            return False
+        all_made = self.loops[i].kernel.lowered
+        made, start = all_made[node], Index(leaf.arg.view.offset)
+        mine = combined((address_of(*made[:2]), 1), (start, 1))
+        return all(
+            load.address == mine and x.inner == made.inner
+            for x in all_made.values() for load in loads(x.scalar)
+            if load.node is leaf)
+
+    def arrange(self) -> int:
+        """Put all that is left into the arena: how large it is."""
+        spans: dict[Any, tuple[int, int, int]] = {
+            x: (size_of(x), self.made[x], self.last.get(x, self.made[x]))
+            for x in self.kept if x not in self.places}
+        for i, loops in self.loops.items():
+            writer = Writer(loops)
+            for name, kind, width, _ in writer.totals():
+                spans[i, name] = (8 * width * writer.parts, i, i)
+        offsets, size = arena(spans)
+        self.places |= {x: Place(0, offset) for x, offset in offsets.items()}
+        return size
+
+
+CHECKED = {GATHER, SCATTER}
+
+
+class Code:
+    """The C text of a plan, and what its calls are told."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.texts: dict[str, str] = {}
+        self.tasks: list[Task] = []
+        lines = [self.kernel(i, step) if isinstance(step, Kernel)
+                 else self.call(i, step) for i, step in enumerate(plan.steps)]
+        lines += [f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
+                  f"{size_of(x)});" for slot, x in plan.copies]
+        self.text = "\n".join([
+            (resources.files("companion") / "kernels/program.c").read_text(),
+            mathematics(), *[text.replace("NAME", name)
+                             for text, name in self.texts.items()],
+            RUN % "\n  ".join(lines)])
+
+    def at(self, place: Place, extra: int = 0) -> str:
+        return f"m[{place.slot}] + {place.offset + extra}"
+
+    def kernel(self, i: int, step: Kernel) -> str:
+        writer = Writer(self.plan.loops[i])
+        text = "\n".join([writer.main(), writer.last()])
+        name = self.texts.setdefault(text, f"k{len(self.texts)}")
+        places = [*writer.slots, *[(i, t[0]) for t in writer.totals()]]
+        slots = ", ".join(self.at(self.plan.places[x]) for x in places)
+        end = f" {name}_end(p);" if writer.loops.columns else ""
+        return (f"{{ char *p[] = {{{slots}}}; parallel({name}, p, "
+                f"{writer.parts}, threads);{end} }}")
+
+    def call(self, i: int, step: Call) -> str:
+        task = TASKS[step.node.op](step.node, step.operands)
+        views = [step.node, *step.operands]
+        slots = [f"({self.at(self.plan.places[step.node])})", *[
+            f"({self.at(self.plan.places[x.node], x.view.offset * x.node.dtype.itemsize)})"
+            for x in step.operands]]
+        code = task.code.format(*slots)
+        if task.function:
+            n = len(self.tasks)
+            code = code.replace("JOB", f"jobs[{n}]").replace(
+                "FUNCTION", f"functions[{n}]")
+            self.tasks.append(task)
+        return f"if (!{code}) return {i + 1};"
+
+
+RUN = """
+typedef int call3(const void *, void *, void *, void *);
+typedef int call5(const void *, void *, void *, void *, void *, void *);
+typedef int call7(const void *, void *, void *, void *, void *, void *,
+                  void *, void *);
+
+int run(char **m, char **jobs, void **functions, long threads,
+        pool *parallel) {
+  %s
+  return 0;
+}
+"""
+
+
+class Program:
+    """A graph, compiled: calling it computes the roots once.
+
+    `results` are their buffers; a leaf's memory is read where it is.
+    """
+
+    def __init__(self, order: Sequence[OpNode], roots: Sequence[OpNode],
+                 targets: Mapping[int, OpNode] = {}, *flags: str):
+        roots = [OpNode(CAST, (r,), r.dtype) if stripped(r).op is BUFFER
+                 else r for r in roots]
+        order = list(dict.fromkeys([*order, *roots]))
+        self.steps = schedule(order, roots)
+        self.plan = Plan(self.steps, roots, targets)
+        self.code = Code(self.plan)
+        self.results = [targets[i].arg if i in targets
+                        else Buffer.empty(root.shape, root.dtype)
+                        for i, root in enumerate(roots)]
+        self.arena = Buffer.empty((self.plan.room + 64,), uint8)
+        self.library = ctypes.CDLL(str(build(self.code.text, *FAST, *flags)))
+        self.run = self.library.run
+        self.run.argtypes = [ctypes.c_void_p] * 3 + [
+            ctypes.c_long, ctypes.c_void_p]
+        self.threads = 0
+        self.bind()
+
+    def bind(self) -> None:
+        """The addresses of all memory."""
+        start = align(self.arena.address)
+        found = [start, *[x.arg.storage.address for x in self.plan.leaves],
+                 *[x.address for x in self.results]]
+        self.memory = (ctypes.c_void_p * len(found))(*found)
+
+    def tell(self) -> None:
+        """What the library is told depends on the threads."""
+        tasks = self.code.tasks
+        self.told = [task.job() for task in tasks]
+        self.jobs = (ctypes.c_char_p * len(tasks))(*self.told)
+        self.functions = (ctypes.c_void_p * len(tasks))(*[ctypes.cast(
+            task.function(), ctypes.c_void_p).value for task in tasks])
+        self.threads = POOL.threads
+
+    def __call__(self) -> list[Buffer]:
+        if self.threads != POOL.threads:
+            self.tell()
+        failed = self.run(self.memory, self.jobs, self.functions,
+                          self.threads, POOL.address)
+        if failed:
+            self.fail(self.steps[failed - 1])
+        return self.results
+
+    def fail(self, step: Step) -> NoReturn:
+        """Say what the library has refused, as it would have said it."""
+        node = step.node
+        if node.op in CHECKED:
+            x, index = [self.buffer(o) for o in step.operands]
+            axis, n = node.arg if node.op is SCATTER else (
+                node.arg, x.shape[node.arg])
+            check_index(node.op, index, axis, n)
+        raise MemoryError(f"{node.op}: no memory for {node.shape}")
+
+    def buffer(self, operand: Operand) -> Buffer:
+        """What is in memory where a call reads."""
+        if operand.node.op is BUFFER:
+            return operand.node.arg.moved(operand.view)
+        place = self.plan.places[operand.node]
+        memory = self.arena.array[align(self.arena.address)
+                                  - self.arena.address + place.offset:]
+        return Buffer(Storage(memory), operand.view, operand.node.dtype)
+
+
+FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
+        "-fwrapv", "-fno-strict-aliasing")
+
+
+def compiled(*roots: OpNode) -> Program:
+    """The program that computes `roots`, by all rules."""
+    nodes = toposort(*roots)
+    whole = rewrite(nodes, RULES)
+    new = dict(zip(nodes, whole))
+    found = [new[root] for root in roots]
+    return Program(captured(whole, found), found)

@@ -1,0 +1,298 @@
+# Tangled from codegen: edit there, `make tangle`. sha256:502bb2b03f8e
+"""Kernels as C."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from companion.compiler.graph import OpNode
+from companion.compiler.loops import Line, Loops, Nest
+from companion.compiler.lower import Guard, Index, Load, Lowered, Var
+from companion.compiler.rewrite import held
+from companion.compiler.schedule import Kernel
+from companion.dtype import (
+    DType,
+    bool_,
+    float32,
+    float64,
+    int8,
+    int32,
+    int64,
+    uint8,
+)
+from companion.ops import (
+    ADD,
+    AND,
+    BUFFER,
+    CAST,
+    CONST,
+    DIV,
+    EQUAL,
+    ERF,
+    EXP,
+    IDIV,
+    IOTA,
+    LESS,
+    LOG,
+    MAX,
+    MAXIMUM,
+    MOD,
+    MUL,
+    PAD,
+    POW,
+    SIN,
+    SQRT,
+    SUB,
+    SUM,
+    WHERE,
+    WRITE,
+    Op,
+)
+from companion.timing import limits
+
+C_TYPES = {float32: "float", float64: "double", int32: "int", int64: "long",
+           int8: "signed char", uint8: "unsigned char", bool_: "_Bool"}
+C_CODE: dict[Op, str] = {
+    ADD: "{0} + {1}", SUB: "{0} - {1}", MUL: "{0} * {1}", DIV: "{0} / {1}",
+    AND: "{0} & {1}", LESS: "{0} < {1}", EQUAL: "{0} == {1}",
+    MAXIMUM: "{1} > {0} | {1} != {1} ? {1} : {0}",
+    WHERE: "{0} ? {1} : {2}", CAST: "({type}){0}",
+    **{op: f"{str(op).lower()}_{{name}}({{args}})"
+       for op in (EXP, LOG, SIN, SQRT, ERF, POW, IDIV, MOD)}}
+
+
+def literal(value: Any, dtype: DType) -> str:
+    """A constant, to the last bit."""
+    number = held(value, dtype)
+    if not dtype.is_float:
+        # The least number cannot be written: its digits are read first.
+        return f"({C_TYPES[dtype]})({number + 1}l - 1)" if (
+            number < 0) else f"({C_TYPES[dtype]}){int(number)}l"
+    if not math.isfinite(number):
+        return {"nan": "NAN", "inf": "INFINITY"}.get(
+            str(number), "-INFINITY")
+    return f"({C_TYPES[dtype]}){number.hex()}"
+
+
+def index_code(index: Index) -> str:
+    terms = [f"{k} * {var_name(var)}" if k != 1 else var_name(var)
+             for var, k in index.terms]
+    return " + ".join([*terms, *[str(c) for c in [index.const] if c]]) or "0"
+
+
+def var_name(var: Var) -> str:
+    """The row's is r, a loop's i and its depth; others by their text."""
+    if not var.how:
+        return f"i{var.depth}" if var.depth else "r"
+    sign = {"/": "q", "%": "m", "=": "g"}[var.how]
+    inside = re.sub(r"\W+", "_", index_code(var.of).replace("-", "n"))
+    return f"{sign}_{inside}_{var.by}"
+
+
+def var_code(var: Var) -> str:
+    value = index_code(var.of)
+    return f"({value}) {var.how} {var.by}" if var.how != "=" else value
+
+
+def guard_code(guard: Guard) -> str:
+    # Below zero, an unsigned number is larger than any length.
+    place = index_code(guard.index)
+    most = max(guard.size - 1, 0) * guard.step + min(guard.size, 1)
+    inside = f"(unsigned long)({place}) < {most}"
+    return (f"({inside} & ({place}) % {guard.step} == 0)"
+            if guard.step > 1 else f"({inside})")
+
+
+class Writer:
+    """The C of one kernel; `name` is filled in later."""
+
+    def __init__(self, loops: Loops):
+        self.loops, self.kernel = loops, loops.kernel
+        self.slots = {node: f"a{i}" for i, node in enumerate(loops.nodes)}
+        self.rows = {node: f"b{i}" for i, node in enumerate(loops.buffers)}
+        self.parts = parts_of(self.kernel, loops)
+
+    def place(self, load: Load) -> str:
+        if load.node in self.slots:
+            return f"{self.slots[load.node]}[{index_code(load.address)}]"
+        near = Index(load.address.const, tuple(
+            [(v, k) for v, k in load.address.terms if v.depth]))
+        return f"{self.rows[load.node]}[{index_code(near)}]"
+
+    def line(self, line: Line) -> str:
+        return WRITTEN.get(line.op, Writer.computed)(self, line)
+
+    def computed(self, line: Line) -> str:
+        kind = C_TYPES[line.dtype]
+        code = C_CODE[line.op].format(
+            *line.args, args=", ".join(line.args), type=kind,
+            name=kind.replace(" ", "_"))
+        return f"{kind} {line.name} = {code};"
+
+    def read(self, line: Line) -> str:
+        value = self.place(line.arg)
+        if line.arg.guards:
+            inside = " & ".join(map(guard_code, line.arg.guards))
+            value = f"{inside} ? {value} : 0"
+        return f"{C_TYPES[line.dtype]} {line.name} = {value};"
+
+    def store(self, line: Line) -> str:
+        node = line.arg.node
+        if node not in self.slots and node not in self.rows:
+            return ""
+        return f"{self.place(line.arg)} = {line.args[0]};"
+
+    def folded(self, line: Line) -> str:
+        (x,) = line.args
+        at = f"[{index_code(line.arg)}]" if line.arg is not None else ""
+        into = f"{line.name}{at}"
+        if line.op is SUM:
+            return f"{into} += {x};"
+        if line.dtype.is_float:
+            nan = f"n{line.name}{at} |= {x} != {x}; "
+            return f"{nan}{into} = {into} > {x} ? {into} : {x};"
+        return f"{into} = {into} > {x} ? {into} : {x};"
+
+    def variable(self, line: Line) -> str:
+        return (f"long {var_name(line.arg)} = {var_code(line.arg)};"
+                if isinstance(line.arg, Var) else self.computed(line))
+
+    def constant(self, line: Line) -> str:
+        value = literal(line.arg, line.dtype)
+        return f"const {C_TYPES[line.dtype]} {line.name} = {value};"
+
+    def position(self, line: Line) -> str:
+        return f"long {line.name} = {index_code(line.arg)};"
+
+    def padded(self, line: Line) -> str:
+        inside = guard_code(line.arg)
+        return (f"{C_TYPES[line.dtype]} {line.name} = "
+                f"{inside} ? {line.args[0]} : 0;")
+
+    def nest(self, nest: Nest) -> Iterator[str]:
+        """Loops inside each other, and what they fold."""
+        for line in nest.folds:
+            yield f"{C_TYPES[line.dtype]} {line.name} = " + (
+                f"{least(line.op, line.dtype)};")
+            if line.op is MAX and line.dtype.is_float:
+                yield f"int n{line.name} = 0;"
+        for level, (n, lines) in enumerate(zip(nest.inner, nest.lines), 1):
+            if level == len(nest.inner):
+                yield simd(nest.folds)
+            yield f"for (long i{level} = 0; i{level} < {n}; i{level}++) {{"
+            yield from map(self.line, lines)
+        yield "}" * len(nest.inner)
+        for line in nest.folds:
+            if line.op is MAX and line.dtype.is_float:
+                yield f"if (n{line.name}) {line.name} = NAN;"
+
+    def body(self) -> Iterator[str]:
+        """All that is done for one row."""
+        for node, name in self.rows.items():
+            width = self.kernel.lowered[node].item.width
+            yield f"{C_TYPES[node.dtype]} {name}[{width}];"
+        for phase in self.loops.phases:
+            yield from map(self.line, phase.lines)
+            for nest in phase.nests.values():
+                yield from self.nest(nest)
+
+    def pointers(self) -> Iterator[str]:
+        for i, (node, name) in enumerate(self.slots.items()):
+            kind = C_TYPES[node.dtype]
+            yield f"{kind} *{name} = ({kind} *)p[{i}];"
+
+    def totals(self) -> Iterator[tuple[str, str, int, Lowered]]:
+        """Sums of columns: name, type, width and item."""
+        for made, name in self.loops.columns:
+            dtype = made.item.node.dtype
+            kind = wide(dtype) if made.item.node.op is SUM else C_TYPES[dtype]
+            yield name, kind, made.item.width, made
+
+    def begun(self) -> Iterator[str]:
+        for i, (name, kind, width, made) in enumerate(self.totals()):
+            node = made.item.node
+            slot = len(self.slots) + i
+            yield f"{kind} *{name} = ({kind} *)p[{slot}] + part * {width};"
+            yield (f"for (long i = 0; i < {width}; i++) {name}[i] = "
+                   f"{least(node.op, node.dtype)};")
+            if node.op is MAX and node.dtype.is_float:
+                yield f"char n{name}[{width}] = {{0}};"
+
+    def ended(self) -> Iterator[str]:
+        for name, _, width, made in self.totals():
+            if made.item.node.op is MAX and made.item.node.dtype.is_float:
+                yield (f"for (long i = 0; i < {width}; i++) "
+                       f"if (n{name}[i]) {name}[i] = NAN;")
+
+    def main(self) -> str:
+        """The function of one part of the rows."""
+        rows, parts = self.kernel.rows, self.parts
+        lines = [
+            "static void NAME(void *job, long part) {", "char **p = job;",
+            *self.pointers(), *self.begun(),
+            f"long end = {rows}l * (part + 1) / {parts};",
+            f"for (long r = {rows}l * part / {parts}; r < end; r++) {{",
+            *self.body(), "}", *self.ended(), "}"]
+        return "\n".join(filter(None, lines))
+
+    def last(self) -> str:
+        """The function that adds the columns of all parts."""
+        lines = ["static void NAME_end(char **p) {"]
+        for i, (name, kind, width, made) in enumerate(self.totals()):
+            node, slot = made.item.node, len(self.slots) + i
+            join = "s += x" if node.op is SUM else (
+                "s = x > s | x != x ? x : s")
+            lines += [
+                f"for (long i = 0; i < {width}; i++) {{",
+                f"{kind} s = (({kind} *)p[{slot}])[i];",
+                f"for (long part = 1; part < {self.parts}; part++) {{",
+                f"{kind} x = (({kind} *)p[{slot}])[part * {width} + i];",
+                f"{join}; }}",
+                f"(({C_TYPES[node.dtype]} *)p[{slot_of(self, node)}])"
+                f"[i] = s; }}"]
+        return "\n".join([*lines, "}"]) if self.loops.columns else ""
+
+
+def parts_of(kernel: Kernel, loops: Loops) -> int:
+    """In how many parts a kernel's rows are shared among threads.
+
+    By the shape and not by the threads: sums of columns keep their bits.
+    """
+    width = max([x.item.width for x in kernel.lowered.values()])
+    work = kernel.rows * width * len(loops.names)
+    return max(min(kernel.rows, 16, work >> 16), 1)
+
+
+WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
+    BUFFER: Writer.read, WRITE: Writer.store, SUM: Writer.folded,
+    MAX: Writer.folded, IDIV: Writer.variable, CONST: Writer.constant,
+    IOTA: Writer.position, PAD: Writer.padded}
+
+
+def least(op: Op, dtype: DType) -> str:
+    """What a fold begins with."""
+    if op is SUM:
+        return "0"
+    return "-INFINITY" if dtype.is_float else literal(
+        limits(dtype)[0], dtype)
+
+
+def wide(dtype: DType) -> str:
+    """What sums of columns are kept in on the way."""
+    return "double" if dtype.is_float else C_TYPES[dtype]
+
+
+def simd(folds: Sequence[Line]) -> str:
+    """What a compiler may do with the rounds of an inner loop."""
+    names = [f"reduction({'+' if f.op is SUM else 'max'}:{f.name})"
+             for f in folds]
+    names += [f"reduction(|:n{f.name})" for f in folds
+              if f.op is MAX and f.dtype.is_float]
+    return " ".join(["#pragma omp simd", *names])
+
+
+def slot_of(writer: Writer, node: OpNode) -> int:
+    return list(writer.slots).index(node)

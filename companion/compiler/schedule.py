@@ -1,0 +1,317 @@
+# Tangled from fusion: edit there, `make tangle`. sha256:9c0329ae4c6b
+"""What reaches memory, and which of it is made by one kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from companion.compiler.graph import OpNode, toposort
+from companion.compiler.lower import (
+    WIDEST,
+    Index,
+    Item,
+    Load,
+    Lowered,
+    Lowering,
+    Var,
+    as_item,
+    bounds,
+    loads,
+    lower,
+    stripped,
+)
+from companion.device import MOVE, moved
+from companion.ops import (
+    ATTENTION,
+    ATTENTION_GRADIENT,
+    BUFFER,
+    ERF,
+    EXP,
+    FAMILIES,
+    GATHER,
+    IDIV,
+    LOG,
+    MATMUL,
+    MOD,
+    POW,
+    RANDOM,
+    SCATTER,
+    SIN,
+    Op,
+)
+from companion.view import View
+
+LIBRARY = {MATMUL, GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT}
+# What a call asks of each operand's memory: anything, rows side by side,
+# or all in order.
+ANY, ROWS, DENSE = "any", "rows", "dense"
+ASKS: dict[Op, tuple[str, ...]] = {
+    MATMUL: (ANY, ANY), GATHER: (DENSE, DENSE), SCATTER: (DENSE, DENSE),
+    RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY),
+    ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY)}
+
+
+def fits(view: View, asked: str) -> bool:
+    return asked == ANY or (view.is_dense if asked == DENSE else
+                            view.strides[-1] == 1)
+
+
+class Operand(NamedTuple):
+    """A stored node, and the view of its memory that a call reads."""
+
+    node: OpNode
+    view: View
+
+
+def own(node: OpNode) -> Operand:
+    """A node's own memory: a leaf's as it lies, any other's in order."""
+    return Operand(node, node.arg.view if node.op is BUFFER
+                   else View.dense(node.shape))
+
+
+def operand(node: OpNode, asked: str = ANY) -> Operand:
+    """What has to be stored so that a call can read `node`."""
+    moves = []
+    base = node
+    while base.op in MOVE:
+        moves.append(base)
+        base = base.src[0]
+    found = own(base)
+    for move in reversed(moves):
+        view = moved(move.op, found.view, move.arg)
+        # What no view can do is done by a kernel that copies.
+        found = (Operand(found.node, view) if view is not None
+                 else Operand(move.src[0], View.dense(move.shape)))
+    return found if fits(found.view, asked) else Operand(
+        stripped(node), View.dense(node.shape))
+
+
+def operands(node: OpNode) -> list[Operand]:
+    """Those of a call of the library."""
+    return [operand(x, asked) for x, asked in zip(node.src, ASKS[node.op])]
+
+
+def required(order: Sequence[OpNode], roots: Iterable[OpNode],
+             ) -> dict[OpNode, None]:
+    """What has to reach memory, in no order."""
+    found = dict.fromkeys(map(stripped, roots))
+    for node in order:
+        if node.op in FAMILIES["reduce"]:
+            found[node] = None
+        elif node.op in LIBRARY:
+            found |= dict.fromkeys([node, *[
+                stripped(x.node) for x in operands(node)]])
+    return found
+
+
+# What takes as long as a dozen additions had better be done once.
+COSTLY = {EXP, LOG, SIN, ERF, POW, IDIV, MOD}
+
+
+class Use(NamedTuple):
+    """What computing an element again would take."""
+
+    reads: frozenset[OpNode]  # of as many elements as the node has
+    costly: bool
+    depth: int
+
+
+def uses(order: Sequence[OpNode],
+         memory: Container[OpNode]) -> dict[OpNode, Use]:
+    """Of each node, with `memory` stored."""
+    found: dict[OpNode, Use] = {}
+    for node in order:
+        parts = [Use(frozenset([x]), False, 0)
+                 if x in memory or x.op is BUFFER else found[x]
+                 for x in node.src]
+        size = math.prod(node.shape)
+        reads = frozenset([x for part in parts for x in part.reads
+                           if math.prod(x.shape) * 2 > size])
+        found[node] = Use(
+            reads, node.op in COSTLY or any(p.costly for p in parts),
+            1 + max([part.depth for part in parts], default=0))
+    return found
+
+
+def readers(order: Sequence[OpNode], memory: Container[OpNode],
+            ) -> dict[OpNode, set[OpNode]]:
+    """The stored nodes that read each node, or are made of it."""
+    found: dict[OpNode, set[OpNode]] = {node: set() for node in order}
+    for node in reversed(order):
+        mine = {node} if node in memory else found[node]
+        for x in node.src:
+            found[x] |= mine
+    return found
+
+
+LONGEST = 40  # operations in a row without memory
+
+
+def worth_storing(order: Sequence[OpNode], among: Iterable[OpNode],
+                  memory: Container[OpNode]) -> dict[OpNode, None]:
+    """What had better reach memory too, given what does."""
+    cost, who = uses(order, memory), readers(order, memory)
+    return {node: None for node in among
+            if len(who[node]) > 1
+            and (cost[node].costly or len(cost[node].reads) > 1)
+            or cost[node].depth % LONGEST == 0}
+
+
+def in_memory(order: Sequence[OpNode],
+              roots: Iterable[OpNode]) -> dict[OpNode, None]:
+    """All that reaches memory: what must, and what had better.
+
+    In two rounds: what seemed dear to compute again may be cheap once
+    others are stored, so the second asks what the first has named.
+    """
+    must = required(order, roots)
+    may = [node for node in order if node.src and node.op not in MOVE
+           and node not in must]
+    maybe = worth_storing(order, may, must)
+    return must | worth_storing(order, maybe, must | maybe)
+
+
+def captured(whole: Sequence[OpNode],
+             roots: Sequence[OpNode]) -> list[OpNode]:
+    """All that `roots` are made of, in the order in which a program
+    first asked for each part: `whole` is what became of its nodes."""
+    wanted, found = set(toposort(*roots)), dict[OpNode, None]()
+    for root in whole:
+        waiting = [root] if root in wanted else []
+        while waiting:
+            node = waiting.pop()
+            missing = [x for x in node.src if x not in found]
+            if node not in found and missing:
+                waiting += [node, *reversed(missing)]
+            else:
+                found[node] = None
+    return list(found)
+
+
+class Call(NamedTuple):
+    """A kernel of the library: the node, and what it reads."""
+
+    node: OpNode
+    operands: tuple[Operand, ...]
+
+    @property
+    def stores(self) -> list[OpNode]:
+        return [self.node]
+
+    @property
+    def reads(self) -> set[OpNode]:
+        return {x.node for x in self.operands}
+
+
+class Kernel:
+    """Items that are made row by row, in one walk over `rows` rows."""
+
+    def __init__(self, rows: int):
+        self.rows = rows
+        self.lowered: dict[OpNode, Lowered] = {}
+
+    @property
+    def stores(self) -> list[OpNode]:
+        return list(self.lowered)
+
+    @property
+    def reads(self) -> set[OpNode]:
+        """What it needs of others."""
+        return {load.node for x in self.lowered.values()
+                for load in loads(x.scalar)} - set(self.lowered)
+
+
+def is_local(load: Load, made: Lowered) -> bool:
+    """Whether a row's element is read in the row that made it."""
+    item, row = made.item, Var(0, made.item.rows)
+    if item.kind == "column":
+        return False
+    width = item.width if item.kind == "map" else 1
+    terms = dict(load.address.terms)
+    far = terms.pop(row, 0)
+    low, high = bounds(Index(load.address.const, tuple(terms.items())))
+    within = all(var.depth for var in terms) and 0 <= low <= high < width
+    return within and far == (width if item.rows > 1 else 0)
+
+
+def in_rows(item: Item, rows: int) -> Item | None:
+    """The item, if it can be made in so many rows."""
+    size = item.rows * item.width
+    if item.kind != "map" or item.rows == rows:
+        return item if item.rows == rows else None
+    fits = rows > 0 and size % rows == 0 and size // rows <= WIDEST
+    return Item(item.node, "map", rows, size // rows) if fits else None
+
+
+def joined(kernel: Kernel | Call, item: Item,
+           lowering: Lowering) -> Lowered | None:
+    """The item as a part of a kernel, if that is the same program."""
+    if isinstance(kernel, Call):
+        return None
+    same = in_rows(item, kernel.rows)
+    if same is None or same.width > WIDEST:
+        return None
+    found = lower(same, lowering)
+    local = all(is_local(load, kernel.lowered[load.node])
+                for load in loads(found.scalar)
+                if load.node in kernel.lowered)
+    return found if local else None
+
+
+Step = Kernel | Call
+
+
+def places(item: Lowered, at: Mapping[OpNode, int],
+           steps: Sequence[Step]) -> list[int]:
+    """The steps that it may join: its latest producer's, then those
+    behind it that read what it reads."""
+    needs = {load.node for load in loads(item.scalar)}
+    latest = max([at[x] for x in needs if x in at], default=-1)
+    # Right behind it, what it made is near; at the end, all the rest is.
+    behind = range(latest + 1, len(steps))
+    near = [*behind[:NEAR], *behind[NEAR:][-NEAR:]]
+    return [i for i in [latest] if i >= 0] + [
+        i for i in near if steps[i].reads & needs]
+
+
+NEAR = 8  # steps in which to look for siblings
+
+
+def schedule(order: Sequence[OpNode],
+             roots: Iterable[OpNode]) -> list[Step]:
+    """The steps that make `roots`, of the nodes in program order."""
+    memory = in_memory(order, roots)
+    lowering = Lowering({*memory, *[x for x in order if x.op is BUFFER]})
+    steps, at = list[Step](), dict[OpNode, int]()
+    for node in order:
+        if node.op is BUFFER or node not in memory:
+            continue
+        if node.op in LIBRARY:
+            steps.append(Call(node, tuple(operands(node))))
+            at[node] = len(steps) - 1
+            continue
+        item = as_item(node)
+        alone = lower(item, lowering)
+        for i in places(alone, at, steps):
+            found = joined(steps[i], item, lowering)
+            if found:
+                break
+        else:
+            i, found = len(steps), alone
+            steps.append(Kernel(item.rows))
+        steps[i].lowered[node], at[node] = found, i
+    return steps
+
+
+def traffic(steps: Sequence[Step], roots: Iterable[OpNode]) -> int:
+    """Bytes that the steps read from memory and write to it."""
+    outside = {x for step in steps for x in step.reads}
+    outside |= {stripped(root) for root in roots}
+    return sum([size_of(x) for step in steps for x in (
+        *step.reads, *[y for y in step.stores if y in outside])])
+
+
+def size_of(node: OpNode) -> int:
+    return math.prod(node.shape) * node.dtype.itemsize

@@ -1,0 +1,114 @@
+/* Tangled from codegen: edit there, `make tangle`. sha256:16bad974d429 */
+#line 620 "chapters/compiler/codegen.md"
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef void task(void *job, long i);
+typedef void pool(task *f, void *job, long n, long threads);
+
+/* whole quotients are rounded down, and by zero they are 0, as NumPy's */
+#define WHOLE(T, name)                                               \
+  static inline T idiv_##name(T a, T b) {                            \
+    if (b == 0) return 0;                                            \
+    if (b == (T)-1) return (T)(0 - (unsigned long)a);                \
+    return a / b - ((a % b != 0) & ((a < 0) != (b < 0)));            \
+  }                                                                  \
+  static inline T mod_##name(T a, T b) {                             \
+    if (b == 0 || b == (T)-1) return 0;                              \
+    T m = a % b;                                                     \
+    return m && (m < 0) != (b < 0) ? m + b : m;                      \
+  }                                                                  \
+  static inline T pow_##name(T a, T b) {                             \
+    T y = 1;                                                         \
+    if (b < 0) return a == 1 ? 1 : a == (T)-1 ? (b & 1 ? a : 1) : 0; \
+    for (; b; b >>= 1, a *= a) if (b & 1) y *= a;                    \
+    return y;                                                        \
+  }
+
+#line 651 "chapters/compiler/codegen.md"
+/* the same for floats: as NumPy's, with the sign of b */
+#define FLOATS(T, f)                                                 \
+  static inline T mod_##T(T a, T b) {                                \
+    T m = fmod##f(a, b);                                             \
+    if (b == 0) return m;                                            \
+    if (m == 0) return copysign##f(0, b);                            \
+    return (b < 0) != (m < 0) ? m + b : m;                           \
+  }                                                                  \
+  static inline T idiv_##T(T a, T b) {                               \
+    T m = fmod##f(a, b), q = (a - m) / b, down;                      \
+    if (b == 0) return a / b;                                        \
+    if (m && (b < 0) != (m < 0)) q -= 1;                             \
+    if (q == 0) return copysign##f(0, a / b);                        \
+    down = floor##f(q);                                              \
+    return q - down > (T)0.5 ? down + 1 : down;                      \
+  }                                                                  \
+  static inline T log_##T(T x) { return log##f(x); }                 \
+  static inline T sin_##T(T x) { return sin##f(x); }                 \
+  static inline T sqrt_##T(T x) { return sqrt##f(x); }               \
+  static inline T pow_##T(T x, T y) { return pow##f(x, y); }
+
+WHOLE(int, int)
+WHOLE(long, long)
+WHOLE(signed char, signed_char)
+WHOLE(unsigned char, unsigned_char)
+FLOATS(float, f)
+FLOATS(double, )
+
+#line 683 "chapters/compiler/codegen.md"
+/* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
+   0 if a place does not exist, which may be counted from `least` */
+static int gather(const char *x, const long *at, char *out, long outer,
+                  long count, long n, long bytes, long least) {
+  for (long i = 0; i < outer * count; i++) {
+    if (at[i] < least || at[i] >= n) return 0;
+    long k = i / count * n + at[i] + (at[i] < 0) * n;
+    memcpy(out + i * bytes, x + k * bytes, bytes);
+  }
+  return 1;
+}
+
+/* out[at[r]] += x[r], where out is 0 at first */
+#define SCATTER(T, name, wide)                                        \
+  static int scatter_##name(const T *x, const long *at, T *out,       \
+      long outer, long count, long n, long inner, long least) {       \
+    wide *sums = calloc(outer * n * inner + 1, sizeof *sums);         \
+    if (!sums) return 0;                                              \
+    for (long i = 0; i < outer * count; i++) {                        \
+      if (at[i] < least || at[i] >= n) { free(sums); return 0; }      \
+      wide *to = sums +                                               \
+        (i / count * n + at[i] + (at[i] < 0) * n) * inner;            \
+      for (long j = 0; j < inner; j++) to[j] += x[i * inner + j];     \
+    }                                                                 \
+    for (long i = 0; i < outer * n * inner; i++) out[i] = sums[i];    \
+    free(sums);                                                       \
+    return 1;                                                         \
+  }
+SCATTER(float, float, double)
+SCATTER(double, double, double)
+SCATTER(int, int, int)
+SCATTER(long, long, long)
+SCATTER(signed char, signed_char, signed char)
+SCATTER(unsigned char, unsigned_char, unsigned char)
+SCATTER(_Bool, _Bool, _Bool)
+
+#line 723 "chapters/compiler/codegen.md"
+#define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
+#define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
+
+/* n numbers in [0, 1) by Threefry-2x32, two from each counter */
+static void uniform(const long *key, float *out, long n) {
+  uint32_t k[3] = {key[0], key[0] >> 32};
+  k[2] = k[0] ^ k[1] ^ 0x1BD11BDA;
+  for (long i = 0; i < n; i += 2) {
+    uint64_t place = key[1] + i / 2;
+    uint32_t x0 = (uint32_t)place + k[0], x1 = (place >> 32) + k[1];
+    for (int b = 0; b < 5; b++) {
+      if (b % 2) { FOUR(17, 29, 16, 24) } else { FOUR(13, 15, 26, 6) }
+      x0 += k[(b + 1) % 3], x1 += k[(b + 2) % 3] + b + 1;
+    }
+    out[i] = (x0 >> 8) * 0x1p-24f;
+    if (i + 1 < n) out[i + 1] = (x1 >> 8) * 0x1p-24f;
+  }
+}
