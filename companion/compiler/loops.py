@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:cfbfa2416210
+# Tangled from codegen: edit there, `make tangle`. sha256:b6374dc76c38
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -105,11 +105,11 @@ class Loops:
         """Of an element that this kernel has made itself."""
         load: Load = scalar.arg
         made = self.kernel.lowered[load.node]
-        if load.node in self.results:
+        if load.node in self.results and not load.guards:
             return self.results[load.node]
         if i == self.at[load.node] and self.same_place(load, inner):
             return self.name(made.scalar, i, inner)
-        if load.node not in self.kept:
+        if load.node not in self.kept and load.node not in self.results:
             self.buffers[load.node] = None
         return self.line(scalar, i, inner)
 
@@ -122,15 +122,20 @@ class Loops:
             args = tuple([self.name(x, i, inner) for x in scalar.src])
             for index in indices(scalar):
                 self.prepare(index, i, inner)
-            self.note(scalar)
+            args += self.memory(scalar)
             self.names[key] = name = f"v{len(self.names)}"
             self.lines(i, inner, level).append(Line(
                 scalar.op, name, args, scalar.arg, scalar.dtype))
         return self.names[key]
 
-    def note(self, scalar: Scalar) -> None:
-        if scalar.op is BUFFER and scalar.arg.node not in self.buffers:
-            self.nodes[scalar.arg.node] = None
+    def memory(self, scalar: Scalar) -> tuple[str, ...]:
+        """A value of the row that a load is, or none: it has memory."""
+        node = scalar.arg.node if scalar.op is BUFFER else None
+        if node in self.results:
+            return (self.results[node],)
+        if node is not None and node not in self.buffers:
+            self.nodes[node] = None
+        return ()
 
     def prepare(self, index: Index, i: int, inner: tuple[int, ...]) -> None:
         """Lines for the variables that are made of others."""

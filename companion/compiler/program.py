@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:0836c83cf0ee
+# Tangled from codegen: edit there, `make tangle`. sha256:f31b9a4e8975
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -291,12 +291,14 @@ class Code:
                 f"{writer.parts}, threads);{end} }}")
 
     def call(self, i: int, step: Call) -> str:
+        """A line that calls the library, and ends the program if that
+        fails."""
         task = TASKS[step.node.op](step.node, step.operands)
-        views = [step.node, *step.operands]
-        slots = [f"({self.at(self.plan.places[step.node])})", *[
-            f"({self.at(self.plan.places[x.node], x.view.offset * x.node.dtype.itemsize)})"
+        places = self.plan.places
+        slots = [self.at(places[step.node]), *[self.at(
+            places[x.node], x.view.offset * x.node.dtype.itemsize)
             for x in step.operands]]
-        code = task.code.format(*slots)
+        code = task.code.format(*[f"({slot})" for slot in slots])
         if task.function:
             n = len(self.tasks)
             code = code.replace("JOB", f"jobs[{n}]").replace(
@@ -393,10 +395,10 @@ FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
         "-fwrapv", "-fno-strict-aliasing")
 
 
-def compiled(*roots: OpNode) -> Program:
+def compiled(*roots: OpNode, flags: Sequence[str] = ()) -> Program:
     """The program that computes `roots`, by all rules."""
     nodes = toposort(*roots)
     whole = rewrite(nodes, RULES)
     new = dict(zip(nodes, whole))
     found = [new[root] for root in roots]
-    return Program(captured(whole, found), found)
+    return Program(captured(whole, found), found, {}, *flags)

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:502bb2b03f8e
+# Tangled from codegen: edit there, `make tangle`. sha256:19be66370652
 """Kernels as C."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from companion.compiler.graph import OpNode
+from companion.compiler.index import limits
 from companion.compiler.loops import Line, Loops, Nest
 from companion.compiler.lower import Guard, Index, Load, Lowered, Var
 from companion.compiler.rewrite import held
@@ -51,7 +52,6 @@ from companion.ops import (
     WRITE,
     Op,
 )
-from companion.timing import limits
 
 C_TYPES = {float32: "float", float64: "double", int32: "int", int64: "long",
            int8: "signed char", uint8: "unsigned char", bool_: "_Bool"}
@@ -133,7 +133,7 @@ class Writer:
         return f"{kind} {line.name} = {code};"
 
     def read(self, line: Line) -> str:
-        value = self.place(line.arg)
+        value = line.args[0] if line.args else self.place(line.arg)
         if line.arg.guards:
             inside = " & ".join(map(guard_code, line.arg.guards))
             value = f"{inside} ? {value} : 0"

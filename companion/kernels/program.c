@@ -1,5 +1,5 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:16bad974d429 */
-#line 620 "chapters/compiler/codegen.md"
+/* Tangled from codegen: edit there, `make tangle`. sha256:0c9e4159691f */
+#line 625 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -12,22 +12,22 @@ typedef void pool(task *f, void *job, long n, long threads);
 #define WHOLE(T, name)                                               \
   static inline T idiv_##name(T a, T b) {                            \
     if (b == 0) return 0;                                            \
-    if (b == (T)-1) return (T)(0 - (unsigned long)a);                \
+    if ((T)-1 < 0 && b == (T)-1) return 0 - (unsigned long)a;        \
     return a / b - ((a % b != 0) & ((a < 0) != (b < 0)));            \
   }                                                                  \
   static inline T mod_##name(T a, T b) {                             \
-    if (b == 0 || b == (T)-1) return 0;                              \
+    if (b == 0 || ((T)-1 < 0 && b == (T)-1)) return 0;               \
     T m = a % b;                                                     \
     return m && (m < 0) != (b < 0) ? m + b : m;                      \
   }                                                                  \
   static inline T pow_##name(T a, T b) {                             \
     T y = 1;                                                         \
-    if (b < 0) return a == 1 ? 1 : a == (T)-1 ? (b & 1 ? a : 1) : 0; \
+    if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? a : 1) : 0; \
     for (; b; b >>= 1, a *= a) if (b & 1) y *= a;                    \
     return y;                                                        \
   }
 
-#line 651 "chapters/compiler/codegen.md"
+#line 656 "chapters/compiler/codegen.md"
 /* the same for floats: as NumPy's, with the sign of b */
 #define FLOATS(T, f)                                                 \
   static inline T mod_##T(T a, T b) {                                \
@@ -56,7 +56,7 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 683 "chapters/compiler/codegen.md"
+#line 688 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -93,7 +93,7 @@ SCATTER(signed char, signed_char, signed char)
 SCATTER(unsigned char, unsigned_char, unsigned char)
 SCATTER(_Bool, _Bool, _Bool)
 
-#line 723 "chapters/compiler/codegen.md"
+#line 728 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
