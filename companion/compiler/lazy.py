@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:3afc618fce78
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:d4aac42870ae
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -219,6 +219,14 @@ class Lazy(Device):
         """Itself: a copied tensor stays on its device."""
         return self
 
+    def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
+             ) -> dict[str, Buffer]:
+        """Numbers of this moment; a program asks for them again."""
+        found = super().feed(numbers)
+        for name, buffer in found.items():
+            FED[buffer.node] = numbers, name
+        return found
+
 
 def realize(*tensors: Tensor) -> None:
     """Compute what these tensors stand for, together, on their devices.
@@ -234,3 +242,8 @@ def realize(*tensors: Tensor) -> None:
 def connect(name: str) -> Lazy:
     """The device "lazy", which computes on the CPU."""
     return Lazy(CPU)
+
+
+# Leaves whose numbers are fed: the function, and the name it gives them.
+FED: WeakKeyDictionary[OpNode, tuple[Callable[[], dict[str, np.ndarray]],
+                                     str]] = WeakKeyDictionary()

@@ -1,0 +1,217 @@
+# Tangled from capture: edit there, `make tangle`. sha256:c039f11c7cfb
+"""Steps that are remembered once, and run again as one program."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Container, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from companion.buffer import Storage
+from companion.compiler.graph import AGES, OpNode, interpret, toposort
+from companion.compiler.lazy import FED, Lazy, Promise, Promised
+from companion.compiler.program import Program
+from companion.compiler.rewrite import rewrite
+from companion.compiler.rules import RULES
+from companion.compiler.schedule import captured
+from companion.device import named
+from companion.ops import BUFFER, CONST
+from companion.tensor import Tensor, wrap
+
+
+def leaf_of(promise: Promise) -> OpNode:
+    """Make sure that a promise has memory of its own, dense and whole."""
+    node = promise.node
+    (value,) = interpret([node], promise.device.device,
+                         promise.device.known)
+    if node.op is not BUFFER or not value.view.is_dense:
+        promise.node = OpNode(BUFFER, (), value.copy())
+    return promise.node
+
+
+def settle(device: Lazy) -> dict[Promise, OpNode]:
+    """The promises that are held, all kept, and the leaf of each.
+
+    No two share memory afterwards: a program may overwrite one of them.
+    """
+    device.realize(*[p for p, _ in device.living()])
+    device.known.clear()
+    found, seen = dict[Promise, OpNode](), set[Storage]()
+    for promise, _ in device.living():
+        node = leaf_of(promise)
+        if node.arg.storage in seen:
+            promise.node = node = OpNode(BUFFER, (), node.arg.copy())
+        seen.add(node.arg.storage)
+        found[promise] = node
+    return found
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of nested lists, tuples and dicts, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return [x for part in parts for x in tensors_in(part)] if isinstance(
+        value, list | tuple | dict) else []
+
+
+def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
+    """The same nest, with other tensors in their places."""
+    if isinstance(value, Tensor):
+        return next(new)
+    if isinstance(value, dict):
+        return {k: replaced_in(v, new) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([replaced_in(v, new) for v in value])
+    return value
+
+
+def placed(tensor: Tensor, device: Lazy) -> Tensor:
+    """A copy of the values in memory that a program can fill again."""
+    return wrap(device.adopt(np.array(tensor.numpy())), device)
+
+
+class Capture:
+    """A call of `function`, and the program that repeats it."""
+
+    def __init__(self, device: Lazy, function: Callable[..., Any],
+                 args: Any):
+        self.device = device
+        before = settle(device)
+        self.given = [placed(x, device) for x in tensors_in(args)]
+        inputs = {x.buffer.storage.node for x in self.given}
+        start = next(AGES)
+        try:
+            self.result = function(*replaced_in(args, iter(self.given)))
+        except BaseException:
+            for promise, node in before.items():
+                promise.node = node
+            raise
+        gc.collect()  # what nobody can reach is not a result
+        self.kept = [(p, node) for p, node in device.living()
+                     if before.get(p) is not node and node.op is not CONST
+                     and node not in inputs]
+        self.states = before
+        self.program = self.compiled(start, before, inputs)
+        self.finish(before)
+
+    def compiled(self, start: int, before: Mapping[Promise, OpNode],
+                 inputs: Container[OpNode]) -> Program:
+        roots = [node for _, node in self.kept]
+        nodes = toposort(*roots)
+        for node in nodes:
+            known = node in inputs or node in FED or node.age < start
+            if node.op is BUFFER and not known:
+                raise ValueError(
+                    f"jit: numbers of shape {node.shape} were brought to "
+                    f"the device, or read from it, inside the function, "
+                    f"and would be the same for ever; pass them as an "
+                    f"argument, or read them behind it")
+        whole = rewrite(nodes, RULES)
+        new = dict(zip(nodes, whole))
+        found = [new[root] for root in roots]
+        targets = {i: before[p] for i, (p, _) in enumerate(self.kept)
+                   if p in before}
+        return Program(captured(whole, found), found, targets)
+
+    def finish(self, before: Mapping[Promise, OpNode]) -> None:
+        """Run for the first time; names stand for memory from now on."""
+        self.mine = {p: node for p, node in before.items()
+                     if node in self.program.plan.places}
+        values = self.program()
+        for (promise, _), value in zip(self.kept, values):
+            self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
+        self.fed = {node: FED[node] for node in self.program.plan.leaves
+                    if node in FED}
+        self.age = next(AGES)
+
+    def __call__(self, args: Any) -> Any:
+        """Once more, on other arguments and the numbers of this moment."""
+        if next(AGES) != self.age + 1:
+            self.return_home()
+        for tensor, new in zip(self.given, tensors_in(args)):
+            np.copyto(tensor.buffer.storage.node.arg.array, new.numpy())
+        numbers = {f: f() for f in dict.fromkeys(
+            function for function, _ in self.fed.values())}
+        for node, (function, name) in self.fed.items():
+            np.copyto(node.arg.array, numbers[function][name])
+        self.program()
+        for promise, _ in self.kept:
+            promise.version += 1
+        return self.answer()
+
+    def return_home(self) -> None:
+        """Something was asked since: keep all promises, and bring back
+        what has been assigned to ours."""
+        settle(self.device)
+        for promise, leaf in self.mine.items():
+            if promise.node is not leaf:
+                np.copyto(leaf.arg.array, promise.node.arg.array)
+                promise.node = leaf
+
+    def answer(self) -> Any:
+        """The result, in memory that the next call leaves alone."""
+        found = [self.copied(x) for x in tensors_in(self.result)]
+        self.age = next(AGES)
+        return replaced_in(self.result, iter(found))
+
+    def copied(self, tensor: Tensor) -> Tensor:
+        """A result; what was there before the call is itself."""
+        buffer: Any = tensor.buffer
+        if buffer.storage in self.states or buffer.storage.node.op is CONST:
+            return tensor
+        value = buffer.storage.node.arg.copy()
+        new = self.device.promise(OpNode(BUFFER, (), value))
+        return wrap(Promised(new.storage, buffer.view, buffer.dtype,
+                             buffer.moves), self.device)
+
+
+def kind_of(value: Any) -> Any:
+    """What a program depends on: all but the numbers in tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, dict):
+        return tuple([(k, kind_of(v)) for k, v in value.items()])
+    if isinstance(value, list | tuple):
+        return tuple(map(kind_of, value))
+    return repr(value)
+
+
+class Jit:
+    """`function`, compiled: see `jit`."""
+
+    def __init__(self, function: Callable[..., Any], device: Lazy):
+        self.function, self.device = function, device
+        self.captures: dict[Any, Capture | None] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        key = kind_of(args)
+        if key not in self.captures:
+            self.captures[key] = None
+            return self.first(args)
+        capture = self.captures[key]
+        if capture is None:
+            capture = self.captures[key] = Capture(
+                self.device, self.function, args)
+            return capture.answer()
+        return capture(args)
+
+    def first(self, args: Any) -> Any:
+        """A call like any other: it makes what later ones overwrite."""
+        given = [x.to(self.device) for x in tensors_in(args)]
+        result = self.function(*replaced_in(args, iter(given)))
+        self.device.realize(*[p for p, _ in self.device.living()])
+        return result
+
+
+def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
+    """`function` as one program, for tensors of a lazy device.
+
+    The first call with arguments of new shapes or dtypes runs as ever,
+    the second is remembered and compiled, later ones repeat it: Python
+    is not asked any more. What it changes is changed in place. Tensors
+    among the arguments are copied to the device, others are constants.
+    """
+    return Jit(function, named(device))
