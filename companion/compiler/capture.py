@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:c039f11c7cfb
+# Tangled from capture: edit there, `make tangle`. sha256:abf75ef14814
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -73,6 +73,10 @@ def placed(tensor: Tensor, device: Lazy) -> Tensor:
     return wrap(device.adopt(np.array(tensor.numpy())), device)
 
 
+def memory_of(tensor: Any) -> OpNode:
+    return tensor.buffer.storage.node
+
+
 class Capture:
     """A call of `function`, and the program that repeats it."""
 
@@ -81,7 +85,8 @@ class Capture:
         self.device = device
         before = settle(device)
         self.given = [placed(x, device) for x in tensors_in(args)]
-        inputs = {x.buffer.storage.node for x in self.given}
+        self.inputs = [memory_of(x) for x in self.given]
+        inputs = set(self.inputs)
         start = next(AGES)
         try:
             self.result = function(*replaced_in(args, iter(self.given)))
@@ -131,8 +136,8 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        for tensor, new in zip(self.given, tensors_in(args)):
-            np.copyto(tensor.buffer.storage.node.arg.array, new.numpy())
+        for node, new in zip(self.inputs, tensors_in(args)):
+            np.copyto(node.arg.array, new.numpy())
         numbers = {f: f() for f in dict.fromkeys(
             function for function, _ in self.fed.values())}
         for node, (function, name) in self.fed.items():
@@ -214,4 +219,5 @@ def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     is not asked any more. What it changes is changed in place. Tensors
     among the arguments are copied to the device, others are constants.
     """
-    return Jit(function, named(device))
+    place: Any = named(device)
+    return Jit(function, place)

@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:d4aac42870ae
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:2bb1a0a7e02d
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Lazy(Device):
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """Numbers of this moment; a program asks for them again."""
-        found = super().feed(numbers)
+        found: dict[str, Any] = super().feed(numbers)
         for name, buffer in found.items():
             FED[buffer.node] = numbers, name
         return found

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:b6374dc76c38
+# Tangled from codegen: edit there, `make tangle`. sha256:ca0e2ac8c095
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class Loops:
 def indices(scalar: Scalar) -> list[Index]:
     """The indices in a scalar's argument."""
     if scalar.op is BUFFER:
-        return [scalar.arg.address, *[g.index for g in scalar.arg.guards]]
-    found = {IOTA: scalar.arg, PAD: getattr(scalar.arg, "index", None)}
+        return [scalar.arg.address, *[g.place for g in scalar.arg.guards]]
+    found = {IOTA: scalar.arg, PAD: getattr(scalar.arg, "place", None)}
     return [found[scalar.op]] if scalar.op in found else []
 
 

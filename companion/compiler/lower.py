@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:c0e8e4ee7b76
+# Tangled from fusion: edit there, `make tangle`. sha256:9a39f0bea579
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -170,9 +170,9 @@ THROUGH: dict[Op, Callable[[OpNode, At], At]] = {
 
 
 class Guard(NamedTuple):
-    """0 <= index < size · step, and a multiple of step."""
+    """0 <= place < size · step, and place a multiple of step."""
 
-    index: Index
+    place: Index
     size: int
     step: int
 
@@ -259,7 +259,7 @@ class Lowering:
     def read(self, node: OpNode, address: Index, guards: Any) -> Scalar:
         inside = Load(node, address, guards)
         return self.scalar(BUFFER, (), inside, node.dtype, address,
-                           *[g.index for g in guards])
+                           *[g.place for g in guards])
 
     def computed(self, node: OpNode, at: At, guards: Any) -> Scalar:
         src = tuple([self.element(x, at, guards) for x in node.src])
@@ -295,7 +295,7 @@ class Lowering:
             inner.append(place)
         x = self.element(node.src[0], tuple(inner), (*guards, *more))
         for guard in more if x.op is not BUFFER else ():
-            x = self.scalar(PAD, (x,), guard, node.dtype, guard.index)
+            x = self.scalar(PAD, (x,), guard, node.dtype, guard.place)
         return x
 
 
@@ -381,7 +381,7 @@ class Lowered(NamedTuple):
 
 def lower(item: Item, lowering: Lowering) -> Lowered:
     """The element of an item, in as few loops as make it affine."""
-    inner = (item.width,) if item.width != 1 else ()
+    inner: tuple[int, ...] = (item.width,) if item.width != 1 else ()
     node = item.node
     make = MADE.get(node.op, Lowering.computed)
     while True:

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f31b9a4e8975
+# Tangled from codegen: edit there, `make tangle`. sha256:fbe8325b9c3d
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -113,11 +113,13 @@ def arena(spans: Mapping[Any, tuple[int, int, int]],
 
 class Task(NamedTuple):
     """A call: a C expression that is 0 if it fails, where {i} are the
-    addresses of the result and of the operands."""
+    addresses of the result and of the operands. `job` and `function`
+    say, when threads are known, what FUNCTION is told, and what it is.
+    """
 
     code: str
-    job: Callable[[], bytes] | None = None
-    function: Callable[[], Any] | None = None
+    job: Any = None
+    function: Any = None
 
 
 def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
@@ -128,10 +130,15 @@ def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
         *stack, i, j = range(len(c.shape))
         c, a, b = [x.permute((*stack, j, i)) for x in (c, b, a)]
         order = "{2}, {1}, {0}"
-    return Task(f"((call3 *)FUNCTION)(JOB, {order})",
-                lambda: plan(a, b, c, 1.0, 0.0, product(out.dtype)[1],
-                             POOL.threads),
-                lambda: product(out.dtype)[0])
+
+    def job() -> bytes:
+        return plan(a, b, c, 1.0, 0.0, kernel_of(out)[1], POOL.threads)
+    return Task(f"((call3 *)FUNCTION)(JOB, {order})", job,
+                lambda: kernel_of(out)[0])
+
+
+def kernel_of(out: OpNode) -> Any:
+    return product(out.dtype)
 
 
 def attention_task(name: str) -> Callable[..., Task]:
@@ -250,7 +257,7 @@ class Plan:
             for x in self.kept if x not in self.places}
         for i, loops in self.loops.items():
             writer = Writer(loops)
-            for name, kind, width, _ in writer.totals():
+            for name, _, width, _ in writer.totals():
                 spans[i, name] = (8 * width * writer.parts, i, i)
         offsets, size = arena(spans)
         self.places |= {x: Place(0, offset) for x, offset in offsets.items()}
@@ -284,7 +291,7 @@ class Code:
         writer = Writer(self.plan.loops[i])
         text = "\n".join([writer.main(), writer.last()])
         name = self.texts.setdefault(text, f"k{len(self.texts)}")
-        places = [*writer.slots, *[(i, t[0]) for t in writer.totals()]]
+        places: list[Any] = [*writer.slots, *[(i, t[0]) for t in writer.totals()]]
         slots = ", ".join(self.at(self.plan.places[x]) for x in places)
         end = f" {name}_end(p);" if writer.loops.columns else ""
         return (f"{{ char *p[] = {{{slots}}}; parallel({name}, p, "
@@ -371,7 +378,7 @@ class Program:
             self.fail(self.steps[failed - 1])
         return self.results
 
-    def fail(self, step: Step) -> NoReturn:
+    def fail(self, step: Any) -> NoReturn:
         """Say what the library has refused, as it would have said it."""
         node = step.node
         if node.op in CHECKED:

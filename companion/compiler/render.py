@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:19be66370652
+# Tangled from codegen: edit there, `make tangle`. sha256:f850962f89f5
 """Kernels as C."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from companion.compiler.graph import OpNode
 from companion.compiler.index import limits
 from companion.compiler.loops import Line, Loops, Nest
 from companion.compiler.lower import Guard, Index, Load, Lowered, Var
@@ -99,7 +98,7 @@ def var_code(var: Var) -> str:
 
 def guard_code(guard: Guard) -> str:
     # Below zero, an unsigned number is larger than any length.
-    place = index_code(guard.index)
+    place = index_code(guard.place)
     most = max(guard.size - 1, 0) * guard.step + min(guard.size, 1)
     inside = f"(unsigned long)({place}) < {most}"
     return (f"({inside} & ({place}) % {guard.step} == 0)"
@@ -241,18 +240,18 @@ class Writer:
     def last(self) -> str:
         """The function that adds the columns of all parts."""
         lines = ["static void NAME_end(char **p) {"]
-        for i, (name, kind, width, made) in enumerate(self.totals()):
-            node, slot = made.item.node, len(self.slots) + i
+        for name, kind, width, made in self.totals():
+            node, out = made.item.node, C_TYPES[made.item.node.dtype]
+            slot = len(self.slots) + int(name[1:])
             join = "s += x" if node.op is SUM else (
                 "s = x > s | x != x ? x : s")
             lines += [
+                f"{kind} *{name} = ({kind} *)p[{slot}];",
                 f"for (long i = 0; i < {width}; i++) {{",
-                f"{kind} s = (({kind} *)p[{slot}])[i];",
-                f"for (long part = 1; part < {self.parts}; part++) {{",
-                f"{kind} x = (({kind} *)p[{slot}])[part * {width} + i];",
-                f"{join}; }}",
-                f"(({C_TYPES[node.dtype]} *)p[{slot_of(self, node)}])"
-                f"[i] = s; }}"]
+                f"{kind} s = {name}[i], x;",
+                f"for (long part = 1; part < {self.parts}; part++)",
+                f"x = {name}[part * {width} + i], {join};",
+                f"(({out} *)p[{list(self.slots).index(node)}])[i] = s; }}"]
         return "\n".join([*lines, "}"]) if self.loops.columns else ""
 
 
@@ -292,7 +291,3 @@ def simd(folds: Sequence[Line]) -> str:
     names += [f"reduction(|:n{f.name})" for f in folds
               if f.op is MAX and f.dtype.is_float]
     return " ".join(["#pragma omp simd", *names])
-
-
-def slot_of(writer: Writer, node: OpNode) -> int:
-    return list(writer.slots).index(node)

@@ -1,11 +1,11 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:9c0329ae4c6b
+# Tangled from fusion: edit there, `make tangle`. sha256:8928441ac364
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from companion.compiler.graph import OpNode, toposort
 from companion.compiler.lower import (
@@ -211,6 +211,11 @@ class Kernel:
     def __init__(self, rows: int):
         self.rows = rows
         self.lowered: dict[OpNode, Lowered] = {}
+        self.needs: set[OpNode] = set()
+
+    def add(self, made: Lowered) -> None:
+        self.lowered[made.item.node] = made
+        self.needs |= {load.node for load in loads(made.scalar)}
 
     @property
     def stores(self) -> list[OpNode]:
@@ -219,8 +224,7 @@ class Kernel:
     @property
     def reads(self) -> set[OpNode]:
         """What it needs of others."""
-        return {load.node for x in self.lowered.values()
-                for load in loads(x.scalar)} - set(self.lowered)
+        return self.needs - set(self.lowered)
 
 
 def is_local(load: Load, made: Lowered) -> bool:
@@ -292,17 +296,23 @@ def schedule(order: Sequence[OpNode],
             steps.append(Call(node, tuple(operands(node))))
             at[node] = len(steps) - 1
             continue
-        item = as_item(node)
-        alone = lower(item, lowering)
-        for i in places(alone, at, steps):
-            found = joined(steps[i], item, lowering)
-            if found:
-                break
-        else:
-            i, found = len(steps), alone
-            steps.append(Kernel(item.rows))
-        steps[i].lowered[node], at[node] = found, i
+        i, found = best_place(as_item(node), lowering, at, steps)
+        if i == len(steps):
+            steps.append(Kernel(found.item.rows))
+        cast(Kernel, steps[i]).add(found)
+        at[node] = i
     return steps
+
+
+def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
+               steps: Sequence[Step]) -> tuple[int, Lowered]:
+    """The step that makes an item, or one more at the end."""
+    alone = lower(item, lowering)
+    for i in places(alone, at, steps):
+        found = joined(steps[i], item, lowering)
+        if found:
+            return i, found
+    return len(steps), alone
 
 
 def traffic(steps: Sequence[Step], roots: Iterable[OpNode]) -> int:
