@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:8928441ac364
+# Tangled from fusion: edit there, `make tangle`. sha256:d8728f1bee4a
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -135,42 +135,37 @@ def uses(order: Sequence[OpNode],
     return found
 
 
-def readers(order: Sequence[OpNode], memory: Container[OpNode],
-            ) -> dict[OpNode, set[OpNode]]:
-    """The stored nodes that read each node, or are made of it."""
-    found: dict[OpNode, set[OpNode]] = {node: set() for node in order}
-    for node in reversed(order):
-        mine = {node} if node in memory else found[node]
-        for x in node.src:
-            found[x] |= mine
-    return found
-
-
 LONGEST = 40  # operations in a row without memory
 
 
-def worth_storing(order: Sequence[OpNode], among: Iterable[OpNode],
-                  memory: Container[OpNode]) -> dict[OpNode, None]:
-    """What had better reach memory too, given what does."""
-    cost, who = uses(order, memory), readers(order, memory)
-    return {node: None for node in among
-            if len(who[node]) > 1
-            and (cost[node].costly or len(cost[node].reads) > 1)
-            or cost[node].depth % LONGEST == 0}
+def chosen(order: Sequence[OpNode], must: Mapping[OpNode, None],
+           cost: Mapping[OpNode, Use]) -> dict[OpNode, None]:
+    """What must reach memory, and what had better: values with several
+    readers there that are dear to compute again."""
+    found = dict(must)
+    readers: dict[OpNode, set[OpNode]] = {node: set() for node in order}
+    for node in reversed(order):
+        shared = len(readers[node]) > 1 and (
+            cost[node].costly or len(cost[node].reads) > 1)
+        if node.src and node.op not in MOVE and (
+                shared or cost[node].depth % LONGEST == 0):
+            found[node] = None
+        # Of what has no memory, its readers read the operands.
+        mine = {node} if node in found else readers[node]
+        for x in node.src:
+            readers[x] |= mine
+    return found
 
 
 def in_memory(order: Sequence[OpNode],
               roots: Iterable[OpNode]) -> dict[OpNode, None]:
-    """All that reaches memory: what must, and what had better.
+    """All that reaches memory.
 
-    In two rounds: what seemed dear to compute again may be cheap once
-    others are stored, so the second asks what the first has named.
+    In two rounds: what seemed dear may be cheap when others are stored.
     """
     must = required(order, roots)
-    may = [node for node in order if node.src and node.op not in MOVE
-           and node not in must]
-    maybe = worth_storing(order, may, must)
-    return must | worth_storing(order, maybe, must | maybe)
+    first = chosen(order, must, uses(order, must))
+    return chosen(order, must, uses(order, first))
 
 
 def captured(whole: Sequence[OpNode],
