@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:abf75ef14814
+# Tangled from capture: edit there, `make tangle`. sha256:b518121e9f58
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import numpy as np
 from companion.buffer import Storage
 from companion.compiler.graph import AGES, OpNode, interpret, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
-from companion.compiler.program import Program
-from companion.compiler.rewrite import rewrite
-from companion.compiler.rules import RULES
-from companion.compiler.schedule import captured
+from companion.compiler.program import Program, compile_graph
 from companion.device import named
+from companion.native import CompileError, compiler, tell
 from companion.ops import BUFFER, CONST
 from companion.tensor import Tensor, wrap
 
@@ -24,6 +22,8 @@ from companion.tensor import Tensor, wrap
 def leaf_of(promise: Promise) -> OpNode:
     """Make sure that a promise has memory of its own, dense and whole."""
     node = promise.node
+    if node.op is CONST:  # nobody writes to it
+        return node
     (value,) = interpret([node], promise.device.device,
                          promise.device.known)
     if node.op is not BUFFER or not value.view.is_dense:
@@ -41,9 +41,9 @@ def settle(device: Lazy) -> dict[Promise, OpNode]:
     found, seen = dict[Promise, OpNode](), set[Storage]()
     for promise, _ in device.living():
         node = leaf_of(promise)
-        if node.arg.storage in seen:
+        if node.op is BUFFER and node.arg.storage in seen:
             promise.node = node = OpNode(BUFFER, (), node.arg.copy())
-        seen.add(node.arg.storage)
+        seen |= {x.storage for x in [node.arg] if node.op is BUFFER}
         found[promise] = node
     return found
 
@@ -70,7 +70,9 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
 
 def placed(tensor: Tensor, device: Lazy) -> Tensor:
     """A copy of the values in memory that a program can fill again."""
-    return wrap(device.adopt(np.array(tensor.numpy())), device)
+    new = wrap(device.adopt(np.array(tensor.numpy())), device)
+    new.requires_grad = tensor.requires_grad
+    return new
 
 
 def memory_of(tensor: Any) -> OpNode:
@@ -99,11 +101,11 @@ class Capture:
                      if before.get(p) is not node and node.op is not CONST
                      and node not in inputs]
         self.states = before
-        self.program = self.compiled(start, before, inputs)
+        self.program = self.make(start, before, inputs)
         self.finish(before)
 
-    def compiled(self, start: int, before: Mapping[Promise, OpNode],
-                 inputs: Container[OpNode]) -> Program:
+    def make(self, start: int, before: Mapping[Promise, OpNode],
+             inputs: Container[OpNode]) -> Program:
         roots = [node for _, node in self.kept]
         nodes = toposort(*roots)
         for node in nodes:
@@ -114,12 +116,9 @@ class Capture:
                     f"the device, or read from it, inside the function, "
                     f"and would be the same for ever; pass them as an "
                     f"argument, or read them behind it")
-        whole = rewrite(nodes, RULES)
-        new = dict(zip(nodes, whole))
-        found = [new[root] for root in roots]
-        targets = {i: before[p] for i, (p, _) in enumerate(self.kept)
-                   if p in before}
-        return Program(captured(whole, found), found, targets)
+        return compile_graph(roots, {
+            i: before[p] for i, (p, _) in enumerate(self.kept)
+            if p in before and before[p].op is BUFFER})
 
     def finish(self, before: Mapping[Promise, OpNode]) -> None:
         """Run for the first time; names stand for memory from now on."""
@@ -150,7 +149,11 @@ class Capture:
     def return_home(self) -> None:
         """Something was asked since: keep all promises, and bring back
         what has been assigned to ours."""
-        settle(self.device)
+        ours = {leaf.arg.storage for leaf in self.mine.values()}
+        for promise, node in settle(self.device).items():
+            if (node is not self.mine.get(promise) and node.op is BUFFER
+                    and node.arg.storage in ours):
+                promise.node = OpNode(BUFFER, (), node.arg.copy())
         for promise, leaf in self.mine.items():
             if promise.node is not leaf:
                 np.copyto(leaf.arg.array, promise.node.arg.array)
@@ -193,7 +196,7 @@ class Jit:
 
     def __call__(self, *args: Any) -> Any:
         key = kind_of(args)
-        if key not in self.captures:
+        if key not in self.captures or not can_compile():
             self.captures[key] = None
             return self.first(args)
         capture = self.captures[key]
@@ -205,10 +208,19 @@ class Jit:
 
     def first(self, args: Any) -> Any:
         """A call like any other: it makes what later ones overwrite."""
-        given = [x.to(self.device) for x in tensors_in(args)]
+        given = [placed(x, self.device) for x in tensors_in(args)]
         result = self.function(*replaced_in(args, iter(given)))
         self.device.realize(*[p for p, _ in self.device.living()])
         return result
+
+
+def can_compile() -> bool:
+    """Whether there is a C compiler; if not, it is told once."""
+    try:
+        return bool(compiler())
+    except CompileError as error:
+        tell(f"jit: programs are interpreted: {error}")
+        return False
 
 
 def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:fbe8325b9c3d
+# Tangled from codegen: edit there, `make tangle`. sha256:5bc1430b05b5
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -6,7 +6,7 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,7 +23,7 @@ from companion.compiler.lower import (
 )
 from companion.compiler.render import C_TYPES, Writer
 from companion.compiler.rewrite import rewrite
-from companion.compiler.rules import RULES
+from companion.compiler.rules import LOWERING, RULES
 from companion.compiler.schedule import (
     Call,
     Kernel,
@@ -290,11 +290,12 @@ class Code:
     def kernel(self, i: int, step: Kernel) -> str:
         writer = Writer(self.plan.loops[i])
         text = "\n".join([writer.main(), writer.last()])
-        name = self.texts.setdefault(text, f"k{len(self.texts)}")
-        places: list[Any] = [*writer.slots, *[(i, t[0]) for t in writer.totals()]]
+        function = self.texts.setdefault(text, f"k{len(self.texts)}")
+        places: list[Any] = [*writer.slots, *[
+            (i, name) for name, *_ in writer.totals()]]
         slots = ", ".join(self.at(self.plan.places[x]) for x in places)
-        end = f" {name}_end(p);" if writer.loops.columns else ""
-        return (f"{{ char *p[] = {{{slots}}}; parallel({name}, p, "
+        end = f" {function}_end(p);" if writer.loops.columns else ""
+        return (f"{{ char *p[] = {{{slots}}}; parallel({function}, p, "
                 f"{writer.parts}, threads);{end} }}")
 
     def call(self, i: int, step: Call) -> str:
@@ -339,6 +340,7 @@ class Program:
         roots = [OpNode(CAST, (r,), r.dtype) if stripped(r).op is BUFFER
                  else r for r in roots]
         order = list(dict.fromkeys([*order, *roots]))
+        check_types(order)
         self.steps = schedule(order, roots)
         self.plan = Plan(self.steps, roots, targets)
         self.code = Code(self.plan)
@@ -398,14 +400,23 @@ class Program:
         return Buffer(Storage(memory), operand.view, operand.node.dtype)
 
 
+def check_types(order: Iterable[OpNode]) -> None:
+    for node in order:
+        if node.dtype not in C_TYPES:
+            raise TypeError(
+                f"jit: {node.op} makes {node.dtype}, which C has not; "
+                f"expected {', '.join(map(str, C_TYPES))}: cast first")
+
+
 FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
         "-fwrapv", "-fno-strict-aliasing")
 
 
-def compiled(*roots: OpNode, flags: Sequence[str] = ()) -> Program:
+def compile_graph(roots: Sequence[OpNode], targets: Mapping[int, OpNode] = {},
+             *flags: str) -> Program:
     """The program that computes `roots`, by all rules."""
     nodes = toposort(*roots)
-    whole = rewrite(nodes, RULES)
+    whole = rewrite(rewrite(nodes, RULES), LOWERING)
     new = dict(zip(nodes, whole))
     found = [new[root] for root in roots]
-    return Program(captured(whole, found), found, {}, *flags)
+    return Program(captured(whole, found), found, targets, *flags)

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:d682ee03b848
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:aeac4952bbf7  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from companion.blas import WIDE
 from companion.compiler.graph import OpNode, interpret
 from companion.compiler.rewrite import (
     Hole,
@@ -38,13 +39,16 @@ from companion.ops import (
     CAST,
     DIV,
     EQUAL,
+    FAMILIES,
     GATHER,
     IDIV,
     IOTA,
     LESS,
+    MATMUL,
     MAX,
     MOD,
     MUL,
+    SCATTER,
     SHAPE,
     SQRT,
     SUB,
@@ -334,3 +338,63 @@ BEFORE_EXPAND = [
 ]
 
 RULES = [*FOLDING, *ALGEBRA, *WHOLE, *CASTS, *MOVEMENTS, *BEFORE_EXPAND]
+
+LONG = 4096  # more elements than this are folded in two steps
+
+
+@later
+def is_narrow(i: OpNode) -> bool:
+    return i.dtype in WIDE
+
+
+@later
+def wide_of(i: OpNode) -> DType:
+    return WIDE[i.dtype]
+
+
+@later
+def dtype_of(i: OpNode) -> DType:
+    return i.dtype
+
+
+@later
+def is_not_int64(j: OpNode) -> bool:
+    return j.dtype is not int64
+
+
+@later
+def is_long(x: OpNode, p: tuple[int, ...]) -> bool:
+    """Whether all of many elements are folded, and can be in rows."""
+    size = math.prod(x.shape)
+    whole = all(n == 1 for axis, n in enumerate(x.shape)
+                if axis not in p)
+    return whole and size > LONG and width_of(size) > 8
+
+
+def width_of(size: int) -> int:
+    """The longest row of up to 1024 elements that divides so many."""
+    return max([n for n in range(1, 1025) if size % n == 0])
+
+
+@later
+def in_rows_of(x: OpNode) -> Shape:
+    width = width_of(math.prod(x.shape))
+    return math.prod(x.shape) // width, width
+
+
+@later
+def all_one(x: OpNode) -> Shape:
+    return (1,) * len(x.shape)
+
+
+LOWERING = [
+    rule(pattern(MATMUL, i, j), pattern(
+        MATMUL, i.cast(wide_of(i)), j.cast(wide_of(i))).cast(dtype_of(i)),
+        is_narrow(i)),
+    rule(pattern(GATHER, x, j, p), pattern(GATHER, x, j.cast(int64), p),
+         is_not_int64(j)),
+    rule(pattern(SCATTER, x, j, p), pattern(SCATTER, x, j.cast(int64), p),
+         is_not_int64(j)),
+    *[rule(pattern(op, x, p), pattern(op, pattern(
+        op, x.reshape(in_rows_of(x)), (1,)), (0,)).reshape(all_one(x)),
+        is_long(x, p)) for op in FAMILIES["reduce"]]]
