@@ -1,16 +1,17 @@
-# Tangled from capture: edit there, `make tangle`. sha256:b518121e9f58
+# Tangled from capture: edit there, `make tangle`. sha256:bb4b69f80c38
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from companion.buffer import Storage
-from companion.compiler.graph import AGES, OpNode, interpret, toposort
+from companion.compiler.graph import AGES, OpNode, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph
 from companion.device import named
@@ -19,31 +20,33 @@ from companion.ops import BUFFER, CONST
 from companion.tensor import Tensor, wrap
 
 
-def leaf_of(promise: Promise) -> OpNode:
-    """Make sure that a promise has memory of its own, dense and whole."""
-    node = promise.node
-    if node.op is CONST:  # nobody writes to it
-        return node
-    (value,) = interpret([node], promise.device.device,
-                         promise.device.known)
-    if node.op is not BUFFER or not value.view.is_dense:
-        promise.node = OpNode(BUFFER, (), value.copy())
-    return promise.node
+def keep_all(device: Lazy) -> None:
+    """Compute all promises, but those that a bad index has broken:
+    whoever reads one of them will be told."""
+    living = [p for p, _ in device.living()]
+    try:
+        device.realize(*living)
+    except IndexError:
+        for promise in living:
+            with suppress(IndexError):
+                device.realize(promise)
 
 
 def settle(device: Lazy) -> dict[Promise, OpNode]:
-    """The promises that are held, all kept, and the leaf of each.
+    """The promises that have memory, and the leaf of each.
 
-    No two share memory afterwards: a program may overwrite one of them.
+    No two share it afterwards: a program may overwrite one of them.
     """
-    device.realize(*[p for p, _ in device.living()])
+    keep_all(device)
     device.known.clear()
     found, seen = dict[Promise, OpNode](), set[Storage]()
-    for promise, _ in device.living():
-        node = leaf_of(promise)
-        if node.op is BUFFER and node.arg.storage in seen:
-            promise.node = node = OpNode(BUFFER, (), node.arg.copy())
-        seen |= {x.storage for x in [node.arg] if node.op is BUFFER}
+    for promise, node in device.living():
+        if node.op is BUFFER:
+            buffer = node.arg
+            if buffer.storage in seen or not buffer.view.is_dense:
+                buffer = buffer.copy()
+                promise.node = node = OpNode(BUFFER, (), buffer)
+            seen.add(buffer.storage)
         found[promise] = node
     return found
 
@@ -123,7 +126,8 @@ class Capture:
     def finish(self, before: Mapping[Promise, OpNode]) -> None:
         """Run for the first time; names stand for memory from now on."""
         self.mine = {p: node for p, node in before.items()
-                     if node in self.program.plan.places}
+                     if node.op is BUFFER
+                     and node in self.program.plan.places}
         values = self.program()
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
@@ -209,8 +213,10 @@ class Jit:
     def first(self, args: Any) -> Any:
         """A call like any other: it makes what later ones overwrite."""
         given = [placed(x, self.device) for x in tensors_in(args)]
+        before = dict(self.device.living())
         result = self.function(*replaced_in(args, iter(given)))
-        self.device.realize(*[p for p, _ in self.device.living()])
+        self.device.realize(*[p for p, node in self.device.living()
+                              if before.get(p) is not node])
         return result
 
 

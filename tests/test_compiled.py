@@ -1,0 +1,418 @@
+"""Compiled programs beside the interpreter, and captured steps."""
+
+import numpy as np
+import pytest
+from chapters import test_rewriting as page
+
+from companion import (
+    GPT,
+    SGD,
+    AdamW,
+    Dropout,
+    Embedding,
+    LayerNorm,
+    Linear,
+    MultiHeadAttention,
+    Sequential,
+    Tensor,
+    clip_grad_norm_,
+    cross_entropy,
+    gelu,
+    manual_seed,
+    rand,
+    set_threads,
+    where,
+)
+from companion.compiler import program as compiler
+from companion.compiler.capture import jit
+from companion.compiler.graph import interpret, toposort
+from companion.compiler.lazy import Lazy, realize
+from companion.compiler.render import C_TYPES
+from companion.compiler.schedule import Kernel, Operand
+from companion.device import CPU, named
+from companion.dtype import float32, int64
+from companion.native import POOL
+from companion.ops import BUFFER, IOTA
+from companion.tensor import leaf
+from companion.transformer import GPTConfig, next_token_loss
+from companion.view import View
+
+LAZY = Lazy(CPU)
+
+
+class Apart(compiler.Plan):
+    """A plan in which every stored value keeps its memory."""
+
+    def arrange(self):
+        self.last |= dict.fromkeys(self.kept, len(self.steps))
+        return super().arrange()
+
+
+def values_of(program):
+    """What the program has left in memory, by the node."""
+    def value(node):
+        slot = program.plan.places[node].slot
+        if slot:
+            result = program.results[slot - 1 - len(program.plan.leaves)]
+            return result.moved(View.dense(node.shape))
+        return program.buffer(Operand(node, View.dense(node.shape)))
+    return {node: value(node) for step in program.steps
+            for node in step.stores if node in program.plan.places}
+
+
+def check(roots, monkeypatch, *flags):
+    """Each stored value is the interpreter's, of what it was made of."""
+    monkeypatch.setattr(compiler, "Plan", Apart)
+    program = compiler.compile_graph(roots, {}, *flags)
+    program()
+    values = values_of(program)
+    for node, value in values.items():
+        known = {x: v for x, v in values.items() if x is not node}
+        (expected,) = interpret([node], CPU, known)
+        assert_close(value.array, expected.array, repr(node))
+    return program
+
+
+def assert_close(found, expected, what):
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    if found.dtype.kind == "f":
+        close = 1e-5 if found.dtype == np.float32 else 1e-12
+        np.testing.assert_allclose(found, expected, close, close, err_msg=what)
+    else:
+        np.testing.assert_array_equal(found, expected, what)
+
+
+def random_roots(seed):
+    seeds = [*page.ANYTHING, *[r.left for r in [*page.RULES, *page.INDEX]]]
+    for root in page.random_program(np.random.default_rng(seed), seeds):
+        if all(node.dtype in C_TYPES for node in toposort(root)):
+            try:
+                interpret([root], CPU)
+            except IndexError:
+                continue  # a GATHER that is refused
+            yield root
+
+
+@pytest.mark.parametrize("start", range(0, 250, 25))
+def test_random_programs(start, monkeypatch):
+    roots = [root for seed in range(start, start + 25)
+             for root in random_roots(seed)]
+    # Exactly: without multiplications and additions in one rounding.
+    check(roots, monkeypatch, "-ffp-contract=off")
+
+
+def some(*shape, seed=0, device=LAZY):
+    x = np.random.default_rng(seed).normal(size=shape)
+    return Tensor(x, float32, device)
+
+
+def kernels(*tensors):
+    """How many kernels, and how many calls of the library."""
+    program = compiler.compile_graph([t.buffer.node for t in tensors])
+    made = [isinstance(step, Kernel) for step in program.steps]
+    return sum(made), len(made) - sum(made)
+
+
+def optimized():
+    p = [some(64, 32, seed=s).requires_grad_() for s in range(3)]
+    optimizer = AdamW(p, 1e-3)
+    for _ in range(2):
+        for x in p:
+            x.grad = x.detach() * 2
+        optimizer.step()
+    return [*p, *[m for x in p for m in optimizer.state[x].values()
+                  if isinstance(m, Tensor)]]
+
+
+X = some(8, 96)
+NAMED = {
+    "softmax": (lambda: [some(8, 96).softmax(1)], (1, 0)),
+    "layer norm": (lambda: [LayerNorm(96).to(LAZY)(some(8, 96))], (1, 0)),
+    "a hidden layer": (lambda: [gelu(some(8, 16) @ some(16, 96) + some(96))],
+                       (1, 1)),
+    "mean and deviation": (lambda: [f(X, 1) for f in (Tensor.mean, Tensor.std)],
+                           (1, 0)),
+    "transposes": (lambda: [some(8, 6).T @ some(8, 5)], (0, 1)),
+    "three updates": (optimized, (3, 0)),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_kernels_of(name, monkeypatch):
+    make, count = NAMED[name]
+    tensors = make()
+    assert kernels(*tensors) == count
+    check([t.buffer.node for t in tensors], monkeypatch)
+
+
+def network(device):
+    manual_seed(3)
+    model = Sequential(Linear(8, 16), LayerNorm(16), Dropout(0.3),
+                       Linear(16, 4)).to(device)
+    optimizer = AdamW(model.parameters(), 1e-2)
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+    return model, optimizer, step
+
+
+def batches(n):
+    rng = np.random.default_rng(1)
+    for _ in range(n):
+        yield (Tensor(rng.normal(size=(6, 8)), float32),
+               Tensor(rng.integers(0, 4, 6)))
+
+
+def losses(device, wrap, n=6):
+    model, optimizer, step = network(device)
+    step = wrap(step)
+    found = []
+    manual_seed(5)
+    for i, (x, y) in enumerate(batches(n)):
+        if i == 4:
+            optimizer.param_groups[0]["lr"] = 0.1
+        found.append(step(x, y))
+    return [x.item() for x in found], model, optimizer
+
+
+def test_a_captured_step_is_the_step():
+    expected, model, optimizer = losses(CPU, lambda step: step)
+    found, twin, other = losses("lazy", jit)
+    np.testing.assert_allclose(found, expected, 1e-5)
+    for p, q in zip(model.parameters(), twin.parameters()):
+        np.testing.assert_allclose(q.numpy(), p.numpy(), 1e-4, 1e-6)
+        np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-3, 1e-6)
+        assert other.state[q]["step"] == optimizer.state[p]["step"]
+
+
+def test_threads_agree():
+    usual, found = POOL.threads, []
+    try:
+        for threads in (1, 2):
+            set_threads(threads)
+            found.append(losses("lazy", jit)[0])
+    finally:
+        set_threads(usual)
+    assert found[0] == found[1]
+
+
+def test_a_gpt(monkeypatch):
+    config = GPTConfig(8, 11, 2, 2, 16)
+    manual_seed(0)
+    model = GPT(config).to(LAZY)
+    x, y = [Tensor(np.random.default_rng(s).integers(0, 11, (3, 8)),
+                   device=LAZY) for s in (1, 2)]
+    loss = next_token_loss(model, x, y)
+    loss.backward()
+    check([loss.detach().buffer.node, *[
+        p.grad.buffer.node for p in model.parameters()]], monkeypatch)
+
+
+def counter(function):
+    """`function` as a program, on a tensor that it may change."""
+    x = Tensor([1.0, 2.0, 3.0], float32, "lazy")
+    return x, jit(lambda: function(x))
+
+
+def test_what_was_read_before_keeps_its_value():
+    def step(x):
+        x += 1
+        return x * 2
+    x, run = counter(step)
+    seen = [run() for _ in range(4)]
+    before = x + 0
+    seen.append(run())
+    assert before.tolist() == [5, 6, 7]
+    assert [y.tolist()[0] for y in seen] == [4, 6, 8, 10, 12]
+    assert x.tolist() == [6, 7, 8]
+
+
+def test_equal_values_do_not_share_memory():
+    a = Tensor([1.0, 2.0], float32, "lazy")
+    b = a.clone()
+    realize(a, b)
+
+    @jit
+    def step():
+        a.assign(a + 1)
+        b.assign(b * 3)
+    for _ in range(4):
+        step()
+    assert a.tolist() == [5, 6] and b.tolist() == [81, 162]
+
+
+def test_names_that_change_places():
+    a, b = [Tensor([v], float32, "lazy") for v in (1.0, 2.0)]
+
+    @jit
+    def swap():
+        old = a.clone()
+        a.assign(b)
+        b.assign(old + 10)
+    for _ in range(5):
+        swap()
+    assert (a.item(), b.item()) == (22, 31)
+
+
+def test_what_is_assigned_from_outside_is_seen():
+    def step(x):
+        x.assign(x * 2)
+    x, run = counter(step)
+    for _ in range(3):
+        run()
+    y = Tensor([1.0, 1.0, 5.0], float32, "lazy")
+    x.assign(y)
+    run()
+    assert x.tolist() == [2, 2, 10] and y.tolist() == [1, 1, 5]
+    y.assign(x)
+    run()
+    assert x.tolist() == [4, 4, 20] and y.tolist() == [2, 2, 10]
+
+
+def test_two_programs_of_the_same_weights():
+    w = Tensor([1.0, 2.0], float32, "lazy")
+
+    @jit
+    def train():
+        w.assign(w * 2)
+
+    @jit
+    def evaluate():
+        return w.sum()
+    found = []
+    for _ in range(4):
+        train()
+        found.append(evaluate().item())
+    w.assign(Tensor([0.5, 0.5], float32, "lazy"))
+    assert evaluate().item() == 1 and found == [6, 12, 24, 48]
+    train()
+    assert evaluate().item() == 2
+
+
+def test_a_bad_index_leaves_all_as_it_was():
+    table = Embedding(5, 4).to("lazy")
+    optimizer = SGD(table.parameters(), 0.1)
+
+    @jit
+    def step(index):
+        optimizer.zero_grad()
+        table(index).square().sum().backward()
+        optimizer.step()
+    for _ in range(3):
+        step(Tensor([0, 4, 2]))
+    before = table.weight.numpy()
+    with pytest.raises(IndexError, match="the index 7 is out of range"):
+        step(Tensor([0, 7, 2]))
+    assert np.array_equal(table.weight.numpy(), before)
+    step(Tensor([0, 1, 2]))
+    assert not np.array_equal(table.weight.numpy(), before)
+
+
+def test_other_shapes_are_other_programs():
+    run = jit(lambda x, scale: (x * scale).sum())
+    for n in (3, 4, 3, 4, 3, 4):
+        assert run(Tensor(np.ones(n)), 2).item() == 2 * n
+        assert run(Tensor(np.ones(n)), 3).item() == 3 * n
+    assert len(run.captures) == 4
+
+
+def test_numbers_that_would_be_frozen_are_told():
+    run = jit(lambda x: x + Tensor(np.ones(3), device="lazy"))
+    x = Tensor(np.zeros(3))
+    run(x)
+    with pytest.raises(ValueError, match="pass them as an argument"):
+        run(x)
+
+    @jit
+    def reads(x):
+        y = x * 2
+        return y if y.sum().item() > 1 else y * y.max()
+    reads(x)
+
+
+def test_an_error_leaves_all_as_it_was():
+    calls = []
+
+    def step(x):
+        x += 1
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("stop")
+    x, run = counter(step)
+    run()
+    with pytest.raises(RuntimeError, match="stop"):
+        run()
+    assert x.tolist() == [2, 3, 4]
+    for _ in range(3):
+        run()
+    assert x.tolist() == [5, 6, 7]
+
+
+def test_random_numbers_go_on():
+    def drawn(device, wrap):
+        manual_seed(9)
+        run = wrap(lambda: rand(3, 5, device=device))
+        return [run().numpy() for _ in range(4)]
+    for a, b in zip(drawn("cpu", lambda f: f), drawn("lazy", jit)):
+        assert np.array_equal(a, b)
+
+
+def test_late_gradients_are_refused():
+    w = Tensor([1.0, 2.0], float32, "lazy").requires_grad_()
+
+    @jit
+    def step():
+        w.detach().assign(w.detach() * 2)
+    step()
+    step()
+    y = (w * w).sum()
+    step()
+    with pytest.raises(RuntimeError, match="written to"):
+        y.backward()
+
+
+def test_results_of_every_kind():
+    w = Tensor([1.0, 2.0], float32, "lazy")
+    run = jit(lambda x: {"w": w, "y": [x.T[1:], (None, x.sum() > 3)],
+                         "n": leaf(IOTA, 4, named("lazy"))})
+    for scale in (1.0, 2.0, 3.0):
+        x = np.arange(6.0).reshape(2, 3) * scale
+        found = run(Tensor(x))
+        assert found["w"].tolist() == [1, 2]
+        assert np.array_equal(found["y"][0].numpy(), x.T[1:])
+        assert found["y"][1][0] is None and found["y"][1][1].item()
+        assert found["n"].tolist() == [0, 1, 2, 3]
+
+
+def test_attention_with_masks(monkeypatch):
+    manual_seed(1)
+    layer = MultiHeadAttention(16, 4, num_kv_heads=2).to(LAZY)
+    mask = where(some(5, 5) > 0, True, False)
+    x = some(2, 5, 16).requires_grad_()
+    y = layer(x, mask)
+    y.square().sum().backward()
+    check([y.detach().buffer.node, x.grad.buffer.node], monkeypatch)
+
+
+def test_long_sums(monkeypatch):
+    x = some(250, 400)
+    n = Tensor(np.arange(100_000), int64, LAZY)
+    program = check([t.buffer.node for t in (
+        x.sum(), x.max(), n.sum(), (x * x).mean(0))], monkeypatch)
+    total = x.numpy().astype(np.float64).sum()
+    assert abs(program.results[0].array - total) < 1e-2
+    assert program.results[2].array == 4999950000
+
+
+@pytest.mark.parametrize("dtype", C_TYPES, ids=str)
+def test_every_dtype_is_computed(dtype, monkeypatch):
+    x = Tensor([[0, 1, 2], [3, 4, 250]], int64, LAZY).to(dtype)
+    found = [x.T @ x, x[[1, 0, -1]], x.max(0), x.flip(1), x == x[0]]
+    check([t.buffer.node for t in found], monkeypatch)
+    assert all(node.op is not BUFFER for node in toposort(
+        found[0].buffer.node)[-1:])
