@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:ca0e2ac8c095
+# Tangled from codegen: edit there, `make tangle`. sha256:38ffd80233ea
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -7,9 +7,17 @@ from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from companion.compiler.graph import OpNode
-from companion.compiler.lower import Index, Load, Lowered, Scalar, address_of
+from companion.compiler.lower import (
+    Guard,
+    Index,
+    Load,
+    Lowered,
+    Scalar,
+    address_of,
+    depth,
+)
 from companion.compiler.schedule import Kernel
-from companion.dtype import DType, int64
+from companion.dtype import DType, bool_, int64
 from companion.ops import BUFFER, IDIV, IOTA, PAD, WRITE, Op
 
 
@@ -123,6 +131,8 @@ class Loops:
             for index in indices(scalar):
                 self.prepare(index, i, inner)
             args += self.memory(scalar)
+            for guard in guards_of(scalar):
+                self.guard(guard, i, inner)
             self.names[key] = name = f"v{len(self.names)}"
             self.lines(i, inner, level).append(Line(
                 scalar.op, name, args, scalar.arg, scalar.dtype))
@@ -136,6 +146,15 @@ class Loops:
         if node is not None and node not in self.buffers:
             self.nodes[node] = None
         return ()
+
+    def guard(self, guard: Guard, i: int, inner: tuple[int, ...]) -> None:
+        """A line that asks, outside of all loops that do not matter."""
+        level = depth(guard.place)
+        key = guard, i if level else 0, inner if level else ()
+        if key not in self.names:
+            self.names[key] = ""
+            self.lines(key[1], inner, level).append(
+                Line(PAD, "", (), guard, bool_))
 
     def prepare(self, index: Index, i: int, inner: tuple[int, ...]) -> None:
         """Lines for the variables that are made of others."""
@@ -198,6 +217,11 @@ def indices(scalar: Scalar) -> list[Index]:
         return [scalar.arg.address, *[g.place for g in scalar.arg.guards]]
     found = {IOTA: scalar.arg, PAD: getattr(scalar.arg, "place", None)}
     return [found[scalar.op]] if scalar.op in found else []
+
+
+def guards_of(scalar: Scalar) -> tuple[Guard, ...]:
+    return scalar.arg.guards if scalar.op is BUFFER else (
+        (scalar.arg,) if scalar.op is PAD else ())
 
 
 FOLD: dict[str, Callable[[Loops, Lowered], None]] = {

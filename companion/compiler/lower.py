@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:9a39f0bea579
+# Tangled from fusion: edit there, `make tangle`. sha256:d253f0bc2e0a
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -331,14 +331,21 @@ def as_item(node: OpNode) -> Item:
     """The node in rows as it would have them by itself."""
     size = math.prod(node.shape)
     if node.op not in FAMILIES["reduce"]:
-        width = math.prod(node.shape[-1:])
-        most = [d for d in range(1, WIDEST + 1) if width % d == 0]
-        width = width if width <= WIDEST else most[-1]
+        width = width_of_map(node)
         return Item(node, "map", size // max(width, 1), width)
     gone = math.prod([node.src[0].shape[i] for i in node.arg])
     if is_prefix(node) and size <= WIDEST:
         return Item(node, "column", gone, size)
     return Item(node, "row", size, gone)
+
+
+def width_of_map(node: OpNode) -> int:
+    """The last axis; of a copy, more if it is short; less if long."""
+    width, *more = [*node.shape[::-1], 1]
+    for n in more if node.op is PAD or node.op in THROUGH else ():
+        width *= n if width < 64 and width * n <= WIDEST else 1
+    return width if width <= WIDEST else max(
+        [d for d in range(1, WIDEST + 1) if width % d == 0])
 
 
 def variables(rows: int, inner: tuple[int, ...]) -> tuple[Index, Index]:

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f850962f89f5
+# Tangled from codegen: edit there, `make tangle`. sha256:728d0e772f76
 """Kernels as C."""
 
 from __future__ import annotations
@@ -101,8 +101,13 @@ def guard_code(guard: Guard) -> str:
     place = index_code(guard.place)
     most = max(guard.size - 1, 0) * guard.step + min(guard.size, 1)
     inside = f"(unsigned long)({place}) < {most}"
-    return (f"({inside} & ({place}) % {guard.step} == 0)"
-            if guard.step > 1 else f"({inside})")
+    return inside if guard.step == 1 else (
+        f"({inside}) & (({place}) % {guard.step} == 0)")
+
+
+def guard_name(guard: Guard) -> str:
+    inside = re.sub(r"\W+", "_", index_code(guard.place).replace("-", "n"))
+    return f"is_{inside}_{guard.size}_{guard.step}"
 
 
 class Writer:
@@ -134,7 +139,7 @@ class Writer:
     def read(self, line: Line) -> str:
         value = line.args[0] if line.args else self.place(line.arg)
         if line.arg.guards:
-            inside = " & ".join(map(guard_code, line.arg.guards))
+            inside = " & ".join(map(guard_name, line.arg.guards))
             value = f"{inside} ? {value} : 0"
         return f"{C_TYPES[line.dtype]} {line.name} = {value};"
 
@@ -167,9 +172,11 @@ class Writer:
         return f"long {line.name} = {index_code(line.arg)};"
 
     def padded(self, line: Line) -> str:
-        inside = guard_code(line.arg)
+        name = guard_name(line.arg)
+        if not line.args:
+            return f"_Bool {name} = {guard_code(line.arg)};"
         return (f"{C_TYPES[line.dtype]} {line.name} = "
-                f"{inside} ? {line.args[0]} : 0;")
+                f"{name} ? {line.args[0]} : 0;")
 
     def nest(self, nest: Nest) -> Iterator[str]:
         """Loops inside each other, and what they fold."""
