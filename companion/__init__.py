@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs: edit there, `make tangle`. sha256:dca1d2ae1cf0  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:8c52fdc19f0d  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -82,4 +82,5 @@ EXPORTS: dict[str, str] = {
         "GPT", "GPTConfig", "next_token_loss", "spoken", "windows"),
         "companion.transformer"),
     "realize": "companion.compiler.lazy",
+    "jit": "companion.compiler.capture",
 }

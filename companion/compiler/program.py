@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:5bc1430b05b5
+# Tangled from codegen: edit there, `make tangle`. sha256:e822bfa2beb9
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from companion.blas import against_the_grain, plan, product
 from companion.buffer import Buffer, Storage
-from companion.compiler.graph import OpNode, toposort
+from companion.compiler.graph import OpNode
 from companion.compiler.loops import Loops
 from companion.compiler.lower import (
     Index,
@@ -22,14 +22,12 @@ from companion.compiler.lower import (
     stripped,
 )
 from companion.compiler.render import C_TYPES, Writer
-from companion.compiler.rewrite import rewrite
-from companion.compiler.rules import LOWERING, RULES
 from companion.compiler.schedule import (
     Call,
     Kernel,
     Operand,
     Step,
-    captured,
+    prepared,
     schedule,
     size_of,
 )
@@ -412,11 +410,8 @@ FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
         "-fwrapv", "-fno-strict-aliasing")
 
 
-def compile_graph(roots: Sequence[OpNode], targets: Mapping[int, OpNode] = {},
-             *flags: str) -> Program:
+def compile_graph(roots: Sequence[OpNode],
+                  targets: Mapping[int, OpNode] = {},
+                  *flags: str) -> Program:
     """The program that computes `roots`, by all rules."""
-    nodes = toposort(*roots)
-    whole = rewrite(rewrite(nodes, RULES), LOWERING)
-    new = dict(zip(nodes, whole))
-    found = [new[root] for root in roots]
-    return Program(captured(whole, found), found, targets, *flags)
+    return Program(*prepared(roots), targets, *flags)

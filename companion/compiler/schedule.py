@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:d8728f1bee4a
+# Tangled from fusion: edit there, `make tangle`. sha256:04b087679555
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from companion.compiler.lower import (
     lower,
     stripped,
 )
+from companion.compiler.rewrite import rewrite
+from companion.compiler.rules import LOWERING, RULES
 from companion.device import MOVE, moved
 from companion.ops import (
     ATTENTION,
@@ -308,6 +310,16 @@ def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
         if found:
             return i, found
     return len(steps), alone
+
+
+def prepared(roots: Sequence[OpNode],
+             ) -> tuple[list[OpNode], list[OpNode]]:
+    """All nodes of rewritten roots in program order, and the roots."""
+    nodes = toposort(*roots)
+    whole = rewrite(rewrite(nodes, RULES), LOWERING)
+    new = dict(zip(nodes, whole))
+    found = [new[root] for root in roots]
+    return captured(whole, found), found
 
 
 def traffic(steps: Sequence[Step], roots: Iterable[OpNode]) -> int:
