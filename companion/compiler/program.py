@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:e822bfa2beb9
+# Tangled from codegen: edit there, `make tangle`. sha256:a2e24217334b
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from companion.device import (
     least_index,
 )
 from companion.dtype import uint8
-from companion.native import POOL, build
+from companion.native import CELLS, POOL, build
 from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
@@ -61,9 +61,16 @@ def renamed(text: str, suffix: str) -> str:
     return re.sub(rf"\b({names})\b", rf"\1_{suffix}", text)
 
 
+def text_of(file: str) -> str:
+    """A C file of the library; the notebook that writes it has it newer."""
+    if file in CELLS:
+        return "".join(CELLS[file])
+    return (resources.files("companion") / file).read_text()
+
+
 def mathematics() -> str:
     """EXP and ERF of the chapter on activations, for both floats."""
-    text = (resources.files("companion") / "kernels/loops.c").read_text()
+    text = text_of("kernels/loops.c")
     parts = re.findall(r"(?ms)^enum \{ WIDE.*?\n\n|^/\*[^/]*\*/\n"
                        r"typedef __typeof__.*?;\n|^static INLINE .*?^\}\n",
                        text)
@@ -277,8 +284,7 @@ class Code:
         lines += [f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
                   f"{size_of(x)});" for slot, x in plan.copies]
         self.text = "\n".join([
-            (resources.files("companion") / "kernels/program.c").read_text(),
-            mathematics(), *[text.replace("NAME", name)
+            text_of("kernels/program.c"), mathematics(), *[text.replace("NAME", name)
                              for text, name in self.texts.items()],
             RUN % "\n  ".join(lines)])
 

@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:e80679f7a984 */
+/* Tangled from codegen: edit there, `make tangle`. sha256:9f9147a03a6c */
 #line 653 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -69,6 +69,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
+#line 732 "chapters/compiler/codegen.md"
 /* out[at[r]] += x[r], where out is 0 at first */
 #define SCATTER(T, name, wide)                                        \
   static int scatter_##name(const T *x, const long *at, T *out,       \
@@ -93,7 +94,7 @@ SCATTER(signed char, signed_char, signed char)
 SCATTER(unsigned char, unsigned_char, unsigned char)
 SCATTER(_Bool, _Bool, _Bool)
 
-#line 756 "chapters/compiler/codegen.md"
+#line 760 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
