@@ -245,6 +245,19 @@ def test_equal_values_do_not_share_memory():
     assert a.tolist() == [5, 6] and b.tolist() == [81, 162]
 
 
+def test_what_is_overwritten_has_been_read():
+    a, b = [Tensor([v, v], float32, "lazy") for v in (1.0, 2.0)]
+
+    @jit
+    def step(x):
+        old = a * 1.5
+        a.assign(x * 2)
+        b.assign(old + a)
+    for i in range(5):
+        step(Tensor([1.0 + i, 0.0], float32))
+    assert a.tolist() == [10, 0] and b.tolist() == [22, 0]
+
+
 def test_names_that_change_places():
     a, b = [Tensor([v], float32, "lazy") for v in (1.0, 2.0)]
 
@@ -402,10 +415,19 @@ def test_long_sums(monkeypatch):
     x = some(250, 400)
     n = Tensor(np.arange(100_000), int64, LAZY)
     program = check([t.buffer.node for t in (
-        x.sum(), x.max(), n.sum(), (x * x).mean(0))], monkeypatch)
+        x.sum(), x.max(), n.sum(), (x * x).mean(0),
+        x.reshape(10, 10_000).sum(1), x.reshape(10, 100, 100).max((1, 2)),
+    )], monkeypatch)
     total = x.numpy().astype(np.float64).sum()
     assert abs(program.results[0].array - total) < 1e-2
     assert program.results[2].array == 4999950000
+
+
+def test_long_chains_are_cut(monkeypatch):
+    x = y = some(4, 6)
+    for i in range(60):
+        x, y = (x * 0.5).log().exp() + i, y.T[:, ::-1].reshape(4, 6)
+    check([t.buffer.node for t in (x, y)], monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", C_TYPES, ids=str)

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:d253f0bc2e0a
+# Tangled from fusion: edit there, `make tangle`. sha256:48be7d865e17
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -200,15 +200,20 @@ class Scalar:
         self.dtype, self.depth = dtype, depth
 
 
-def loads(*roots: Scalar) -> list[Load]:
-    """What scalars read of memory, each once."""
-    found, waiting = dict[Scalar, None](), list(roots)
+def scalars(root: Scalar) -> dict[Scalar, None]:
+    """A scalar, and all that it is computed from, each once."""
+    found, waiting = dict[Scalar, None](), [root]
     while waiting:
         scalar = waiting.pop()
         if scalar not in found:
             found[scalar] = None
             waiting += scalar.src
-    return [s.arg for s in found if s.op is BUFFER]
+    return found
+
+
+def loads(root: Scalar) -> list[Load]:
+    """What a scalar reads of memory."""
+    return [s.arg for s in scalars(root) if s.op is BUFFER]
 
 
 def stripped(node: OpNode) -> OpNode:
@@ -324,7 +329,7 @@ def is_prefix(node: OpNode) -> bool:
     return bool(kept and gone) and max(gone) < min(kept)
 
 
-WIDEST = 4096  # elements of a row that stay near
+NEAREST = 4096  # elements of a row that stay near
 
 
 def as_item(node: OpNode) -> Item:
@@ -334,7 +339,7 @@ def as_item(node: OpNode) -> Item:
         width = width_of_map(node)
         return Item(node, "map", size // max(width, 1), width)
     gone = math.prod([node.src[0].shape[i] for i in node.arg])
-    if is_prefix(node) and size <= WIDEST:
+    if is_prefix(node) and size <= NEAREST:
         return Item(node, "column", gone, size)
     return Item(node, "row", size, gone)
 
@@ -343,9 +348,9 @@ def width_of_map(node: OpNode) -> int:
     """The last axis; of a copy, more if it is short; less if long."""
     width, *more = [*node.shape[::-1], 1]
     for n in more if node.op is PAD or node.op in THROUGH else ():
-        width *= n if width < 64 and width * n <= WIDEST else 1
-    return width if width <= WIDEST else max(
-        [d for d in range(1, WIDEST + 1) if width % d == 0])
+        width *= n if width < 64 and width * n <= NEAREST else 1
+    return width if width <= NEAREST else max(
+        [d for d in range(1, NEAREST + 1) if width % d == 0])
 
 
 def variables(rows: int, inner: tuple[int, ...]) -> tuple[Index, Index]:

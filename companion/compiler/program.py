@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:a2e24217334b
+# Tangled from codegen: edit there, `make tangle`. sha256:0be447000f43
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from companion.compiler.schedule import (
 )
 from companion.device import (
     CREW,
+    WIDEST,
     attender,
     attention_layout,
     check_index,
@@ -150,6 +151,9 @@ def attention_task(name: str) -> Callable[..., Task]:
     def task(out: OpNode, operands: Sequence[Operand]) -> Task:
         n = len(operands)
         *_, q, k, v, mask = [x.view for x in operands]
+        if q.shape[-1] > WIDEST:
+            raise ValueError(f"jit: heads of {q.shape[-1]} numbers; "
+                             f"kernels/attention.c has room for {WIDEST}")
         small = q.size * k.shape[-2] < 1 << 18
 
         def job() -> bytes:
@@ -247,12 +251,16 @@ class Plan:
         """Whether a kernel reads the leaf only where `node` will be."""
         if i not in self.loops or len(self.loops[i].phases) > 1:
             return False
-        all_made = self.loops[i].kernel.lowered
-        made, start = all_made[node], Index(leaf.arg.view.offset)
+        kernel = self.loops[i].kernel
+        made, start = kernel.lowered[node], Index(leaf.arg.view.offset)
         mine = combined((address_of(*made[:2]), 1), (start, 1))
-        return all(
+        readers = [x for x in kernel.lowered.values() if any(
+            load.node is leaf for load in loads(x.scalar))]
+        # What is read after the write has been read before, or never.
+        order = list(kernel.lowered.values())
+        return order.index(readers[0]) <= order.index(made) and all(
             load.address == mine and x.inner == made.inner
-            for x in all_made.values() for load in loads(x.scalar)
+            for x in readers for load in loads(x.scalar)
             if load.node is leaf)
 
     def arrange(self) -> int:
@@ -283,9 +291,10 @@ class Code:
                  else self.call(i, step) for i, step in enumerate(plan.steps)]
         lines += [f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
                   f"{size_of(x)});" for slot, x in plan.copies]
+        kernels = [text.replace("NAME", name)
+                   for text, name in self.texts.items()]
         self.text = "\n".join([
-            text_of("kernels/program.c"), mathematics(), *[text.replace("NAME", name)
-                             for text, name in self.texts.items()],
+            text_of("kernels/program.c"), mathematics(), *kernels,
             RUN % "\n  ".join(lines)])
 
     def at(self, place: Place, extra: int = 0) -> str:

@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:aeac4952bbf7  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:d9d614f01206  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -364,27 +364,33 @@ def is_not_int64(j: OpNode) -> bool:
 
 @later
 def is_long(x: OpNode, p: tuple[int, ...]) -> bool:
-    """Whether all of many elements are folded, and can be in rows."""
-    size = math.prod(x.shape)
-    whole = all(n == 1 for axis, n in enumerate(x.shape)
-                if axis not in p)
-    return whole and size > LONG and width_of(size) > 8
+    """Whether a row of many elements is folded, and can be in parts."""
+    rows, length = in_two(x, p)
+    ends = x.shape[:len(x.shape) - len(p)]
+    last = p == tuple(range(len(ends), len(x.shape))) or rows == 1
+    return last and length > LONG and width_of(length) > 8
 
 
-def width_of(size: int) -> int:
-    """The longest row of up to 1024 elements that divides so many."""
-    return max([n for n in range(1, 1025) if size % n == 0])
+def in_two(x: OpNode, p: tuple[int, ...]) -> tuple[int, int]:
+    """How many folds there are, and of how many elements."""
+    length = math.prod([x.shape[axis] for axis in p])
+    return math.prod(x.shape) // max(length, 1), length
+
+
+def width_of(length: int) -> int:
+    """The longest part of up to 1024 elements that divides so many."""
+    return max([n for n in range(1, 1025) if length % n == 0])
 
 
 @later
-def in_rows_of(x: OpNode) -> Shape:
-    width = width_of(math.prod(x.shape))
-    return math.prod(x.shape) // width, width
+def in_parts(x: OpNode, p: tuple[int, ...]) -> Shape:
+    rows, length = in_two(x, p)
+    return rows, length // width_of(length), width_of(length)
 
 
 @later
-def all_one(x: OpNode) -> Shape:
-    return (1,) * len(x.shape)
+def without(x: OpNode, p: tuple[int, ...]) -> Shape:
+    return SHAPE[MAX](x, p)
 
 
 LOWERING = [
@@ -396,5 +402,5 @@ LOWERING = [
     rule(pattern(SCATTER, x, j, p), pattern(SCATTER, x, j.cast(int64), p),
          is_not_int64(j)),
     *[rule(pattern(op, x, p), pattern(op, pattern(
-        op, x.reshape(in_rows_of(x)), (1,)), (0,)).reshape(all_one(x)),
+        op, x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
         is_long(x, p)) for op in FAMILIES["reduce"]]]

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:04b087679555
+# Tangled from fusion: edit there, `make tangle`. sha256:5401a0663c0d
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -9,17 +9,19 @@ from typing import NamedTuple, cast
 
 from companion.compiler.graph import OpNode, toposort
 from companion.compiler.lower import (
-    WIDEST,
+    NEAREST,
     Index,
     Item,
     Load,
     Lowered,
     Lowering,
+    Scalar,
     Var,
     as_item,
     bounds,
     loads,
     lower,
+    scalars,
     stripped,
 )
 from companion.compiler.rewrite import rewrite
@@ -39,6 +41,7 @@ from companion.ops import (
     MOD,
     POW,
     RANDOM,
+    RESHAPE,
     SCATTER,
     SIN,
     Op,
@@ -126,18 +129,25 @@ def uses(order: Sequence[OpNode],
     found: dict[OpNode, Use] = {}
     for node in order:
         parts = [Use(frozenset([x]), False, 0)
-                 if x in memory or x.op is BUFFER else found[x]
-                 for x in node.src]
+                 if x in memory or x.op is BUFFER or is_far(x, found[x])
+                 else found[x] for x in node.src]
         size = math.prod(node.shape)
         reads = frozenset([x for part in parts for x in part.reads
                            if math.prod(x.shape) * 2 > size])
         found[node] = Use(
             reads, node.op in COSTLY or any(p.costly for p in parts),
-            1 + max([part.depth for part in parts], default=0))
+            (8 if node.op is RESHAPE else 1) + max(
+                [part.depth for part in parts], default=0))
     return found
 
 
-LONGEST = 40  # operations in a row without memory
+LONGEST = 40  # operations in a row without memory; a RESHAPE counts as 8
+
+
+def is_far(node: OpNode, use: Use) -> bool:
+    """Whether so much has been computed since memory was read that it
+    is time to write again: texts and C compilers have their limits."""
+    return use.depth > LONGEST and node.op is not RESHAPE and bool(node.src)
 
 
 def chosen(order: Sequence[OpNode], must: Mapping[OpNode, None],
@@ -149,8 +159,8 @@ def chosen(order: Sequence[OpNode], must: Mapping[OpNode, None],
     for node in reversed(order):
         shared = len(readers[node]) > 1 and (
             cost[node].costly or len(cost[node].reads) > 1)
-        if node.src and node.op not in MOVE and (
-                shared or cost[node].depth % LONGEST == 0):
+        if node.src and (shared and node.op not in MOVE
+                         or is_far(node, cost[node])):
             found[node] = None
         # Of what has no memory, its readers read the operands.
         mine = {node} if node in found else readers[node]
@@ -209,10 +219,12 @@ class Kernel:
         self.rows = rows
         self.lowered: dict[OpNode, Lowered] = {}
         self.needs: set[OpNode] = set()
+        self.scalars: set[Scalar] = set()
 
     def add(self, made: Lowered) -> None:
         self.lowered[made.item.node] = made
         self.needs |= {load.node for load in loads(made.scalar)}
+        self.scalars |= set(scalars(made.scalar))
 
     @property
     def stores(self) -> list[OpNode]:
@@ -242,8 +254,11 @@ def in_rows(item: Item, rows: int) -> Item | None:
     size = item.rows * item.width
     if item.kind != "map" or item.rows == rows:
         return item if item.rows == rows else None
-    fits = rows > 0 and size % rows == 0 and size // rows <= WIDEST
+    fits = rows > 0 and size % rows == 0 and size // rows <= NEAREST
     return Item(item.node, "map", rows, size // rows) if fits else None
+
+
+MANY = 200  # operations in a kernel; C compilers slow down beyond
 
 
 def joined(kernel: Kernel | Call, item: Item,
@@ -252,7 +267,7 @@ def joined(kernel: Kernel | Call, item: Item,
     if isinstance(kernel, Call):
         return None
     same = in_rows(item, kernel.rows)
-    if same is None or same.width > WIDEST:
+    if same is None or same.width > NEAREST or len(kernel.scalars) > MANY:
         return None
     found = lower(same, lowering)
     local = all(is_local(load, kernel.lowered[load.node])
