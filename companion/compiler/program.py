@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:0be447000f43
+# Tangled from codegen: edit there, `make tangle`. sha256:39a1894c3d7e
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -201,6 +201,19 @@ TASKS: dict[Op, Callable[..., Task]] = {
     ATTENTION_GRADIENT: attention_task("attend_back")}
 
 
+def turns(steps: Sequence[Step]) -> list[int]:
+    """For each step its turn: kernels that follow each other, and do
+    not read each other, take theirs together, in one parallel region."""
+    found, stored = list[int](), set[OpNode]()
+    for i, step in enumerate(steps):
+        alone = isinstance(step, Call) or isinstance(steps[i - 1], Call)
+        if not i or alone or step.reads & stored:
+            stored = set()
+        found.append(found[-1] + (not stored) if found else 0)
+        stored |= set(step.stores)
+    return found
+
+
 class Plan:
     """Where each value of a program is; `roots` are kept at the end.
 
@@ -214,11 +227,13 @@ class Plan:
         self.leaves = list(dict.fromkeys(
             x for step in steps for x in step.reads if x.op is BUFFER))
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
-        self.made = {x: i for i, step in enumerate(steps)
-                     for x in step.stores}
+        self.turns = turns(steps)
+        self.maker = {x: i for i, step in enumerate(steps)
+                      for x in step.stores}
+        self.made = {x: self.turns[i] for x, i in self.maker.items()}
         self.last: dict[OpNode, int] = {}
         for i, step in enumerate(steps):
-            self.last |= dict.fromkeys(step.reads, i)
+            self.last |= dict.fromkeys(step.reads, self.turns[i])
         self.copies: list[tuple[Place, OpNode]] = []
         self.kept = {x for x in self.last if x in self.made}
         self.kept |= {stripped(root) for root in roots}
@@ -233,19 +248,22 @@ class Plan:
         """A root in its slot: at once, or by a copy at the end."""
         if node in self.places or leaf and not self.overwrites(node, leaf):
             self.copies.append((slot, node))
-            self.last[node] = len(self.steps)
+            self.last[node] = len(self.steps)  # until after all turns
         else:
             self.places[node] = slot
 
     def overwrites(self, node: OpNode, leaf: OpNode) -> bool:
         """Whether `node` may be made in the memory of `leaf`: all has
         been read from there, and no bad index can be met any more."""
-        i = self.made[node]
+        i, turn, read = (self.maker[node], self.made[node],
+                         self.last.get(leaf, -1))
         late = any(step.node.op in CHECKED for step in self.steps[i:]
                    if isinstance(step, Call))
-        read = self.last.get(leaf, -1)
-        return not late and (read < i or read == i and self.in_step(
-            i, node, leaf))
+        # Of kernels in one turn, nobody knows which is the first.
+        beside = any(leaf in step.reads for j, step in enumerate(self.steps)
+                     if j != i and self.turns[j] == turn)
+        return not late and (read < turn or read == turn and not beside
+                             and self.in_step(i, node, leaf))
 
     def in_step(self, i: int, node: OpNode, leaf: OpNode) -> bool:
         """Whether a kernel reads the leaf only where `node` will be."""
@@ -271,7 +289,8 @@ class Plan:
         for i, loops in self.loops.items():
             writer = Writer(loops)
             for name, _, width, _ in writer.totals():
-                spans[i, name] = (8 * width * writer.parts, i, i)
+                turn = self.turns[i]
+                spans[i, name] = (8 * width * writer.parts, turn, turn)
         offsets, size = arena(spans)
         self.places |= {x: Place(0, offset) for x, offset in offsets.items()}
         return size
@@ -287,8 +306,8 @@ class Code:
         self.plan = plan
         self.texts: dict[str, str] = {}
         self.tasks: list[Task] = []
-        lines = [self.kernel(i, step) if isinstance(step, Kernel)
-                 else self.call(i, step) for i, step in enumerate(plan.steps)]
+        lines = [self.call(i, plan.steps[i]) if i not in plan.loops
+                 else self.turn([i, *more]) for i, *more in by_turn(plan)]
         lines += [f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
                   f"{size_of(x)});" for slot, x in plan.copies]
         kernels = [text.replace("NAME", name)
@@ -300,18 +319,25 @@ class Code:
     def at(self, place: Place, extra: int = 0) -> str:
         return f"m[{place.slot}] + {place.offset + extra}"
 
-    def kernel(self, i: int, step: Kernel) -> str:
-        writer = Writer(self.plan.loops[i])
-        text = "\n".join([writer.main(), writer.last()])
-        function = self.texts.setdefault(text, f"k{len(self.texts)}")
-        places: list[Any] = [*writer.slots, *[
-            (i, name) for name, *_ in writer.totals()]]
-        slots = ", ".join(self.at(self.plan.places[x]) for x in places)
-        end = f" {function}_end(p);" if writer.loops.columns else ""
-        return (f"{{ char *p[] = {{{slots}}}; parallel({function}, p, "
-                f"{writer.parts}, threads);{end} }}")
+    def turn(self, steps: Sequence[int]) -> str:
+        """Lines that start the kernels of some steps together."""
+        slots, pieces, ends, parts = [], [], [], 0
+        for i in steps:
+            writer = Writer(self.plan.loops[i])
+            text = "\n".join([writer.main(), writer.last()])
+            name = self.texts.setdefault(text, f"k{len(self.texts)}")
+            places: list[Any] = [*writer.slots, *[
+                (i, total) for total, *_ in writer.totals()]]
+            inside = ", ".join(self.at(self.plan.places[x]) for x in places)
+            slots.append(f"char *p{i}[] = {{{inside}}};")
+            pieces.append(f"{{{name}, p{i}, {writer.parts}}}")
+            ends += [f"{name}_end(p{i});"] if writer.loops.columns else []
+            parts += writer.parts
+        return " ".join([
+            "{", *slots, f"struct piece g[] = {{{', '.join(pieces)}}};",
+            f"parallel(some, g, {parts}, threads);", *ends, "}"])
 
-    def call(self, i: int, step: Call) -> str:
+    def call(self, i: int, step: Any) -> str:
         """A line that calls the library, and ends the program if that
         fails."""
         task = TASKS[step.node.op](step.node, step.operands)
@@ -326,6 +352,14 @@ class Code:
                 "FUNCTION", f"functions[{n}]")
             self.tasks.append(task)
         return f"if (!{code}) return {i + 1};"
+
+
+def by_turn(plan: Plan) -> list[list[int]]:
+    """The steps of each turn."""
+    found: dict[int, list[int]] = {}
+    for i, turn in enumerate(plan.turns):
+        found.setdefault(turn, []).append(i)
+    return list(found.values())
 
 
 RUN = """
