@@ -876,7 +876,7 @@ EXCLUDED = {
     "a language model: test_transformer_peers, chapters": """
         GPT GPTConfig next_token_loss spoken windows""",
     "no operation": """
-        set_threads set_float32_matmul_precision OutOfMemory realize""",
+        set_threads set_float32_matmul_precision OutOfMemory realize jit""",
 }
 
 
