@@ -286,6 +286,45 @@ def test_what_is_assigned_from_outside_is_seen():
     assert x.tolist() == [4, 4, 20] and y.tolist() == [2, 2, 10]
 
 
+STATEMENTS = [
+    lambda x, y, z: x.assign((y + z) % 7),
+    lambda x, y, z: x.assign(y.clone()),
+    lambda x, y, z: x[1:].assign((y[:-1] * 2 + 1) % 5),
+    lambda x, y, z: x.T[0].assign(z.T[1] + 1),
+    lambda x, y, z: x.assign((x * 2 + y.flip((1,))) % 11),
+    lambda x, y, z: x.assign(x + y.sum(1, keepdim=True) % 3),
+    lambda x, y, z: x.assign(y.max(0, keepdim=True) - z + x.T),
+]
+OUTSIDE = [lambda s: None, lambda s: s[0].assign(s[1]),
+           lambda s: s.append(s[2] + 0),  # asked for, and not computed
+           lambda s: s[1][0].assign(s[2][1])]
+
+
+def states_after(device, seed):
+    """Three states that a random step and random writes have changed."""
+    rng = np.random.default_rng(seed)
+    states = [Tensor(rng.integers(0, 9, (3, 3)), float32, device)
+              for _ in range(3)]
+    program = [(STATEMENTS[rng.integers(len(STATEMENTS))],
+                rng.integers(0, 3, 3)) for _ in range(rng.integers(2, 7))]
+
+    def step():
+        for statement, which in program:
+            statement(*[states[i] for i in which])
+        return states[0].sum()
+    step = step if device is CPU else jit(step, device)
+    found = []
+    for _ in range(6):
+        found.append(step().item())
+        OUTSIDE[rng.integers(len(OUTSIDE))](states)
+    return found, [x.tolist() for x in states]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_steps_on_shared_states(seed):
+    assert states_after(CPU, seed) == states_after(Lazy(CPU), seed)
+
+
 def test_two_programs_of_the_same_weights():
     w = Tensor([1.0, 2.0], float32, "lazy")
 
