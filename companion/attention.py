@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:b4bc9a36a928
+# Tangled from attention: edit there, `make tangle`. sha256:61d8e750b893
 from __future__ import annotations
 
 import importlib.util
@@ -187,7 +187,4 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
                         rounds=7 if quick else 15) if there else None
         yield {"bench": "attention", "case": f"{name}, {way}",
                "threads": threads, "unit": "ms", **stamp("torch"),
-               **(MISSING if found is None else {
-                   "ours": found.ours * 1e3, "peer": found.peer * 1e3,
-                   "ratio": found.ratio, "spread": found.spread,
-                   "limit_fraction": None})}
+               **(found.line(lambda s: 1e3 * s) if found else MISSING)}

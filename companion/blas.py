@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:1df6c69d0c13
+# Tangled from blas: edit there, `make tangle`. sha256:3d34866c3530
 from __future__ import annotations
 
 import ctypes
@@ -323,6 +323,4 @@ def race(case: tuple[int, int, int], peer: Callable[..., Any] | None,
                     agree=functools.partial(
                         np.testing.assert_allclose, atol=1e-5 * k))
     work = 2e-9 * m * n * k
-    return {"ours": work / found.ours, "peer": work / found.peer,
-            "ratio": found.ratio, "spread": found.spread,
-            "limit_fraction": work / found.ours / peak}
+    return found.line(lambda s: work / s, work / found.ours / peak)

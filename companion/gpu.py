@@ -1,8 +1,9 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:690a3c68685e
+# Tangled from gpu, attention: edit there, `make tangle`. sha256:18052a15ef42
 from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from itertools import product
@@ -696,10 +697,9 @@ def measured(device: GPU, cases: Iterable[Case],
         # Both in this process: a forked one would have no context of CUDA's.
         pair = finished(ours), finished(theirs)
         found = steadiest(functools.partial(turns, *pair, 15))
-        rate = work / found.ours
-        yield {"case": case, "ours": rate, "peer": work / found.peer,
-               "ratio": found.ratio, "spread": found.spread,
-               "limit_fraction": limit and rate / limit}
+        yield {"case": case, **found.line(
+            functools.partial(operator.truediv, work),
+            limit and work / found.ours / limit)}
 
 
 def sweeps(device: GPU, n: int) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:ed1566039d0d  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:756321ff5802  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -133,6 +133,13 @@ class Comparison(NamedTuple):
     peer: float
     ratio: float
     spread: float
+
+    def line(self, measure: Callable[[float], float],
+             limit_fraction: float | None = None) -> dict[str, Any]:
+        """What a bench says of it; `measure` makes its unit of seconds."""
+        return {"ours": measure(self.ours), "peer": measure(self.peer),
+                "ratio": self.ratio, "spread": self.spread,
+                "limit_fraction": limit_fraction}
 
 
 def turns(one: Callable[[], float], other: Callable[[], float],

@@ -169,7 +169,7 @@ def total(pair):
 
 ```{code-cell} python
 :tags: [tangle, hide-input]
-def twice(pair):
+def twice(pair: Pair):
     return 2 * total(pair)
 ```
 
@@ -373,10 +373,10 @@ def test_the_index_lists_definitions_replacements_and_uses(html):
     entries = [words(entry) for entry in index.select(".tt-index li")]
     assert entries == [
         "add · defined §1.1",
-        "Pair · defined §1",
+        "Pair · defined §1 · used §2",
         "Pair.__init__ · defined §1",
         "Pair.__repr__ · added §1.1",
-        "total · defined §1.1 · replaced §2 · used §2",
+        "total · defined §1.1 · replaced §2",
         "twice · defined §2",
         "__version__ · defined §1",
     ]

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:0b4389102555
+# Tangled from weave: edit there, `make tangle`. sha256:55dbbc49d96e
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -127,9 +127,12 @@ def identifier(page, made):
     """An entry of the index: the source, then the cells that matter."""
     source = page_of(made.file), anchor_of(made.name)
     words = [link(page, *source, code(made.name))]
-    for version in LOOM.versions(made):
+    versions = LOOM.versions(made)
+    for version in versions:
         words += [f" · {VERBS[version.action]} ", where(page, version)]
-    for n, user in enumerate(LOOM.users(made.name)):
+    makers = {version.path for version in versions}
+    users = [u for u in LOOM.users(made.name) if u.path not in makers]
+    for n, user in enumerate(users):
         words += [", " if n else " · used ", where(page, user)]
     return paragraph(*words)
 

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:d31e62860db8
+# Tangled from transformers: edit there, `make tangle`. sha256:00050c5b4e76
 from __future__ import annotations
 
 import importlib.util
@@ -128,9 +128,7 @@ def race(config: GPTConfig, threads: int, quick: bool,
         if not compiled:
             raise
         return MISSING | {"refused": f"it does not compile here ({error})"}
-    return {"ours": found.ours * 1e3, "peer": found.peer * 1e3,
-            "ratio": found.ratio, "spread": found.spread,
-            "limit_fraction": None}
+    return found.line(lambda s: 1e3 * s)
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:

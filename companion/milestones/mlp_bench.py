@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:4b64be492112
+# Tangled from mnist: edit there, `make tangle`. sha256:5594ef2a837a
 from __future__ import annotations
 
 import functools
@@ -15,7 +15,7 @@ from companion.layers import Linear, Sequential
 from companion.losses import cross_entropy
 from companion.optim import SGD
 from companion.tensor import from_numpy
-from companion.timing import compare, limits, machine, versions
+from companion.timing import MISSING, compare, limits, machine, versions
 
 Step = Callable[[np.ndarray], float]  # rows of the batch to its loss
 RATE, BATCH, EPOCH = 0.1, 128, 60_000 // 128
@@ -109,8 +109,7 @@ def epoch(step: Step, steps: int) -> Callable[[], list[float]]:
 def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
     """Milliseconds an epoch of ours and of one peer, in turn."""
     if name == "torch" and importlib.util.find_spec("torch") is None:
-        return dict.fromkeys(
-            ("ours", "peer", "ratio", "spread", "limit_fraction"))
+        return MISSING
     given, steps = task(), 10 if quick else 40
     found = compare(
         lambda: epoch(ours(*given), steps),
@@ -119,9 +118,8 @@ def race(name: str, threads: int, quick: bool) -> dict[str, float | None]:
         agree=functools.partial(np.testing.assert_allclose, rtol=1e-3))
     scale = 1e3 * EPOCH / steps
     work = 2e-9 * BATCH * steps * (2 * 784 * 128 + 3 * 128 * 10)
-    return {"ours": scale * found.ours, "peer": scale * found.peer,
-            "ratio": found.ratio, "spread": found.spread,
-            "limit_fraction": work / found.ours / limits(threads).peak}
+    return found.line(lambda s: scale * s,
+                      work / found.ours / limits(threads).peak)
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:

@@ -350,6 +350,7 @@ def test_strides_explorer_says_what_is_wrong(visit):
 
 def test_strides_explorer_agrees_with_numpy(visit):
     page = visit(ARRAYS)
+    page.wait_for_function("window.tangled?.view")  # a busy machine is late
     memory = np.arange(24, dtype=np.int8)
     for start, name, text, want in (
         ((2, 3, 4), "permute", "2, 0, 1", lambda a: a.transpose(2, 0, 1)),
