@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:ce1d3520e024
+# Tangled from rewriting: edit there, `make tangle`. sha256:2675d5330ab2
 """The arithmetic of indices: how large they get, and what is equal."""
 
 from __future__ import annotations
@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -23,8 +24,8 @@ Bounds = tuple[float, float]  # whole numbers, or infinite
 
 def corners(function: Callable[[Any, Any], Any]) -> Callable[..., Bounds]:
     """The bounds of what grows, or falls, with each operand."""
-    def bound(node: OpNode, first: Bounds, second: Bounds) -> Bounds:
-        found = [function(k, m) for k in first for m in second]
+    def bound(_: OpNode, *ends: Bounds) -> Bounds:
+        found = [function(k, m) for k, m in product(*ends)]
         return min(found), max(found)
     return bound
 
@@ -37,7 +38,7 @@ def quotient(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
 def remainder(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
     if not m[0] == m[1] > 0:
         return limits(node.dtype)
-    return k if 0 <= k[0] and k[1] < m[0] else (0, m[0] - 1)
+    return k if k[0] >= 0 and k[1] < m[0] else (0, m[0] - 1)
 
 
 def limits(dtype: DType) -> Bounds:
@@ -51,8 +52,8 @@ BOUNDS: dict[Op, Callable[..., Bounds]] = {
     CONST: lambda node: (value(node), value(node)),
     IOTA: lambda node: (0, max(node.arg - 1, 0)),
     ADD: corners(operator.add), SUB: corners(operator.sub),
-    MUL: corners(operator.mul), IDIV: quotient, MOD: remainder,
-} | {op: lambda node, k: k for op in (CAST, *MOVE)}
+    MUL: corners(operator.mul), IDIV: quotient, MOD: remainder}
+BOUNDS |= {op: lambda node, k: k for op in (CAST, *MOVE)}
 
 KNOWN: WeakKeyDictionary[OpNode, Bounds] = WeakKeyDictionary()
 
@@ -61,12 +62,11 @@ def bounds(node: OpNode) -> Bounds:
     """The least and the greatest that an element may be."""
     for each in toposort(node, known=KNOWN):
         if each not in KNOWN:
-            KNOWN[each] = (unwrapped(each) if in_range(each)
-                           else limits(each.dtype))
+            KNOWN[each] = ideal(each) if in_range(each) else limits(each.dtype)
     return KNOWN[node]
 
 
-def unwrapped(node: OpNode) -> Bounds:
+def ideal(node: OpNode) -> Bounds:
     """The bounds of a result, if its dtype had room for all numbers."""
     if node.op not in BOUNDS or node.dtype.is_float:
         return limits(node.dtype)
@@ -76,7 +76,7 @@ def unwrapped(node: OpNode) -> Bounds:
 def in_range(node: OpNode) -> bool:
     """Whether the result has room in its dtype, and never wraps."""
     least, greatest = limits(node.dtype)
-    low, high = unwrapped(node)
+    low, high = ideal(node)
     return least <= low and high <= greatest
 
 

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:63e3667a31b4
+# Tangled from rewriting: edit there, `make tangle`. sha256:6d68239c08fb
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -34,32 +34,44 @@ def word(op: Op) -> Callable[..., Pattern]:
     return lambda *given: Pattern(op, given[:op.arity], *given[op.arity:])
 
 
-class Pattern(Term):
-    """An operation on terms and on numbers."""
-
-    def __init__(self, op: Op, src: tuple[Any, ...] = (), arg: Any = None):
-        self.op, self.src, self.arg = op, src, arg
-
-    def __repr__(self) -> str:
-        return text(self)
-
-
 class Term:
     """What rules are written in: it has the words and signs of tensors."""
-
-    __add__, __sub__ = word(ADD), word(SUB)
-    __mul__, __truediv__ = word(MUL), word(DIV)
-    __floordiv__, __mod__ = word(IDIV), word(MOD)
-    __and__, __lt__ = word(AND), word(LESS)
 
     def __getattr__(self, name: str) -> Callable[..., Pattern]:
         if name not in WORDS:
             raise AttributeError(f"no operation is called {name!r}")
         return functools.partial(word(WORDS[name]), self)
 
+    def __add__(self, other: Any) -> Pattern:
+        return word(ADD)(self, other)
+
+    def __sub__(self, other: Any) -> Pattern:
+        return word(SUB)(self, other)
+
+    def __mul__(self, other: Any) -> Pattern:
+        return word(MUL)(self, other)
+
+    def __truediv__(self, other: Any) -> Pattern:
+        return word(DIV)(self, other)
+
+    def __floordiv__(self, other: Any) -> Pattern:
+        return word(IDIV)(self, other)
+
+    def __mod__(self, other: Any) -> Pattern:
+        return word(MOD)(self, other)
+
+    def __and__(self, other: Any) -> Pattern:
+        return word(AND)(self, other)
+
+    def __lt__(self, other: Any) -> Pattern:
+        return word(LESS)(self, other)
+
 
 WORDS = {str(op).lower(): op for family in FAMILIES.values()
          for op in family if op.arity}
+
+SIGNS = {ADD: "+", SUB: "-", MUL: "*", DIV: "/", IDIV: "//", MOD: "%",
+         AND: "&", LESS: "<"}
 
 
 class Hole(Term):
@@ -76,8 +88,14 @@ class Hole(Term):
         return self.name
 
 
-SIGNS = {ADD: "+", SUB: "-", MUL: "*", DIV: "/", IDIV: "//", MOD: "%",
-         AND: "&", LESS: "<"}
+class Pattern(Term):
+    """An operation on terms and on numbers."""
+
+    def __init__(self, op: Op, src: tuple[Any, ...] = (), arg: Any = None):
+        self.op, self.src, self.arg = op, src, arg
+
+    def __repr__(self) -> str:
+        return text(self)
 
 
 def text(term: Pattern) -> str:
@@ -235,6 +253,8 @@ def firings(roots: list[OpNode], table: Table) -> Iterator[Rule]:
     while not final.issuperset(roots):
         now: dict[OpNode, OpNode] = {}
         for node in toposort(*roots, known=final):
+            if node in final:
+                continue
             src = tuple([now.get(operand, operand) for operand in node.src])
             new = OpNode(node.op, src, node.arg)
             fired, now[node] = fire(new, table)
@@ -242,7 +262,7 @@ def firings(roots: list[OpNode], table: Table) -> Iterator[Rule]:
                 yield fired
             elif final.issuperset(src):
                 final.add(new)
-        roots[:] = [now[root] for root in roots]
+        roots[:] = [now.get(root, root) for root in roots]
 
 
 def fire(node: OpNode, table: Table) -> tuple[Rule | None, OpNode]:
