@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:6d68239c08fb
+# Tangled from rewriting: edit there, `make tangle`. sha256:f31e466b18e8
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ Table = dict[Op, list[Rule]]
 
 
 def firings(roots: list[OpNode], table: Table) -> Iterator[Rule]:
-    """Replace the roots, sweep by sweep; tells of each rule that fires."""
+    """Replace the roots, pass by pass; tells of each rule that fires."""
     final = set[OpNode]()
     while not final.issuperset(roots):
         now: dict[OpNode, OpNode] = {}

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:fdae5e23a902
+# Tangled from rewriting: edit there, `make tangle`. sha256:36916b5c299d
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def folded(node: OpNode) -> OpNode:
 
 @later
 def is_prescribed(x: OpNode, t: DType) -> bool:
-    """What a float out of range becomes in a whole number is open."""
+    """But not where a float may be too large for a whole number."""
     return not (x.dtype.is_float and t.kind in "iu")
 
 

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:57cec2ac39d2
+# Tangled from rewriting: edit there, `make tangle`. sha256:3fdd03b38e45
 from __future__ import annotations
 
 import math
@@ -274,7 +274,7 @@ def test_a_rule_that_goes_round_is_told():
         lambda: rewrite([twice], [rule(x + y, y + x)]), RuntimeError)
 
 
-def test_deep_graphs_are_rewritten_in_a_few_sweeps():
+def test_deep_graphs_are_rewritten_in_a_few_passes():
     first = node = node_of([1.0, 2.0])
     for _ in range(1_000):
         node = filled(x * 1 + -0.0, {x: OpNode(RESHAPE, (node,), (1, 2))})
