@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:36916b5c299d
+# Tangled from rewriting: edit there, `make tangle`. sha256:dcdf7bbe794a
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def folded(node: OpNode) -> OpNode:
 
 @later
 def is_prescribed(x: OpNode, t: DType) -> bool:
-    """But not where a float may be too large for a whole number."""
+    """Whether one result is right, however large a float may be."""
     return not (x.dtype.is_float and t.kind in "iu")
 
 
@@ -165,4 +165,5 @@ def is_scalar(x: OpNode) -> bool:
 wide = x.expand(s)
 FOLDING += [rule(moved, x.expand(shape(moved)), is_scalar(x)) for moved in (
     wide.reshape(t), wide.permute(p), wide.flip(p), wide.shrink(p))]
+FOLDING += [rule(x.reshape(s).expand(t), x.expand(t), is_scalar(x))]
 RULES = [*FOLDING, *ALGEBRA, *WHOLE, *MOVEMENTS]
