@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:e15eeec6c4ec
+# Tangled from graphs: edit there, `make tangle`. sha256:bebe824861fe
 """Operations that remember themselves, and a loop that runs them."""
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def interned(key: Any, node: OpNode) -> OpNode:
 
 
 def constant(number: Any, dtype: DType, shape: Shape = ()) -> OpNode:
-    """The number as `dtype` has it, so that 1 and 1.0 are one float."""
+    """A number as `dtype` has it, in `shape`: 1 and 1.0 are one float."""
     with np.errstate(all="ignore"):  # too large a float is infinite
         held = np.asarray(number).astype(dtype.numpy).item()
     one = OpNode(CONST, (), (held, dtype, ()))
