@@ -171,7 +171,7 @@ def leave_out_gpu(config, items):
 
 
 LONG = """
-test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
+test_colab.py site/notebooks test_stages.py test_milestones.py
 test_gates.py browser
 """.split()
 WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import LONG, haste
+from machines import elsewhere
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 KERNEL = {"name": "python3", "display_name": "Python 3"}
-HOOKS = ("site/notebooks/conftest.py", "tests/conftest.py")
-WORDS = "-q --nbval -n 2 tests site/notebooks".split()
+HOOKS = ("site/notebooks/conftest.py", "tests/conftest.py",
+         "tests/machines.py")  # fmt: skip
+WORDS = "-q --nbval --elsewhere -n 2 tests site/notebooks".split()
 WHERE = """\
 from pathlib import Path
 import companion, numpy, matplotlib, hypothesis, ml_dtypes
@@ -53,6 +55,12 @@ def passes(tmp_path, root):
 def test_a_chapter_of_the_library_imports_what_colab_has(passes):
     assert passes(WHERE)
     assert not passes("import pytest")
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_as_if_elsewhere(passes):
+    missing = f"{elsewhere()}.items() - os.environ.items()"
+    assert passes(f"import os\nassert not {missing}")
 
 
 @pytest.mark.slow

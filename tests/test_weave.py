@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_lowercase
 from unittest import mock
 from urllib.parse import unquote, urldefrag
 
@@ -15,8 +16,9 @@ from bs4 import BeautifulSoup
 from small_book import small_book
 
 from companion.literate.loom import LOOM
-from companion.literate.pages import source_html
-from companion.literate.source import Cell
+from companion.literate.pages import in_index, source_html
+from companion.literate.source import Cell, read_book
+from companion.literate.tangle import tangle
 from companion.literate.weave import CCell, Change, called, fold, setup
 
 ROOT = Path(__file__).parent.parent
@@ -380,6 +382,15 @@ def test_the_index_lists_definitions_replacements_and_uses(html):
         "twice · defined §2",
         "__version__ · defined §1",
     ]
+
+
+def test_the_pages_of_the_index_hold_every_letter_once(root):
+    pages = (root / "chapters/front").glob("identifiers*.md")
+    texts = "".join(path.read_text() for path in pages)
+    letters = "".join(re.findall(r"{identifiers} (\w+)", texts))
+    assert sorted(letters) == list(ascii_lowercase)
+    made = tangle(read_book(root)).definitions
+    assert {in_index(one)[0] for one in made} <= {*letters}
 
 
 def test_the_library_is_listed_floor_by_floor(html):
