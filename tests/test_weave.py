@@ -186,7 +186,17 @@ BOOK = {
     "chapters/pairs.md": FRONT.replace("MODULE", "view.py") + PAIRS,
     "chapters/sums.md": FRONT.replace("MODULE", "buffer.py") + SUMS,
     "chapters/library.md": "# Library\n\n```{library}\n```\n",
-    "chapters/identifiers.md": "# Identifiers\n\n```{identifiers}\n```\n",
+    "chapters/identifiers.md": """\
+# Identifiers
+
+```{identifiers}
+```
+
+## With T
+
+```{identifiers} t
+```
+""",
     "site/notebooks/pairs.ipynb": """\
 {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 """,
@@ -381,6 +391,7 @@ def test_the_index_lists_definitions_replacements_and_uses(html):
         "total · defined §1.1 · replaced §2",
         "twice · defined §2",
         "__version__ · defined §1",
+        *("total · defined §1.1 · replaced §2", "twice · defined §2"),
     ]
 
 
