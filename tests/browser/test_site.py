@@ -532,7 +532,7 @@ def test_axe_finds_nothing_serious(visit):
         page = visit(path)
         found[path, "light"] = findings(page)
         page.emulate_media(color_scheme="dark")
-        page.wait_for_selector("html[data-theme=dark]")
+        page.reload(wait_until="networkidle")
         found[path, "dark"] = findings(page, ["color-contrast"])
     assert {which: faults for which, faults in found.items() if faults} == {}
 
