@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:3d34866c3530
+# Tangled from blas: edit there, `make tangle`. sha256:7ababc7d3fbc
 from __future__ import annotations
 
 import ctypes
@@ -63,8 +63,8 @@ def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def cut(m: int, tasks: int, threads: int,
-        most: int = NEVER) -> tuple[int, int]:
+def cut(m: int, tasks: int, threads: int, most: int = NEVER,
+        least: int = 8) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
     # At least one for each thread: at neighbouring panels of the same
@@ -72,7 +72,7 @@ def cut(m: int, tasks: int, threads: int,
     # 4 tasks a thread: of one that is held up, the others wait for a quarter
     # of its share. 8 strips: they share a panel that one of them fetched.
     wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
-    chunks = max(min(wanted, strips // 8), 1) if threads > 1 else 1
+    chunks = max(min(wanted, strips // least), 1) if threads > 1 else 1
     if m > chunks * most:
         chunks = ceil(ceil(m, most), threads) * threads
     rows = ceil(strips, chunks) * MR
@@ -119,11 +119,13 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     axes, stack = stack_axes(a, b, c), math.prod(c.shape[:-2])
     threads = threads if stack * m * n * k > WORTH_SHARING else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
-    pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
     copy = stack == 1 and prefer_packing(a, n, how)
+    # With a packed A, too: it is packed for each slab, so B should be one.
+    pack = (cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
+            or (copy and m > MR))
     most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
-                       threads, most)
+                       threads, most, 4 if copy else 8)
     width = 16 * how.width if lone else how.width
     depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
     room = how.room if pack else NEVER
