@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:7ababc7d3fbc
+# Tangled from blas: edit there, `make tangle`. sha256:396efcb27712
 from __future__ import annotations
 
 import ctypes
@@ -120,24 +120,22 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     threads = threads if stack * m * n * k > WORTH_SHARING else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
     copy = stack == 1 and prefer_packing(a, n, how)
-    # With a packed A, too: it is packed for each slab, so B should be one.
     pack = (cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
-            or (copy and m > MR))
+            or (copy and m > MR))  # else A is packed for each panel of B
     most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
                        threads, most, 4 if copy else 8)
-    width = 16 * how.width if lone else how.width
+    width = how.width * (16 if lone else 1)
     depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
-    room = how.room if pack else NEVER
     if pack:
         wanted = ceil(threads * (1 if copy else 4), max(stack * chunks, 1))
         columns = ceil(n, wanted if threads > 1 else 1)
-        width *= max(ceil(min(columns, room // depth), width), 1)
+        width *= max(ceil(min(columns, how.room // depth), width), 1)
     slabs = ceil(n, width)
-    span = min(ceil(room, width * depth), stack * slabs)
+    most = ceil(how.room, width * depth) if pack else NEVER
     return LAYOUT.pack(
         m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, width, slabs, stack,
-        span, depth, copy, pack, threads,
+        min(most, stack * slabs), depth, copy, pack, threads,
         len(axes), alpha, beta, POOL.address, *chain(*axes),
         *[0] * (32 - 4 * len(axes)))
 
