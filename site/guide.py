@@ -10,8 +10,7 @@ from html import escape
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from companion.literate.lint import proofs
-from companion.literate.lint import words as spoken
+from companion.literate.lint import proofs, words as spoken
 from companion.literate.loom import LOOM, cell_id, page_of, uri
 from companion.literate.source import SourceError
 
