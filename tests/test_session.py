@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import LONG, haste
-from machines import elsewhere
+from machines import levels, machine
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 KERNEL = {"name": "python3", "display_name": "Python 3"}
@@ -23,7 +23,8 @@ assert Path(companion.__file__).parents[1].name == "site-packages"
 """
 PLAYED = f"""\
 import os
-assert not {elsewhere()}.items() - os.environ.items()
+assert not {machine(levels()[0])}.items() - os.environ.items()
+assert not os.environ["COMPANION_DATA"]
 """
 
 
