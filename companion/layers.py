@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:3e61d80c87ec
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:9b608d5447fc
 from __future__ import annotations
 
 import math
@@ -126,7 +126,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    def to(self, target: Device | DType) -> Module:
+    def to(self, target: Device | DType | str) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_float_dtype(target)
         for _, tensor in list(self.named_tensors()):
