@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:9b608d5447fc
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:904ba77fbf3a
 from __future__ import annotations
 
 import math
@@ -292,7 +292,8 @@ class LayerNorm(Module):
         wide = widened(x)
         # Centred first: mean square less squared mean loses all digits
         # where the mean is large.
-        centred = wide - wide.mean(axes, keepdim=True)
+        # And by an addition, whose gradient negates no whole array.
+        centred = wide + -wide.mean(axes, keepdim=True)
         variance = centred.square().mean(axes, keepdim=True)
         y = centred * (variance + self.eps).rsqrt() * self.weight
         return narrowed(y if self.bias is None else y + self.bias, x)
