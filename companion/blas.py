@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:396efcb27712
+# Tangled from blas: edit there, `make tangle`. sha256:d479d791d984
 from __future__ import annotations
 
 import ctypes
@@ -70,7 +70,8 @@ def cut(m: int, tasks: int, threads: int, most: int = NEVER,
     # At least one for each thread: at neighbouring panels of the same
     # rows, two would fight over the cache lines where the panels meet.
     # 4 tasks a thread: of one that is held up, the others wait for a quarter
-    # of its share. 8 strips: they share a panel that one of them fetched.
+    # of its share. 8 strips: they share a panel that one of them fetched;
+    # 4 where A is packed, since each thread packs the rows that it uses.
     wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
     chunks = max(min(wanted, strips // least), 1) if threads > 1 else 1
     if m > chunks * most:
