@@ -22,7 +22,7 @@ book: tangle ## set up, tangle, execute what changed, build the site
 	@$(PY) -c "from pathlib import Path as P; print('The book:', P('_build/html/index.html').resolve().as_uri())"
 
 test: book ## every test: tools, library, notebooks, pages
-	$(PYTEST) -m "" --nbval $(NOTEBOOKS) tests site/notebooks
+	$(PYTEST) -m "" --nbval --elsewhere $(NOTEBOOKS) tests site/notebooks
 
 $(SITE): $(SOURCES)
 	.venv/bin/jupyter-book build . -W -n --keep-going

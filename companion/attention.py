@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:61d8e750b893
+# Tangled from attention: edit there, `make tangle`. sha256:ab0fb5329501
 from __future__ import annotations
 
 import importlib.util
@@ -180,11 +180,12 @@ def torchs(shape: tuple[int, ...], threads: int,
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Milliseconds of attention and of PyTorch's, forward and backward."""
     there = importlib.util.find_spec("torch")
+    about = stamp("torch")  # loads it, once for all that are forked below
     shapes = list(SHAPES_OF_HEADS.items())[:2 if quick else 3]
     for (name, shape), (way, back) in product(shapes, DIRECTIONS.items()):
         found = compare(partial(ours, shape, threads, back),
                         partial(torchs, shape, threads, back),
                         rounds=7 if quick else 15) if there else None
         yield {"bench": "attention", "case": f"{name}, {way}",
-               "threads": threads, "unit": "ms", **stamp("torch"),
+               "threads": threads, "unit": "ms", **about,
                **(found.line(lambda s: 1e3 * s) if found else MISSING)}

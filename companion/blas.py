@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:3d34866c3530
+# Tangled from blas: edit there, `make tangle`. sha256:d479d791d984
 from __future__ import annotations
 
 import ctypes
@@ -63,16 +63,17 @@ def ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def cut(m: int, tasks: int, threads: int,
-        most: int = NEVER) -> tuple[int, int]:
+def cut(m: int, tasks: int, threads: int, most: int = NEVER,
+        least: int = 8) -> tuple[int, int]:
     """Rows in a chunk of A, and chunks: one or more for each thread."""
     strips = max(ceil(m, MR), 1)
     # At least one for each thread: at neighbouring panels of the same
     # rows, two would fight over the cache lines where the panels meet.
     # 4 tasks a thread: of one that is held up, the others wait for a quarter
-    # of its share. 8 strips: they share a panel that one of them fetched.
+    # of its share. 8 strips: they share a panel that one of them fetched;
+    # 4 where A is packed, since each thread packs the rows that it uses.
     wanted = max(ceil(4 * threads, max(tasks, 1)), threads)
-    chunks = max(min(wanted, strips // 8), 1) if threads > 1 else 1
+    chunks = max(min(wanted, strips // least), 1) if threads > 1 else 1
     if m > chunks * most:
         chunks = ceil(ceil(m, most), threads) * threads
     rows = ceil(strips, chunks) * MR
@@ -119,23 +120,23 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     axes, stack = stack_axes(a, b, c), math.prod(c.shape[:-2])
     threads = threads if stack * m * n * k > WORTH_SHARING else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
-    pack = cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
     copy = stack == 1 and prefer_packing(a, n, how)
+    pack = (cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
+            or (copy and m > MR))  # else A is packed for each panel of B
     most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
-                       threads, most)
-    width = 16 * how.width if lone else how.width
+                       threads, most, 4 if copy else 8)
+    width = how.width * (16 if lone else 1)
     depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
-    room = how.room if pack else NEVER
     if pack:
         wanted = ceil(threads * (1 if copy else 4), max(stack * chunks, 1))
         columns = ceil(n, wanted if threads > 1 else 1)
-        width *= max(ceil(min(columns, room // depth), width), 1)
+        width *= max(ceil(min(columns, how.room // depth), width), 1)
     slabs = ceil(n, width)
-    span = min(ceil(room, width * depth), stack * slabs)
+    most = ceil(how.room, width * depth) if pack else NEVER
     return LAYOUT.pack(
         m, n, k, ra, ca, rb, cb, rc, cc, rows, chunks, width, slabs, stack,
-        span, depth, copy, pack, threads,
+        min(most, stack * slabs), depth, copy, pack, threads,
         len(axes), alpha, beta, POOL.address, *chain(*axes),
         *[0] * (32 - 4 * len(axes)))
 

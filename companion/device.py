@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, attention, graphs: edit there, `make tangle`. sha256:0251fcc5e0f9  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs: edit there, `make tangle`. sha256:9720735ad2d0  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -624,6 +624,39 @@ MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,
                     after_in_parent=MAKING.release,
                     after_in_child=MAKING.release)
+
+SUMS = struct.Struct("5qP")
+
+
+@functools.cache
+def scatterer(dtype: DType) -> Callable[..., None] | None:
+    """The compiled `sum_rows`; None where `dtype` has none."""
+    library = (compiled("kernels/sums.c", dtype) if dtype in FLOATS
+               else None)
+    return unchecked(library, "sum_rows", 4) if library else None
+
+
+def scatters(otherwise: Kernel) -> Kernel:
+    """The kernel of SCATTER: each row adds up what is for it."""
+    def kernel(out: Buffer, x: Buffer, index: Buffer,
+               arg: tuple[int, int]) -> None:
+        each, (axis, n) = scatterer(out.dtype), arg
+        if each is None or out.view.size == 0:
+            otherwise(out, x, index, arg)
+            return
+        check_index(SCATTER, index, axis, n)
+        at = adopt(np.ascontiguousarray(in_rows(index, axis, n), np.int64))
+        rows, source = math.prod(out.shape[:axis + 1]), x.dense()
+        links = Buffer.empty((rows + at.view.size,), int64)
+        few = x.view.size + out.view.size < 1 << 15
+        threads = 1 if few else POOL.threads
+        job = SUMS.pack(at.view.size, rows, out.view.size // rows,
+                        8 * threads, threads, POOL.address)
+        each(job, source.address, at.address, links.address, out.address)
+    return kernel
+
+
+KERNELS |= {SCATTER: scatters(KERNELS[SCATTER])}
 
 
 def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:3e61d80c87ec
+# Tangled from layers, autograd: edit there, `make tangle`. sha256:904ba77fbf3a
 from __future__ import annotations
 
 import math
@@ -126,7 +126,7 @@ class Module:
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
 
-    def to(self, target: Device | DType) -> Module:
+    def to(self, target: Device | DType | str) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
         check_float_dtype(target)
         for _, tensor in list(self.named_tensors()):
@@ -292,7 +292,8 @@ class LayerNorm(Module):
         wide = widened(x)
         # Centred first: mean square less squared mean loses all digits
         # where the mean is large.
-        centred = wide - wide.mean(axes, keepdim=True)
+        # And by an addition, whose gradient negates no whole array.
+        centred = wide + -wide.mean(axes, keepdim=True)
         variance = centred.square().mean(axes, keepdim=True)
         y = centred * (variance + self.eps).rsqrt() * self.weight
         return narrowed(y if self.bias is None else y + self.bias, x)

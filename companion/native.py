@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:6fe4283bf685  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:61d633344f5c  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -265,7 +265,9 @@ def compile_cell(shell: Any, line: str, cell: str,
     again = [i for i, old in enumerate(cells) if defined_names(old) & new]
     place = slice(*(again[:1] * 2 or [len(cells)] * 2))
     cells = [old for i, old in enumerate(cells) if i not in again]
-    where = f'#line 2 "Cell In[{shell.execution_count}]"\n'
+    # What is shown of a cell is its place in this list.
+    number = len(shell.user_ns["In"]) - 1
+    where = f'#line 2 "Cell In[{number}]"\n'
     cells[place] = [where + cell]
     made = make("".join(cells), *flags)
     # Not before it has compiled: a cell that is refused leaves no trace.

@@ -13,7 +13,7 @@ CODE = re.compile(
     r'<code class="docutils literal notranslate"><span class="pre">'
     r"([^<]*)</span></code>"
 )
-INDEX = "chapters/front/identifiers"  # thousands of links, and little else
+INDEX = "chapters/front/identifiers"  # its pages: links, and little else
 FOLD = '<summary aria-label="Toggle hidden content">'
 STYLES = (
     "basic.css",
@@ -30,7 +30,7 @@ def lighten(app, pagename, templatename, context, doctree):
     """
     body = context.get("body", "")
     context["body"] = TOKEN.sub(plain, body).replace(FOLD, "<summary>")
-    if pagename == INDEX:
+    if pagename.startswith(INDEX):
         short = CODE.sub(r"<code>\1</code>", context["body"])
         context["body"] = short.replace(' class="reference internal"', "")
     if 'class="math' not in body:

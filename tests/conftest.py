@@ -171,10 +171,11 @@ def leave_out_gpu(config, items):
 
 
 LONG = """
-test_colab.py test_machines.py site/notebooks test_stages.py test_milestones.py
-test_gates.py browser
+test_colab.py site/notebooks test_stages.py test_milestones.py
+test_gates.py browser test_weave.py
 """.split()
-WHOLE = (".ipynb", "test_colab.py")  # one kernel, one environment
+# One kernel, one environment, one built book.
+WHOLE = (".ipynb", "test_colab.py", "tests/test_weave.py")
 DRAWN = "test_every_operation.py"  # the draws of an operation
 
 

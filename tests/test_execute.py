@@ -107,6 +107,13 @@ def test_a_failure_names_the_line_of_the_chapter(tmp_path):
     assert "Cell In[" not in message and "\x1b" not in message
 
 
+def test_a_cell_that_the_page_does_not_have(tmp_path):
+    source = 'raise ValueError("in Cell In[99], line 3")'
+    message = fails(small_book(tmp_path, first=page("first", cell(source))))
+    assert message.startswith(
+        "chapters/first.md:9: ValueError: in Cell In[99], line 3\n")
+
+
 def test_a_syntax_error_names_its_line(tmp_path):
     first = page("first", cell("x = 1\n%matplotlib inline\nx = = 2"))
     message = fails(small_book(tmp_path, first=first))

@@ -11,7 +11,8 @@ from companion.dtype import float32
 LOADERS = {
     "matrix products": lambda: blas.product.__wrapped__(float32),
     "loops": lambda: (device.loop.__wrapped__("add", float32)
-                      or device.folder.__wrapped__(float32)),
+                      or device.folder.__wrapped__(float32)
+                      or device.scatterer.__wrapped__(float32)),
     "rows": lambda: device.row_copier.__wrapped__(),
 }
 X = np.linspace(-2, 2, 400 * 200, dtype="f4").reshape(400, 200)
@@ -23,6 +24,8 @@ WORK = {
     "exp": lambda: Tensor(X[:9]).exp().numpy(),
     "erf": lambda: Tensor(X[:9]).erf().numpy(),
     "rows": lambda: Tensor(X)[Tensor(AT)].numpy(),
+    "sums": lambda: device.CPU.run(device.SCATTER, Tensor(X[:300]).buffer,
+                                   Tensor(AT).buffer, arg=(0, 7)).array,
 }
 
 
@@ -75,7 +78,8 @@ def refuse_to_compile(*_):
 @pytest.fixture(params=[refuse, refuse_to_compile])
 def nothing_loads(request, monkeypatch):
     """A machine that lets no compiled code in, or has no compiler."""
-    loaders = blas.product, device.loop, device.folder, device.row_copier
+    loaders = (blas.product, device.loop, device.folder, device.row_copier,
+               device.scatterer)
     expected = {name: work() for name, work in WORK.items()}
     monkeypatch.setattr(native, "TOLD", {})
     if request.param is refuse:

@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -50,6 +51,8 @@ def presses(monkeypatch, at, press):
 
 def ctrl_c():
     signal.raise_signal(signal.SIGINT)
+    # Python looks for signals now and then; after a pause it certainly has.
+    time.sleep(0.01)
 
 
 def ctrl_c_twice():

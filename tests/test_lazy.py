@@ -25,6 +25,7 @@ from companion import (
     rand,
     realize,
 )
+from companion.compiler.draw import draw
 from companion.compiler.graph import NODES, OpNode, interpret, toposort
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, named
@@ -111,7 +112,7 @@ def test_signs_of_zero_and_kinds_of_one():
     assert str((x > 0) & True) == "Tensor([True])"
     nan = x * math.nan
     assert nan.buffer.node is (x * math.nan).buffer.node
-    assert (x * 1).buffer.node is not (x * True).buffer.node
+    assert (x * 1).buffer.node is (x * True).buffer.node  # both are 1.0
 
 
 def test_nothing_and_a_number_without_axes():
@@ -312,3 +313,12 @@ def test_a_constant_that_does_not_fit_is_refused_at_once():
     with pytest.raises(OverflowError, match="300 does not fit uint8"):
         LAZY.run(CONST, arg=(300, uint8, (2,)))
     assert LAZY.run(CONST, arg=(3, float32, ())).node.shape == ()
+
+
+def test_a_number_is_one_node_however_it_is_written():
+    x = Tensor([1.0, 2.0], float32, LAZY)
+    one, *others = [(x * n).buffer.node for n in (1, 1.0, np.float32(1))]
+    assert others == [one, one]
+    assert (x * 0.1).buffer.node is (x * float(np.float32(0.1))).buffer.node
+    assert (x * 0.0).buffer.node is not (x * -0.0).buffer.node
+    assert draw((x * 0.1).buffer.node).count(">0.1<") == 1

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from machines import NO_TOOLS, PARTS, beyond, levels, machine, passes
+from machines import beyond, elsewhere, levels, machine
 
 ASK = """
 import json
@@ -27,13 +27,17 @@ def test_a_machine_is_what_it_plays(level):
     assert threads == int(told["COMPANION_THREADS"])
 
 
-def test_what_is_left_out_is_the_tools(root):
-    left = {root / option.partition("=")[2] for option in NO_TOOLS}
-    assert {path.stem for path in left if path.exists()} == {
-        "test_tangle", "test_record", "test_weave"}  # fmt: skip
+SOURCES = """
+from companion import mnist, names, shakespeare
+print(mnist("test").source, len(names()), len(shakespeare()))
+"""
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
-def test_an_older_machine_agrees(part):
-    assert passes(machine(levels()[0]), [part, *NO_TOOLS])
+def test_elsewhere_there_are_no_data():
+    shown = subprocess.run(
+        [sys.executable, "-c", SOURCES],
+        env=os.environ | elsewhere(), text=True, capture_output=True,
+    )  # fmt: skip
+    source, *sizes = shown.stdout.split()
+    assert source == "drawn" and all(int(n) < 30_000 for n in sizes)
+    assert "stand in for MNIST" in shown.stderr

@@ -20,14 +20,29 @@ from companion import (
     cross_entropy,
     manual_seed,
 )
-from companion.compiler.graph import NODES, OpNode, interpret, toposort
+from companion.compiler.graph import (
+    NODES,
+    OpNode,
+    constant,
+    interpret,
+    toposort,
+)
 from companion.compiler.index import INDEX, bounds
 from companion.compiler.lazy import Lazy
-from companion.compiler.rewrite import constant, filled, rewrite, rule
+from companion.compiler.rewrite import filled, rewrite, rule
 from companion.compiler.rules import RULES, i, x
 from companion.device import CPU, Device
-from companion.dtype import float32, int8, int64
-from companion.ops import ADD, BUFFER, IOTA, MUL, RESHAPE
+from companion.dtype import bool_, float32, int8, int64
+from companion.ops import (
+    ADD,
+    BUFFER,
+    GATHER,
+    IOTA,
+    MUL,
+    RESHAPE,
+    SHRINK,
+    WHERE,
+)
 
 
 class Ordered(Device):
@@ -126,6 +141,26 @@ def test_threads_rewrite_to_the_same_nodes():
     with ThreadPoolExecutor(8) as crowd:
         first, *others = crowd.map(tidy, range(8))
     assert all(other == first for other in others)
+
+
+def test_a_copy_and_its_original_become_one_node():
+    """Whoever gives memory to nodes has to give two places to this one."""
+    original = Tensor([1.0, 2.0], device=Lazy(CPU))
+    roots = [original.buffer.node, original.clone().buffer.node]
+    first, second = rewrite(roots, RULES)
+    assert roots[0] is not roots[1] and first is second is roots[0]
+
+
+def test_the_error_of_a_dead_value_dies_with_it():
+    """An index out of range in a value that a rule drops is never used."""
+    rows, bad = leaf(1.0, 2.0), OpNode(BUFFER, (), CPU.adopt(np.array([7])))
+    dead = OpNode(GATHER, (rows, bad), 0)
+    yes = constant(True, bool_, (1,))
+    root = OpNode(WHERE, (yes, OpNode(SHRINK, (rows,), ((0, 1, 1),)), dead))
+    with pytest.raises(IndexError):
+        interpret([root], CPU)
+    (value,) = interpret(rewrite([root], RULES), CPU)
+    assert value.array.tolist() == [1.0]
 
 
 def test_what_a_rule_returns_is_rewritten_too():

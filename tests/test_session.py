@@ -9,15 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import LONG, haste
+from machines import levels, machine
 from nbformat.v4 import new_code_cell, new_notebook, writes
 
 KERNEL = {"name": "python3", "display_name": "Python 3"}
-HOOKS = ("site/notebooks/conftest.py", "tests/conftest.py")
-WORDS = "-q --nbval -n 2 tests site/notebooks".split()
+HOOKS = ("site/notebooks/conftest.py", "tests/conftest.py",
+         "tests/machines.py")  # fmt: skip
+WORDS = "-q --nbval --elsewhere -n 2 tests site/notebooks".split()
 WHERE = """\
 from pathlib import Path
 import companion, numpy, matplotlib, hypothesis, ml_dtypes
 assert Path(companion.__file__).parents[1].name == "site-packages"
+"""
+PLAYED = f"""\
+import os
+assert not {machine(levels()[0])}.items() - os.environ.items()
+assert not os.environ["COMPANION_DATA"]
 """
 
 
@@ -51,7 +58,7 @@ def passes(tmp_path, root):
 
 @pytest.mark.slow
 def test_a_chapter_of_the_library_imports_what_colab_has(passes):
-    assert passes(WHERE)
+    assert passes(WHERE, PLAYED)
     assert not passes("import pytest")
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from string import ascii_lowercase
 from unittest import mock
 from urllib.parse import unquote, urldefrag
 
@@ -15,8 +16,9 @@ from bs4 import BeautifulSoup
 from small_book import small_book
 
 from companion.literate.loom import LOOM
-from companion.literate.pages import source_html
-from companion.literate.source import Cell
+from companion.literate.pages import in_index, source_html
+from companion.literate.source import Cell, read_book
+from companion.literate.tangle import tangle
 from companion.literate.weave import CCell, Change, called, fold, setup
 
 ROOT = Path(__file__).parent.parent
@@ -184,7 +186,17 @@ BOOK = {
     "chapters/pairs.md": FRONT.replace("MODULE", "view.py") + PAIRS,
     "chapters/sums.md": FRONT.replace("MODULE", "buffer.py") + SUMS,
     "chapters/library.md": "# Library\n\n```{library}\n```\n",
-    "chapters/identifiers.md": "# Identifiers\n\n```{identifiers}\n```\n",
+    "chapters/identifiers.md": """\
+# Identifiers
+
+```{identifiers}
+```
+
+## With T
+
+```{identifiers} t
+```
+""",
     "site/notebooks/pairs.ipynb": """\
 {"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
 """,
@@ -379,7 +391,17 @@ def test_the_index_lists_definitions_replacements_and_uses(html):
         "total · defined §1.1 · replaced §2",
         "twice · defined §2",
         "__version__ · defined §1",
+        *("total · defined §1.1 · replaced §2", "twice · defined §2"),
     ]
+
+
+def test_the_pages_of_the_index_hold_every_letter_once(root):
+    pages = (root / "chapters/front").glob("identifiers*.md")
+    texts = "".join(path.read_text() for path in pages)
+    letters = "".join(re.findall(r"{identifiers} (\w+)", texts))
+    assert sorted(letters) == list(ascii_lowercase)
+    made = tangle(read_book(root)).definitions
+    assert {in_index(one)[0] for one in made} <= {*letters}
 
 
 def test_the_library_is_listed_floor_by_floor(html):

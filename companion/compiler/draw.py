@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:9c42707214e1
+# Tangled from graphs: edit there, `make tangle`. sha256:123d68119dae
 """Graphs as pictures: operands above, readers below."""
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ WIDE, HIGH = 88, 42  # between columns, between rows
 
 def label(node: OpNode) -> str:
     """What to write beside a circle: the operation, or the number."""
-    return str(node.arg[0] if node.op is CONST else node.op)
+    # In the digits that its dtype needs: 0.1, not 0.10000000149.
+    return str(node.dtype.numpy.type(node.arg[0])
+               if node.op is CONST else node.op)
 
 
 def circle(node: OpNode, x: float, y: float) -> str:

@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:1d79b2efa991
+# Tangled from graphs: edit there, `make tangle`. sha256:bebe824861fe
 """Operations that remember themselves, and a loop that runs them."""
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from operator import attrgetter
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
+
 from companion.buffer import Buffer
 from companion.device import Device
 from companion.dtype import DType
-from companion.ops import BUFFER, DTYPE, SHAPE, Op
+from companion.ops import BUFFER, CONST, DTYPE, EXPAND, SHAPE, Op
 from companion.view import Shape
 
 
@@ -82,6 +84,14 @@ def interned(key: Any, node: OpNode) -> OpNode:
     """`node`, or the equal one that another thread has put there."""
     with INTERNING:
         return NODES.setdefault(key, node)
+
+
+def constant(number: Any, dtype: DType, shape: Shape = ()) -> OpNode:
+    """A number as `dtype` has it, in `shape`: 1 and 1.0 are one float."""
+    with np.errstate(all="ignore"):  # too large a float is infinite
+        held = np.asarray(number).astype(dtype.numpy).item()
+    one = OpNode(CONST, (), (held, dtype, ()))
+    return OpNode(EXPAND, (one,), shape) if shape else one
 
 
 def toposort(*roots: OpNode,

@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:5c2af7528a2d
+# Tangled from rewriting: edit there, `make tangle`. sha256:2675d5330ab2
 """The arithmetic of indices: how large they get, and what is equal."""
 
 from __future__ import annotations
@@ -6,59 +6,39 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from companion.compiler.graph import OpNode, toposort
-from companion.compiler.rewrite import held, later, rule, value
+from companion.compiler.rewrite import later, rule, value
 from companion.compiler.rules import c, d, folded, i, j
 from companion.device import MOVE
 from companion.dtype import DType, bool_
-from companion.ops import (
-    ADD,
-    CAST,
-    CONST,
-    GATHER,
-    IDIV,
-    IOTA,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    SUB,
-    WHERE,
-    Op,
-)
+from companion.ops import ADD, CAST, CONST, IDIV, IOTA, MOD, MUL, SUB, Op
 
 Bounds = tuple[float, float]  # whole numbers, or infinite
 
 
 def corners(function: Callable[[Any, Any], Any]) -> Callable[..., Bounds]:
     """The bounds of what grows, or falls, with each operand."""
-    def bound(node: OpNode, first: Bounds, second: Bounds) -> Bounds:
-        found = [function(k, m) for k in first for m in second]
+    def bound(_: OpNode, *ends: Bounds) -> Bounds:
+        found = [function(k, m) for k, m in product(*ends)]
         return min(found), max(found)
     return bound
 
 
-def only(number: Any) -> Bounds:
-    return number, number
+def quotient(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
+    known = m[0] == m[1] > 0
+    return (k[0] // m[0], k[1] // m[0]) if known else limits(node.dtype)
 
 
-def quotient_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
-    divisor, same = m
-    return ((k[0] // divisor, k[1] // divisor) if divisor == same > 0
-            else limits(node.dtype))
-
-
-def remainder_bounds(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
-    divisor, same = m
-    if not divisor == same > 0:
+def remainder(node: OpNode, k: Bounds, m: Bounds) -> Bounds:
+    if not m[0] == m[1] > 0:
         return limits(node.dtype)
-    return k if k[0] >= 0 and k[1] < divisor else (0, divisor - 1)
+    return k if k[0] >= 0 and k[1] < m[0] else (0, m[0] - 1)
 
 
 def limits(dtype: DType) -> Bounds:
@@ -69,16 +49,11 @@ def limits(dtype: DType) -> Bounds:
 
 
 BOUNDS: dict[Op, Callable[..., Bounds]] = {
-    CONST: lambda node: only(held(*node.arg[:2])),
+    CONST: lambda node: (value(node), value(node)),
     IOTA: lambda node: (0, max(node.arg - 1, 0)),
     ADD: corners(operator.add), SUB: corners(operator.sub),
-    MUL: corners(operator.mul), MAXIMUM: corners(max),
-    IDIV: quotient_bounds, MOD: remainder_bounds,
-    WHERE: lambda node, _, k, m: (min(k[0], m[0]), max(k[1], m[1])),
-    PAD: lambda node, k: (min(k[0], 0), max(k[1], 0)),
-    GATHER: lambda node, k, at: k,
-}
-BOUNDS |= {op: lambda node, k: k for op in (CAST, MAX, *MOVE)}
+    MUL: corners(operator.mul), IDIV: quotient, MOD: remainder}
+BOUNDS |= {op: lambda node, k: k for op in (CAST, *MOVE)}
 
 KNOWN: WeakKeyDictionary[OpNode, Bounds] = WeakKeyDictionary()
 
@@ -87,22 +62,21 @@ def bounds(node: OpNode) -> Bounds:
     """The least and the greatest that an element may be."""
     for each in toposort(node, known=KNOWN):
         if each not in KNOWN:
-            KNOWN[each] = (unwrapped(each) if is_exact(each)
-                           else limits(each.dtype))
+            KNOWN[each] = ideal(each) if in_range(each) else limits(each.dtype)
     return KNOWN[node]
 
 
-def unwrapped(node: OpNode) -> Bounds:
+def ideal(node: OpNode) -> Bounds:
     """The bounds of a result, if its dtype had room for all numbers."""
     if node.op not in BOUNDS or node.dtype.is_float:
         return limits(node.dtype)
     return BOUNDS[node.op](node, *[KNOWN[x] for x in node.src])
 
 
-def is_exact(node: OpNode) -> bool:
-    """Whether the result is in the range of its dtype, never beyond."""
+def in_range(node: OpNode) -> bool:
+    """Whether the result has room in its dtype, and never wraps."""
     least, greatest = limits(node.dtype)
-    low, high = unwrapped(node)
+    low, high = ideal(node)
     return least <= low and high <= greatest
 
 
@@ -122,7 +96,7 @@ def divides(d: OpNode, c: OpNode) -> bool:
 def exact(node: OpNode) -> bool:
     """Whether it stays in the range of its dtype, and its operands do."""
     bounds(node)
-    return is_exact(node) and all(map(is_exact, node.src))
+    return in_range(node) and all(map(in_range, node.src))
 
 
 @later
@@ -130,26 +104,19 @@ def positive(c: OpNode) -> bool:
     return bool(value(c) > 0)
 
 
-@later
-def exact_product(c: OpNode, d: OpNode) -> bool:
-    return bool(value(c) * value(d) <= limits(c.dtype)[1])
-
-
 INDEX = [
-    rule(i + c + d, i + folded(ADD, None, c, d)),
-    rule(i * c * d, i * folded(MUL, None, c, d)),
+    rule(i + c + d, i + folded(c + d)),
+    rule(i * c * d, i * folded(c * d)),
     rule(i // c, 0, below(i, c)),
     rule(i % c, i, below(i, c)),
-    rule(i * c // d, i * folded(IDIV, None, c, d),
-         divides(d, c), exact(i * c)),
-    rule(i * c // d, i // folded(IDIV, None, d, c),
-         divides(c, d), exact(i * c)),
+    rule(i * c // d, i * folded(c // d), divides(d, c), exact(i * c)),
+    rule(i * c // d, i // folded(d // c), divides(c, d), exact(i * c)),
     rule(i * c % d, 0, divides(d, c), exact(i * c)),
-    rule((i * c + j) // d, i * folded(IDIV, None, c, d) + j // d,
+    rule((i * c + j) // d, i * folded(c // d) + j // d,
          divides(d, c), exact(i * c + j)),
     rule((i * c + j) % d, j % d, divides(d, c), exact(i * c + j)),
     rule(i // c * c + i % c, i, positive(c)),
-    rule(i // c // d, i // folded(MUL, None, c, d),
-         positive(c), positive(d), exact_product(c, d)),
+    rule(i // c // d, i // folded(c * d),
+         positive(c), positive(d), exact(c * d)),
     rule(i % c % d, i % d, positive(c), divides(d, c)),
 ]

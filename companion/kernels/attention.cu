@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:074b5e658fc7 */
-#line 1516 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:04fe8423a2d5 */
+#line 1517 "chapters/gradients/attention.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -22,7 +22,7 @@ struct Heads {
 /* what a warp has for its rows: four of the block's 32 */
 struct Rows { REAL of[4][(WIDTH + 31) / 32]; };
 
-#line 1542 "chapters/gradients/attention.md"
+#line 1543 "chapters/gradients/attention.md"
 __device__ REAL sum_warp(REAL x) {
   for (int by = 16; by; by /= 2) x += __shfl_xor_sync(~0u, x, by);
   return x;
@@ -35,7 +35,7 @@ __device__ REAL max_warp(REAL x) {
   return x;
 }
 
-#line 1558 "chapters/gradients/attention.md"
+#line 1559 "chapters/gradients/attention.md"
 /* s[r] = row r of x times row `lane` of the 32 at y, by way of `room` */
 __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
                       const REAL *y, i64 step, i64 there,
@@ -54,7 +54,7 @@ __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
   }
 }
 
-#line 1580 "chapters/gradients/attention.md"
+#line 1581 "chapters/gradients/attention.md"
 /* to a warp's rows add the rows at y, each as often as its lane says */
 __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
                        i64 step, i64 there) {
@@ -68,7 +68,7 @@ __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
   }
 }
 
-#line 1597 "chapters/gradients/attention.md"
+#line 1598 "chapters/gradients/attention.md"
 /* how far head blockIdx.x is from the first, in q, k, v and the mask */
 struct Place { i64 q, k, v, mask; };
 __device__ Place place(const Heads &h) {
@@ -99,7 +99,7 @@ __device__ void keep(const Heads &h, REAL *y, i64 first, const Rows &sum,
   }
 }
 
-#line 1631 "chapters/gradients/attention.md"
+#line 1632 "chapters/gradients/attention.md"
 /* y[heads, tq, WIDTH + 1]; grid (heads, tq / 32 rounded up), block (32, 8) */
 extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
                                   const REAL *v, const bool *mask, REAL *y) {
@@ -127,7 +127,7 @@ extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
   keep(h, y, mine, sum, top, total);
 }
 
-#line 1664 "chapters/gradients/attention.md"
+#line 1665 "chapters/gradients/attention.md"
 /* out[heads, rows, WIDTH], from `first` on and below `last`: what is
    summed, times a factor */
 __device__ void settle(REAL *out, i64 rows, i64 first, i64 last,
@@ -151,7 +151,7 @@ extern "C" __global__ void deltas(i64 tq, const REAL *dy, const REAL *y,
   if (threadIdx.x == 0) delta[row] = sum - dy[WIDTH];
 }
 
-#line 1691 "chapters/gradients/attention.md"
+#line 1692 "chapters/gradients/attention.md"
 /* the gradient of q, in out[heads, tq + 2 tk, WIDTH]; grid as attend's */
 extern "C" __global__ void attend_queries(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,
@@ -180,7 +180,7 @@ extern "C" __global__ void attend_queries(
   settle(out, h.tq + 2 * h.tk, mine, h.tq, sum, h.scale);
 }
 
-#line 1723 "chapters/gradients/attention.md"
+#line 1724 "chapters/gradients/attention.md"
 /* those of k and v: rows are keys, lanes are queries */
 extern "C" __global__ void attend_keys(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,

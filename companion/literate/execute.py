@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:efc396508392
+# Tangled from record: edit there, `make tangle`. sha256:70171bd7284d
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -223,6 +223,8 @@ def failure(chapter: Chapter, cells: list, cell, error) -> SourceError:
     lines = [chapter.cells[cells.index(cell)].line]
 
     def place(frame):
+        if int(frame[1]) not in begin:
+            return frame[0]
         lines.append(begin[int(frame[1])] + int(frame[2]) - 1)
         return f"{chapter.path}:{lines[-1]}"
 

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:55dbbc49d96e
+# Tangled from weave: edit there, `make tangle`. sha256:419fe4643c60
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -110,7 +110,7 @@ class Index(SphinxDirective):
     def run(self):
         page = self.env.docname
         self.env.metadata[page]["woven"] = LOOM.state(page), {}
-        return list(self.lists(page))
+        return list(self.lists(page, *self.arguments))
 
 
 def items(paragraphs):
@@ -138,16 +138,22 @@ def identifier(page, made):
 
 
 class Identifiers(Index):
-    """`{identifiers}`: where each name is defined, changed and used."""
+    """`{identifiers}`: where each name is defined, changed and used.
 
-    def lists(self, page):
+    With an argument, only names that begin with one of its letters.
+    """
+
+    optional_arguments = 1
+
+    def lists(self, page, letters=""):
         standing = [
             made for file in LOOM.files() for made in LOOM.standing(file)
         ]
         standing.sort(key=in_index)
         for letter, group in groupby(standing, lambda d: in_index(d)[0]):
-            yield nodes.rubric("", letter.upper())
-            yield items(identifier(page, made) for made in group)
+            if letter in (letters or letter):
+                yield nodes.rubric("", letter.upper())
+                yield items(identifier(page, made) for made in group)
 
 
 def in_index(made):

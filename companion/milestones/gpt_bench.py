@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:00050c5b4e76
+# Tangled from transformers: edit there, `make tangle`. sha256:a5411b06fd0a
 from __future__ import annotations
 
 import importlib.util
@@ -134,10 +134,12 @@ def race(config: GPTConfig, threads: int, quick: bool,
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """A training step beside PyTorch's, and where the time of ours goes."""
     config, compiled = CONFIGS["cpu"], (False, True)
-    line = {"bench": "gpt", "threads": threads, "unit": "ms"}
+    # The stamp loads PyTorch, once for all that are forked below.
+    line = {"bench": "gpt", "threads": threads, "unit": "ms",
+            **stamp("torch")}
     for how in compiled[:1 if quick else 2]:
         yield {**line, "case": f"a step, {'compiled' if how else 'eager'}",
-               **race(config, threads, quick, how), **stamp("torch")}
+               **race(config, threads, quick, how)}
     for name, seconds in shares(config, threads).items():
-        yield {**line, "case": name, **stamp("torch"), **MISSING,
+        yield {**line, "case": name, **MISSING,
                "ours": seconds * 1e3, "peer_name": None}

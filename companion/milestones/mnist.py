@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:111fc2feb58a
+# Tangled from mnist: edit there, `make tangle`. sha256:5ee05dfb112e
 from __future__ import annotations
 
 import time
@@ -63,7 +63,7 @@ def classifier(width: int = 256) -> Sequential:
                       Linear(width, 10))
 
 
-def study(train: Arrays, test: Arrays, epochs: int = 5, width: int = 256,
+def study(train: Arrays, test: Arrays, epochs: int = 3, width: int = 256,
           seed: int = 0, observers: Sequence[Observer] = (),
           ) -> tuple[Trainer, list[dict[str, Any]]]:
     """Train, and look at the test pictures after every epoch."""

@@ -1,4 +1,8 @@
-"""nbval runs each notebook on the finished library, as Colab would."""
+"""nbval runs each notebook on the finished library, as Colab would.
+
+With `--elsewhere`, as if on another machine, with an older processor and
+without data: there they have to say what they said here.
+"""
 
 import functools
 import importlib
@@ -15,6 +19,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
+from machines import elsewhere
 from nbval.plugin import IPyNbCell, IPyNbFile
 
 from companion.literate.execute import (
@@ -43,16 +48,27 @@ def pytest_addoption(parser):
         action="store_true",
         help="leave out the notebooks that have passed as they are now",
     )
+    parser.addoption(
+        "--elsewhere",
+        action="store_true",
+        help="run as on an older processor, without data",
+    )
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item):
     file = item.getparent(IPyNbFile)
     file.skip_compare = {*file.skip_compare, "image/svg+xml"}
+    variables = place(item.config.rootpath, file.nb) | played(item.config)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in place(item.config.rootpath, file.nb).items():
+        for name, value in variables.items():
             patch.setenv(name, value)
         return (yield)
+
+
+def played(config):
+    """The variables of the machine that is played, if one is."""
+    return elsewhere() if config.option.elsewhere else {}
 
 
 def place(root, notebook):
@@ -107,28 +123,28 @@ def link(package, folder):
 def pytest_runtest_makereport(item, call):
     """A notebook has passed when its last cell has, on this machine."""
     report = yield
-    played = "COMPANION_MARCH" in os.environ  # another than this
-    if not played and report.when == "call" and report.passed:
+    told = "COMPANION_MARCH" in os.environ  # to be another than this
+    if not told and report.when == "call" and report.passed:
         cells = done[item.path]
         cells.add(item.name)
         if len(cells) == item.parent.expected:
-            root = item.config.rootpath
-            path = root / PASSED / item.path.stem
-            replace_file(path, key(root, item.path))
+            passed = item.config.rootpath / PASSED / item.path.stem
+            replace_file(passed, key(item.config, item.path))
     return report
 
 
 @functools.cache
-def key(root, path):
+def key(config, path):
     """What decides whether a notebook passes, as one hash."""
+    run = Run(read_book(config.rootpath), path.stem, "final")
     text = path.read_text(encoding="utf-8")
-    return hashed(text + Run(read_book(root), path.stem, "final").key)
+    return hashed(f"{text}{run.key}{played(config)}")
 
 
-def has_passed(root, path):
+def has_passed(config, path):
     """Whether a notebook has passed, and nothing has changed since."""
-    passed = root / PASSED / path.stem
-    return passed.exists() and passed.read_text() == key(root, path)
+    passed = config.rootpath / PASSED / path.stem
+    return passed.exists() and passed.read_text() == key(config, path)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -141,7 +157,6 @@ def pytest_collection_modifyitems(config, items):
         running = [i for i in cells if i.path == item.path and i not in left]
         item.parent.expected = len(running)
     if config.option.changed:
-        root = config.rootpath
-        left |= {i for i in cells if has_passed(root, i.path)}
+        left |= {i for i in cells if has_passed(config, i.path)}
     items[:] = [item for item in items if item not in left]
     config.hook.pytest_deselected(items=list(left))

@@ -1,6 +1,7 @@
 """The built site in a real browser: what readers see, press and print."""
 
 import re
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ def wider_than_window(page):
 def findings(page, rules=None):
     """What axe calls serious or critical, by all rules or only some."""
     page.evaluate(AXE.read_text())
-    options = {"runOnly": rules} if rules else {}
+    options = {"resultTypes": ["violations"]}  # and no report on the rest
     found = page.evaluate(
         "(options) => axe.run(options).then((result) => result.violations)",
-        options,
+        options | ({"runOnly": rules} if rules else {}),
     )
     return [
         f"{f['id']}: {node['target']}"
@@ -60,12 +61,63 @@ def findings(page, rules=None):
 
 
 def pages_of(site):
-    """Every page of the site."""
-    files = site.rglob("*.html")
-    found = [f.relative_to(site).as_posix() for f in files]
-    return sorted(
-        f for f in found if not f.startswith(("_static", "_sources"))
-    )
+    """The pages to open: all that were written, and some of source.
+
+    Pages of source have one template. Of each folder and language those
+    are opened that strain it most, and all with an element of their own.
+    """
+    files = {f for f in site.rglob("*.html") if is_page(f, site)}
+    source = sorted(f for f in files if site / "source" in f.parents)
+    opened = files.difference(source)
+    for _, alike in groupby(sorted(source, key=shelf), shelf):
+        opened |= extremes([*alike])
+    seen = set().union(*map(elements, opened))
+    for file in source:
+        if elements(file) - seen:
+            opened.add(file)
+            seen |= elements(file)
+    return sorted(file.relative_to(site).as_posix() for file in opened)
+
+
+def is_page(file, site):
+    """Whether readers come to a file."""
+    return file.relative_to(site).parts[0] not in ("_static", "_sources")
+
+
+def shelf(file):
+    """The folder and the language of a page of source, `gemm.c.html`."""
+    return file.parent, Path(file.stem).suffix
+
+
+def extremes(files):
+    """The heaviest page, and those of the longest title and line."""
+    weight = {file: file.stat().st_size for file in files}
+    title = {file: len(file.name) for file in files}
+    lines = {file: file.read_text("utf-8").split("\n") for file in files}
+    width = {file: max(map(len, lines[file])) for file in files}
+    return {max(files, key=m.get) for m in (weight, title, width)}
+
+
+def elements(file):
+    """The kinds of elements of a page, tags and classes."""
+    return set(re.findall(r'<\w+|class="[^"]*"', file.read_text("utf-8")))
+
+
+def test_pages_of_source_stand_for_others(tmp_path):
+    wide, other = f"<p>{'x' * 50}", "<table>"
+    texts = {
+        "intro": "", "_static/page": "", "source/a": "\n".join("<p>" * 99),
+        "source/b": wide, "source/c": "", "source/long": "", "source/d": other,
+        "source/c.cu": "", "source/tests/a": "", "source/tests/b": "<p>",
+    }  # fmt: skip
+    for name, text in texts.items():
+        file = tmp_path / f"{name}.html"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    opened = {name.removesuffix(".html") for name in pages_of(tmp_path)}
+    assert texts.keys() - opened == {"_static/page", "source/c"}
+    (tmp_path / "source/d.html").write_text("<p>")
+    assert "source/d.html" not in pages_of(tmp_path)
 
 
 def test_every_page_on_a_phone(site, address, visit):
@@ -105,15 +157,16 @@ def test_figures_have_numbers_and_captions(visit):
     assert all(re.match(r"Fig\. \d+\.\d \S", text) for text in captions)
 
 
-@pytest.mark.parametrize("width", [768, 1024, 1100])
-def test_text_and_code_share_a_width_on_a_tablet(visit, width):
-    page = visit(LAYERS, width=width)
-    text, code = (
-        page.locator(f".bd-article section section > {kind}").first
-        for kind in ("p", "div.cell")
-    )
-    text, code = text.bounding_box(), code.bounding_box()
-    assert (text["x"], text["width"]) == (code["x"], code["width"])
+def test_text_and_code_share_a_width_on_a_tablet(visit):
+    page = visit(LAYERS)
+    for width in (768, 1024, 1100):
+        page.set_viewport_size({"width": width, "height": 900})
+        text, code = (
+            page.locator(f".bd-article section section > {kind}").first
+            for kind in ("p", "div.cell")
+        )
+        text, code = text.bounding_box(), code.bounding_box()
+        assert (text["x"], text["width"]) == (code["x"], code["width"]), width
 
 
 def covers(page, one, other):
@@ -493,12 +546,16 @@ def test_sliders_are_as_large_as_a_thumb(visit, width):
         assert min(box["width"], box["height"]) >= 44
 
 
-@pytest.mark.parametrize(
-    "scheme, rules", [("light", None), ("dark", ["color-contrast"])]
-)
-def test_axe_finds_nothing_serious(visit, scheme, rules):
-    found = {p: findings(visit(p, scheme=scheme), rules) for p in AXED}
-    assert {path: faults for path, faults in found.items() if faults} == {}
+def test_axe_finds_nothing_serious(visit):
+    """By day, and in what is not the same by night, the colours."""
+    found = {}
+    for path in AXED:
+        page = visit(path)
+        found[path, "light"] = findings(page)
+        page.emulate_media(color_scheme="dark")
+        page.reload(wait_until="networkidle")
+        found[path, "dark"] = findings(page, ["color-contrast"])
+    assert {which: faults for which, faults in found.items() if faults} == {}
 
 
 def test_print_shows_the_text_and_nothing_else(visit):

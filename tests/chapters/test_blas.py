@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:f0a661875755
+# Tangled from blas: edit there, `make tangle`. sha256:60972f686837
 from __future__ import annotations
 
 import contextlib
@@ -11,12 +11,22 @@ import numpy as np
 from hypothesis import given, settings, strategies as st
 
 from companion.benchmark import EAGER, calls
-from companion.blas import blocking, gemm, plan, product
+from companion.blas import (
+    LAYOUT,
+    MR,
+    POLICIES,
+    Blocking,
+    blocking,
+    gemm,
+    plan,
+    product,
+)
 from companion.buffer import adopt
 from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor
 from companion.tensor.random import rand
 from companion.timing import FORK, MISSING, compare, judged, row_of
+from companion.view import View
 
 SIZES = st.sampled_from(
     [0, 1, 2, 3, 5, 6, 7, 12, 15, 16, 17, 31, 33, 48, 63, 64, 65, 66,
@@ -102,6 +112,22 @@ def test_large_products():
                 gemm(adopt(c), adopt(a), adopt(b))
             error = np.abs(c - a.astype(np.float64) @ b).max()
             assert error < 1e-6 * k ** 0.5 * 10
+
+
+def test_a_packed_chunk_serves_all_columns():
+    """Each slab packs its chunk of A, so there is one slab."""
+    copied = 0
+    for bytes_, policy in POLICIES.items():
+        how = Blocking(bytes_ // 2, *policy)
+        for m, panels in np.ndindex(300, 9):
+            n = 40 * panels
+            b, c = View.dense((768, n)), View.dense((m, n))
+            a = View.dense((768, m)).permute((1, 0))
+            fields = LAYOUT.unpack(plan(a, b, c, 1.0, 0.0, how, 1))
+            slabs, copy = fields[12], fields[16]
+            copied += copy
+            assert slabs == 1 or not copy or m <= MR
+    assert copied > 1000
 
 
 def multiply(results):

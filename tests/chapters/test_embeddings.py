@@ -1,17 +1,21 @@
-# Tangled from embeddings: edit there, `make tangle`. sha256:37be5fb09846
+# Tangled from embeddings: edit there, `make tangle`. sha256:5720c9866cad
 from __future__ import annotations
 
 import math
 from functools import partial
+from itertools import product
 
 import numpy as np
 
-from companion.device import CPU
+from companion.buffer import Buffer, adopt
+from companion.device import CPU, FLOATS, least_index, scatter
 from companion.dtype import float16, float32, float64, int32, int64, uint8
 from companion.embedding import Embedding, look_up, rotary, sinusoidal
 from companion.layers import Linear, Module, parameter
 from companion.literate import message
 from companion.losses import cross_entropy
+from companion.native import POOL, set_threads
+from companion.ops import SCATTER
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, one_hot, ones, zeros
 from companion.tensor.gradients import gradcheck
@@ -89,6 +93,41 @@ def test_a_table_used_twice_is_one_parameter():
                        (bottom + top).numpy(), atol=1e-6)
     assert len(model.parameters()) == len(model.state_dict()) == 3
     assert model.count() == 27 * 4 + 4 * 4 + 4
+
+
+def test_sums_by_lists_have_the_bits_of_the_loop():
+    rng = np.random.default_rng(0)
+    cases = [((700, 70), 30, 0), ((9, 5), 4, 0), ((3,), 2, 0), ((), 1, 0),
+             ((0, 4), 3, 0), ((5, 0), 3, 0), ((6, 4, 130), 7, 1),
+             ((6, 4), 7, 1)]
+    for (shape, n, axis), dtype in product(cases, (*FLOATS, int64)):
+        places = shape[:axis + 1]
+        index = adopt(rng.integers(least_index(axis, n), n, places))
+        values = (100 * rng.standard_normal(shape)).astype(dtype.numpy)
+        for x in map(adopt, (values, np.flip(values))):
+            found = CPU.run(SCATTER, x, index, arg=(axis, n))
+            loop = Buffer.empty(found.shape, dtype)
+            scatter(loop, x, index, (axis, n))
+            assert (found.array == loop.array).all()
+    nowhere = adopt(np.ones((2, 3))), adopt(np.zeros(2, np.int64))
+    assert "allows none" in message(
+        lambda: CPU.run(SCATTER, *nowhere, arg=(0, 0)), IndexError)
+
+
+def test_threads_share_the_rows():
+    rng = np.random.default_rng(0)
+    x = adopt(rng.standard_normal((3000, 33)).astype(np.float32))
+    index = adopt(rng.integers(-50, 50, 3000))
+    found, usual = [], POOL.threads
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        found.append(CPU.run(SCATTER, x, index, arg=(0, 50)).array)
+    set_threads(usual)
+    assert all((other == found[0]).all() for other in found)
+    x.array[7] = np.nan
+    lost = CPU.run(SCATTER, x, index, arg=(0, 50)).array
+    assert np.isnan(lost).any(-1).nonzero()[0].tolist() == [
+        index.array[7] % 50]
 
 
 def test_rows_begin_standard_normal():

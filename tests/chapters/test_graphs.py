@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:24d844fc39fa
+# Tangled from graphs: edit there, `make tangle`. sha256:62b53ff35e48
 from __future__ import annotations
 
 import math
@@ -7,7 +7,6 @@ import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 
@@ -16,12 +15,13 @@ from companion.compiler.graph import (
     INTERNING,
     NODES,
     OpNode,
+    constant,
     interpret,
     toposort,
 )
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, DEVICES, Device
-from companion.dtype import DType, float32, float64, int64, uint8
+from companion.dtype import DTYPES, bool_, float32, float64, int64, uint8
 from companion.layers import LayerNorm
 from companion.literate import message
 from companion.ops import ADD, BUFFER, CONST, EXP, EXPAND, IOTA, SUM
@@ -31,21 +31,35 @@ from companion.tensor.operands import where
 from companion.view import View
 
 
-def constant(value: Any, dtype: DType = float32) -> OpNode:
-    return OpNode(CONST, (), (value, dtype, ()))
-
-
 def test_equal_nodes_are_one_node():
     values = [0.0, -0.0, False, 0, 1.0, True, 1, math.nan, math.inf]
-    nodes = [constant(v) for v in values]
+    nodes = [OpNode(CONST, (), (v, float32, ())) for v in values]
     assert len(set(nodes)) == len(values)
-    assert [constant(v) for v in values] == nodes
-    assert constant(math.nan, float64) is not constant(math.nan)
+    assert [OpNode(CONST, (), (v, float32, ())) for v in values] == nodes
+    assert constant(math.nan, float64) is not constant(math.nan, float32)
     pair = OpNode(ADD, (nodes[0], nodes[4]))
     assert OpNode(ADD, (nodes[0], nodes[4])) is pair
     assert OpNode(ADD, (nodes[4], nodes[0])) is not pair
     assert OpNode(EXPAND, (pair,), (2,)).shape == (2,)
     assert pickle.loads(pickle.dumps(pair)) is deepcopy(pair) is pair
+
+
+def test_a_constant_is_what_its_dtype_has():
+    one = constant(1, float32)
+    assert constant(1.0, float32) is constant(True, float32) is one
+    assert type(one.arg[0]) is float
+    assert constant(0.1, float32) is constant(np.float32(0.1), float32)
+    assert constant(1, int64) is not one
+    assert constant(True, bool_) is constant(1, bool_)
+    assert constant(-0.0, float32) is not constant(0, float32)
+    assert constant(-0.0, int64) is constant(0, int64)
+    assert constant(1e300, float32) is constant(math.inf, float32)
+    assert constant(2, float32, (3,)).src == (constant(2.0, float32),)
+    for dtype in DTYPES.values():
+        for number in (0, 1, 1.0, True, 0.1, 100, -0.0):
+            held, given = [CPU.run(CONST, arg=arg).array for arg in (
+                constant(number, dtype).arg, (number, dtype, ()))]
+            assert held.tobytes() == given.tobytes()
 
 
 def test_memory_is_one_leaf_where_place_and_view_are_one():
@@ -161,13 +175,12 @@ def test_what_a_promise_refuses():
 
 def test_threads_share_their_nodes():
     with INTERNING:  # as where garbage is collected inside
-        assert constant(17.0) is constant(17.0)
+        assert constant(17.0, float32) is constant(17, float32)
 
     def build(_: int) -> list[OpNode]:
         x = OpNode(IOTA, (), 3)
         for step in range(300):
-            x = OpNode(ADD, (x, OpNode(EXPAND, (OpNode(
-                CONST, (), (step, int64, ())),), (3,))))
+            x = OpNode(ADD, (x, constant(step, int64, (3,))))
         return toposort(x)
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

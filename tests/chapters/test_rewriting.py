@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:61ead307af9c
+# Tangled from rewriting: edit there, `make tangle`. sha256:3fdd03b38e45
 from __future__ import annotations
 
 import math
@@ -10,29 +10,28 @@ import ml_dtypes
 import numpy as np
 
 from companion.buffer import Buffer
-from companion.compiler.graph import OpNode, interpret
+from companion.compiler.graph import OpNode, constant, interpret
 from companion.compiler.index import INDEX, bounds
 from companion.compiler.rewrite import (
     Hole,
     Holes,
     Pattern,
     Rule,
-    constant,
+    as_node,
     filled,
     fits,
     is_number,
     later,
-    pattern,
     replacement,
     rewrite,
     rule,
     value,
     weight,
-    with_constants,
+    word,
 )
 from companion.compiler.rules import (
     RULES,
-    all_ones,
+    alike,
     b,
     c,
     d,
@@ -64,7 +63,6 @@ from companion.ops import (
     ADD,
     BUFFER,
     CAST,
-    CONST,
     EXPAND,
     FAMILIES,
     FLIP,
@@ -92,7 +90,9 @@ def test_a_rule_is_read_as_it_is_written():
     both = filled(x + y * -1, {x: one, y: two})
     found = rule(x + y * -1, x - y)
     assert repr(found) == "x + (y * -1) → x - y"
-    assert repr(pattern(WHERE, True, x, y)) == "True.where(x, y)"
+    assert repr(word(WHERE)(True, x, y)) == "True.where(x, y)"
+    assert repr(rule(x.flip(p), x, later(len)(p))) == (
+        "x.flip(p) → x if len(p)")
     assert replacement(both, found) is OpNode(SUB, (one, two))
     swapped = OpNode(ADD, both.src[::-1])
     assert replacement(swapped, found) is OpNode(SUB, (one, two))
@@ -109,12 +109,34 @@ def test_numbers_are_told_apart():
     wide = constant(-0.0, float32, (2, 3))
     moved = OpNode(PERMUTE, (wide,), (1, 0))
     assert is_number(moved, -0.0) and not is_number(moved, 0.0)
-    assert is_number(constant(0, int32, ()), -0.0)  # it has one zero
-    assert not is_number(constant(1, float32, ()), True)
-    assert is_number(constant(True, bool_, ()), 1)
+    assert is_number(constant(0, int32), -0.0)  # it has one zero
+    assert is_number(constant(True, bool_), 1)
+    assert not is_number(constant(True, bool_), -1)
+    assert not is_number(constant(0, int32), 0.5)
     assert value(constant(0.1, bfloat16, (2,))) == 0.10009765625
-    assert value(OpNode(CONST, (), (1.0, float32, (2,)))) is None
     assert value(OpNode(PAD, (wide,), ((1, 0, 1), (0, 0, 1)))) is None
+
+
+class Ordered(Device):
+    """The CPU on operands that lie in order: no kernel sees a stride."""
+
+    def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
+        return super().run(op, *[each.dense() for each in src], arg=arg)
+
+
+def bits(buffer: Buffer) -> tuple[Any, ...]:
+    """Shape, dtype and bytes; any NaN is as good as any other."""
+    array = np.array(buffer.array)
+    if buffer.dtype.is_float:
+        array[np.isnan(array)] = math.nan
+    return buffer.shape, buffer.dtype, array.tobytes()
+
+
+def same(old: Sequence[OpNode], new: Sequence[OpNode]) -> bool:
+    """Whether two programs compute the same, in every bit."""
+    found = [[*map(bits, interpret(roots, Ordered()))]
+             for roots in (old, new)]
+    return found[0] == found[1]
 
 
 FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 3.0, -7.25, 0.1,
@@ -135,29 +157,6 @@ def specials(dtype: DType) -> list[Any]:
             *([-1, -2, -7] if least else [])]
 
 
-class Ordered(Device):
-    """The CPU on operands that lie in order: no kernel sees a stride."""
-
-    def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
-        return super().run(op, *[each.dense() for each in src], arg=arg)
-
-
-ORDERED = Ordered()
-
-
-def bits(buffer: Buffer) -> tuple[Any, ...]:
-    """Shape, dtype and bytes; any NaN is as good as any other."""
-    array = np.array(buffer.array)
-    if buffer.dtype.is_float:
-        array[np.isnan(array)] = math.nan
-    return buffer.shape, buffer.dtype, array.tobytes()
-
-
-def same(old: Sequence[OpNode], new: Sequence[OpNode]) -> bool:
-    found = [[*map(bits, interpret(roots, ORDERED))] for roots in (old, new)]
-    return found[0] == found[1]
-
-
 def leaf(rng: Any, shape: Shape, dtype: DType, hole: Hole) -> OpNode:
     """Something for a hole: special numbers, or one of them throughout."""
     if dtype.kind not in hole.kinds:
@@ -170,10 +169,6 @@ def leaf(rng: Any, shape: Shape, dtype: DType, hole: Hole) -> OpNode:
     return OpNode(BUFFER, (), CPU.adopt(np.asarray(values, dtype.numpy)))
 
 
-def is_constant(term: Any) -> bool:
-    return isinstance(term, Hole) and term.constant
-
-
 def grown(rng: Any, term: Any, holes: Holes, make: Callable[..., OpNode],
           shape: Shape, dtype: DType) -> Any:
     """`term` with something of `make` in its holes."""
@@ -181,19 +176,22 @@ def grown(rng: Any, term: Any, holes: Holes, make: Callable[..., OpNode],
         holes[term] = make(rng, shape, dtype, term)
     if not isinstance(term, Pattern):
         return holes.get(term, term)
-    src: dict[int, Any] = {}
+
+    def last(at: int) -> bool:
+        return getattr(term.src[at], "constant", False)
     # Constants last: their shape and dtype are those of the others.
-    for at in sorted(range(len(term.src)),
-                     key=lambda at: is_constant(term.src[at])):
-        kind = shape, dtype
-        if src and is_constant(term.src[at]):
+    kind, src = (shape, dtype), dict[int, Any]()
+    for at in sorted(range(len(term.src)), key=last):
+        if src and last(at):
             (other, *_) = src.values()
             kind = other.shape, other.dtype
         src[at] = grown(rng, term.src[at], holes, make, *kind)
-    nodes = with_constants([src[at] for at in range(len(src))])
+    found = [src[at] for at in range(len(src))]
+    first = [x for x in found if isinstance(x, OpNode)][:1]
+    nodes = [as_node(x, first[0]) for x in found]
     if isinstance(term.arg, Hole) and term.arg not in holes:
         holes[term.arg] = ARGUMENTS[term.op](rng, *nodes)
-    return OpNode(term.op, nodes, filled(term.arg, holes))
+    return OpNode(term.op, tuple(nodes), filled(term.arg, holes))
 
 
 def shape_of(rng: Any, size: int) -> Shape:
@@ -215,7 +213,7 @@ def some_axes(rng: Any, node: OpNode) -> tuple[int, ...]:
 
 def some_range(rng: Any, n: int) -> tuple[int, int, int]:
     start, stop = sorted(rng.integers(0, n + 1, 2).tolist())
-    return (start, stop, int(rng.integers(1, 3)))[:3] \
+    return (start, stop, int(rng.integers(1, 3))) \
         if rng.random() < 0.5 else (0, n, 1)
 
 
@@ -242,9 +240,7 @@ ARGUMENTS: dict[Op, Callable[..., Any]] = {
     SHRINK: lambda rng, node: tuple([some_range(rng, n)
                                      for n in node.shape]),
     PAD: lambda rng, node: tuple([some_margin(rng, n) for n in node.shape]),
-    CAST: some_dtype,
-    IOTA: lambda rng: int(rng.integers(4)),
-    FLIP: some_axes, SUM: some_axes, MAX: some_axes,
+    CAST: some_dtype, FLIP: some_axes, SUM: some_axes, MAX: some_axes,
     GATHER: lambda rng, *_: 0,
 }
 
@@ -273,19 +269,20 @@ def test_a_rule_that_goes_round_is_told():
                 rule(x + y, y + x + -0.0)):
         assert f"the rule {bad} goes round" in message(
             lambda bad=bad: rewrite([node], [bad]), RuntimeError)
+    twice = filled(x + x, {x: node_of([1.0])})  # becomes itself
+    assert "goes round" in message(
+        lambda: rewrite([twice], [rule(x + y, y + x)]), RuntimeError)
 
 
-def test_deep_graphs_are_rewritten_in_one_pass():
+def test_deep_graphs_are_rewritten_in_a_few_passes():
     first = node = node_of([1.0, 2.0])
-    for _ in range(2_000):
+    for _ in range(1_000):
         node = filled(x * 1 + -0.0, {x: OpNode(RESHAPE, (node,), (1, 2))})
         node = OpNode(RESHAPE, (node,), (2,))
-    fired: Counter[str] = Counter()
-    roots = rewrite([node, first, node], RULES,
-                    lambda each, *_: fired.update([repr(each)]))
+    fired: list[Rule] = []
+    roots = rewrite([node, first, node], RULES, fired.append)
     assert roots == [first] * 3
-    # The others have met the first ones, and become one with them.
-    assert fired["x * 1 → x"] == fired["x + -0.0 → x"] == 1
+    assert len(fired) < 6_000  # of a thousand times five nodes
 
 
 def variables(*counts: int) -> list[OpNode]:
@@ -301,12 +298,12 @@ def variables(*counts: int) -> list[OpNode]:
 def some_index(rng: Any, shape: Shape, dtype: DType, hole: Hole) -> OpNode:
     """A loop variable, shifted; or a small constant."""
     if hole.constant:
-        number = int(rng.integers(-2, 13))
-        return constant(number, dtype, shape)
+        return constant(int(rng.integers(-2, 13)), dtype, shape)
     variable = variables(*shape)[rng.integers(len(shape))]
     shift = constant(int(rng.integers(-20, 5)), int64, shape)
-    return OpNode(CAST, (OpNode(ADD, (variable, shift)),), dtype) \
-        if rng.random() < 0.5 else OpNode(CAST, (variable,), dtype)
+    shifted = OpNode(ADD, (variable, shift))
+    return OpNode(CAST, (shifted if rng.random() < 0.5 else variable,),
+                  dtype)
 
 
 def test_indices_keep_their_values():
@@ -326,7 +323,7 @@ def test_indices_keep_their_values():
 
 def test_bounds_hold():
     rng = np.random.default_rng(1)
-    terms = [each.left for each in INDEX] + [i - j, i.maximum(j) * i]
+    terms = [each.left for each in INDEX] + [i - j, (i - j) * i % c]
     for _ in range(20):
         for term in terms:
             node = grown(rng, term, {}, some_index, (12, 7), int8)
@@ -351,24 +348,23 @@ WRONG = [
     rule(x + 0.0, x), rule(x - -0.0, x), rule(x * 0, 0),
     rule(x - x, 0), rule(x / x, 1), rule(x.equal(x), True),
     rule(x + c - c, x), rule(x / c, x * inverse(c)), rule(x * c / c, x),
-    rule(x.sum(p), x, all_ones(x, p)),
+    rule(x.sum(p), x, alike(x, x.sum(p))),
     rule(i // i, 1), rule(i * c // c, i), rule(i % c % d, i % d),
     rule(i.cast(s).cast(t), i.cast(t)),
-    rule(c.pad(p), 0, later(lambda c: value(c) == 0)(c)),
 ]
 
 
-def test_wrong_rules_are_refused():
+def test_wrong_rules_are_refuted():
     for each in WRONG:
         assert not all(same([old], [new])
                        for old, new in examples(each, 2000)), each
 
 
 ANYTHING: list[Any] = [
-    pattern(op, *(x, y)[:op.arity], *[p] * (op in ARGUMENTS))
+    word(op)(*(x, y)[:op.arity], *[p] * (op in ARGUMENTS))
     for family in ("elementwise", "reduce", "movement")
     for op in FAMILIES[family] if op.arity < 3]
-ANYTHING += [b.where(x, y), pattern(GATHER, x, pattern(IOTA, p), 0)]
+ANYTHING += [b.where(x, y), x.gather(word(IOTA)(2), 0)]
 
 
 def random_program(rng: Any, seeds: Sequence[Any]) -> list[OpNode]:
@@ -398,7 +394,7 @@ def survives(rules: Sequence[Rule], seed: int,
     rng = np.random.default_rng(seed)
     seeds = [*ANYTHING, *[each.left for each in rules]]
     roots = random_program(rng, seeds)
-    new = rewrite(roots, rules, lambda each, *_: fired.update([each]))
+    new = rewrite(roots, rules, lambda each: fired.update([each]))
     try:
         return same(roots, new)
     except IndexError:
@@ -407,12 +403,12 @@ def survives(rules: Sequence[Rule], seed: int,
 
 def test_a_thousand_programs_mean_what_they_meant():
     fired: Counter[Rule] = Counter()
-    assert all(survives([*RULES, *INDEX], seed, fired)
-               for seed in range(1_000))
-    assert fired.total() > 3_000 and len(fired) > 90
+    rules = [*RULES, *INDEX]
+    assert all(survives(rules, seed, fired) for seed in range(1_000))
+    assert fired.total() > 3_000 and len(fired) > 0.9 * len(rules)
 
 
 def test_a_wrong_rule_among_right_ones_is_found():
-    for wrong in (rule(x + 0.0, x), rule(x * 0, 0)):
-        assert not all(survives([*RULES, wrong], seed, Counter())
-                       for seed in range(400)), wrong
+    for bad in (rule(x + 0.0, x), rule(x * 0, 0)):
+        assert not all(survives([*RULES, bad], seed, Counter())
+                       for seed in range(400)), bad

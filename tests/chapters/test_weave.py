@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:d0b5507e0ee9
+# Tangled from weave: edit there, `make tangle`. sha256:21204095933a
 import copy
 import tempfile
 from pathlib import Path
@@ -11,6 +11,7 @@ from sphinx.errors import SphinxError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 from companion.literate.loom import LOOM, page_of, record_of
+from companion.literate.pages import Identifiers
 from companion.literate.weave import (
     caption,
     changes,
@@ -153,6 +154,14 @@ def test_a_cell_stands_below_a_title():
         )
     else:
         raise AssertionError("it stands nowhere")
+
+
+def test_pages_of_an_index_share_its_letters():
+    every, few, rest = (
+        [node.astext() for node in Identifiers.lists(None, "intro", letters)]
+        for letters in ("", "pq", "abcdefghijklmnorstuvwxyz")
+    )
+    assert few[0] == "P" and rest and few + rest == every
 
 
 def test_changes():
