@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:1986b485fc2c
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:d3dd4928dcc4
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from companion.autograd import (
     shrink_to_pad,
 )
 from companion.buffer import Buffer, Storage
-from companion.compiler.graph import AGES, OpNode, interpret, toposort
+from companion.compiler.graph import (
+    AGES,
+    OpNode,
+    constant,
+    interpret,
+    toposort,
+)
 from companion.device import CPU, MOVE, Device, moved, outcome
 from companion.dtype import DType, bool_
 from companion.ops import (
@@ -44,9 +50,8 @@ def put_back(new: OpNode, old: OpNode, ranges: Any, _: Any) -> OpNode:
     if new.shape == old.shape:
         return new
     margins = shrink_to_pad(old, ranges)
-    yes = OpNode(CONST, (), (True, bool_, ()))
     mask, wide = [OpNode(PAD, (x,), margins) for x in (
-        OpNode(EXPAND, (yes,), new.shape), new)]
+        constant(True, bool_, new.shape), new)]
     return OpNode(WHERE, (mask, wide, old))
 
 
@@ -177,9 +182,9 @@ class Lazy(Device):
         return x
 
     def constant(self, value: Any, dtype: DType, shape: Shape) -> Promised:
-        one = value, dtype, ()
-        self.device.run(CONST, arg=one)  # refuses now what does not fit
-        x = self.promise(OpNode(CONST, (), one))
+        # Refuses now what does not fit.
+        self.device.run(CONST, arg=(value, dtype, ()))
+        x = self.promise(constant(value, dtype))
         x.storage.writable = False
         return self.move(EXPAND, x, shape) if shape else x
 
