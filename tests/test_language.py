@@ -3,7 +3,6 @@
 import importlib
 import json
 import signal
-import time
 
 import numpy as np
 import pytest
@@ -51,8 +50,6 @@ def presses(monkeypatch, at, press):
 
 def ctrl_c():
     signal.raise_signal(signal.SIGINT)
-    # Python looks for signals now and then; after a pause it certainly has.
-    time.sleep(0.01)
 
 
 def ctrl_c_twice():
@@ -104,6 +101,15 @@ def test_ctrl_c_saves_and_says_how_to_go_on(at, tmp_path, monkeypatch,
         assert np.array_equal(p.numpy(), weights[1][name].numpy())
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN])
+def usual(request):
+    """What Ctrl-C does to a run in front, and to one in the background."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual")
 def test_a_second_ctrl_c_stops_at_once(tmp_path, monkeypatch, capsys):
     assert trained(tmp_path / "whole") == 0
     presses(monkeypatch, 6, ctrl_c_twice)

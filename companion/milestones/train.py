@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:e3ec018091a1
+# Tangled from language: edit there, `make tangle`. sha256:029b338e3c92
 from __future__ import annotations
 
 import argparse
@@ -71,7 +71,8 @@ class StopKey(Observer):
 
     def ask(self, number: int, frame: Any) -> None:
         self.asked = True
-        signal.signal(signal.SIGINT, self.before)
+        # Not as before: a run in the background of a script ignores it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def look(self, run: Trainer, row: dict[str, float]) -> None:
         # Not in `ask`, which may come when a step is half done.

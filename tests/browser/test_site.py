@@ -546,6 +546,25 @@ def test_sliders_are_as_large_as_a_thumb(visit, width):
         assert min(box["width"], box["height"]) >= 44
 
 
+def test_wide_code_is_reached_by_keyboard(visit):
+    """At once, and again when the fonts have come."""
+    page = visit("index.html", width=390)
+    held = []
+    page.route("**/*.woff2", lambda route: held.append(route))
+    page.goto(page.url.replace("index.html", ATTENTION), wait_until="commit")
+    reached = """() => {
+        const wide = [...document.querySelectorAll(".bd-article pre")]
+            .filter((block) => block.scrollWidth > block.clientWidth);
+        return wide.length > 9 && wide.every((block) => block.tabIndex === 0);
+    }"""
+    page.wait_for_function(reached)
+    for route in held:
+        route.continue_()
+    page.unroute("**/*.woff2")
+    page.wait_for_load_state("networkidle")
+    page.wait_for_function(reached)
+
+
 def test_axe_finds_nothing_serious(visit):
     """By day, and in what is not the same by night, the colours."""
     found = {}

@@ -1,5 +1,5 @@
 // Code, tables and formulas wider than their place can be reached, and scrolled, by
-// keyboard. The theme looks once, before the fonts have come; widths are right only after.
+// keyboard. The theme looks once. Widths change with fonts and windows.
 (() => {
   "use strict";
   const WIDE = ".bd-article pre, .bd-article .pst-scrollable-table-container, "
@@ -11,7 +11,8 @@
     }
   }
 
-  document.fonts.ready.then(reach);
+  const sizes = new ResizeObserver(reach);
+  for (const block of document.querySelectorAll(WIDE)) sizes.observe(block);
+  document.fonts.addEventListener("loadingdone", reach);
   addEventListener("load", () => window.MathJax?.startup?.promise?.then(reach));
-  addEventListener("resize", reach);
 })();
