@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:728d0e772f76
+# Tangled from codegen: edit there, `make tangle`. sha256:655f5b2f4f32
 """Kernels as C."""
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import Any
 from companion.compiler.index import limits
 from companion.compiler.loops import Line, Loops, Nest
 from companion.compiler.lower import Guard, Index, Load, Lowered, Var
-from companion.compiler.rewrite import held
 from companion.compiler.schedule import Kernel
 from companion.dtype import (
     DType,
@@ -65,15 +64,14 @@ C_CODE: dict[Op, str] = {
 
 def literal(value: Any, dtype: DType) -> str:
     """A constant, to the last bit."""
-    number = held(value, dtype)
     if not dtype.is_float:
         # The least number cannot be written: its digits are read first.
-        return f"({C_TYPES[dtype]})({number + 1}l - 1)" if (
-            number < 0) else f"({C_TYPES[dtype]}){int(number)}l"
-    if not math.isfinite(number):
+        return f"({C_TYPES[dtype]})({value + 1}l - 1)" if (
+            value < 0) else f"({C_TYPES[dtype]}){int(value)}l"
+    if not math.isfinite(value):
         return {"nan": "NAN", "inf": "INFINITY"}.get(
-            str(number), "-INFINITY")
-    return f"({C_TYPES[dtype]}){number.hex()}"
+            str(value), "-INFINITY")
+    return f"({C_TYPES[dtype]}){value.hex()}"
 
 
 def index_code(index: Index) -> str:

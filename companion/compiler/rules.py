@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:c330201b8954  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:e5d0ab487257  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -7,15 +7,7 @@ import math
 
 from companion.blas import WIDE
 from companion.compiler.graph import OpNode, constant, interpret
-from companion.compiler.rewrite import (
-    Hole,
-    as_node,
-    later,
-    pattern,
-    rule,
-    value,
-    word,
-)
+from companion.compiler.rewrite import Hole, as_node, later, rule, value, word
 from companion.device import CPU
 from companion.dtype import DType, int64
 from companion.ops import (
@@ -24,14 +16,12 @@ from companion.ops import (
     DIV,
     EQUAL,
     FAMILIES,
-    GATHER,
     IDIV,
     LESS,
     MATMUL,
     MAX,
     MOD,
     MUL,
-    SCATTER,
     SHAPE,
     SQRT,
     SUB,
@@ -237,14 +227,13 @@ def without(x: OpNode, p: tuple[int, ...]) -> Shape:
     return SHAPE[MAX](x, p)
 
 
+matmul = word(MATMUL)
 LOWERING = [
-    rule(pattern(MATMUL, i, j), pattern(
-        MATMUL, i.cast(wide_of(i)), j.cast(wide_of(i))).cast(dtype_of(i)),
+    rule(matmul(i, j), matmul(
+        i.cast(wide_of(i)), j.cast(wide_of(i))).cast(dtype_of(i)),
         is_narrow(i)),
-    rule(pattern(GATHER, x, j, p), pattern(GATHER, x, j.cast(int64), p),
-         is_not_int64(j)),
-    rule(pattern(SCATTER, x, j, p), pattern(SCATTER, x, j.cast(int64), p),
-         is_not_int64(j)),
-    *[rule(pattern(op, x, p), pattern(op, pattern(
-        op, x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
+    rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
+    rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
+    *[rule(word(op)(x, p), word(op)(word(op)(
+        x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
         is_long(x, p)) for op in FAMILIES["reduce"]]]
