@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:c60a4d49ca3a
+# Tangled from fusion: edit there, `make tangle`. sha256:4947d6c62bc6
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -202,6 +202,21 @@ def in_rows(item: Item, rows: int) -> Item | None:
     return Item(item.node, "map", rows, size // rows) if fits else None
 
 
+class Call(NamedTuple):
+    """A kernel of the library: the node, and what it reads."""
+
+    node: OpNode
+    operands: tuple[Operand, ...]
+
+    @property
+    def stores(self) -> list[OpNode]:
+        return [self.node]
+
+    @property
+    def reads(self) -> set[OpNode]:
+        return {x.node for x in self.operands}
+
+
 class Kernel:
     """Items that are made row by row, in one walk over `rows` rows."""
 
@@ -224,21 +239,6 @@ class Kernel:
     def reads(self) -> set[OpNode]:
         """What it needs of others."""
         return self.needs - set(self.lowered)
-
-
-class Call(NamedTuple):
-    """A kernel of the library: the node, and what it reads."""
-
-    node: OpNode
-    operands: tuple[Operand, ...]
-
-    @property
-    def stores(self) -> list[OpNode]:
-        return [self.node]
-
-    @property
-    def reads(self) -> set[OpNode]:
-        return {x.node for x in self.operands}
 
 
 MANY = 200  # operations in a kernel; C compilers slow down beyond
