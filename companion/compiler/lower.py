@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:48be7d865e17
+# Tangled from fusion: edit there, `make tangle`. sha256:296ff9ba39eb
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -40,12 +40,24 @@ class Var(NamedTuple):
     of: Any = ()
     by: int = 1
 
+    def __str__(self) -> str:
+        if self.how in ("/", "%"):
+            of = f"({self.of})" if " " in f"{self.of}" else f"{self.of}"
+            return f"({of} {self.how} {self.by})"
+        return str(self.of or (f"i{self.depth}" if self.depth else "r"))
+
 
 class Index(NamedTuple):
     """const + the sum of coefficient · variable."""
 
     const: int = 0
     terms: tuple[tuple[Var, int], ...] = ()
+
+    def __str__(self) -> str:
+        parts = [f"{k} {var}" if k != 1 else f"{var}"
+                 for var, k in self.terms]
+        parts += [str(self.const)] if self.const or not parts else []
+        return " + ".join(parts)
 
 
 def combined(*parts: tuple[Index, int]) -> Index:
@@ -78,9 +90,37 @@ def depth(index: Index) -> int:
     return max([var.depth for var, _ in index.terms], default=0)
 
 
+At = tuple[Index, ...]
+
+
+def through_permute(node: OpNode, at: At) -> At:
+    return tuple([at[axis] for axis in inverse_permutation(node.arg)])
+
+
+def through_expand(node: OpNode, at: At) -> At:
+    shape = node.src[0].shape
+    return tuple([Index() if n == 1 else i for n, i in zip(
+        shape, at[len(at) - len(shape):])])
+
+
+def through_shrink(node: OpNode, at: At) -> At:
+    return tuple([combined((Index(start), 1), (i, step))
+                  for i, (start, _, step) in zip(at, node.arg)])
+
+
+def through_flip(node: OpNode, at: At) -> At:
+    return tuple([combined((Index(n - 1), 1), (i, -1)) if axis in node.arg
+                  else i for axis, (i, n) in enumerate(zip(at, node.shape))])
+
+
 def quotient(index: Index, by: int) -> Var:
     size = bounds(index)[1] // by + 1
     return Var(depth(index), size, "/", index, by)
+
+
+THROUGH: dict[Op, Callable[[OpNode, At], At]] = {
+    PERMUTE: through_permute, EXPAND: through_expand,
+    SHRINK: through_shrink, FLIP: through_flip}
 
 
 def remainder(index: Index, by: int) -> Var:
@@ -136,37 +176,12 @@ def ravel(at: Sequence[Index], strides: Sequence[int],
     return combined((Index(offset), 1), *zip(at, strides))
 
 
-At = tuple[Index, ...]
-
-
-def through_permute(node: OpNode, at: At) -> At:
-    return tuple([at[axis] for axis in inverse_permutation(node.arg)])
-
-
-def through_expand(node: OpNode, at: At) -> At:
-    shape = node.src[0].shape
-    return tuple([Index() if n == 1 else i for n, i in zip(
-        shape, at[len(at) - len(shape):])])
-
-
-def through_shrink(node: OpNode, at: At) -> At:
-    return tuple([combined((Index(start), 1), (i, step))
-                  for i, (start, _, step) in zip(at, node.arg)])
-
-
-def through_flip(node: OpNode, at: At) -> At:
-    return tuple([combined((Index(n - 1), 1), (i, -1)) if axis in node.arg
-                  else i for axis, (i, n) in enumerate(zip(at, node.shape))])
-
-
 def through_reshape(node: OpNode, at: At) -> At:
     flat = ravel(at, row_major(node.shape))
     return unravel(flat, node.src[0].shape)
 
 
-THROUGH: dict[Op, Callable[[OpNode, At], At]] = {
-    PERMUTE: through_permute, EXPAND: through_expand,
-    SHRINK: through_shrink, FLIP: through_flip, RESHAPE: through_reshape}
+THROUGH |= {RESHAPE: through_reshape}
 
 
 class Guard(NamedTuple):

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:5401a0663c0d
+# Tangled from fusion: edit there, `make tangle`. sha256:4947d6c62bc6
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -180,21 +180,26 @@ def in_memory(order: Sequence[OpNode],
     return chosen(order, must, uses(order, first))
 
 
-def captured(whole: Sequence[OpNode],
-             roots: Sequence[OpNode]) -> list[OpNode]:
-    """All that `roots` are made of, in the order in which a program
-    first asked for each part: `whole` is what became of its nodes."""
-    wanted, found = set(toposort(*roots)), dict[OpNode, None]()
-    for root in whole:
-        waiting = [root] if root in wanted else []
-        while waiting:
-            node = waiting.pop()
-            missing = [x for x in node.src if x not in found]
-            if node not in found and missing:
-                waiting += [node, *reversed(missing)]
-            else:
-                found[node] = None
-    return list(found)
+def is_local(load: Load, made: Lowered) -> bool:
+    """Whether a row's element is read in the row that made it."""
+    item, row = made.item, Var(0, made.item.rows)
+    if item.kind == "column":
+        return False
+    width = item.width if item.kind == "map" else 1
+    terms = dict(load.address.terms)
+    far = terms.pop(row, 0)
+    low, high = bounds(Index(load.address.const, tuple(terms.items())))
+    within = all(var.depth for var in terms) and 0 <= low <= high < width
+    return within and far == (width if item.rows > 1 else 0)
+
+
+def in_rows(item: Item, rows: int) -> Item | None:
+    """The item, if it can be made in so many rows."""
+    size = item.rows * item.width
+    if item.kind != "map" or item.rows == rows:
+        return item if item.rows == rows else None
+    fits = rows > 0 and size % rows == 0 and size // rows <= NEAREST
+    return Item(item.node, "map", rows, size // rows) if fits else None
 
 
 class Call(NamedTuple):
@@ -236,28 +241,6 @@ class Kernel:
         return self.needs - set(self.lowered)
 
 
-def is_local(load: Load, made: Lowered) -> bool:
-    """Whether a row's element is read in the row that made it."""
-    item, row = made.item, Var(0, made.item.rows)
-    if item.kind == "column":
-        return False
-    width = item.width if item.kind == "map" else 1
-    terms = dict(load.address.terms)
-    far = terms.pop(row, 0)
-    low, high = bounds(Index(load.address.const, tuple(terms.items())))
-    within = all(var.depth for var in terms) and 0 <= low <= high < width
-    return within and far == (width if item.rows > 1 else 0)
-
-
-def in_rows(item: Item, rows: int) -> Item | None:
-    """The item, if it can be made in so many rows."""
-    size = item.rows * item.width
-    if item.kind != "map" or item.rows == rows:
-        return item if item.rows == rows else None
-    fits = rows > 0 and size % rows == 0 and size // rows <= NEAREST
-    return Item(item.node, "map", rows, size // rows) if fits else None
-
-
 MANY = 200  # operations in a kernel; C compilers slow down beyond
 
 
@@ -295,11 +278,22 @@ def places(item: Lowered, at: Mapping[OpNode, int],
 NEAR = 8  # steps in which to look for siblings
 
 
-def schedule(order: Sequence[OpNode],
-             roots: Iterable[OpNode]) -> list[Step]:
-    """The steps that make `roots`, of the nodes in program order."""
-    memory = in_memory(order, roots)
-    lowering = Lowering({*memory, *[x for x in order if x.op is BUFFER]})
+def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
+               steps: Sequence[Step]) -> tuple[int, Lowered]:
+    """The step that makes an item, or one more at the end."""
+    alone = lower(item, lowering)
+    for i in places(alone, at, steps):
+        found = joined(steps[i], item, lowering)
+        if found:
+            return i, found
+    return len(steps), alone
+
+
+def grouped(order: Sequence[OpNode],
+            memory: Container[OpNode]) -> list[Step]:
+    """The steps that make all of `memory`, in program order."""
+    lowering = Lowering({
+        node for node in order if node in memory or node.op is BUFFER})
     steps, at = list[Step](), dict[OpNode, int]()
     for node in order:
         if node.op is BUFFER or node not in memory:
@@ -316,15 +310,27 @@ def schedule(order: Sequence[OpNode],
     return steps
 
 
-def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
-               steps: Sequence[Step]) -> tuple[int, Lowered]:
-    """The step that makes an item, or one more at the end."""
-    alone = lower(item, lowering)
-    for i in places(alone, at, steps):
-        found = joined(steps[i], item, lowering)
-        if found:
-            return i, found
-    return len(steps), alone
+def schedule(order: Sequence[OpNode],
+             roots: Iterable[OpNode]) -> list[Step]:
+    """The steps that make `roots`, of nodes in program order."""
+    return grouped(order, in_memory(order, roots))
+
+
+def captured(whole: Sequence[OpNode],
+             roots: Sequence[OpNode]) -> list[OpNode]:
+    """All that `roots` are made of, in the order in which a program
+    first asked for each part: `whole` is what became of its nodes."""
+    wanted, found = set(toposort(*roots)), dict[OpNode, None]()
+    for root in whole:
+        waiting = [root] if root in wanted else []
+        while waiting:
+            node = waiting.pop()
+            missing = [x for x in node.src if x not in found]
+            if node not in found and missing:
+                waiting += [node, *reversed(missing)]
+            else:
+                found[node] = None
+    return list(found)
 
 
 def prepared(roots: Sequence[OpNode],

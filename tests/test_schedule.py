@@ -1,0 +1,60 @@
+"""Schedules beside the interpreter, their rows in any order."""
+
+import numpy as np
+import pytest
+
+from chapters import test_fusion as page, test_rewriting as programs
+from companion.compiler import schedule as compiler
+from companion.compiler.graph import interpret, toposort
+from companion.compiler.schedule import Kernel
+from companion.device import CPU
+from companion.dtype import bfloat16, float16
+
+
+def roots_of(seed):
+    """Random programs, from all operations and the left sides of rules."""
+    seeds = [*programs.ANYTHING, *[
+        rule.left for rule in [*programs.RULES, *programs.INDEX]]]
+    rng = np.random.default_rng(seed)
+    for root in programs.random_program(rng, seeds):
+        halves = {bfloat16, float16} & {n.dtype for n in toposort(root)}
+        try:
+            interpret([root], CPU)
+        except IndexError:
+            continue  # a GATHER that is refused
+        if not halves:
+            yield root
+
+
+@pytest.mark.parametrize("start", range(0, 240, 24))
+def test_random_programs(start):
+    for seed in range(start, start + 24):
+        roots = [*roots_of(seed)]
+        if roots:
+            with np.errstate(all="ignore"):
+                page.compare(roots, seed)
+
+
+@pytest.mark.parametrize("name", ["softmax", "layer norm", "gelu MLP"])
+def test_named_programs(name):
+    page.compare([t.buffer.node for t in page.PROGRAMS[name](page.LAZY)],
+                 close=1e-5)
+
+
+def test_a_read_of_another_row_would_be_found(monkeypatch):
+    monkeypatch.setattr(compiler, "is_local", lambda load, made: True)
+    x = page.some(6, 6)
+    e = x.exp()
+    steps = compiler.schedule(*compiler.prepared(
+        [t.buffer.node for t in (e, e.T + 1)]))
+    assert len(steps) == 1
+    with pytest.raises(AssertionError):
+        page.compare([t.buffer.node for t in (e, e.T + 1)])
+
+
+def test_nothing_and_single_numbers():
+    x = page.some(3, 4)
+    empty = x[:0]
+    tensors = [x.sum(), x.sum() + 1, empty + 1, empty.sum(0), empty.sum()]
+    steps = page.compare([t.buffer.node for t in tensors], close=1e-5)
+    assert all(isinstance(step, Kernel) for step in steps)
