@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:4ac5ae7adabd
+# Tangled from codegen: edit there, `make tangle`. sha256:b2922e7322ac
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -122,9 +122,13 @@ def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
         order = "{2}, {1}, {0}"
 
     def job() -> bytes:
-        return plan(a, b, c, 1.0, 0.0, product(out.dtype)[1], POOL.threads)
+        return plan(a, b, c, 1.0, 0.0, kernel_of(out)[1], POOL.threads)
     return Task(f"((call3 *)FUNCTION)(JOB, {order})", job,
-                lambda: product(out.dtype)[0])
+                lambda: kernel_of(out)[0])
+
+
+def kernel_of(out: OpNode) -> Any:
+    return product(out.dtype)
 
 
 def attention_task(name: str) -> Callable[..., Task]:

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:58243b3079bb
+# Tangled from codegen: edit there, `make tangle`. sha256:4f442a888825
 """Kernels as C."""
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Writer:
         if line.op is SUM:
             return f"{into} += {x};"
         flag = (f"n{line.name}{at} |= {x} != {x}; "
-                if line.dtype.is_float else "")
+                if has_flag(line.op, line.dtype) else "")
         return f"{flag}{into} = {into} > {x} ? {into} : {x};"
 
     def variable(self, line: Line) -> str:
@@ -183,15 +183,17 @@ class Writer:
         for line in nest.folds:
             yield f"{C_TYPES[line.dtype]} {line.name} = " + (
                 f"{least(line.op, line.dtype)};")
-            yield f"int n{line.name} = 0;" if has_flag(line) else ""
+            if has_flag(line.op, line.dtype):
+                yield f"int n{line.name} = 0;"
         for level, (n, lines) in enumerate(zip(nest.inner, nest.lines), 1):
             if level == len(nest.inner):
                 yield simd(nest.folds)
             yield f"for (long i{level} = 0; i{level} < {n}; i{level}++) {{"
             yield from map(self.line, lines)
         yield from "}" * len(nest.inner)
-        for line in filter(has_flag, nest.folds):
-            yield f"if (n{line.name}) {line.name} = NAN;"
+        for line in nest.folds:
+            if has_flag(line.op, line.dtype):
+                yield f"if (n{line.name}) {line.name} = NAN;"
 
     def body(self) -> Iterator[str]:
         """All that is done for one row."""
@@ -232,12 +234,12 @@ class Writer:
             yield f"{kind} *{name} = ({kind} *)p[{slot}] + part * {width};"
             yield (f"for (long i = 0; i < {width}; i++) {name}[i] = "
                    f"{least(node.op, node.dtype)};")
-            if node.op is MAX and node.dtype.is_float:
+            if has_flag(node.op, node.dtype):
                 yield f"char n{name}[{width}] = {{0}};"
 
     def ended(self) -> Iterator[str]:
         for name, _, width, made in self.totals():
-            if made.item.node.op is MAX and made.item.node.dtype.is_float:
+            if has_flag(made.item.node.op, made.item.node.dtype):
                 yield (f"for (long i = 0; i < {width}; i++) "
                        f"if (n{name}[i]) {name}[i] = NAN;")
 
@@ -270,13 +272,14 @@ def simd(folds: Sequence[Line]) -> str:
     """What a compiler may do with the rounds of an inner loop."""
     names = [f"reduction({'+' if f.op is SUM else 'max'}:{f.name})"
              for f in folds]
-    names += [f"reduction(|:n{f.name})" for f in folds if has_flag(f)]
+    names += [f"reduction(|:n{f.name})" for f in folds
+              if has_flag(f.op, f.dtype)]
     return " ".join(["#pragma omp simd", *names])
 
 
-def has_flag(fold: Line) -> bool:
+def has_flag(op: Op, dtype: DType) -> bool:
     """Whether NaN is looked for beside a fold."""
-    return fold.op is MAX and fold.dtype.is_float
+    return op is MAX and dtype.is_float
 
 
 def least(op: Op, dtype: DType) -> str:
