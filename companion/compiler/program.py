@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:b2922e7322ac
+# Tangled from codegen: edit there, `make tangle`. sha256:7d856a59dadb
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -229,8 +229,9 @@ class Plan:
     def __init__(self, steps: Sequence[Step], roots: Sequence[OpNode],
                  targets: Mapping[int, OpNode]):
         self.steps = steps
-        self.leaves = list(dict.fromkeys(
-            x for step in steps for x in step.reads if x.op is BUFFER))
+        # By age, not as sets have them: a text that is the same tomorrow.
+        self.leaves = sorted({x for step in steps for x in step.reads
+                              if x.op is BUFFER}, key=lambda x: x.age)
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
         self.copies: list[tuple[Place, OpNode]] = []
         self.live()
@@ -257,7 +258,7 @@ class Plan:
         """Put all that is left into the arena: how large it is."""
         spans: dict[Any, tuple[int, int, int]] = {
             x: (size_of(x), self.made[x], self.last.get(x, self.made[x]))
-            for x in self.kept if x not in self.places}
+            for x in self.made if x in self.kept and x not in self.places}
         for i, loops in self.loops.items():
             writer = Writer(loops)
             for name, _, width, _ in writer.totals():
