@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:7d856a59dadb
+# Tangled from codegen: edit there, `make tangle`. sha256:084bfa1d7b8e
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -220,7 +220,7 @@ class Place(NamedTuple):
 
 
 class Plan:
-    """Where each value of a program is; `roots` are kept at the end.
+    """Where each value of a program is.
 
     Slot 0 is the arena, then come the leaves and, one by one, the roots.
     `targets`: of some roots the leaf whose memory they overwrite.
@@ -229,9 +229,9 @@ class Plan:
     def __init__(self, steps: Sequence[Step], roots: Sequence[OpNode],
                  targets: Mapping[int, OpNode]):
         self.steps = steps
-        # By age, not as sets have them: a text that is the same tomorrow.
-        self.leaves = sorted({x for step in steps for x in step.reads
-                              if x.op is BUFFER}, key=lambda x: x.age)
+        read = {x for step in steps for x in step.reads if x.op is BUFFER}
+        # By age, not as sets have them: the text has to be the same tomorrow.
+        self.leaves = sorted(read, key=lambda x: x.age)
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
         self.copies: list[tuple[Place, OpNode]] = []
         self.live()
@@ -240,8 +240,7 @@ class Plan:
         self.loops = {i: Loops(step, self.kept) for i, step in enumerate(
             steps) if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
-            self.put(stripped(root), Place(1 + len(self.leaves) + i),
-                     targets.get(i))
+            self.put(i, stripped(root), targets.get(i))
         self.room = self.arrange()
 
     def live(self) -> None:
@@ -269,8 +268,9 @@ class Plan:
         self.spans = spans
         return size
 
-    def put(self, node: OpNode, slot: Place, leaf: OpNode | None) -> None:
-        """A root in its slot: at once, or by a copy at the end."""
+    def put(self, i: int, node: OpNode, leaf: OpNode | None) -> None:
+        """The i-th root in its slot: at once, or by a copy at the end."""
+        slot = Place(1 + len(self.leaves) + i)
         if node in self.places or leaf and not self.overwrites(node, leaf):
             self.copies.append((slot, node))
             self.last[node] = len(self.steps)  # until after all turns
