@@ -1,5 +1,10 @@
 """Compiled programs beside the interpreter, and captured steps."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import test_every_operation as table
@@ -29,10 +34,10 @@ from companion.compiler.capture import jit
 from companion.compiler.graph import interpret, toposort
 from companion.compiler.lazy import Lazy, realize
 from companion.compiler.render import C_TYPES
-from companion.compiler.schedule import Kernel, Operand
+from companion.compiler.schedule import Kernel, Operand, prepared, schedule
 from companion.device import CPU, named
 from companion.dtype import float32, int64
-from companion.native import POOL
+from companion.native import POOL, key
 from companion.ops import BUFFER, IOTA
 from companion.tensor import leaf
 from companion.transformer import GPTConfig, next_token_loss
@@ -430,6 +435,28 @@ def test_an_error_leaves_all_as_it_was():
     for _ in range(3):
         run()
     assert x.tolist() == [5, 6, 7]
+
+
+def key_of_gradients():
+    """What the C of a network's gradients is kept under on disk."""
+    manual_seed(3)
+    model = Sequential(Linear(8, 16), LayerNorm(16), Linear(16, 4)).to(LAZY)
+    labels = Tensor([0, 1, 2, 3, 0, 1], device=LAZY)
+    cross_entropy(model(some(6, 8)), labels).backward()
+    order, roots = prepared([p.grad.buffer.node for p in model.parameters()])
+    plan = compiler.Plan(schedule(order, roots), roots, {})
+    return key(compiler.Code(plan).text, ())
+
+
+def test_another_process_finds_what_this_one_has_compiled():
+    here = Path(__file__).parent
+    code = "import test_compiled; print(test_compiled.key_of_gradients())"
+    path = os.pathsep.join([str(here), str(here.parent)])
+    for _ in range(2):
+        found = subprocess.run(
+            [sys.executable, "-c", code], check=True, text=True,
+            capture_output=True, env=os.environ | {"PYTHONPATH": path})
+        assert found.stdout.split() == [key_of_gradients()]
 
 
 def test_random_numbers_go_on():

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:38ffd80233ea
+# Tangled from codegen: edit there, `make tangle`. sha256:f1b01bdddd35
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ class Loops:
         self.columns: list[tuple[Lowered, str]] = []
         self.nodes: dict[OpNode, None] = {}  # memory, of others or kept
         self.buffers: dict[OpNode, None] = {}  # memory for a row
-        self.at: dict[OpNode, int] = {}
-        self.results: dict[OpNode, str] = {}
+        self.at: dict[OpNode, int] = {}  # the phase that makes an item
+        self.results: dict[OpNode, str] = {}  # values of the whole row
         self.names: dict[Any, str] = {}
         self.when: dict[Any, int] = {}
         for made in kernel.lowered.values():
-            FOLD[made.item.kind](self, made)
+            PLACED[made.item.kind](self, made)
 
     def phase(self, i: int) -> Phase:
         while len(self.phases) <= i:
@@ -80,12 +80,6 @@ class Loops:
             return phase.lines
         return phase.nests.setdefault(inner, Nest(inner)).lines[level - 1]
 
-    def same_place(self, load: Load, inner: tuple[int, ...]) -> bool:
-        """Whether it reads what the same round of the loop has made."""
-        made = self.kernel.lowered[load.node]
-        return made.inner == inner and not load.guards and (
-            load.address == address_of(made.item, inner))
-
     def earliest(self, scalar: Scalar, inner: tuple[int, ...]) -> int:
         """The phase in which a scalar can be computed."""
         key = scalar, inner
@@ -98,10 +92,32 @@ class Loops:
 
     def after(self, load: Load, inner: tuple[int, ...]) -> int:
         made, at = self.kernel.lowered[load.node], self.at[load.node]
-        # A value of the whole row is there for the rest of its phase.
         now = made.item.kind == "map" and (
             not made.inner or self.same_place(load, inner))
         return at if now else at + 1
+
+    def same_place(self, load: Load, inner: tuple[int, ...]) -> bool:
+        """Whether it reads what the same round of the loop has made."""
+        made = self.kernel.lowered[load.node]
+        return made.inner == inner and not load.guards and (
+            load.address == address_of(made.item, inner))
+
+    def line(self, scalar: Scalar, i: int, inner: tuple[int, ...]) -> str:
+        """The name of a scalar, after the line that computes it."""
+        level = scalar.depth
+        i = i if level else self.earliest(scalar, inner)
+        key = scalar, i, inner if level else ()
+        if key not in self.names:
+            args = tuple([self.name(x, i, inner) for x in scalar.src])
+            for index in indices(scalar):
+                self.prepare(index, i, inner)
+            args += self.memory(scalar)
+            for guard in guards_of(scalar):
+                self.guard(guard, i, inner)
+            self.names[key] = name = f"v{len(self.names)}"
+            self.lines(i, inner, level).append(Line(
+                scalar.op, name, args, scalar.arg, scalar.dtype))
+        return self.names[key]
 
     def name(self, scalar: Scalar, i: int, inner: tuple[int, ...]) -> str:
         """Of the scalar, after lines that compute it in phase `i`."""
@@ -120,23 +136,6 @@ class Loops:
         if load.node not in self.kept and load.node not in self.results:
             self.buffers[load.node] = None
         return self.line(scalar, i, inner)
-
-    def line(self, scalar: Scalar, i: int, inner: tuple[int, ...]) -> str:
-        level = scalar.depth
-        # What is the same for a row is computed once, as soon as it can be.
-        i = i if level else self.earliest(scalar, inner)
-        key = scalar, i, inner if level else ()
-        if key not in self.names:
-            args = tuple([self.name(x, i, inner) for x in scalar.src])
-            for index in indices(scalar):
-                self.prepare(index, i, inner)
-            args += self.memory(scalar)
-            for guard in guards_of(scalar):
-                self.guard(guard, i, inner)
-            self.names[key] = name = f"v{len(self.names)}"
-            self.lines(i, inner, level).append(Line(
-                scalar.op, name, args, scalar.arg, scalar.dtype))
-        return self.names[key]
 
     def memory(self, scalar: Scalar) -> tuple[str, ...]:
         """A value of the row that a load is, or none: it has memory."""
@@ -198,7 +197,7 @@ class Loops:
                 node, address_of(made.item, inner)), node.dtype))
 
     def column(self, made: Lowered) -> None:
-        """A sum for each place of a row, over all rows of a thread."""
+        """A sum for each place of a row, over all rows of a part."""
         node, inner = made.item.node, made.inner
         i = self.at[node] = self.earliest(made.scalar, inner)
         name = self.name(made.scalar, i, inner)
@@ -209,6 +208,9 @@ class Loops:
         self.columns.append((made, total))
         self.lines(i, inner, len(inner)).append(
             Line(node.op, total, (name,), address, node.dtype))
+
+
+PLACED: dict[str, Callable[[Loops, Lowered], None]] = {}
 
 
 def indices(scalar: Scalar) -> list[Index]:
@@ -224,5 +226,8 @@ def guards_of(scalar: Scalar) -> tuple[Guard, ...]:
         (scalar.arg,) if scalar.op is PAD else ())
 
 
-FOLD: dict[str, Callable[[Loops, Lowered], None]] = {
-    "map": Loops.map, "row": Loops.row, "column": Loops.column}
+PLACED |= {"map": Loops.map}
+
+PLACED |= {"row": Loops.row}
+
+PLACED |= {"column": Loops.column}

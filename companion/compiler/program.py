@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:39a1894c3d7e
+# Tangled from codegen: edit there, `make tangle`. sha256:084bfa1d7b8e
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -55,18 +55,18 @@ from companion.ops import (
 from companion.view import Shape, View
 
 
-def renamed(text: str, suffix: str) -> str:
-    """Functions of a C file under names of their own."""
-    found = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
-    names = "|".join([*found, "WIDE", "DIGITS", "BIAS", "TERMS", "whole"])
-    return re.sub(rf"\b({names})\b", rf"\1_{suffix}", text)
-
-
 def text_of(file: str) -> str:
     """A C file of the library; the notebook that writes it has it newer."""
     if file in CELLS:
         return "".join(CELLS[file])
     return (resources.files("companion") / file).read_text()
+
+
+def renamed(text: str, suffix: str) -> str:
+    """Functions of a C file under names of their own."""
+    found = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
+    names = "|".join([*found, "WIDE", "DIGITS", "BIAS", "TERMS", "whole"])
+    return re.sub(rf"\b({names})\b", rf"\1_{suffix}", text)
 
 
 def mathematics() -> str:
@@ -84,37 +84,21 @@ def mathematics() -> str:
         "#define erf_float error_float", "#define erf_double erf"])
 
 
-class Place(NamedTuple):
-    """Bytes from the start of a slot of memory."""
-
-    slot: int
-    offset: int = 0
+FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
+        "-fwrapv", "-fno-strict-aliasing")
 
 
-def align(n: int) -> int:
-    return -(-n // 64) * 64
-
-
-def arena(spans: Mapping[Any, tuple[int, int, int]],
-          ) -> tuple[dict[Any, int], int]:
-    """Offsets of values (bytes, first and last step), and the size.
-
-    The largest first, each at the lowest place that is free as long as
-    it lives.
-    """
-    placed = list[tuple[int, int, int, int]]()
-    found, most = dict[Any, int](), 0
-    for key, (size, first, last) in sorted(
-            spans.items(), key=lambda item: -item[1][0]):
-        offset = 0
-        for start, end, begin, over in sorted(placed):
-            if begin <= last and first <= over:
-                if offset + align(size) <= start:
-                    break
-                offset = max(offset, end)
-        placed.append((offset, offset + align(size), first, last))
-        found[key], most = offset, max(most, offset + align(size))
-    return found, most
+def turns(steps: Sequence[Step]) -> list[int]:
+    """For each step its turn: kernels that follow each other, and do
+    not read each other, take theirs together, in one parallel region."""
+    found, stored = list[int](), set[OpNode]()
+    for i, step in enumerate(steps):
+        alone = isinstance(step, Call) or isinstance(steps[i - 1], Call)
+        if not i or alone or step.reads & stored:
+            stored = set()
+        found.append(found[-1] + (not stored) if found else 0)
+        stored |= set(step.stores)
+    return found
 
 
 class Task(NamedTuple):
@@ -199,23 +183,44 @@ TASKS: dict[Op, Callable[..., Task]] = {
     MATMUL: product_task, GATHER: gather_task, SCATTER: scatter_task,
     RANDOM: uniform_task, ATTENTION: attention_task("attend"),
     ATTENTION_GRADIENT: attention_task("attend_back")}
+CHECKED = {GATHER, SCATTER}  # may refuse an index
 
 
-def turns(steps: Sequence[Step]) -> list[int]:
-    """For each step its turn: kernels that follow each other, and do
-    not read each other, take theirs together, in one parallel region."""
-    found, stored = list[int](), set[OpNode]()
-    for i, step in enumerate(steps):
-        alone = isinstance(step, Call) or isinstance(steps[i - 1], Call)
-        if not i or alone or step.reads & stored:
-            stored = set()
-        found.append(found[-1] + (not stored) if found else 0)
-        stored |= set(step.stores)
-    return found
+def align(n: int) -> int:
+    return -(-n // 64) * 64
+
+
+def arena(spans: Mapping[Any, tuple[int, int, int]],
+          ) -> tuple[dict[Any, int], int]:
+    """Offsets of values (bytes, first and last turn), and the size.
+
+    The largest first, each at the lowest place that is free as long as
+    it lives.
+    """
+    placed = list[tuple[int, int, int, int]]()
+    found, most = dict[Any, int](), 0
+    for key, (size, first, last) in sorted(
+            spans.items(), key=lambda item: -item[1][0]):
+        offset = 0
+        for start, end, begin, over in sorted(placed):
+            if begin <= last and first <= over:
+                if offset + align(size) <= start:
+                    break
+                offset = max(offset, end)
+        placed.append((offset, offset + align(size), first, last))
+        found[key], most = offset, max(most, offset + align(size))
+    return found, most
+
+
+class Place(NamedTuple):
+    """Bytes from the start of a slot of memory."""
+
+    slot: int
+    offset: int = 0
 
 
 class Plan:
-    """Where each value of a program is; `roots` are kept at the end.
+    """Where each value of a program is.
 
     Slot 0 is the arena, then come the leaves and, one by one, the roots.
     `targets`: of some roots the leaf whose memory they overwrite.
@@ -224,28 +229,48 @@ class Plan:
     def __init__(self, steps: Sequence[Step], roots: Sequence[OpNode],
                  targets: Mapping[int, OpNode]):
         self.steps = steps
-        self.leaves = list(dict.fromkeys(
-            x for step in steps for x in step.reads if x.op is BUFFER))
+        read = {x for step in steps for x in step.reads if x.op is BUFFER}
+        # By age, not as sets have them: the text has to be the same tomorrow.
+        self.leaves = sorted(read, key=lambda x: x.age)
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
-        self.turns = turns(steps)
-        self.maker = {x: i for i, step in enumerate(steps)
-                      for x in step.stores}
-        self.made = {x: self.turns[i] for x, i in self.maker.items()}
-        self.last: dict[OpNode, int] = {}
-        for i, step in enumerate(steps):
-            self.last |= dict.fromkeys(step.reads, self.turns[i])
         self.copies: list[tuple[Place, OpNode]] = []
+        self.live()
         self.kept = {x for x in self.last if x in self.made}
         self.kept |= {stripped(root) for root in roots}
         self.loops = {i: Loops(step, self.kept) for i, step in enumerate(
             steps) if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
-            self.put(stripped(root), Place(1 + len(self.leaves) + i),
-                     targets.get(i))
+            self.put(i, stripped(root), targets.get(i))
         self.room = self.arrange()
 
-    def put(self, node: OpNode, slot: Place, leaf: OpNode | None) -> None:
-        """A root in its slot: at once, or by a copy at the end."""
+    def live(self) -> None:
+        """In which turn each value is made, and read for the last time."""
+        self.turns = turns(self.steps)
+        self.maker = {x: i for i, step in enumerate(self.steps)
+                      for x in step.stores}
+        self.made = {x: self.turns[i] for x, i in self.maker.items()}
+        self.last: dict[OpNode, int] = {}
+        for turn, step in zip(self.turns, self.steps):
+            self.last |= dict.fromkeys(step.reads, turn)
+
+    def arrange(self) -> int:
+        """Put all that is left into the arena: how large it is."""
+        spans: dict[Any, tuple[int, int, int]] = {
+            x: (size_of(x), self.made[x], self.last.get(x, self.made[x]))
+            for x in self.made if x in self.kept and x not in self.places}
+        for i, loops in self.loops.items():
+            writer = Writer(loops)
+            for name, _, width, _ in writer.totals():
+                turn = self.turns[i]
+                spans[i, name] = (8 * width * writer.parts, turn, turn)
+        offsets, size = arena(spans)
+        self.places |= {x: Place(0, offset) for x, offset in offsets.items()}
+        self.spans = spans
+        return size
+
+    def put(self, i: int, node: OpNode, leaf: OpNode | None) -> None:
+        """The i-th root in its slot: at once, or by a copy at the end."""
+        slot = Place(1 + len(self.leaves) + i)
         if node in self.places or leaf and not self.overwrites(node, leaf):
             self.copies.append((slot, node))
             self.last[node] = len(self.steps)  # until after all turns
@@ -281,40 +306,30 @@ class Plan:
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
 
-    def arrange(self) -> int:
-        """Put all that is left into the arena: how large it is."""
-        spans: dict[Any, tuple[int, int, int]] = {
-            x: (size_of(x), self.made[x], self.last.get(x, self.made[x]))
-            for x in self.kept if x not in self.places}
-        for i, loops in self.loops.items():
-            writer = Writer(loops)
-            for name, _, width, _ in writer.totals():
-                turn = self.turns[i]
-                spans[i, name] = (8 * width * writer.parts, turn, turn)
-        offsets, size = arena(spans)
-        self.places |= {x: Place(0, offset) for x, offset in offsets.items()}
-        return size
-
-
-CHECKED = {GATHER, SCATTER}
-
 
 class Code:
     """The C text of a plan, and what its calls are told."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        self.texts: dict[str, str] = {}
+        self.texts: dict[str, str] = {}  # of kernels, and their names
+        self.makes: dict[str, list[OpNode]] = {}
         self.tasks: list[Task] = []
-        lines = [self.call(i, plan.steps[i]) if i not in plan.loops
-                 else self.turn([i, *more]) for i, *more in by_turn(plan)]
-        lines += [f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
-                  f"{size_of(x)});" for slot, x in plan.copies]
-        kernels = [text.replace("NAME", name)
+        self.lines = [self.call(i, plan.steps[i]) if i not in plan.loops
+                      else self.turn([i, *more]) for i, *more in by_turn(plan)]
+        self.lines += [
+            f"memmove({self.at(slot)}, {self.at(plan.places[x])}, "
+            f"{size_of(x)});" for slot, x in plan.copies]
+        kernels = [self.origin(name) + text.replace("NAME", name)
                    for text, name in self.texts.items()]
         self.text = "\n".join([
             text_of("kernels/program.c"), mathematics(), *kernels,
-            RUN % "\n  ".join(lines)])
+            '#line 1 "run"', RUN % "\n  ".join(self.lines)])
+
+    def origin(self, kernel: str) -> str:
+        """What a C compiler calls the lines that follow."""
+        made = ", ".join(map(repr, self.makes[kernel]))
+        return f'#line 1 "the kernel of {made}"\n'
 
     def at(self, place: Place, extra: int = 0) -> str:
         return f"m[{place.slot}] + {place.offset + extra}"
@@ -326,6 +341,7 @@ class Code:
             writer = Writer(self.plan.loops[i])
             text = "\n".join([writer.main(), writer.last()])
             name = self.texts.setdefault(text, f"k{len(self.texts)}")
+            self.makes.setdefault(name, self.plan.steps[i].stores)
             places: list[Any] = [*writer.slots, *[
                 (i, total) for total, *_ in writer.totals()]]
             inside = ", ".join(self.at(self.plan.places[x]) for x in places)
@@ -354,14 +370,6 @@ class Code:
         return f"if (!{code}) return {i + 1};"
 
 
-def by_turn(plan: Plan) -> list[list[int]]:
-    """The steps of each turn."""
-    found: dict[int, list[int]] = {}
-    for i, turn in enumerate(plan.turns):
-        found.setdefault(turn, []).append(i)
-    return list(found.values())
-
-
 RUN = """
 typedef int call3(const void *, void *, void *, void *);
 typedef int call5(const void *, void *, void *, void *, void *, void *);
@@ -376,10 +384,19 @@ int run(char **m, char **jobs, void **functions, long threads,
 """
 
 
+def by_turn(plan: Plan) -> list[list[int]]:
+    """The steps of each turn."""
+    found: dict[int, list[int]] = {}
+    for i, turn in enumerate(plan.turns):
+        found.setdefault(turn, []).append(i)
+    return list(found.values())
+
+
 class Program:
     """A graph, compiled: calling it computes the roots once.
 
     `results` are their buffers; a leaf's memory is read where it is.
+    A CompileError names the operations of the kernel that C refuses.
     """
 
     def __init__(self, order: Sequence[OpNode], roots: Sequence[OpNode],
@@ -395,12 +412,16 @@ class Program:
                         else Buffer.empty(root.shape, root.dtype)
                         for i, root in enumerate(roots)]
         self.arena = Buffer.empty((self.plan.room + 64,), uint8)
-        self.library = ctypes.CDLL(str(build(self.code.text, *FAST, *flags)))
+        self.load(self.code.text, *flags)
+        self.bind()
+
+    def load(self, text: str, *flags: str) -> None:
+        """Compile the text, or find it compiled."""
+        self.library = ctypes.CDLL(str(build(text, *FAST, *flags)))
         self.run = self.library.run
         self.run.argtypes = [ctypes.c_void_p] * 3 + [
             ctypes.c_long, ctypes.c_void_p]
         self.threads = 0
-        self.bind()
 
     def bind(self) -> None:
         """The addresses of all memory."""
@@ -453,10 +474,6 @@ def check_types(order: Iterable[OpNode]) -> None:
             raise TypeError(
                 f"jit: {node.op} makes {node.dtype}, which C has not; "
                 f"expected {', '.join(map(str, C_TYPES))}: cast first")
-
-
-FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
-        "-fwrapv", "-fno-strict-aliasing")
 
 
 def compile_graph(roots: Sequence[OpNode],

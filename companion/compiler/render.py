@@ -1,11 +1,11 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:655f5b2f4f32
+# Tangled from codegen: edit there, `make tangle`. sha256:4f442a888825
 """Kernels as C."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from companion.compiler.index import limits
@@ -85,13 +85,21 @@ def var_name(var: Var) -> str:
     if not var.how:
         return f"i{var.depth}" if var.depth else "r"
     sign = {"/": "q", "%": "m", "=": "g"}[var.how]
-    inside = re.sub(r"\W+", "_", index_code(var.of).replace("-", "n"))
-    return f"{sign}_{inside}_{var.by}"
+    return f"{sign}_{word_of(var.of)}_{var.by}"
+
+
+def word_of(index: Index) -> str:
+    """An index as a part of a name."""
+    return re.sub(r"\W+", "_", index_code(index).replace("-", "n"))
 
 
 def var_code(var: Var) -> str:
     value = index_code(var.of)
     return f"({value}) {var.how} {var.by}" if var.how != "=" else value
+
+
+def guard_name(guard: Guard) -> str:
+    return f"is_{word_of(guard.place)}_{guard.size}_{guard.step}"
 
 
 def guard_code(guard: Guard) -> str:
@@ -103,13 +111,8 @@ def guard_code(guard: Guard) -> str:
         f"({inside}) & (({place}) % {guard.step} == 0)")
 
 
-def guard_name(guard: Guard) -> str:
-    inside = re.sub(r"\W+", "_", index_code(guard.place).replace("-", "n"))
-    return f"is_{inside}_{guard.size}_{guard.step}"
-
-
 class Writer:
-    """The C of one kernel; `name` is filled in later."""
+    """The C of one kernel; its NAME is filled in later."""
 
     def __init__(self, loops: Loops):
         self.loops, self.kernel = loops, loops.kernel
@@ -153,10 +156,9 @@ class Writer:
         into = f"{line.name}{at}"
         if line.op is SUM:
             return f"{into} += {x};"
-        if line.dtype.is_float:
-            nan = f"n{line.name}{at} |= {x} != {x}; "
-            return f"{nan}{into} = {into} > {x} ? {into} : {x};"
-        return f"{into} = {into} > {x} ? {into} : {x};"
+        flag = (f"n{line.name}{at} |= {x} != {x}; "
+                if has_flag(line.op, line.dtype) else "")
+        return f"{flag}{into} = {into} > {x} ? {into} : {x};"
 
     def variable(self, line: Line) -> str:
         return (f"long {var_name(line.arg)} = {var_code(line.arg)};"
@@ -181,16 +183,16 @@ class Writer:
         for line in nest.folds:
             yield f"{C_TYPES[line.dtype]} {line.name} = " + (
                 f"{least(line.op, line.dtype)};")
-            if line.op is MAX and line.dtype.is_float:
+            if has_flag(line.op, line.dtype):
                 yield f"int n{line.name} = 0;"
         for level, (n, lines) in enumerate(zip(nest.inner, nest.lines), 1):
             if level == len(nest.inner):
                 yield simd(nest.folds)
             yield f"for (long i{level} = 0; i{level} < {n}; i{level}++) {{"
             yield from map(self.line, lines)
-        yield "}" * len(nest.inner)
+        yield from "}" * len(nest.inner)
         for line in nest.folds:
-            if line.op is MAX and line.dtype.is_float:
+            if has_flag(line.op, line.dtype):
                 yield f"if (n{line.name}) {line.name} = NAN;"
 
     def body(self) -> Iterator[str]:
@@ -208,6 +210,16 @@ class Writer:
             kind = C_TYPES[node.dtype]
             yield f"{kind} *{name} = ({kind} *)p[{i}];"
 
+    def main(self) -> str:
+        """The function of one part of the rows."""
+        rows, parts = self.kernel.rows, self.parts
+        return indented([
+            "static void NAME(void *job, long part) {", "char **p = job;",
+            *self.pointers(), *self.begun(),
+            f"long end = {rows}l * (part + 1) / {parts};",
+            f"for (long r = {rows}l * part / {parts}; r < end; r++) {{",
+            *self.body(), "}", *self.ended(), "}"])
+
     def totals(self) -> Iterator[tuple[str, str, int, Lowered]]:
         """Sums of columns: name, type, width and item."""
         for made, name in self.loops.columns:
@@ -222,25 +234,14 @@ class Writer:
             yield f"{kind} *{name} = ({kind} *)p[{slot}] + part * {width};"
             yield (f"for (long i = 0; i < {width}; i++) {name}[i] = "
                    f"{least(node.op, node.dtype)};")
-            if node.op is MAX and node.dtype.is_float:
+            if has_flag(node.op, node.dtype):
                 yield f"char n{name}[{width}] = {{0}};"
 
     def ended(self) -> Iterator[str]:
         for name, _, width, made in self.totals():
-            if made.item.node.op is MAX and made.item.node.dtype.is_float:
+            if has_flag(made.item.node.op, made.item.node.dtype):
                 yield (f"for (long i = 0; i < {width}; i++) "
                        f"if (n{name}[i]) {name}[i] = NAN;")
-
-    def main(self) -> str:
-        """The function of one part of the rows."""
-        rows, parts = self.kernel.rows, self.parts
-        lines = [
-            "static void NAME(void *job, long part) {", "char **p = job;",
-            *self.pointers(), *self.begun(),
-            f"long end = {rows}l * (part + 1) / {parts};",
-            f"for (long r = {rows}l * part / {parts}; r < end; r++) {{",
-            *self.body(), "}", *self.ended(), "}"]
-        return "\n".join(filter(None, lines))
 
     def last(self) -> str:
         """The function that adds the columns of all parts."""
@@ -250,14 +251,43 @@ class Writer:
             slot = len(self.slots) + int(name[1:])
             join = "s += x" if node.op is SUM else (
                 "s = x > s | x != x ? x : s")
+            to = list(self.slots).index(node)
             lines += [
                 f"{kind} *{name} = ({kind} *)p[{slot}];",
                 f"for (long i = 0; i < {width}; i++) {{",
                 f"{kind} s = {name}[i], x;",
                 f"for (long part = 1; part < {self.parts}; part++)",
                 f"x = {name}[part * {width} + i], {join};",
-                f"(({out} *)p[{list(self.slots).index(node)}])[i] = s; }}"]
-        return "\n".join([*lines, "}"]) if self.loops.columns else ""
+                f"(({out} *)p[{to}])[i] = s;", "}"]
+        return indented([*lines, "}"]) if self.loops.columns else ""
+
+
+WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
+    BUFFER: Writer.read, WRITE: Writer.store, SUM: Writer.folded,
+    MAX: Writer.folded, IDIV: Writer.variable, CONST: Writer.constant,
+    IOTA: Writer.position, PAD: Writer.padded}
+
+
+def simd(folds: Sequence[Line]) -> str:
+    """What a compiler may do with the rounds of an inner loop."""
+    names = [f"reduction({'+' if f.op is SUM else 'max'}:{f.name})"
+             for f in folds]
+    names += [f"reduction(|:n{f.name})" for f in folds
+              if has_flag(f.op, f.dtype)]
+    return " ".join(["#pragma omp simd", *names])
+
+
+def has_flag(op: Op, dtype: DType) -> bool:
+    """Whether NaN is looked for beside a fold."""
+    return op is MAX and dtype.is_float
+
+
+def least(op: Op, dtype: DType) -> str:
+    """What a fold begins with."""
+    if op is SUM:
+        return "0"
+    return "-INFINITY" if dtype.is_float else literal(
+        limits(dtype)[0], dtype)
 
 
 def parts_of(kernel: Kernel, loops: Loops) -> int:
@@ -270,29 +300,16 @@ def parts_of(kernel: Kernel, loops: Loops) -> int:
     return max(min(kernel.rows, 16, work >> 16), 1)
 
 
-WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
-    BUFFER: Writer.read, WRITE: Writer.store, SUM: Writer.folded,
-    MAX: Writer.folded, IDIV: Writer.variable, CONST: Writer.constant,
-    IOTA: Writer.position, PAD: Writer.padded}
-
-
-def least(op: Op, dtype: DType) -> str:
-    """What a fold begins with."""
-    if op is SUM:
-        return "0"
-    return "-INFINITY" if dtype.is_float else literal(
-        limits(dtype)[0], dtype)
+def indented(lines: Iterable[str]) -> str:
+    """Lines of C, further to the right inside of braces."""
+    found, level = [], 0
+    for line in filter(None, lines):
+        ends = len(line) - len(line.lstrip("}"))
+        found.append("  " * (level - ends) + line)
+        level += line.count("{") - line.count("}")
+    return "\n".join(found)
 
 
 def wide(dtype: DType) -> str:
     """What sums of columns are kept in on the way."""
     return "double" if dtype.is_float else C_TYPES[dtype]
-
-
-def simd(folds: Sequence[Line]) -> str:
-    """What a compiler may do with the rounds of an inner loop."""
-    names = [f"reduction({'+' if f.op is SUM else 'max'}:{f.name})"
-             for f in folds]
-    names += [f"reduction(|:n{f.name})" for f in folds
-              if f.op is MAX and f.dtype.is_float]
-    return " ".join(["#pragma omp simd", *names])

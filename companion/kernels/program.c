@@ -1,5 +1,5 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:99e195ba7a16 */
-#line 662 "chapters/compiler/codegen.md"
+/* Tangled from codegen: edit there, `make tangle`. sha256:e5833fd164c8 */
+#line 290 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,12 +22,12 @@ typedef void pool(task *f, void *job, long n, long threads);
   }                                                                  \
   static inline T pow_##name(T a, T b) {                             \
     T y = 1;                                                         \
-    if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? a : 1) : 0; \
+    if (b < 0) return a == 1 ? 1 : a == -1 ? (b & 1 ? a : 1) : 0;    \
     for (; b; b >>= 1, a *= a) if (b & 1) y *= a;                    \
     return y;                                                        \
   }
 
-#line 693 "chapters/compiler/codegen.md"
+#line 321 "chapters/compiler/codegen.md"
 /* the same for floats: as NumPy's, with the sign of b */
 #define FLOATS(T, f)                                                 \
   static inline T mod_##T(T a, T b) {                                \
@@ -56,7 +56,16 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 725 "chapters/compiler/codegen.md"
+#line 1286 "chapters/compiler/codegen.md"
+/* kernels that start together, and in how many parts each */
+struct piece { task *f; void *p; long parts; };
+static void some(void *job, long i) {
+  struct piece *g = job;
+  for (; i >= g->parts; g++) i -= g->parts;
+  g->f(g->p, i);
+}
+
+#line 1400 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -69,7 +78,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 741 "chapters/compiler/codegen.md"
+#line 1416 "chapters/compiler/codegen.md"
 /* out[at[r]] += x[r], where out is 0 at first */
 #define SCATTER(T, name, wide)                                        \
   static int scatter_##name(const T *x, const long *at, T *out,       \
@@ -94,7 +103,7 @@ SCATTER(signed char, signed_char, signed char)
 SCATTER(unsigned char, unsigned_char, unsigned char)
 SCATTER(_Bool, _Bool, _Bool)
 
-#line 769 "chapters/compiler/codegen.md"
+#line 1444 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
@@ -112,12 +121,4 @@ static void uniform(const long *key, float *out, long n) {
     out[i] = (x0 >> 8) * 0x1p-24f;
     if (i + 1 < n) out[i + 1] = (x1 >> 8) * 0x1p-24f;
   }
-}
-
-/* kernels that start together, and in how many parts each */
-struct piece { task *f; void *p; long parts; };
-static void some(void *job, long i) {
-  struct piece *g = job;
-  for (; i >= g->parts; g++) i -= g->parts;
-  g->f(g->p, i);
 }

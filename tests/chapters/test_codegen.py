@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:d6f7f8808a64
+# Tangled from codegen: edit there, `make tangle`. sha256:c93ff4a411e5
 from __future__ import annotations
 
 import math
@@ -7,9 +7,15 @@ from typing import Any
 import numpy as np
 
 from companion.compiler.lazy import Lazy
+from companion.compiler.loops import Loops
 from companion.compiler.program import arena, compile_graph
+from companion.compiler.render import C_CODE, Writer
+from companion.compiler.schedule import prepared, schedule
 from companion.device import CPU
 from companion.dtype import float32
+from companion.literate import message
+from companion.native import POOL, CompileError, set_threads
+from companion.ops import EXP
 from companion.tensor import Tensor
 
 
@@ -40,9 +46,70 @@ def test_nan_and_infinity_stay_what_they_are():
     assert results(x[2:].softmax(1))[0].tolist() == [[0, 0, 1]]
 
 
+def test_threads_give_the_same_bits():
+    x = Tensor(np.random.default_rng(1).normal(size=(3_000, 200)), float32,
+               Lazy(CPU))
+    sums: list[Any] = [x.sum(0).buffer, x.softmax(1).max(0).buffer]
+    program = compile_graph([buffer.node for buffer in sums])
+    assert any(Writer(loops).parts > 4
+               for loops in program.plan.loops.values())
+    usual, found = POOL.threads, []
+    try:
+        for threads in (1, 2, 3):
+            set_threads(threads)
+            found.append([b.array.tobytes() for b in program()])
+    finally:
+        set_threads(usual)
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_waits_for_a_sum_stands_behind_its_loop():
+    x = Tensor(np.ones((4, 6)), float32, Lazy(CPU))
+    node: Any = x.softmax(1).buffer
+    order, roots = prepared([node.node])
+    (kernel,) = schedule(order, roots)
+    loops = Loops(kernel, set(roots))
+    assert [str(node.op) for node in loops.at] == ["MAX", "EXP", "SUM", "DIV"]
+    assert list(loops.at.values()) == [0, 1, 1, 2]
+    # Only the exponentials are kept for a row, and only the end in memory.
+    assert [str(node.op) for node in loops.buffers] == ["EXP"]
+    assert [node in roots for node in loops.nodes] == [False, True]
+
+
 def test_memory_is_used_again():
     offsets, size = arena({"a": (64, 0, 1), "b": (64, 1, 2), "c": (64, 2, 3),
                            "d": (128, 3, 3)})
     assert size == 192
     for one, other in (("a", "b"), ("b", "c"), ("c", "d")):
         assert offsets[one] != offsets[other]
+
+
+def test_live_spans_do_not_meet_in_the_arena():
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        first = rng.integers(0, 20, 40)
+        last = first + rng.integers(0, 6, 40)
+        spans = {i: (int(rng.integers(1, 5_000)), int(first[i]), int(last[i]))
+                 for i in range(40)}
+        offsets, size = arena(spans)
+        for i, (n, begin, end) in spans.items():
+            assert offsets[i] % 64 == 0 and offsets[i] + n <= size
+            for j, (m, start, over) in spans.items():
+                if i != j and begin <= over and start <= end:
+                    assert offsets[i] + n <= offsets[j] or (
+                        offsets[j] + m <= offsets[i])
+
+
+def test_a_refusal_names_the_operations():
+    x = Tensor(np.ones((4, 6)), float32, Lazy(CPU))
+    both: list[Any] = [(x @ x.T).exp().buffer, (x.sum(0) * 2).buffer]
+    right, C_CODE[EXP] = C_CODE[EXP], "{0} -"
+    try:
+        said = message(lambda: compile_graph([b.node for b in both]),
+                       CompileError)
+    finally:
+        C_CODE[EXP] = right
+    assert said.startswith(
+        "the kernel of OpNode(EXP, float32, (4, 4)), line ")
+    assert "SUM" not in said and "\n" not in said
+    compile_graph([b.node for b in both])()
