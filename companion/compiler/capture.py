@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:d4fa0aec937b
+# Tangled from capture: edit there, `make tangle`. sha256:245f610336ea
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -98,6 +98,7 @@ class Capture:
         given = [placed(x, device) for x in tensors_in(args)]
         inputs = [memory_of(x) for x in given]
         self.inputs = [leaf.arg.array for leaf in inputs]
+        self.age = next(AGES)
         try:
             self.result = function(*replaced_in(args, iter(given)))
             gc.collect()  # what nobody can reach is not a result
@@ -117,8 +118,8 @@ class Capture:
         known = {*inputs, *self.before.values()}
         for leaf in toposort(*roots):
             if leaf.op is BUFFER and leaf not in known and leaf not in FED:
-                raise ValueError(
-                    f"jit: numbers of shape {leaf.shape} {FROZEN}")
+                said = BROUGHT if leaf.age > self.age else REPLACED
+                raise ValueError(f"jit: {said.format(leaf.shape)}")
         return compile_graph(roots, {
             i: self.before[p] for i, (p, _) in enumerate(self.kept)
             if p in self.before and self.before[p].op is BUFFER})
@@ -185,10 +186,11 @@ class Capture:
                     self.device)
 
 
-FROZEN = ("would be the same at every call. They were brought to the device "
-          "inside the function, or read from it: pass them as an argument, "
-          "or read them behind it. Or they belong to a tensor that was "
-          "replaced by another: assign to it")
+BROUGHT = ("numbers of shape {} were brought to the device, or read from "
+           "it, inside the function, and would be the same at every call; "
+           "pass them as an argument, or read them behind it")
+REPLACED = ("a tensor of shape {} was replaced by another inside the "
+            "function; assign to it, so that its memory goes on")
 
 
 def kind_of(value: Any) -> Any:
