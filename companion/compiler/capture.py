@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:245f610336ea
+# Tangled from capture: edit there, `make tangle`. sha256:40762f76557f
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -271,7 +271,8 @@ def look_at(kind: type) -> Callable[[Any], Any]:
 
 def seen(value: Any) -> Any:
     """What a program depends on, in what its function reads."""
-    return look_at(type(value))(value)
+    kind: Any = type(value)
+    return look_at(kind)(value)
 
 
 class Jit:

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:63048e617f7c
+# Tangled from capture: edit there, `make tangle`. sha256:8f5af4b5c889
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def beside(ours: Any, peer: Any, quick: bool, unit: float,
     """A measurement of both, in seconds divided by `unit`."""
     if importlib.util.find_spec("torch") is None:
         return MISSING
-    found = compare(ours, peer, rounds=5 if quick else 15, **agree)
+    found = compare(ours, peer, rounds=3 if quick else 15, **agree)
     return found.line(lambda s: s / unit)
 
 
