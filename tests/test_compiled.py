@@ -36,8 +36,13 @@ from companion.compiler.lazy import Lazy, realize
 from companion.compiler.render import C_TYPES
 from companion.compiler.schedule import Kernel, Operand, prepared, schedule
 from companion.device import CPU, named
+<<<<<<< HEAD
 from companion.dtype import float32, int64
 from companion.native import POOL, key
+=======
+from companion.dtype import bfloat16, float16, float32, float64, int64
+from companion.native import POOL
+>>>>>>> capture
 from companion.ops import BUFFER, IOTA
 from companion.tensor import leaf
 from companion.transformer import GPTConfig, next_token_loss
@@ -220,6 +225,40 @@ def test_a_captured_step_is_the_step():
         np.testing.assert_allclose(q.numpy(), p.numpy(), 1e-4, 1e-6)
         np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-3, 1e-6)
         assert other.state[q]["step"] == optimizer.state[p]["step"]
+
+
+def reading(device, wrap, steps=200):
+    """Losses of a GPT that learns to read, and its parameters."""
+    manual_seed(0)
+    config = GPTConfig(12, 9, 2, 2, 16, dropout=0.1)
+    net = GPT(config).to(float64).to(device)
+    optimizer = AdamW(net.parameters(), weight_decay=0.1)
+
+    @wrap
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = next_token_loss(net, x, y)
+        loss.backward()
+        clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+    found, draw = [], np.random.default_rng(0)
+    for i in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * (1 - i / steps)
+        letters = np.add.outer(draw.integers(0, 9, 4), np.arange(13)) ** 2 % 9
+        found.append(step(Tensor(letters[:, :-1]), Tensor(letters[:, 1:])))
+    return [loss.item() for loss in found], net.parameters()
+
+
+def test_two_hundred_steps_of_a_gpt():
+    """In float64, where little is rounded: losses, gradients, weights."""
+    (expected, ours), (found, theirs) = [reading(place, wrap) for place, wrap
+        in ((CPU, lambda step: step), ("lazy", jit))]
+    assert expected[-1] < 0.7 * expected[0]
+    np.testing.assert_allclose(found, expected, 1e-8)
+    for p, q in zip(ours, theirs):
+        np.testing.assert_allclose(q.numpy(), p.numpy(), 1e-6, 1e-9)
+        np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-6, 1e-9)
 
 
 def test_threads_agree():
@@ -417,6 +456,145 @@ def test_numbers_that_would_be_frozen_are_told():
         y = x * 2
         return y if y.sum().item() > 1 else y * y.max()
     reads(x)
+
+
+def test_one_tensor_for_another_is_told():
+    """What Python exchanges stays exchanged only where Python runs."""
+    w = Tensor([1.0, 2.0], float32, "lazy").requires_grad_()
+    holder = Sequential()
+    holder.state = Tensor([1.0], float32, "lazy")
+
+    def accumulates():
+        (w * w).sum().backward()
+
+    def exchanges():
+        holder.state = holder.state * 2
+    for function in (accumulates, exchanges):
+        run = jit(function)
+        run()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="replaced by another"):
+                run()
+    assert w.tolist() == [1, 2]
+
+    @jit
+    def assigns():
+        holder.state.assign(holder.state * 2)
+    before = holder.state.item()
+    for _ in range(4):
+        assigns()
+    assert holder.state.item() == 16 * before
+
+
+def test_a_gradient_outlives_its_step():
+    w = Tensor([1.0, 2.0], float32, "lazy").requires_grad_()
+
+    @jit
+    def slope(x):
+        w.grad = None
+        (w * x).sum().backward()
+    kept = []
+    for n in range(5):
+        slope(Tensor([n, -n], float32))
+        kept.append(w.grad.clone())
+        assert w.grad.tolist() == [n, -n]
+    assert [g.tolist() for g in kept] == [[n, -n] for n in range(5)]
+
+
+@pytest.mark.parametrize("dtype", (float16, bfloat16), ids=str)
+def test_halves_are_told_and_nothing_has_happened(dtype):
+    layer = Linear(4, 2).to(dtype).to("lazy")
+    optimizer = SGD(layer.parameters(), 0.5)
+
+    @jit
+    def step(x):
+        optimizer.zero_grad()
+        layer(x).sum().backward()
+        optimizer.step()
+    x = Tensor(np.ones((3, 4)), dtype)
+    step(x)
+    before = [p.numpy() for p in layer.parameters()]
+    with pytest.raises(TypeError, match=f"{dtype}, which C has not"):
+        step(x)
+    for p, old in zip(layer.parameters(), before):
+        assert np.array_equal(p.numpy(), old)
+
+
+SCALE = 1.0
+
+
+def test_what_a_function_reads_is_seen(monkeypatch):
+    """Modes, numbers of modules, closures, globals, and bound objects."""
+    layer, factor = Sequential(Linear(2, 2), Dropout(0.9)).to("lazy"), 1.0
+
+    class Held:
+        power = 1
+
+        def __init__(self):
+            self.layer = layer
+
+        def run(self, x):
+            return (self.layer(x) * factor * SCALE).abs() ** self.power
+    held = Held()
+    run, x = jit(held.run), Tensor(np.ones((5, 2)), float32)
+
+    def compare():
+        for _ in range(3):
+            manual_seed(1)
+            found = run(x).numpy()
+        manual_seed(1)
+        assert np.array_equal(found, held.run(x.to("lazy")).numpy())
+    compare()
+    for change in (layer.eval, layer.train,
+                   lambda: setattr(layer.layers[1], "p", 0.0),
+                   lambda: setattr(held, "power", 2),
+                   lambda: monkeypatch.setitem(globals(), "SCALE", -3.0)):
+        change()
+        compare()
+    factor = 2.0
+    compare()
+    layer = held.layer = Linear(2, 2).to("lazy")
+    compare()
+    assert sum(c is not None for c in run.captures.values()) == 7
+
+
+def test_settings_of_an_optimizer_are_seen():
+    def trained(device, wrap):
+        w = Tensor([1.0, 2.0], float64, device).requires_grad_()
+        optimizer = AdamW([w], 0.1)
+
+        @wrap
+        def step():
+            optimizer.zero_grad()
+            (w * w).sum().backward()
+            optimizer.step()
+        for i in range(9):
+            if i == 4:
+                optimizer.param_groups[0].update(betas=(0.5, 0.9))
+            optimizer.param_groups[0]["lr"] *= 0.9
+            step()
+        return w.numpy()
+    np.testing.assert_allclose(
+        trained("lazy", jit), trained(CPU, lambda step: step), 1e-12)
+
+
+def test_a_call_that_is_never_the_same_is_told(capsys):
+    run = jit(lambda x, n: x + n)
+    for n in range(20):
+        assert run(Tensor([1.0]), n).item() == n + 1
+    told = capsys.readouterr().err
+    assert told.count("was called in 16 ways") == 1
+
+
+def test_a_list_to_which_a_step_appends():
+    """Never the same call, so it is run as ever."""
+    seen = []
+
+    @jit
+    def step(x):
+        seen.append(1)
+        return x * len(seen)
+    assert [step(Tensor([1.0])).item() for _ in range(5)] == [1, 2, 3, 4, 5]
 
 
 def test_an_error_leaves_all_as_it_was():

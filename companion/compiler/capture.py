@@ -1,28 +1,53 @@
-# Tangled from capture: edit there, `make tangle`. sha256:bb4b69f80c38
+# Tangled from capture: edit there, `make tangle`. sha256:40762f76557f
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
 
+import dis
+import functools
 import gc
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from types import CodeType, FunctionType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from companion.buffer import Storage
-from companion.compiler.graph import AGES, OpNode, toposort
+from companion.buffer import Buffer, Storage
+from companion.compiler.graph import AGES, OpNode, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph
 from companion.device import named
+from companion.layers import Module
 from companion.native import CompileError, compiler, tell
 from companion.ops import BUFFER, CONST
+from companion.optim import Optimizer
 from companion.tensor import Tensor, wrap
+from companion.training import named_modules
+
+
+def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
+    """All names of `device`, computed, and the node of each.
+
+    No two share memory afterwards: a program may overwrite one of them.
+    """
+    keep_all(device)
+    device.known.clear()
+    found = WeakKeyDictionary[Promise, OpNode]()
+    seen = set[Storage]()
+    for promise, node in device.living():
+        if node.op is BUFFER:
+            if node.arg.storage in seen or not node.arg.view.is_dense:
+                promise.node = node = OpNode(BUFFER, (), node.arg.copy())
+            seen.add(node.arg.storage)
+        found[promise] = node
+    return found
 
 
 def keep_all(device: Lazy) -> None:
-    """Compute all promises, but those that a bad index has broken:
-    whoever reads one of them will be told."""
+    """Compute all that names stand for. What a bad index has broken is
+    left as it is, and will be told where it is read."""
     living = [p for p, _ in device.living()]
     try:
         device.realize(*living)
@@ -32,25 +57,6 @@ def keep_all(device: Lazy) -> None:
                 device.realize(promise)
 
 
-def settle(device: Lazy) -> dict[Promise, OpNode]:
-    """The promises that have memory, and the leaf of each.
-
-    No two share it afterwards: a program may overwrite one of them.
-    """
-    keep_all(device)
-    device.known.clear()
-    found, seen = dict[Promise, OpNode](), set[Storage]()
-    for promise, node in device.living():
-        if node.op is BUFFER:
-            buffer = node.arg
-            if buffer.storage in seen or not buffer.view.is_dense:
-                buffer = buffer.copy()
-                promise.node = node = OpNode(BUFFER, (), buffer)
-            seen.add(buffer.storage)
-        found[promise] = node
-    return found
-
-
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of nested lists, tuples and dicts, in order."""
     if isinstance(value, Tensor):
@@ -58,6 +64,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     parts = value.values() if isinstance(value, dict) else value
     return [x for part in parts for x in tensors_in(part)] if isinstance(
         value, list | tuple | dict) else []
+
+
+def placed(tensor: Tensor, device: Lazy) -> Tensor:
+    """A copy of the values in memory that a program can fill again."""
+    new = wrap(device.adopt(np.array(tensor.numpy())), device)
+    new.requires_grad = tensor.requires_grad
+    return new
 
 
 def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
@@ -71,13 +84,6 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
     return value
 
 
-def placed(tensor: Tensor, device: Lazy) -> Tensor:
-    """A copy of the values in memory that a program can fill again."""
-    new = wrap(device.adopt(np.array(tensor.numpy())), device)
-    new.requires_grad = tensor.requires_grad
-    return new
-
-
 def memory_of(tensor: Any) -> OpNode:
     return tensor.buffer.storage.node
 
@@ -88,63 +94,64 @@ class Capture:
     def __init__(self, device: Lazy, function: Callable[..., Any],
                  args: Any):
         self.device = device
-        before = settle(device)
-        self.given = [placed(x, device) for x in tensors_in(args)]
-        self.inputs = [memory_of(x) for x in self.given]
-        inputs = set(self.inputs)
-        start = next(AGES)
+        self.before = settle(device)
+        given = [placed(x, device) for x in tensors_in(args)]
+        inputs = [memory_of(x) for x in given]
+        self.inputs = [leaf.arg.array for leaf in inputs]
+        self.age = next(AGES)
         try:
-            self.result = function(*replaced_in(args, iter(self.given)))
+            self.result = function(*replaced_in(args, iter(given)))
+            gc.collect()  # what nobody can reach is not a result
+            self.kept = [(p, node) for p, node in device.living()
+                         if self.before.get(p) is not node
+                         and node.op is not CONST and node not in inputs]
+            self.program = self.compiled(inputs)
+            self.begin()
         except BaseException:
-            for promise, node in before.items():
+            for promise, node in self.before.items():
                 promise.node = node
             raise
-        gc.collect()  # what nobody can reach is not a result
-        self.kept = [(p, node) for p, node in device.living()
-                     if before.get(p) is not node and node.op is not CONST
-                     and node not in inputs]
-        self.states = before
-        self.program = self.make(start, before, inputs)
-        self.finish(before)
 
-    def make(self, start: int, before: Mapping[Promise, OpNode],
-             inputs: Container[OpNode]) -> Program:
+    def compiled(self, inputs: Collection[OpNode]) -> Program:
+        """All that was changed or made, as a program."""
         roots = [node for _, node in self.kept]
-        nodes = toposort(*roots)
-        for node in nodes:
-            known = node in inputs or node in FED or node.age < start
-            if node.op is BUFFER and not known:
-                raise ValueError(
-                    f"jit: numbers of shape {node.shape} were brought to "
-                    f"the device, or read from it, inside the function, "
-                    f"and would be the same for ever; pass them as an "
-                    f"argument, or read them behind it")
+        known = {*inputs, *self.before.values()}
+        for leaf in toposort(*roots):
+            if leaf.op is BUFFER and leaf not in known and leaf not in FED:
+                said = BROUGHT if leaf.age > self.age else REPLACED
+                raise ValueError(f"jit: {said.format(leaf.shape)}")
         return compile_graph(roots, {
-            i: before[p] for i, (p, _) in enumerate(self.kept)
-            if p in before and before[p].op is BUFFER})
+            i: self.before[p] for i, (p, _) in enumerate(self.kept)
+            if p in self.before and self.before[p].op is BUFFER})
 
-    def finish(self, before: Mapping[Promise, OpNode]) -> None:
+    def begin(self) -> None:
         """Run for the first time; names stand for memory from now on."""
-        self.mine = {p: node for p, node in before.items()
-                     if node.op is BUFFER
-                     and node in self.program.plan.places}
-        values = self.program()
+        places, values = self.program.plan.places, self.program()
+        self.mine = {p: node for p, node in self.before.items()
+                     if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
-        self.fed = {node: FED[node] for node in self.program.plan.leaves
-                    if node in FED}
+        self.fed: dict[Callable[..., Any], list[tuple[str, Any]]] = {}
+        for leaf in self.program.plan.leaves:
+            if leaf in FED:
+                numbers, name = FED[leaf]
+                self.fed.setdefault(numbers, []).append(
+                    (name, leaf.arg.array))
+        self.fresh = [x.buffer.storage not in self.before
+                      and memory_of(x).op is not CONST
+                      for x in tensors_in(self.result)]
         self.age = next(AGES)
 
     def __call__(self, args: Any) -> Any:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        for node, new in zip(self.inputs, tensors_in(args)):
-            np.copyto(node.arg.array, new.numpy())
-        numbers = {f: f() for f in dict.fromkeys(
-            function for function, _ in self.fed.values())}
-        for node, (function, name) in self.fed.items():
-            np.copyto(node.arg.array, numbers[function][name])
+        for array, new in zip(self.inputs, tensors_in(args)):
+            np.copyto(array, new.numpy())
+        for numbers, places in self.fed.items():
+            found = numbers()
+            for name, array in places:
+                array[...] = found[name]
         self.program()
         for promise, _ in self.kept:
             promise.version += 1
@@ -165,19 +172,25 @@ class Capture:
 
     def answer(self) -> Any:
         """The result, in memory that the next call leaves alone."""
-        found = [self.copied(x) for x in tensors_in(self.result)]
+        found = [self.copied(x) if fresh else x for x, fresh in zip(
+            tensors_in(self.result), self.fresh)]
         self.age = next(AGES)
         return replaced_in(self.result, iter(found))
 
-    def copied(self, tensor: Tensor) -> Tensor:
-        """A result; what was there before the call is itself."""
-        buffer: Any = tensor.buffer
-        if buffer.storage in self.states or buffer.storage.node.op is CONST:
-            return tensor
-        value = buffer.storage.node.arg.copy()
-        new = self.device.promise(OpNode(BUFFER, (), value))
-        return wrap(Promised(new.storage, buffer.view, buffer.dtype,
-                             buffer.moves), self.device)
+    def copied(self, tensor: Any) -> Tensor:
+        """A tensor of the same values, in memory of its own."""
+        buffer, value = tensor.buffer, memory_of(tensor).arg
+        own = Buffer(Storage(value.array.copy()), value.view, value.dtype)
+        name = Promise(self.device, made(BUFFER, (), own))
+        return wrap(Promised(name, buffer.view, buffer.dtype, buffer.moves),
+                    self.device)
+
+
+BROUGHT = ("numbers of shape {} were brought to the device, or read from "
+           "it, inside the function, and would be the same at every call; "
+           "pass them as an argument, or read them behind it")
+REPLACED = ("a tensor of shape {} was replaced by another inside the "
+            "function; assign to it, so that its memory goes on")
 
 
 def kind_of(value: Any) -> Any:
@@ -191,17 +204,91 @@ def kind_of(value: Any) -> Any:
     return repr(value)
 
 
+def globals_of(code: CodeType) -> set[str]:
+    """The global names that a function's code reads."""
+    found = {line.argval for line in dis.get_instructions(code)
+             if line.opname == "LOAD_GLOBAL"}
+    return found.union(*[globals_of(inner) for inner in code.co_consts
+                         if isinstance(inner, CodeType)])
+
+
+def surroundings(function: Any) -> Callable[[], list[Any]]:
+    """A look around `function`: what it reads without being given it."""
+    own = getattr(function, "__self__", None)
+    inner = getattr(function, "__func__", function)
+    if not isinstance(inner, FunctionType):  # an object that is called
+        return lambda: [inner]
+    cells, space = inner.__closure__ or (), inner.__globals__
+    names = sorted(globals_of(inner.__code__))
+
+    def look() -> list[Any]:
+        return [own, *getattr(own, "__dict__", {}).values(),
+                *[cell.cell_contents for cell in cells if filled(cell)],
+                *[space.get(name) for name in names]]
+    return look
+
+
+def filled(cell: Any) -> bool:
+    """Whether a variable of the function around has a value yet."""
+    try:
+        return cell.cell_contents is not cell
+    except ValueError:
+        return False
+
+
+def settings_of(module: Module) -> tuple[int, str]:
+    """Mode, probabilities and the like, here and in all parts."""
+    if module not in PARTS:
+        PARTS[module] = [vars(part) for _, part in named_modules(module)]
+    return id(module), repr([
+        (own.get("training", True), [v for name, v in own.items()
+         if type(v) in PLAIN and name != "training"])
+        for own in PARTS[module]])
+
+
+def settings_in(optimizer: Optimizer) -> tuple[int, str]:
+    return id(optimizer), repr([
+        value for group in optimizer.param_groups
+        for name, value in group.items() if name not in ("lr", "params")])
+
+
+PLAIN = bool, int, float, complex, str, bytes, type(None)
+# Attributes of a module's parts; which parts there are is looked up once.
+PARTS: WeakKeyDictionary[Module, list[dict[str, Any]]] = WeakKeyDictionary()
+
+LOOKS: list[tuple[Any, Callable[[Any], Any]]] = [
+    (Module, settings_of), (Optimizer, settings_in), (PLAIN, repr),
+    (list | tuple, lambda values: tuple(map(seen, values))),
+    (dict, lambda values: tuple(map(seen, values.items()))),
+    (object, id)]
+
+
+@functools.lru_cache(maxsize=1024)
+def look_at(kind: type) -> Callable[[Any], Any]:
+    """How to see an object of that kind."""
+    return next(look for kinds, look in LOOKS if issubclass(kind, kinds))
+
+
+def seen(value: Any) -> Any:
+    """What a program depends on, in what its function reads."""
+    kind: Any = type(value)
+    return look_at(kind)(value)
+
+
 class Jit:
     """`function`, compiled: see `jit`."""
 
     def __init__(self, function: Callable[..., Any], device: Lazy):
         self.function, self.device = function, device
+        self.look = surroundings(function)
         self.captures: dict[Any, Capture | None] = {}
+        self.held: list[Any] = []  # or another could get an id again
 
     def __call__(self, *args: Any) -> Any:
-        key = kind_of(args)
+        around = self.look()
+        key = (kind_of(args), *map(seen, around))
         if key not in self.captures or not can_compile():
-            self.captures[key] = None
+            self.meet(key, around)
             return self.first(args)
         capture = self.captures[key]
         if capture is None:
@@ -209,6 +296,15 @@ class Jit:
                 self.device, self.function, args)
             return capture.answer()
         return capture(args)
+
+    def meet(self, key: Any, around: Any) -> None:
+        """A call of a new kind."""
+        self.captures[key] = None
+        self.held.append(around)
+        if len(self.captures) == MANY:
+            name = getattr(self.function, "__name__", self.function)
+            tell(f"jit: {name} was called in {MANY} ways, each of which "
+                 f"becomes a program; pass as a tensor what changes often")
 
     def first(self, args: Any) -> Any:
         """A call like any other: it makes what later ones overwrite."""
@@ -218,6 +314,9 @@ class Jit:
         self.device.realize(*[p for p, node in self.device.living()
                               if before.get(p) is not node])
         return result
+
+
+MANY = 16
 
 
 def can_compile() -> bool:
@@ -232,10 +331,10 @@ def can_compile() -> bool:
 def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     """`function` as one program, for tensors of a lazy device.
 
-    The first call with arguments of new shapes or dtypes runs as ever,
-    the second is remembered and compiled, later ones repeat it: Python
-    is not asked any more. What it changes is changed in place. Tensors
-    among the arguments are copied to the device, others are constants.
+    The first call of a kind (shapes and dtypes of arguments, numbers in
+    them and around the function, modes of modules) runs as ever, the
+    second is remembered and compiled, later ones repeat it: Python is
+    not asked any more. What it changes is changed in place. Tensors
+    among the arguments are copied to the device.
     """
-    place: Any = named(device)
-    return Jit(function, place)
+    return Jit(function, named(device))  # type: ignore[arg-type]

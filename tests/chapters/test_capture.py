@@ -1,9 +1,14 @@
-# Tangled from capture: edit there, `make tangle`. sha256:09ae6771decc
+# Tangled from capture: edit there, `make tangle`. sha256:69b669177ac7
 from __future__ import annotations
 
-from companion.compiler.capture import jit
+from functools import partial
+from typing import Any
+
+from companion.compiler.capture import jit, seen, surroundings
 from companion.dtype import float32
-from companion.optim import SGD
+from companion.layers import Dropout
+from companion.literate import message
+from companion.optim import SGD, AdamW
 from companion.tensor import Tensor
 
 
@@ -24,3 +29,45 @@ def test_a_step_is_repeated():
     optimizer.param_groups[0]["lr"] = 1.0
     step(one)
     assert w.tolist() == [-2, -1] and len(step.captures) == 1
+
+
+def test_what_would_be_frozen_is_told():
+    w = Tensor([1.0, 2.0], float32, "lazy").requires_grad_()
+
+    def brings(x: Tensor) -> Any:
+        w.detach().assign(w.detach() + Tensor([1.0, 1.0], device="lazy"))
+
+    def adds(x: Tensor) -> Any:
+        (w * x).sum().backward()
+    words = {brings: "were brought", adds: "was replaced"}
+    for function in words:
+        once = partial(jit(function), Tensor([1.0, 3.0], float32))
+        once()
+        before = w.tolist()
+        said = message(once, ValueError)
+        assert words[function] in said and w.tolist() == before
+
+
+def test_settings_that_change_are_seen():
+    layer, factor = Dropout(0.5), 2.0
+    w = Tensor([1.0], float32, "lazy").requires_grad_()
+    optimizer = AdamW([w], betas=(0.9, 0.99))
+
+    def reads(x: Tensor) -> Tensor:
+        w.grad = x * factor
+        optimizer.step()
+        return layer(x) * factor
+    around = surroundings(reads)
+    kinds = [seen(around())]
+    for change in (layer.eval, lambda: setattr(layer, "p", 0.25),
+                   lambda: optimizer.param_groups[0].update(betas=(0, 0)),
+                   lambda: optimizer.param_groups[0].update(eps=1.0)):
+        change()
+        kinds.append(seen(around()))
+    factor = -0.0
+    kinds.append(seen(around()))
+    factor = 0.0
+    kinds.append(seen(around()))
+    assert len(set(kinds)) == 7
+    optimizer.param_groups[0]["lr"] = 0.5
+    assert seen(around()) == kinds[-1] and hash(kinds[-1])
