@@ -36,13 +36,8 @@ from companion.compiler.lazy import Lazy, realize
 from companion.compiler.render import C_TYPES
 from companion.compiler.schedule import Kernel, Operand, prepared, schedule
 from companion.device import CPU, named
-<<<<<<< HEAD
-from companion.dtype import float32, int64
-from companion.native import POOL, key
-=======
 from companion.dtype import bfloat16, float16, float32, float64, int64
-from companion.native import POOL
->>>>>>> capture
+from companion.native import POOL, key
 from companion.ops import BUFFER, IOTA
 from companion.tensor import leaf
 from companion.transformer import GPTConfig, next_token_loss
