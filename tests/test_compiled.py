@@ -256,6 +256,13 @@ def test_two_hundred_steps_of_a_gpt():
         np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-6, 1e-9)
 
 
+@pytest.fixture
+def usual_threads():
+    usual = POOL.threads
+    yield
+    set_threads(usual)
+
+
 def test_threads_agree():
     usual, found = POOL.threads, []
     try:
@@ -639,6 +646,17 @@ def test_random_numbers_go_on():
         return [run().numpy() for _ in range(4)]
     for a, b in zip(drawn("cpu", lambda f: f), drawn("lazy", jit)):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("size", (0, 1, 31, 33, 1 << 14, 50_001))
+def test_random_numbers_are_drawn_in_parts(size, usual_threads):
+    for threads in (1, 2):
+        set_threads(threads)
+        manual_seed(size)
+        node = rand(size, device=LAZY).buffer.node
+        (found,), (expected,) = compiler.compile_graph([node])(), interpret(
+            [node], CPU)
+        assert np.array_equal(found.array, expected.array)
 
 
 def test_late_gradients_are_refused():

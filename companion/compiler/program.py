@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:084bfa1d7b8e
+# Tangled from codegen: edit there, `make tangle`. sha256:4a4e5be57351
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -175,8 +175,10 @@ def scatter_task(out: OpNode, operands: Sequence[Operand]) -> Task:
 
 
 def uniform_task(out: OpNode, operands: Sequence[Operand]) -> Task:
-    return Task(f"(uniform((const long *){{1}}, (float *){{0}}, "
-                f"{math.prod(out.shape)}), 1)")
+    size = math.prod(out.shape)
+    return Task(f"(parallel(uniform, &(struct draw){{{{(const long *){{1}}, "
+                f"(float *){{0}}, {size}}}}}, ({size} + DRAWN - 1) / DRAWN, "
+                f"threads), 1)")
 
 
 TASKS: dict[Op, Callable[..., Task]] = {

@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:e5833fd164c8 */
+/* Tangled from codegen: edit there, `make tangle`. sha256:43c9bdd6fbdb */
 #line 290 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -65,7 +65,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1400 "chapters/compiler/codegen.md"
+#line 1402 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -78,7 +78,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1416 "chapters/compiler/codegen.md"
+#line 1418 "chapters/compiler/codegen.md"
 /* out[at[r]] += x[r], where out is 0 at first */
 #define SCATTER(T, name, wide)                                        \
   static int scatter_##name(const T *x, const long *at, T *out,       \
@@ -103,22 +103,31 @@ SCATTER(signed char, signed_char, signed char)
 SCATTER(unsigned char, unsigned_char, unsigned char)
 SCATTER(_Bool, _Bool, _Bool)
 
-#line 1444 "chapters/compiler/codegen.md"
+#line 1446 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
-/* n numbers in [0, 1) by Threefry-2x32, two from each counter */
-static void uniform(const long *key, float *out, long n) {
-  uint32_t k[3] = {key[0], key[0] >> 32};
+#define KEY(b) x0 += k[(b + 1) % 3], x1 += k[(b + 2) % 3] + b + 1;
+enum { SIDE = 16, DRAWN = 1 << 14 };  /* counters in a row, and in a part */
+struct draw { const long *key; float *out; long n; };
+
+/* numbers in [0, 1) by Threefry-2x32, two from each counter */
+static void uniform(void *job, long part) {
+  struct draw g = *(struct draw *)job;
+  uint32_t k[3] = {g.key[0], g.key[0] >> 32};
+  long first = part * DRAWN, end = first + DRAWN < g.n ? first + DRAWN : g.n;
   k[2] = k[0] ^ k[1] ^ 0x1BD11BDA;
-  for (long i = 0; i < n; i += 2) {
-    uint64_t place = key[1] + i / 2;
-    uint32_t x0 = (uint32_t)place + k[0], x1 = (place >> 32) + k[1];
-    for (int b = 0; b < 5; b++) {
-      if (b % 2) { FOUR(17, 29, 16, 24) } else { FOUR(13, 15, 26, 6) }
-      x0 += k[(b + 1) % 3], x1 += k[(b + 2) % 3] + b + 1;
+  for (long i = first; i < end; i += 2 * SIDE) {
+    float both[2 * SIDE];
+    for (int j = 0; j < SIDE; j++) {
+      uint64_t place = g.key[1] + i / 2 + j;
+      uint32_t x0 = (uint32_t)place + k[0], x1 = (place >> 32) + k[1];
+      FOUR(13, 15, 26, 6) KEY(0) FOUR(17, 29, 16, 24) KEY(1)
+      FOUR(13, 15, 26, 6) KEY(2) FOUR(17, 29, 16, 24) KEY(3)
+      FOUR(13, 15, 26, 6) KEY(4)
+      both[2 * j] = (int)(x0 >> 8) * 0x1p-24f;
+      both[2 * j + 1] = (int)(x1 >> 8) * 0x1p-24f;
     }
-    out[i] = (x0 >> 8) * 0x1p-24f;
-    if (i + 1 < n) out[i + 1] = (x1 >> 8) * 0x1p-24f;
+    memcpy(g.out + i, both, 4 * (end - i < 2 * SIDE ? end - i : 2 * SIDE));
   }
 }
