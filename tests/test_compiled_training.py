@@ -55,7 +55,7 @@ def programs(run):
 
 @pytest.mark.parametrize("accumulate", (1, 3))
 def test_a_compiled_run_is_the_run(accumulate):
-    eager, ours = small("cpu", accumulate), None
+    eager = small("cpu", accumulate)
     eager.fit(25)
     ours = small("lazy", accumulate)
     ours.fit(25)
@@ -116,7 +116,7 @@ def test_exchanged_tensors_are_seen():
             optimizer.zero_grad()
             layer(x).square().sum().backward()
             optimizer.step()
-        x, found = Tensor([[1.0, -1.0]]), []
+        x, found, first = Tensor([[1.0, -1.0]]), [], None
         for i in range(12):
             if i == 4:
                 optimizer.load_state_dict(copy.deepcopy(first))
@@ -124,10 +124,9 @@ def test_exchanged_tensors_are_seen():
                 layer.weight = Tensor([[3.0, -1.0]], float32,
                                       device).requires_grad_()
                 optimizer.param_groups[0]["params"] = [layer.weight]
-            step(x if device == "lazy" else x)
+            step(x)
             first = first if i else optimizer.state_dict()
             found.append(layer.weight.numpy().ravel().copy())
         return found
-    first = None
     np.testing.assert_allclose(steps("lazy", jit),
                                steps("cpu", lambda step: step), 1e-5)

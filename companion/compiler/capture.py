@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:40762f76557f
+# Tangled from capture: edit there, `make tangle`. sha256:50e2f8b02e7d
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from companion.native import CompileError, compiler, tell
 from companion.ops import BUFFER, CONST
 from companion.optim import Optimizer
 from companion.tensor import Tensor, wrap
-from companion.training import named_modules
+from companion.training import Trainer, named_modules
 
 
 def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
@@ -201,6 +201,9 @@ def kind_of(value: Any) -> Any:
         return tuple([(k, kind_of(v)) for k, v in value.items()])
     if isinstance(value, list | tuple):
         return tuple(map(kind_of, value))
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"jit: an array of shape {value.shape} among the "
+                        f"arguments; expected tensors: Tensor(array)")
     return repr(value)
 
 
@@ -260,6 +263,8 @@ LOOKS: list[tuple[Any, Callable[[Any], Any]]] = [
     (Module, settings_of), (Optimizer, settings_in), (PLAIN, repr),
     (list | tuple, lambda values: tuple(map(seen, values))),
     (dict, lambda values: tuple(map(seen, values.items()))),
+    (Trainer, lambda run: seen([run.model, run.optimizer, run.loss_of,
+                                run.clip, run.accumulate])),
     (object, id)]
 
 
@@ -275,6 +280,24 @@ def seen(value: Any) -> Any:
     return look_at(kind)(value)
 
 
+def owners_of(value: Any) -> list[dict[Any, Any]]:
+    """The dictionaries in which an object keeps what can be exchanged."""
+    if isinstance(value, Module):
+        return PARTS[value]
+    if isinstance(value, Optimizer):
+        return [vars(value), value.state, *value.state.values(),
+                *value.param_groups]
+    parts = ([value.model, value.optimizer] if isinstance(value, Trainer)
+             else value if isinstance(value, list | tuple) else [])
+    return [own for part in parts for own in owners_of(part)]
+
+
+def places_in(values: list[Any]) -> list[tuple[dict, Any, Any]]:
+    """A dictionary, a name in it, and what it stands for, for each."""
+    return [(own, name, x) for own in owners_of(values)
+            for name, x in own.items() if type(x) not in PLAIN]
+
+
 class Jit:
     """`function`, compiled: see `jit`."""
 
@@ -282,24 +305,34 @@ class Jit:
         self.function, self.device = function, device
         self.look = surroundings(function)
         self.captures: dict[Any, Capture | None] = {}
+        self.places: dict[Any, list[tuple[dict, Any, Any]]] = {}
         self.held: list[Any] = []  # or another could get an id again
 
     def __call__(self, *args: Any) -> Any:
         around = self.look()
         key = (kind_of(args), *map(seen, around))
-        if key not in self.captures or not can_compile():
+        if self.is_new(key) or not can_compile():
             self.meet(key, around)
             return self.first(args)
         capture = self.captures[key]
         if capture is None:
             capture = self.captures[key] = Capture(
                 self.device, self.function, args)
+            self.places[key] = places_in(around)
             return capture.answer()
         return capture(args)
+
+    def is_new(self, key: Any) -> bool:
+        """Whether it is no call that was met, with all in its place."""
+        return key not in self.captures or any(
+            own.get(name) is not x
+            for own, name, x in self.places.get(key, ()))
 
     def meet(self, key: Any, around: Any) -> None:
         """A call of a new kind."""
         self.captures[key] = None
+        self.places.pop(key, None)
+        PARTS.clear()
         self.held.append(around)
         if len(self.captures) == MANY:
             name = getattr(self.function, "__name__", self.function)
@@ -338,3 +371,12 @@ def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     among the arguments are copied to the device.
     """
     return Jit(function, named(device))  # type: ignore[arg-type]
+
+
+def compiled(run: Trainer) -> Trainer:
+    """The run, whose sweep and update are programs from now on."""
+    kind, device = type(run), next(iter(run.model.parameters())).device
+    vars(run).update(
+        sweep=jit(lambda batches: kind.sweep(run, batches), device),
+        update=jit(lambda gradients: kind.update(run, gradients), device))
+    return run

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:fa557a54374b
+# Tangled from language, capture: edit there, `make tangle`. sha256:cc9fc6ed1242  # noqa: E501
 from __future__ import annotations
 
 import operator
@@ -178,9 +178,6 @@ def held_loss(model: GPT, held: np.ndarray, every: int = 1) -> float:
                     size=32)
 
 
-COMPILERS: dict[str, str] = {}
-
-
 def learner(recipe: Recipe, text: Text, seed: int = 0,
             device: str = "cpu") -> tuple[GPT, Trainer]:
     """A model and its run on windows of the text, before step one."""
@@ -244,3 +241,8 @@ def milestone() -> Report:
     text = plays()
     return verdict([*turning(), reading(RECIPES["cpu"], text,
                                         [ProgressBar()])])
+
+
+COMPILERS: dict[str, str] = {
+    "lazy": "companion.compiler.capture",
+}
