@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:296ff9ba39eb
+# Tangled from fusion: edit there, `make tangle`. sha256:41bcb36b68ad
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ class Split(Exception):
     """A loop has to be two: its variable becomes factor · far + near."""
 
     def __init__(self, var: Var, factor: int):
+        super().__init__(f"{var} becomes {factor} far + near")
         self.var, self.factor = var, factor
 
 
