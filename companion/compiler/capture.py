@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:40762f76557f
+# Tangled from capture: edit there, `make tangle`. sha256:15ecc47a037a
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ import dis
 import functools
 import gc
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -100,7 +100,8 @@ class Capture:
         self.inputs = [leaf.arg.array for leaf in inputs]
         self.age = next(AGES)
         try:
-            self.result = function(*replaced_in(args, iter(given)))
+            with unread(device):
+                self.result = function(*replaced_in(args, iter(given)))
             gc.collect()  # what nobody can reach is not a result
             self.kept = [(p, node) for p, node in device.living()
                          if self.before.get(p) is not node
@@ -186,11 +187,26 @@ class Capture:
                     self.device)
 
 
-BROUGHT = ("numbers of shape {} were brought to the device, or read from "
-           "it, inside the function, and would be the same at every call; "
-           "pass them as an argument, or read them behind it")
+BROUGHT = ("numbers of shape {} were brought to the device inside the "
+           "function, and would be the same at every call; pass them as an "
+           "argument")
 REPLACED = ("a tensor of shape {} was replaced by another inside the "
             "function; assign to it, so that its memory goes on")
+
+
+@contextmanager
+def unread(device: Lazy) -> Iterator[None]:
+    """Inside the block nobody may read a value of `device`."""
+    def refuse(buffer: Any) -> NoReturn:
+        raise ValueError(
+            "jit: a value was read inside the function, and what was done "
+            "because of it would be the same at every call; return the "
+            "tensor, and read it behind the call")
+    vars(device)["host"] = refuse
+    try:
+        yield
+    finally:
+        del vars(device)["host"]
 
 
 def kind_of(value: Any) -> Any:
