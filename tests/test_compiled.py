@@ -660,3 +660,15 @@ def test_every_dtype_is_computed(dtype, monkeypatch):
     check([t.buffer.node for t in found], monkeypatch)
     assert all(node.op is not BUFFER for node in toposort(
         found[0].buffer.node)[-1:])
+
+
+def test_a_variable_without_a_value_is_no_matter():
+    """A function may name what is assigned behind it."""
+    @jit
+    def early(x):
+        return x + later if x.shape[0] > 1 else x
+    for _ in range(3):
+        assert early(Tensor([1.0])).item() == 1
+    for later in (1.0, 5.0):
+        for _ in range(3):
+            assert early(Tensor([1.0, 2.0])).tolist() == [1 + later, 2 + later]

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:15ecc47a037a
+# Tangled from capture: edit there, `make tangle`. sha256:42d0e534bdff
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import functools
 import gc
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -61,9 +61,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of nested lists, tuples and dicts, in order."""
     if isinstance(value, Tensor):
         return [value]
+    if not isinstance(value, NESTS):
+        return []
     parts = value.values() if isinstance(value, dict) else value
-    return [x for part in parts for x in tensors_in(part)] if isinstance(
-        value, list | tuple | dict) else []
+    return [x for part in parts for x in tensors_in(part)]
+
+
+NESTS = list, tuple, dict
 
 
 def placed(tensor: Tensor, device: Lazy) -> Tensor:
@@ -77,11 +81,11 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
     """The same nest, with other tensors in their places."""
     if isinstance(value, Tensor):
         return next(new)
+    if not isinstance(value, NESTS):
+        return value
     if isinstance(value, dict):
         return {k: replaced_in(v, new) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([replaced_in(v, new) for v in value])
-    return value
+    return type(value)([replaced_in(v, new) for v in value])
 
 
 def memory_of(tensor: Any) -> OpNode:
@@ -213,11 +217,11 @@ def kind_of(value: Any) -> Any:
     """What a program depends on: all but the numbers in tensors."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
+    if not isinstance(value, NESTS):
+        return repr(value)
     if isinstance(value, dict):
         return tuple([(k, kind_of(v)) for k, v in value.items()])
-    if isinstance(value, list | tuple):
-        return tuple(map(kind_of, value))
-    return repr(value)
+    return tuple(map(kind_of, value))
 
 
 def globals_of(code: CodeType) -> set[str]:
@@ -239,17 +243,17 @@ def surroundings(function: Any) -> Callable[[], list[Any]]:
 
     def look() -> list[Any]:
         return [own, *getattr(own, "__dict__", {}).values(),
-                *[cell.cell_contents for cell in cells if filled(cell)],
+                *contents(cells),
                 *[space.get(name) for name in names]]
     return look
 
 
-def filled(cell: Any) -> bool:
-    """Whether a variable of the function around has a value yet."""
+def contents(cells: Any) -> list[Any]:
+    """Values of the variables around, as far as they have any."""
     try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+        return [cell.cell_contents for cell in cells]
+    except ValueError:  # one has no value yet: it equals an empty cell
+        return contents([cell for cell in cells if cell != CellType()])
 
 
 def settings_of(module: Module) -> tuple[int, str]:
