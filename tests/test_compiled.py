@@ -453,11 +453,22 @@ def test_numbers_that_would_be_frozen_are_told():
     with pytest.raises(ValueError, match="pass them as an argument"):
         run(x)
 
-    @jit
-    def reads(x):
+
+def test_what_is_read_inside_is_told():
+    """A branch on data, and a number that comes back as Python's."""
+    def branches(x):
         y = x * 2
         return y if y.sum().item() > 1 else y * y.max()
-    reads(x)
+
+    def returns(x):
+        return x * float(x.sum().numpy())
+    for function in (branches, returns):
+        run, x = jit(function), Tensor([1.0, 2.0])
+        assert run(x).tolist() == function(x).tolist()
+        for _ in range(2):
+            with pytest.raises(ValueError, match="read it behind the call"):
+                run(x)
+        assert x.to("lazy").tolist() == [1, 2]  # may be read again
 
 
 def test_one_tensor_for_another_is_told():
@@ -722,3 +733,15 @@ def test_every_dtype_is_computed(dtype, monkeypatch):
     check([t.buffer.node for t in found], monkeypatch)
     assert all(node.op is not BUFFER for node in toposort(
         found[0].buffer.node)[-1:])
+
+
+def test_a_variable_without_a_value_is_no_matter():
+    """A function may name what is assigned behind it."""
+    @jit
+    def early(x):
+        return x + later if x.shape[0] > 1 else x
+    for _ in range(3):
+        assert early(Tensor([1.0])).item() == 1
+    for later in (1.0, 5.0):
+        for _ in range(3):
+            assert early(Tensor([1.0, 2.0])).tolist() == [1 + later, 2 + later]

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:50e2f8b02e7d
+# Tangled from capture: edit there, `make tangle`. sha256:beda92ba01b9
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -7,9 +7,9 @@ import dis
 import functools
 import gc
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
-from types import CodeType, FunctionType
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import CellType, CodeType, FunctionType
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -61,9 +61,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of nested lists, tuples and dicts, in order."""
     if isinstance(value, Tensor):
         return [value]
+    if not isinstance(value, NESTS):
+        return []
     parts = value.values() if isinstance(value, dict) else value
-    return [x for part in parts for x in tensors_in(part)] if isinstance(
-        value, list | tuple | dict) else []
+    return [x for part in parts for x in tensors_in(part)]
+
+
+NESTS = list, tuple, dict
 
 
 def placed(tensor: Tensor, device: Lazy) -> Tensor:
@@ -77,11 +81,11 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
     """The same nest, with other tensors in their places."""
     if isinstance(value, Tensor):
         return next(new)
+    if not isinstance(value, NESTS):
+        return value
     if isinstance(value, dict):
         return {k: replaced_in(v, new) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)([replaced_in(v, new) for v in value])
-    return value
+    return type(value)([replaced_in(v, new) for v in value])
 
 
 def memory_of(tensor: Any) -> OpNode:
@@ -100,7 +104,8 @@ class Capture:
         self.inputs = [leaf.arg.array for leaf in inputs]
         self.age = next(AGES)
         try:
-            self.result = function(*replaced_in(args, iter(given)))
+            with unread(device):
+                self.result = function(*replaced_in(args, iter(given)))
             gc.collect()  # what nobody can reach is not a result
             self.kept = [(p, node) for p, node in device.living()
                          if self.before.get(p) is not node
@@ -186,25 +191,40 @@ class Capture:
                     self.device)
 
 
-BROUGHT = ("numbers of shape {} were brought to the device, or read from "
-           "it, inside the function, and would be the same at every call; "
-           "pass them as an argument, or read them behind it")
+BROUGHT = ("numbers of shape {} were brought to the device inside the "
+           "function, and would be the same at every call; pass them as an "
+           "argument")
 REPLACED = ("a tensor of shape {} was replaced by another inside the "
             "function; assign to it, so that its memory goes on")
+
+
+@contextmanager
+def unread(device: Lazy) -> Iterator[None]:
+    """Inside the block nobody may read a value of `device`."""
+    def refuse(buffer: Any) -> NoReturn:
+        raise ValueError(
+            "jit: a value was read inside the function, and what was done "
+            "because of it would be the same at every call; return the "
+            "tensor, and read it behind the call")
+    vars(device)["host"] = refuse
+    try:
+        yield
+    finally:
+        del vars(device)["host"]
 
 
 def kind_of(value: Any) -> Any:
     """What a program depends on: all but the numbers in tensors."""
     if isinstance(value, Tensor):
         return value.shape, value.dtype
-    if isinstance(value, dict):
-        return tuple([(k, kind_of(v)) for k, v in value.items()])
-    if isinstance(value, list | tuple):
-        return tuple(map(kind_of, value))
     if isinstance(value, np.ndarray):
         raise TypeError(f"jit: an array of shape {value.shape} among the "
                         f"arguments; expected tensors: Tensor(array)")
-    return repr(value)
+    if not isinstance(value, NESTS):
+        return repr(value)
+    if isinstance(value, dict):
+        return tuple([(k, kind_of(v)) for k, v in value.items()])
+    return tuple(map(kind_of, value))
 
 
 def globals_of(code: CodeType) -> set[str]:
@@ -226,17 +246,17 @@ def surroundings(function: Any) -> Callable[[], list[Any]]:
 
     def look() -> list[Any]:
         return [own, *getattr(own, "__dict__", {}).values(),
-                *[cell.cell_contents for cell in cells if filled(cell)],
+                *contents(cells),
                 *[space.get(name) for name in names]]
     return look
 
 
-def filled(cell: Any) -> bool:
-    """Whether a variable of the function around has a value yet."""
+def contents(cells: Any) -> list[Any]:
+    """Values of the variables around, as far as they have any."""
     try:
-        return cell.cell_contents is not cell
-    except ValueError:
-        return False
+        return [cell.cell_contents for cell in cells]
+    except ValueError:  # one has no value yet: it equals an empty cell
+        return contents([cell for cell in cells if cell != CellType()])
 
 
 def settings_of(module: Module) -> tuple[int, str]:
