@@ -130,3 +130,10 @@ def test_exchanged_tensors_are_seen():
         return found
     np.testing.assert_allclose(steps("lazy", jit),
                                steps("cpu", lambda step: step), 1e-5)
+
+
+def test_an_array_is_no_argument():
+    """It may be too long to be told from another by its text."""
+    run = jit(lambda x: Tensor(x).sum())
+    with pytest.raises(TypeError, match="expected tensors: Tensor"):
+        run(np.zeros(10_000))
