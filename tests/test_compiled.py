@@ -245,6 +245,7 @@ def reading(device, wrap, steps=200):
     return [loss.item() for loss in found], net.parameters()
 
 
+@pytest.mark.slow
 def test_two_hundred_steps_of_a_gpt():
     """In float64, where little is rounded: losses, gradients, weights."""
     (expected, ours), (found, theirs) = [reading(place, wrap) for place, wrap
