@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:42d0e534bdff
+# Tangled from capture: edit there, `make tangle`. sha256:bd250cd93bc4
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
         return value
     if isinstance(value, dict):
         return {k: replaced_in(v, new) for k, v in value.items()}
-    return type(value)([replaced_in(v, new) for v in value])
+    make = getattr(value, "_make", type(value))  # tuples with names, too
+    return make([replaced_in(v, new) for v in value])
 
 
 def memory_of(tensor: Any) -> OpNode:
