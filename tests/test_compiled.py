@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -696,6 +697,18 @@ def test_results_of_every_kind():
         assert np.array_equal(found["y"][0].numpy(), x.T[1:])
         assert found["y"][1][0] is None and found["y"][1][1].item()
         assert found["n"].tolist() == [0, 1, 2, 3]
+
+
+class Pair(NamedTuple):
+    x: Tensor
+    scale: float
+
+
+def test_nests_keep_their_kind():
+    run = jit(lambda pair: Pair(pair.x * pair.scale, pair.scale))
+    for n in range(4):
+        found = run(Pair(Tensor([1.0 + n]), 2.0))
+        assert found.x.tolist() == [2 + 2 * n] and found.scale == 2
 
 
 def test_attention_with_masks(monkeypatch):

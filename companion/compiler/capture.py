@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:beda92ba01b9
+# Tangled from capture: edit there, `make tangle`. sha256:5b8381d3b24f
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
         return value
     if isinstance(value, dict):
         return {k: replaced_in(v, new) for k, v in value.items()}
-    return type(value)([replaced_in(v, new) for v in value])
+    make = getattr(value, "_make", type(value))  # tuples with names, too
+    return make([replaced_in(v, new) for v in value])
 
 
 def memory_of(tensor: Any) -> OpNode:
