@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:5b8381d3b24f
+# Tangled from capture: edit there, `make tangle`. sha256:42ec1771f787
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -6,25 +6,27 @@ from __future__ import annotations
 import dis
 import functools
 import gc
-from collections.abc import Callable, Collection, Iterator
+import threading
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import CellType, CodeType, FunctionType
-from typing import Any, NoReturn
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple, NoReturn
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from companion.buffer import Buffer, Storage
+from companion.buffer import Storage
 from companion.compiler.graph import AGES, OpNode, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph
+from companion.compiler.schedule import captured
 from companion.device import named
 from companion.layers import Module
 from companion.native import CompileError, compiler, tell
 from companion.ops import BUFFER, CONST
 from companion.optim import Optimizer
 from companion.tensor import Tensor, wrap
-from companion.training import Trainer, named_modules
+from companion.training import Trainer
 
 
 def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
@@ -94,73 +96,111 @@ def memory_of(tensor: Any) -> OpNode:
 
 
 class Capture:
-    """A call of `function`, and the program that repeats it."""
+    """A call of `function`, and what it has asked of a lazy device."""
+
+    program: Program | None = None
 
     def __init__(self, device: Lazy, function: Callable[..., Any],
-                 args: Any):
-        self.device = device
-        self.before = settle(device)
-        given = [placed(x, device) for x in tensors_in(args)]
-        inputs = [memory_of(x) for x in given]
-        self.inputs = [leaf.arg.array for leaf in inputs]
-        self.age = next(AGES)
+                 args: Any, named: Mapping[str, Any] = {}):
+        self.device, self.before = device, settle(device)
+        given = [placed(x, device) for x in tensors_in([args, named])]
+        self.inputs = [memory_of(x) for x in given]
+        self.feeds = device.feeds = []
+        new = iter(given)
         try:
             with unread(device):
-                self.result = function(*replaced_in(args, iter(given)))
-            gc.collect()  # what nobody can reach is not a result
-            self.kept = [(p, node) for p, node in device.living()
-                         if self.before.get(p) is not node
-                         and node.op is not CONST and node not in inputs]
-            self.program = self.compiled(inputs)
-            self.begin()
+                self.result = function(*replaced_in(args, new),
+                                       **replaced_in(named, new))
         except BaseException:
-            for promise, node in self.before.items():
-                promise.node = node
+            self.undo()
             raise
+        gc.collect()  # what nobody can reach is not a result
+        self.kept = [(p, node) for p, node in device.living()
+                     if self.before.get(p) is not node
+                     and node.op is not CONST and node not in self.inputs]
 
-    def compiled(self, inputs: Collection[OpNode]) -> Program:
-        """All that was changed or made, as a program."""
-        roots = [node for _, node in self.kept]
-        known = {*inputs, *self.before.values()}
-        for leaf in toposort(*roots):
-            if leaf.op is BUFFER and leaf not in known and leaf not in FED:
-                said = BROUGHT if leaf.age > self.age else REPLACED
-                raise ValueError(f"jit: {said.format(leaf.shape)}")
-        return compile_graph(roots, {
-            i: self.before[p] for i, (p, _) in enumerate(self.kept)
-            if p in self.before and self.before[p].op is BUFFER})
+    def undo(self) -> None:
+        """All names stand for what they stood for before."""
+        for promise, node in self.before.items():
+            promise.node = node
 
-    def begin(self) -> None:
-        """Run for the first time; names stand for memory from now on."""
-        places, values = self.program.plan.places, self.program()
+    def form(self) -> list[Any]:
+        """What was asked for, in words that do not depend on memory."""
+        order = captured(*[[node for _, node in self.kept]] * 2)
+        place = {node: i for i, node in enumerate(order)}
+        leaf: dict[OpNode, Any] = {
+            node: (i, name) for i, (_, found) in enumerate(self.feeds)
+            for name, node in found.items()}
+        leaf |= {node: i for i, node in enumerate(self.inputs)}
+        leaf |= {node: ref(promise) for promise, node in self.before.items()}
+        said = [(node.op, [place[x] for x in node.src], leaf.get(node)
+                 if node.op is BUFFER else repr(node.arg)) for node in order]
+        return [said, *[(place[node], ref(p) if p in self.before else None)
+                        for p, node in self.kept]]
+
+    def keep(self) -> Any:
+        """Compute what was asked for, as ever: the function's result."""
+        self.device.realize(*[p for p, _ in self.kept])
+        return replaced_in(self.result, iter([
+            x.detach() if fresh else x for x, fresh in zip(
+                tensors_in(self.result), self.fresh)]))
+
+    @property
+    def fresh(self) -> list[bool]:
+        """Of the tensors of the result, whether the call has made them."""
+        return [x.buffer.storage not in self.before
+                and memory_of(x).op is not CONST
+                for x in tensors_in(self.result)]
+
+    def begin(self) -> Any:
+        """Make a program of it, and run that for the first time."""
+        try:
+            program = self.compiled()
+            values = program()
+        except BaseException:
+            self.undo()
+            raise
+        self.program, self.new = program, self.fresh
+        places = program.plan.places
         self.mine = {p: node for p, node in self.before.items()
                      if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
-        self.fed: dict[Callable[..., Any], list[tuple[str, Any]]] = {}
-        for leaf in self.program.plan.leaves:
-            if leaf in FED:
-                numbers, name = FED[leaf]
-                self.fed.setdefault(numbers, []).append(
-                    (name, leaf.arg.array))
-        self.fresh = [x.buffer.storage not in self.before
-                      and memory_of(x).op is not CONST
-                      for x in tensors_in(self.result)]
-        self.age = next(AGES)
+        self.arrays = [leaf.arg.array for leaf in self.inputs]
+        self.fed = [(numbers, [
+            (name, leaf.arg.array) for name, leaf in found.items()
+            if leaf in places]) for numbers, found in self.feeds]
+        self.hung = hung_in({p for p, _ in self.kept})
+        return self.answer()
 
-    def __call__(self, args: Any) -> Any:
+    def compiled(self) -> Program:
+        """All that was changed or made, as a program."""
+        roots = [node for _, node in self.kept]
+        known = {*self.inputs, *self.before.values()}
+        for leaf in toposort(*roots):
+            if leaf.op is BUFFER and leaf not in known and leaf not in FED:
+                raise ValueError(f"jit: {BROUGHT.format(leaf.shape)}")
+        return compile_graph(roots, {
+            i: self.before[p] for i, (p, _) in enumerate(self.kept)
+            if p in self.before and self.before[p].op is BUFFER})
+
+    def __call__(self, args: Any, named: Mapping[str, Any] = {}) -> Any:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        for array, new in zip(self.inputs, tensors_in(args)):
+        for array, new in zip(self.arrays, tensors_in([args, named])):
             np.copyto(array, new.numpy())
-        for numbers, places in self.fed.items():
+        for numbers, places in self.fed:
             found = numbers()
             for name, array in places:
                 array[...] = found[name]
-        self.program()
+        self.program()  # type: ignore[misc]
         for promise, _ in self.kept:
             promise.version += 1
+        for weak, gradient in self.hung:
+            tensor = weak()
+            if tensor is not None:
+                tensor.grad = gradient
         return self.answer()
 
     def return_home(self) -> None:
@@ -179,24 +219,27 @@ class Capture:
     def answer(self) -> Any:
         """The result, in memory that the next call leaves alone."""
         found = [self.copied(x) if fresh else x for x, fresh in zip(
-            tensors_in(self.result), self.fresh)]
+            tensors_in(self.result), self.new)]
         self.age = next(AGES)
         return replaced_in(self.result, iter(found))
 
     def copied(self, tensor: Any) -> Tensor:
         """A tensor of the same values, in memory of its own."""
-        buffer, value = tensor.buffer, memory_of(tensor).arg
-        own = Buffer(Storage(value.array.copy()), value.view, value.dtype)
-        name = Promise(self.device, made(BUFFER, (), own))
-        return wrap(Promised(name, buffer.view, buffer.dtype, buffer.moves),
-                    self.device)
+        value = memory_of(tensor).arg.moved(tensor.buffer.view).copy()
+        name = Promise(self.device, made(BUFFER, (), value))
+        return wrap(Promised(name, value.view, value.dtype), self.device)
 
 
 BROUGHT = ("numbers of shape {} were brought to the device inside the "
            "function, and would be the same at every call; pass them as an "
            "argument")
-REPLACED = ("a tensor of shape {} was replaced by another inside the "
-            "function; assign to it, so that its memory goes on")
+
+
+def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
+    """The tensors that have a gradient among these, and the gradients."""
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
+    return [(ref(x), x.grad) for x in tensors
+            if x.grad is not None and x.grad.buffer.storage in new]
 
 
 @contextmanager
@@ -217,38 +260,45 @@ def unread(device: Lazy) -> Iterator[None]:
 def kind_of(value: Any) -> Any:
     """What a program depends on: all but the numbers in tensors."""
     if isinstance(value, Tensor):
-        return value.shape, value.dtype
+        return value.shape, value.dtype, value.requires_grad
     if isinstance(value, np.ndarray):
         raise TypeError(f"jit: an array of shape {value.shape} among the "
                         f"arguments; expected tensors: Tensor(array)")
     if not isinstance(value, NESTS):
-        return repr(value)
-    if isinstance(value, dict):
-        return tuple([(k, kind_of(v)) for k, v in value.items()])
-    return tuple(map(kind_of, value))
+        return seen([value])
+    parts = value.items() if isinstance(value, dict) else value
+    return type(value), tuple(map(kind_of, parts))
 
 
-def globals_of(code: CodeType) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def globals_of(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code reads."""
-    found = {line.argval for line in dis.get_instructions(code)
-             if line.opname == "LOAD_GLOBAL"}
-    return found.union(*[globals_of(inner) for inner in code.co_consts
-                         if isinstance(inner, CodeType)])
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return tuple(dict.fromkeys([
+        *[line.argval for line in dis.get_instructions(code)
+          if line.opname == "LOAD_GLOBAL"],
+        *[name for part in inner for name in globals_of(part)]]))
 
 
 def surroundings(function: Any) -> Callable[[], list[Any]]:
-    """A look around `function`: what it reads without being given it."""
+    """A look around: all that `function`, and functions of its file that
+    it calls, read without being given it."""
     own = getattr(function, "__self__", None)
-    inner = getattr(function, "__func__", function)
-    if not isinstance(inner, FunctionType):  # an object that is called
-        return lambda: [inner]
-    cells, space = inner.__closure__ or (), inner.__globals__
-    names = sorted(globals_of(inner.__code__))
+    start = getattr(function, "__func__", function)
 
     def look() -> list[Any]:
-        return [own, *getattr(own, "__dict__", {}).values(),
-                *contents(cells),
-                *[space.get(name) for name in names]]
+        found = [start, own, *getattr(own, "__dict__", {}).values()]
+        functions = [start] if isinstance(start, FunctionType) else []
+        for one in functions:  # which grow on the way
+            space = one.__globals__
+            values = [*contents(one.__closure__ or ()),
+                      *(one.__defaults__ or ()),
+                      *[space.get(n) for n in globals_of(one.__code__)]]
+            found += values
+            functions += [v for v in values if type(v) is FunctionType
+                          and v.__globals__ is start.__globals__
+                          and v not in functions]
+        return found
     return look
 
 
@@ -260,116 +310,154 @@ def contents(cells: Any) -> list[Any]:
         return contents([cell for cell in cells if cell != CellType()])
 
 
-def settings_of(module: Module) -> tuple[int, str]:
-    """Mode, probabilities and the like, here and in all parts."""
-    if module not in PARTS:
-        PARTS[module] = [vars(part) for _, part in named_modules(module)]
-    return id(module), repr([
-        (own.get("training", True), [v for name, v in own.items()
-         if type(v) in PLAIN and name != "training"])
-        for own in PARTS[module]])
+class Same(NamedTuple):
+    """An object as a key: equal to itself alone, and kept alive."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: Any) -> bool:
+        return type(other) is Same and other.value is self.value
 
 
-def settings_in(optimizer: Optimizer) -> tuple[int, str]:
-    return id(optimizer), repr([
-        value for group in optimizer.param_groups
-        for name, value in group.items() if name not in ("lr", "params")])
+def looks_of(x: Tensor) -> tuple[Any, ...]:
+    return (ref(x.buffer.storage), x.buffer.view, x.dtype, x.requires_grad,
+            x.grad is None)
 
 
-PLAIN = bool, int, float, complex, str, bytes, type(None)
-# Attributes of a module's parts; which parts there are is looked up once.
-PARTS: WeakKeyDictionary[Module, list[dict[str, Any]]] = WeakKeyDictionary()
+def insides(module: Module) -> list[Any]:
+    """Names and values of attributes, and the mode in any case."""
+    own = {"training": getattr(module, "training", True)} | vars(module)
+    return [*own, *own.values()]
 
-LOOKS: list[tuple[Any, Callable[[Any], Any]]] = [
-    (Module, settings_of), (Optimizer, settings_in), (PLAIN, repr),
-    (list | tuple, lambda values: tuple(map(seen, values))),
-    (dict, lambda values: tuple(map(seen, values.items()))),
-    (Trainer, lambda run: seen([run.model, run.optimizer, run.loss_of,
-                                run.clip, run.accumulate])),
-    (object, id)]
+
+def parts_of(optimizer: Optimizer) -> list[Any]:
+    """Settings and memory, without numbers that change at each step."""
+    groups = [{k: v for k, v in group.items() if k != "lr"}
+              for group in optimizer.param_groups]
+    return [*groups, *[x for own in optimizer.state.values()
+                       for x in own.values() if isinstance(x, Tensor)]]
+
+
+# Of each kind: what is seen at once, and where to look further.
+Look = Callable[[Any], Any]
+LOOKS: list[tuple[Any, Look, Look]] = [
+    (Tensor, looks_of, lambda x: ()),
+    ((int, float, complex, str, bytes, slice, range, type(None)),
+     lambda x: (type(x), repr(x)), lambda x: ()),
+    (list | tuple, lambda x: (type(x), len(x)), lambda x: x),
+    (dict, lambda x: (type(x), len(x)), lambda x: [*x.keys(), *x.values()]),
+    (Module, Same, insides),
+    (Optimizer, Same, parts_of),
+    (Trainer, Same, lambda run: [run.model, run.optimizer, run.loss_of,
+                                 run.clip, run.accumulate]),
+    (object, Same, lambda x: ())]
 
 
 @functools.lru_cache(maxsize=1024)
-def look_at(kind: type) -> Callable[[Any], Any]:
+def look_at(kind: type) -> tuple[Look, Look]:
     """How to see an object of that kind."""
-    return next(look for kinds, look in LOOKS if issubclass(kind, kinds))
+    return next((say, further) for kinds, say, further in LOOKS
+                if issubclass(kind, kinds))
 
 
-def seen(value: Any) -> Any:
+def seen(values: Iterable[Any]) -> tuple[Any, ...]:
     """What a program depends on, in what its function reads."""
-    kind: Any = type(value)
-    return look_at(kind)(value)
-
-
-def owners_of(value: Any) -> list[dict[Any, Any]]:
-    """The dictionaries in which an object keeps what can be exchanged."""
-    if isinstance(value, Module):
-        return PARTS[value]
-    if isinstance(value, Optimizer):
-        return [vars(value), value.state, *value.state.values(),
-                *value.param_groups]
-    parts = ([value.model, value.optimizer] if isinstance(value, Trainer)
-             else value if isinstance(value, list | tuple) else [])
-    return [own for part in parts for own in owners_of(part)]
-
-
-def places_in(values: list[Any]) -> list[tuple[dict, Any, Any]]:
-    """A dictionary, a name in it, and what it stands for, for each."""
-    return [(own, name, x) for own in owners_of(values)
-            for name, x in own.items() if type(x) not in PLAIN]
+    found, met, waiting = list[Any](), set[int](), [*values]
+    for value in waiting:  # which grows on the way
+        kind: Any = type(value)
+        say, further = look_at(kind)
+        found.append(say(value))
+        parts = further(value)
+        if parts and id(value) not in met:
+            met.add(id(value))
+            waiting += parts
+    return tuple(found)
 
 
 class Jit:
     """`function`, compiled: see `jit`."""
 
-    def __init__(self, function: Callable[..., Any], device: Lazy):
+    def __init__(self, function: Callable[..., Any], device: Any):
+        if not isinstance(device, Lazy):
+            raise TypeError(f"jit: expected a lazy device, got {device}")
         self.function, self.device = function, device
         self.look = surroundings(function)
-        self.captures: dict[Any, Capture | None] = {}
-        self.places: dict[Any, list[tuple[dict, Any, Any]]] = {}
-        self.held: list[Any] = []  # or another could get an id again
+        self.calls: dict[Any, Capture] = {}
+        self.forms: dict[Any, list[Any]] = {}
+        self.unlike: dict[Any, int] = {}  # calls that have not repeated one
 
-    def __call__(self, *args: Any) -> Any:
-        around = self.look()
-        key = (kind_of(args), *map(seen, around))
-        if self.is_new(key) or not can_compile():
-            self.meet(key, around)
-            return self.first(args)
-        capture = self.captures[key]
-        if capture is None:
-            capture = self.captures[key] = Capture(
-                self.device, self.function, args)
-            self.places[key] = places_in(around)
-            return capture.answer()
-        return capture(args)
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        # Inside of another captured function it is a part of that.
+        if "host" in vars(self.device):
+            return self.function(*args, **named)
+        with LOCK:
+            if not can_compile():
+                return self.plain(args, named)
+            key = (kind_of([args, named]), seen(self.look()))
+            last = self.calls.get(key)
+            if last is not None and last.program is not None:
+                return last(args, named)
+            return self.met(key, last, args, named)
 
-    def is_new(self, key: Any) -> bool:
-        """Whether it is no call that was met, with all in its place."""
-        return key not in self.captures or any(
-            own.get(name) is not x
-            for own, name, x in self.places.get(key, ()))
+    @property
+    def programs(self) -> list[Capture]:
+        """The calls that are programs by now."""
+        return [call for call in self.calls.values() if call.program]
 
-    def meet(self, key: Any, around: Any) -> None:
-        """A call of a new kind."""
-        self.captures[key] = None
-        self.places.pop(key, None)
-        PARTS.clear()
-        self.held.append(around)
-        if len(self.captures) == MANY:
-            name = getattr(self.function, "__name__", self.function)
-            tell(f"jit: {name} was called in {MANY} ways, each of which "
-                 f"becomes a program; pass as a tensor what changes often")
+    def met(self, key: Any, last: Capture | None, args: Any,
+            named: Any) -> Any:
+        """A call that no program answers yet."""
+        if self.unlike.get(key, 0) > UNLIKE or (
+                last is None and len(self.calls) == MANY):
+            return self.plain(args, named)
+        call = Capture(self.device, self.function, args, named)
+        if not call.kept and not any(isinstance(x.buffer, Promised)
+                                     for x in tensors_in(call.result)):
+            raise ValueError(
+                f"jit: {self} asked nothing of {self.device}; move the "
+                f"model, and what it reads, there: .to({str(self.device)!r})")
+        self.calls[key] = call
+        form = call.form()
+        if last is not None and self.forms.get(key) == form:
+            return call.begin()
+        self.forms[key] = form
+        return self.tried(key, call)
 
-    def first(self, args: Any) -> Any:
-        """A call like any other: it makes what later ones overwrite."""
-        given = [placed(x, self.device) for x in tensors_in(args)]
+    def tried(self, key: Any, call: Capture) -> Any:
+        """Run as ever, and count."""
+        self.unlike[key] = self.unlike.get(key, 0) + 1
+        if self.unlike[key] > UNLIKE:
+            tell(f"jit: {self} asks for something else at every call, and "
+                 f"is run as ever; assign to a tensor instead of exchanging "
+                 f"it, and pass as an argument what changes")
+        if len(self.calls) == MANY:
+            tell(f"jit: {self} was called in {MANY} ways, each of which may "
+                 f"become a program; others are run as ever; pass as a "
+                 f"tensor what changes often")
+        return call.keep()
+
+    def __str__(self) -> str:
+        return getattr(self.function, "__name__", str(self.function))
+
+    def plain(self, args: Any, named: Any) -> Any:
+        """Run as ever, without a note."""
+        new = iter([placed(x, self.device)
+                    for x in tensors_in([args, named])])
         before = dict(self.device.living())
-        result = self.function(*replaced_in(args, iter(given)))
+        result = self.function(*replaced_in(args, new),
+                               **replaced_in(named, new))
         self.device.realize(*[p for p, node in self.device.living()
                               if before.get(p) is not node])
-        return result
+        return replaced_in(result, iter([
+            x.detach() for x in tensors_in(result)]))
 
 
+LOCK = threading.RLock()  # one program at a time writes to the names
+
+UNLIKE = 5
 MANY = 16
 
 
@@ -385,13 +473,15 @@ def can_compile() -> bool:
 def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     """`function` as one program, for tensors of a lazy device.
 
-    The first call of a kind (shapes and dtypes of arguments, numbers in
-    them and around the function, modes of modules) runs as ever, the
-    second is remembered and compiled, later ones repeat it: Python is
-    not asked any more. What it changes is changed in place. Tensors
-    among the arguments are copied to the device.
+    A call runs as ever, and is remembered. Once two calls of a kind have
+    asked for the same, the second is compiled, and later ones repeat it:
+    Python is not asked any more. A kind is: shapes and dtypes of tensors
+    among the arguments, all else that the function is given or reads
+    from its surroundings, and modes of modules. What is changed is
+    changed in place. Tensors among the arguments are copied to the
+    device, and those that are returned are detached.
     """
-    return Jit(function, named(device))  # type: ignore[arg-type]
+    return Jit(function, named(device))
 
 
 def compiled(run: Trainer) -> Trainer:

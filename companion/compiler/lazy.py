@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:05712943e8ed
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:8f1b9a3b873e
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -227,12 +227,16 @@ class Lazy(Device):
         """Itself: a copied tensor stays on its device."""
         return self
 
+    feeds: list[Any] = []  # of the call that is being captured
+
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
         """Numbers of this moment; a program asks for them again."""
         found: dict[str, Any] = super().feed(numbers)
         for name, buffer in found.items():
             FED[buffer.node] = numbers, name
+        self.feeds.append((numbers, {
+            name: buffer.node for name, buffer in found.items()}))
         return found
 
     def target(self, buffer: Buffer) -> Buffer:
