@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:bd250cd93bc4
+# Tangled from capture: edit there, `make tangle`. sha256:cd9a872e0c14
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -225,27 +225,34 @@ def kind_of(value: Any) -> Any:
     return tuple(map(kind_of, value))
 
 
-def globals_of(code: CodeType) -> set[str]:
+@functools.lru_cache(maxsize=1024)
+def globals_of(code: CodeType) -> tuple[str, ...]:
     """The global names that a function's code reads."""
-    found = {line.argval for line in dis.get_instructions(code)
-             if line.opname == "LOAD_GLOBAL"}
-    return found.union(*[globals_of(inner) for inner in code.co_consts
-                         if isinstance(inner, CodeType)])
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return tuple(dict.fromkeys([
+        *[line.argval for line in dis.get_instructions(code)
+          if line.opname == "LOAD_GLOBAL"],
+        *[name for part in inner for name in globals_of(part)]]))
 
 
 def surroundings(function: Any) -> Callable[[], list[Any]]:
-    """A look around `function`: what it reads without being given it."""
+    """A look around: all that `function`, and functions of its file that
+    it calls, read without being given it."""
     own = getattr(function, "__self__", None)
-    inner = getattr(function, "__func__", function)
-    if not isinstance(inner, FunctionType):  # an object that is called
-        return lambda: [inner]
-    cells, space = inner.__closure__ or (), inner.__globals__
-    names = sorted(globals_of(inner.__code__))
+    start = getattr(function, "__func__", function)
 
     def look() -> list[Any]:
-        return [own, *getattr(own, "__dict__", {}).values(),
-                *contents(cells),
-                *[space.get(name) for name in names]]
+        found = [start, own, *getattr(own, "__dict__", {}).values()]
+        functions = [start] if isinstance(start, FunctionType) else []
+        for one in functions:  # which grow on the way
+            space = one.__globals__
+            values = [*contents(one.__closure__ or ()),
+                      *[space.get(n) for n in globals_of(one.__code__)]]
+            found += values
+            functions += [v for v in values if type(v) is FunctionType
+                          and v.__globals__ is start.__globals__
+                          and v not in functions]
+        return found
     return look
 
 
@@ -278,7 +285,8 @@ PLAIN = bool, int, float, complex, str, bytes, type(None)
 PARTS: WeakKeyDictionary[Module, list[dict[str, Any]]] = WeakKeyDictionary()
 
 LOOKS: list[tuple[Any, Callable[[Any], Any]]] = [
-    (Module, settings_of), (Optimizer, settings_in), (PLAIN, repr),
+    (Module, settings_of), (Optimizer, settings_in),
+    ((str, bytes), lambda text: (text,)), (PLAIN, repr),
     (list | tuple, lambda values: tuple(map(seen, values))),
     (dict, lambda values: tuple(map(seen, values.items()))),
     (object, id)]
