@@ -580,6 +580,23 @@ def test_what_a_function_reads_is_seen(monkeypatch):
     assert len(run.programs) == 7
 
 
+def scaled_more(x):
+    return x * SCALE if SCALE > 5 else scaled(x)
+
+
+def scaled(x):
+    return x * SCALE if SCALE < 5 else scaled_more(x)
+
+
+def test_functions_that_are_called_are_looked_through(monkeypatch):
+    run = jit(lambda x: scaled(x) + 1)
+    for scale in (2.0, 3.0, 7.0):
+        monkeypatch.setitem(globals(), "SCALE", scale)
+        for n in (1.0, 2.0, 3.0):
+            assert run(Tensor([n])).item() == n * scale + 1
+    assert sum(c is not None for c in run.captures.values()) == 3
+
+
 def test_settings_of_an_optimizer_are_seen():
     def trained(device, wrap):
         w = Tensor([1.0, 2.0], float64, device).requires_grad_()
@@ -620,12 +637,11 @@ def test_a_list_to_which_a_step_appends():
 
 
 def test_an_error_leaves_all_as_it_was():
-    calls = []
+    calls = iter(range(9))
 
     def step(x):
         x += 1
-        calls.append(1)
-        if len(calls) == 2:
+        if next(calls) == 1:
             raise RuntimeError("stop")
     x, run = counter(step)
     run()
@@ -635,6 +651,7 @@ def test_an_error_leaves_all_as_it_was():
     for _ in range(3):
         run()
     assert x.tolist() == [5, 6, 7]
+    assert next(calls) == 3  # a capture that fails, one that does not
 
 
 def key_of_gradients():
