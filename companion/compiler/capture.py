@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:42ec1771f787
+# Tangled from capture: edit there, `make tangle`. sha256:b984495e8d4d
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -402,11 +402,6 @@ class Jit:
                 return last(args, named)
             return self.met(key, last, args, named)
 
-    @property
-    def programs(self) -> list[Capture]:
-        """The calls that are programs by now."""
-        return [call for call in self.calls.values() if call.program]
-
     def met(self, key: Any, last: Capture | None, args: Any,
             named: Any) -> Any:
         """A call that no program answers yet."""
@@ -438,6 +433,11 @@ class Jit:
                  f"become a program; others are run as ever; pass as a "
                  f"tensor what changes often")
         return call.keep()
+
+    @property
+    def programs(self) -> list[Capture]:
+        """The calls that are programs by now."""
+        return [call for call in self.calls.values() if call.program]
 
     def __str__(self) -> str:
         return getattr(self.function, "__name__", str(self.function))

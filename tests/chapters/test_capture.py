@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:69b669177ac7
+# Tangled from capture: edit there, `make tangle`. sha256:21797765dd48
 from __future__ import annotations
 
 from functools import partial
@@ -28,7 +28,7 @@ def test_a_step_is_repeated():
     assert w.tolist() == [-1, 0] and w.grad.tolist() == [1, 1]
     optimizer.param_groups[0]["lr"] = 1.0
     step(one)
-    assert w.tolist() == [-2, -1] and len(step.captures) == 1
+    assert w.tolist() == [-2, -1] and len(step.programs) == 1
 
 
 def test_what_would_be_frozen_is_told():
