@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:cd9a872e0c14
+# Tangled from capture: edit there, `make tangle`. sha256:30a7fb8a4ff2
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -91,6 +91,21 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
 
 def memory_of(tensor: Any) -> OpNode:
     return tensor.buffer.storage.node
+
+
+@contextmanager
+def unread(device: Lazy) -> Iterator[None]:
+    """Inside the block nobody may read a value of `device`."""
+    def refuse(buffer: Any) -> NoReturn:
+        raise ValueError(
+            "jit: a value was read inside the function, and what was done "
+            "because of it would be the same at every call; return the "
+            "tensor, and read it behind the call")
+    vars(device)["host"] = refuse
+    try:
+        yield
+    finally:
+        del vars(device)["host"]
 
 
 class Capture:
@@ -197,21 +212,6 @@ BROUGHT = ("numbers of shape {} were brought to the device inside the "
            "argument")
 REPLACED = ("a tensor of shape {} was replaced by another inside the "
             "function; assign to it, so that its memory goes on")
-
-
-@contextmanager
-def unread(device: Lazy) -> Iterator[None]:
-    """Inside the block nobody may read a value of `device`."""
-    def refuse(buffer: Any) -> NoReturn:
-        raise ValueError(
-            "jit: a value was read inside the function, and what was done "
-            "because of it would be the same at every call; return the "
-            "tensor, and read it behind the call")
-    vars(device)["host"] = refuse
-    try:
-        yield
-    finally:
-        del vars(device)["host"]
 
 
 def kind_of(value: Any) -> Any:
