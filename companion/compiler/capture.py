@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:b984495e8d4d
+# Tangled from capture: edit there, `make tangle`. sha256:0321608dd0b6
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -93,6 +93,21 @@ def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
 
 def memory_of(tensor: Any) -> OpNode:
     return tensor.buffer.storage.node
+
+
+@contextmanager
+def unread(device: Lazy) -> Iterator[None]:
+    """Inside the block nobody may read a value of `device`."""
+    def refuse(buffer: Any) -> NoReturn:
+        raise ValueError(
+            "jit: a value was read inside the function, and what was done "
+            "because of it would be the same at every call; return the "
+            "tensor, and read it behind the call")
+    vars(device)["host"] = refuse
+    try:
+        yield
+    finally:
+        del vars(device)["host"]
 
 
 class Capture:
@@ -240,21 +255,6 @@ def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
     tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
     return [(ref(x), x.grad) for x in tensors
             if x.grad is not None and x.grad.buffer.storage in new]
-
-
-@contextmanager
-def unread(device: Lazy) -> Iterator[None]:
-    """Inside the block nobody may read a value of `device`."""
-    def refuse(buffer: Any) -> NoReturn:
-        raise ValueError(
-            "jit: a value was read inside the function, and what was done "
-            "because of it would be the same at every call; return the "
-            "tensor, and read it behind the call")
-    vars(device)["host"] = refuse
-    try:
-        yield
-    finally:
-        del vars(device)["host"]
 
 
 def kind_of(value: Any) -> Any:
