@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:4947d6c62bc6
+# Tangled from fusion: edit there, `make tangle`. sha256:91df0ace0885
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def operand(node: OpNode, asked: str = ANY) -> Operand:
         view = moved(move.op, found.view, move.arg)
         # What no view can do is done by a kernel that copies.
         found = (Operand(found.node, view) if view is not None
-                 else Operand(move.src[0], View.dense(move.shape)))
+                 else Operand(stripped(move), View.dense(move.shape)))
     return found if fits(found.view, asked) else Operand(
         stripped(node), View.dense(node.shape))
 
