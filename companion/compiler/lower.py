@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:16c891319a9c
+# Tangled from fusion: edit there, `make tangle`. sha256:d99176038878
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -283,6 +283,9 @@ class Lowering:
                            *[g.place for g in guards])
 
     def computed(self, node: OpNode, at: At, guards: Any) -> Scalar:
+        if node.op not in FAMILIES["elementwise"]:
+            raise ValueError(f"{node}: expected it in memory; no kernel "
+                             f"makes it on the way")
         src = tuple([self.element(x, at, guards) for x in node.src])
         return self.scalar(node.op, src, node.arg, node.dtype)
 

@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:a868c990634e  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:179847f3f9d9  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -192,18 +192,23 @@ LONG = 4096  # more elements than this are folded in two steps
 
 
 @later
-def is_narrow(i: OpNode) -> bool:
-    return i.dtype in WIDE
+def is_narrow(x: OpNode) -> bool:
+    return x.dtype in WIDE
 
 
 @later
-def wide_of(i: OpNode) -> DType:
-    return WIDE[i.dtype]
+def is_half(x: OpNode) -> bool:
+    return x.dtype in WIDE and x.dtype.is_float
 
 
 @later
-def dtype_of(i: OpNode) -> DType:
-    return i.dtype
+def wide_of(x: OpNode) -> DType:
+    return WIDE[x.dtype]
+
+
+@later
+def dtype_of(x: OpNode) -> DType:
+    return x.dtype
 
 
 @later
@@ -258,11 +263,13 @@ def copying(op: Op, n: int) -> Rule:
 
 matmul = word(MATMUL)
 LOWERING = [
-    rule(matmul(i, j), matmul(
-        i.cast(wide_of(i)), j.cast(wide_of(i))).cast(dtype_of(i)),
-        is_narrow(i)),
+    rule(matmul(x, y), matmul(
+        x.cast(wide_of(x)), y.cast(wide_of(x))).cast(dtype_of(x)),
+        is_narrow(x)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
+    rule(x.sum(p), x.cast(wide_of(x)).sum(p).cast(dtype_of(x)),
+         is_half(x), is_long(x, p)),
     *[rule(word(op)(x, p), word(op)(word(op)(
         x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
         is_long(x, p)) for op in FAMILIES["reduce"]],
