@@ -78,6 +78,16 @@ def test_what_no_kernel_makes_on_the_way_is_refused():
             lower(as_item(node), Lowering({x.buffer.node}))
 
 
+def test_what_is_read_at_many_places_is_stored_now_and_then():
+    x = page.some(3, 512)
+    y, expected = x, np.cumsum(x.numpy(), 1, np.float64)
+    for k in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        y = y + y[:, :-k].pad(((0, 0), (k, 0)))
+    steps = page.compare([y.buffer.node], close=1e-4)
+    assert max(len(step.scalars) for step in steps) < 600
+    np.testing.assert_allclose(y.numpy(), expected, 1e-3, 1e-3)
+
+
 def test_nothing_and_single_numbers():
     x = page.some(3, 4)
     empty = x[:0]

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:1705ec1ee018
+# Tangled from fusion: edit there, `make tangle`. sha256:6a942e86c2d5
 from __future__ import annotations
 
 import math
@@ -336,6 +336,9 @@ def test_what_is_cheap_is_computed_again():
     # Two reads, or an exponential: it had better be stored.
     for b, op in ((x * y, "MUL"), (x.exp(), "EXP")):
         assert kinds(b.sum(1), b.T + 1) == [f"{op} SUM", "ADD"]
+    # An exponential for each row is no reason to store the matrix.
+    b = x * some(4, 1).exp()
+    assert kinds(b.sum(1), b.T + 1) == ["EXP SUM", "ADD"]
     # What is made of a stored value by one cheap operation is not.
     b = x.exp()
     assert kinds(b.sum(1), (b * 2).T + 1, (b * 2).max(1)) == [
