@@ -36,14 +36,26 @@ from companion import (
 )
 from companion.compiler import program as compiler
 from companion.compiler.capture import jit
-from companion.compiler.graph import interpret, toposort
+from companion.compiler.graph import OpNode, interpret, toposort
 from companion.compiler.lazy import Lazy, realize
 from companion.compiler.render import C_TYPES
 from companion.compiler.schedule import Kernel, Operand, prepared, schedule
 from companion.device import CPU, named
 from companion.dtype import bfloat16, float16, float32, float64, int64
 from companion.native import POOL, key
-from companion.ops import BUFFER, IOTA
+from companion.ops import (
+    ATTENTION,
+    BUFFER,
+    EXP,
+    GATHER,
+    IOTA,
+    MATMUL,
+    PERMUTE,
+    RANDOM,
+    RESHAPE,
+    SCATTER,
+    SHRINK,
+)
 from companion.tensor import leaf
 from companion.tensor.random import feed
 from companion.transformer import GPTConfig, next_token_loss
@@ -755,6 +767,50 @@ def test_long_sums(monkeypatch):
     total = x.numpy().astype(np.float64).sum()
     assert abs(program.results[0].array - total) < 1e-2
     assert program.results[2].array == 4999950000
+
+
+def turned(*shape, dtype=np.float32):
+    """A leaf that lies in memory as a transpose does."""
+    x = np.random.default_rng(0).normal(size=shape[::-1]).astype(dtype)
+    return OpNode(BUFFER, (), CPU.adopt(x.T))
+
+
+def attention_of(q):
+    k = OpNode(BUFFER, (), CPU.adopt(np.ones((5, 4), np.float32)))
+    mask = OpNode(BUFFER, (), CPU.adopt(np.ones((5, 6), bool).T))
+    return OpNode(ATTENTION, (q, k, k, mask), (0.5, True))
+
+
+WEIGHT = OpNode(BUFFER, (), CPU.adopt(np.eye(12, 5, dtype=np.float32)))
+PLACES = OpNode(BUFFER, (), CPU.adopt(np.array([1, 0, 1])))
+SPREAD = OpNode(BUFFER, (), CPU.adopt(np.arange(4)[::2]))
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: OpNode(RESHAPE, (x,), (2, 12)),
+    lambda x: OpNode(MATMUL, (OpNode(RESHAPE, (x,), (2, 12)), WEIGHT)),
+    lambda x: OpNode(EXP, (OpNode(RESHAPE, (x,), (2, 12)),)),
+    lambda x: OpNode(GATHER, (x, PLACES), 0),
+    lambda x: OpNode(GATHER, (OpNode(RESHAPE, (x,), (2, 12)), PLACES), 0),
+    lambda x: OpNode(SCATTER, (OpNode(PERMUTE, (
+        OpNode(SHRINK, (x,), ((0, 4, 1), (0, 3, 1))),), (1, 0)), PLACES),
+        (0, 2)),
+    lambda x: OpNode(SCATTER, (turned(3, 4), PLACES), (0, 2)),
+    lambda x: attention_of(OpNode(PERMUTE, (x,), (1, 0))),
+    lambda x: attention_of(turned(6, 4)),
+    lambda x: OpNode(RANDOM, (SPREAD,), (3, 5)),
+], ids="reshape matmul exp gather gather-reshaped scatter scatter-leaf "
+       "attention attention-leaf random".split())
+def test_leaves_that_lie_otherwise(make, monkeypatch):
+    root = make(turned(4, 6))
+    program = check([root], monkeypatch)
+    (expected,) = interpret([root], CPU)
+    assert_close(program.results[0].array, expected.array, repr(root))
+
+
+def test_lazy_leaves_lie_in_order():
+    x = Tensor(np.arange(6.0).reshape(2, 3).T, device=LAZY)
+    assert x.buffer.node.arg.view.is_dense
 
 
 def test_long_chains_are_cut(monkeypatch):

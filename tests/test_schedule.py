@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 from chapters import test_fusion as page, test_rewriting as programs
+from companion import Tensor
 from companion.compiler import schedule as compiler
 from companion.compiler.graph import interpret, toposort
+from companion.compiler.lower import Lowering, as_item, lower
 from companion.compiler.schedule import Kernel
 from companion.device import CPU
-from companion.dtype import bfloat16, float16
+from companion.dtype import bfloat16, float16, float32
+from companion.ops import MATMUL
 
 
 def roots_of(seed):
@@ -50,6 +53,39 @@ def test_a_read_of_another_row_would_be_found(monkeypatch):
     assert len(steps) == 1
     with pytest.raises(AssertionError):
         page.compare([t.buffer.node for t in (e, e.T + 1)])
+
+
+@pytest.mark.parametrize("dtype", [float16, bfloat16], ids=str)
+def test_halves_are_added_and_multiplied_as_float32(dtype):
+    # Parts of the sum are beyond what a half can be; the whole is not.
+    x = Tensor(np.repeat([100.0, -100.0], 4096), dtype, page.LAZY)
+    a = page.some(4, 6).to(dtype)
+    tensors = [x.sum(), (x + 1).max(), a @ a.T, a.sum(0)]
+    nodes = [t.buffer.node for t in tensors]
+    for root, expected in zip(compiler.prepared(nodes)[1], (0, 101)):
+        (found,) = interpret([root], CPU)
+        assert found.array == expected
+    page.compare(nodes, close=1e-2)
+    order, _ = compiler.prepared(nodes)
+    assert {node.dtype for node in order if node.op is MATMUL} == {float32}
+
+
+def test_what_no_kernel_makes_on_the_way_is_refused():
+    x = page.some(4, 6)
+    for y in (x.sum(1) + 1, x @ x.T + 1):
+        node = y.buffer.node
+        with pytest.raises(ValueError, match="expected it in memory"):
+            lower(as_item(node), Lowering({x.buffer.node}))
+
+
+def test_what_is_read_at_many_places_is_stored_now_and_then():
+    x = page.some(3, 512)
+    y, expected = x, np.cumsum(x.numpy(), 1, np.float64)
+    for k in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        y = y + y[:, :-k].pad(((0, 0), (k, 0)))
+    steps = page.compare([y.buffer.node], close=1e-4)
+    assert max(len(step.scalars) for step in steps) < 600
+    np.testing.assert_allclose(y.numpy(), expected, 1e-3, 1e-3)
 
 
 def test_nothing_and_single_numbers():

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:41bcb36b68ad
+# Tangled from fusion: edit there, `make tangle`. sha256:d99176038878
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def combined(*parts: tuple[Index, int]) -> Index:
             rest = Index(const, tuple(terms.items()))
             return combined((rest, 1), (var.of, k))
     return Index(const, tuple(sorted(
-        [(v, k) for v, k in terms.items() if k and v.size > 1])))
+        [(v, k) for v, k in terms.items() if k and v.size != 1])))
 
 
 def bounds(index: Index) -> tuple[int, int]:
@@ -232,16 +232,16 @@ def loads(root: Scalar) -> list[Load]:
     return [s.arg for s in scalars(root) if s.op is BUFFER]
 
 
-def stripped(node: OpNode) -> OpNode:
-    """The node whose memory, in the same order, `node` is."""
-    while node.op is RESHAPE:
-        node = node.src[0]
-    return node
-
-
 def is_dense(node: OpNode) -> bool:
     """Whether its memory is in order: that of leaves may not be."""
     return node.op is not BUFFER or node.arg.view.is_dense
+
+
+def stripped(node: OpNode) -> OpNode:
+    """The node whose memory, in the same order, `node` is."""
+    while node.op is RESHAPE and is_dense(node.src[0]):
+        node = node.src[0]
+    return node
 
 
 class Lowering:
@@ -283,12 +283,15 @@ class Lowering:
                            *[g.place for g in guards])
 
     def computed(self, node: OpNode, at: At, guards: Any) -> Scalar:
+        if node.op not in FAMILIES["elementwise"]:
+            raise ValueError(f"{node}: expected it in memory; no kernel "
+                             f"makes it on the way")
         src = tuple([self.element(x, at, guards) for x in node.src])
         return self.scalar(node.op, src, node.arg, node.dtype)
 
     def moved(self, node: OpNode, at: At, guards: Any) -> Scalar:
         base = stripped(node)
-        if node.op is RESHAPE and base in self.memory and is_dense(base):
+        if base is not node and base in self.memory:
             start = base.arg.view.offset if base.op is BUFFER else 0
             return self.read(base, ravel(at, row_major(node.shape), start),
                              guards)

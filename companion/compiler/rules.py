@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:e5d0ab487257  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:179847f3f9d9  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -7,25 +7,40 @@ import math
 
 from companion.blas import WIDE
 from companion.compiler.graph import OpNode, constant, interpret
-from companion.compiler.rewrite import Hole, as_node, later, rule, value, word
+from companion.compiler.rewrite import (
+    Hole,
+    Rule,
+    as_node,
+    later,
+    rule,
+    value,
+    word,
+)
 from companion.device import CPU
 from companion.dtype import DType, int64
 from companion.ops import (
     ADD,
     AND,
+    ATTENTION,
+    ATTENTION_GRADIENT,
+    BUFFER,
     DIV,
     EQUAL,
     FAMILIES,
+    GATHER,
     IDIV,
     LESS,
     MATMUL,
     MAX,
     MOD,
     MUL,
+    RANDOM,
+    SCATTER,
     SHAPE,
     SQRT,
     SUB,
     WHERE,
+    Op,
 )
 from companion.view import Shape
 
@@ -177,23 +192,34 @@ LONG = 4096  # more elements than this are folded in two steps
 
 
 @later
-def is_narrow(i: OpNode) -> bool:
-    return i.dtype in WIDE
+def is_narrow(x: OpNode) -> bool:
+    return x.dtype in WIDE
 
 
 @later
-def wide_of(i: OpNode) -> DType:
-    return WIDE[i.dtype]
+def is_half(x: OpNode) -> bool:
+    return x.dtype in WIDE and x.dtype.is_float
 
 
 @later
-def dtype_of(i: OpNode) -> DType:
-    return i.dtype
+def wide_of(x: OpNode) -> DType:
+    return WIDE[x.dtype]
+
+
+@later
+def dtype_of(x: OpNode) -> DType:
+    return x.dtype
 
 
 @later
 def is_not_int64(j: OpNode) -> bool:
     return j.dtype is not int64
+
+
+@later
+def lies_otherwise(x: OpNode) -> bool:
+    """Whether it is a leaf whose memory is not in order."""
+    return x.op is BUFFER and not x.arg.view.is_dense
 
 
 @later
@@ -227,13 +253,26 @@ def without(x: OpNode, p: tuple[int, ...]) -> Shape:
     return SHAPE[MAX](x, p)
 
 
+def copying(op: Op, n: int) -> Rule:
+    """A call that takes operand n in order gets a copy of what is not."""
+    src = [Hole(f"x{k}") for k in range(op.arity)]
+    copied = src[n].reshape(shape(src[n]))
+    return rule(word(op)(*src, p), word(op)(
+        *src[:n], copied, *src[n + 1:], p), lies_otherwise(src[n]))
+
+
 matmul = word(MATMUL)
 LOWERING = [
-    rule(matmul(i, j), matmul(
-        i.cast(wide_of(i)), j.cast(wide_of(i))).cast(dtype_of(i)),
-        is_narrow(i)),
+    rule(matmul(x, y), matmul(
+        x.cast(wide_of(x)), y.cast(wide_of(x))).cast(dtype_of(x)),
+        is_narrow(x)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
+    rule(x.sum(p), x.cast(wide_of(x)).sum(p).cast(dtype_of(x)),
+         is_half(x), is_long(x, p)),
     *[rule(word(op)(x, p), word(op)(word(op)(
         x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
-        is_long(x, p)) for op in FAMILIES["reduce"]]]
+        is_long(x, p)) for op in FAMILIES["reduce"]],
+    *[copying(op, n) for op in (
+        GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT)
+      for n in range(op.arity)]]

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:4947d6c62bc6
+# Tangled from fusion: edit there, `make tangle`. sha256:b484b6ced491
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def operand(node: OpNode, asked: str = ANY) -> Operand:
         view = moved(move.op, found.view, move.arg)
         # What no view can do is done by a kernel that copies.
         found = (Operand(found.node, view) if view is not None
-                 else Operand(move.src[0], View.dense(move.shape)))
+                 else Operand(stripped(move), View.dense(move.shape)))
     return found if fits(found.view, asked) else Operand(
         stripped(node), View.dense(node.shape))
 
@@ -120,7 +120,8 @@ class Use(NamedTuple):
 
     reads: frozenset[OpNode]  # of as many elements as the node has
     costly: bool
-    depth: int
+    length: int  # of the longest chain of operations
+    size: int = 0  # operations, counted again for each use
 
 
 def uses(order: Sequence[OpNode],
@@ -134,20 +135,26 @@ def uses(order: Sequence[OpNode],
         size = math.prod(node.shape)
         reads = frozenset([x for part in parts for x in part.reads
                            if math.prod(x.shape) * 2 > size])
+        # Costly: of more than half as many elements as the node.
+        costly = any(p.costly and math.prod(x.shape) * 2 > size
+                     for x, p in zip(node.src, parts))
         found[node] = Use(
-            reads, node.op in COSTLY or any(p.costly for p in parts),
+            reads, node.op in COSTLY or costly,
             (8 if node.op is RESHAPE else 1) + max(
-                [part.depth for part in parts], default=0))
+                [part.length for part in parts], default=0),
+            min((node.op not in MOVE) + sum([p.size for p in parts]), MANY + 1))
     return found
 
 
 LONGEST = 40  # operations in a row without memory; a RESHAPE counts as 8
+MANY = 200  # operations in a kernel, or for one element
 
 
 def is_far(node: OpNode, use: Use) -> bool:
     """Whether so much has been computed since memory was read that it
     is time to write again: texts and C compilers have their limits."""
-    return use.depth > LONGEST and node.op is not RESHAPE and bool(node.src)
+    far = use.length > LONGEST or use.size > MANY
+    return far and node.op is not RESHAPE and bool(node.src)
 
 
 def chosen(order: Sequence[OpNode], must: Mapping[OpNode, None],
@@ -239,9 +246,6 @@ class Kernel:
     def reads(self) -> set[OpNode]:
         """What it needs of others."""
         return self.needs - set(self.lowered)
-
-
-MANY = 200  # operations in a kernel; C compilers slow down beyond
 
 
 def joined(kernel: Kernel | Call, item: Item,
