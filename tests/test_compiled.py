@@ -20,6 +20,7 @@ from companion import (
     MultiHeadAttention,
     Sequential,
     Tensor,
+    cat,
     clip_grad_norm_,
     cross_entropy,
     gelu,
@@ -55,14 +56,9 @@ class Apart(compiler.Plan):
 
 def values_of(program):
     """What the program has left in memory, by the node."""
-    def value(node):
-        slot = program.plan.places[node].slot
-        if slot:
-            result = program.results[slot - 1 - len(program.plan.leaves)]
-            return result.moved(View.dense(node.shape))
-        return program.buffer(Operand(node, View.dense(node.shape)))
-    return {node: value(node) for step in program.steps
-            for node in step.stores if node in program.plan.places}
+    return {node: program.buffer(Operand(node, View.dense(node.shape)))
+            for step in program.steps for node in step.stores
+            if node in program.plan.places}
 
 
 def check(roots, monkeypatch, *flags):
@@ -503,3 +499,35 @@ def test_every_dtype_is_computed(dtype, monkeypatch):
     check([t.buffer.node for t in found], monkeypatch)
     assert all(node.op is not BUFFER for node in toposort(
         found[0].buffer.node)[-1:])
+
+
+VARIABLES = {
+    "two slices": lambda a, b: [((a[3:8].exp()).sum()
+                                 + (a[3:9] * a[3:9]).sum())],
+    "joined both ways": lambda a, b: [cat([a, b, a]) + cat([b, a, a])],
+    "padded": lambda a, b: [a.pad(((3, 2),)) + b.pad(((3, 1),))],
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_variables_of_other_sizes_have_other_names(name, monkeypatch):
+    a, b = some(9).requires_grad_(), some(10, seed=1)
+    (made,) = VARIABLES[name](a, b)
+    made.sum().backward()
+    check([t.buffer.node for t in (made.detach(), a.grad)], monkeypatch)
+
+
+def test_of_two_zeros_the_maximum_is_the_second():
+    x, y = [Tensor(v, float32, LAZY) for v in ([-0.0, 0.0], [0.0, -0.0])]
+    program = compiler.compile_graph([t.buffer.node for t in (
+        1 / x.relu(), 1 / x.maximum(y), 1 / y.maximum(x))])
+    assert [found.array.tolist() for found in program()] == [
+        [np.inf, np.inf], [np.inf, -np.inf], [-np.inf, np.inf]]
+
+
+def test_a_bad_index_that_is_a_root_is_told():
+    x, k = some(9, 4), Tensor([1, 2], int64, LAZY)
+    index = k * 7
+    roots = [t.buffer.node for t in (index, x[index])]
+    with pytest.raises(IndexError, match="the index 14 is out of range"):
+        compiler.compile_graph(roots)()

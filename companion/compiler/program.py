@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:084bfa1d7b8e
+# Tangled from codegen: edit there, `make tangle`. sha256:f5900c31d5f0
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -463,8 +463,10 @@ class Program:
         if operand.node.op is BUFFER:
             return operand.node.arg.moved(operand.view)
         place = self.plan.places[operand.node]
-        memory = self.arena.array[align(self.arena.address)
-                                  - self.arena.address + place.offset:]
+        start = align(self.arena.address) - self.arena.address
+        memory = self.arena.array[start + place.offset:] if (
+            not place.slot) else self.results[
+                place.slot - 1 - len(self.plan.leaves)].array
         return Buffer(Storage(memory), operand.view, operand.node.dtype)
 
 
