@@ -531,3 +531,15 @@ def test_a_bad_index_that_is_a_root_is_told():
     roots = [t.buffer.node for t in (index, x[index])]
     with pytest.raises(IndexError, match="the index 14 is out of range"):
         compiler.compile_graph(roots)()
+
+
+def test_nothing_is_overwritten_before_a_call_that_may_fail():
+    w, x = some(6, 6), some(6, 6, seed=1)
+
+    def in_place(i, *tensors):
+        order, roots = prepared([t.buffer.node for t in tensors])
+        steps = schedule(order, roots)
+        return not compiler.Plan(steps, roots, {i: w.buffer.node}).copies
+    early, product = w - w / 10, x @ x
+    assert in_place(0, early) and not in_place(0, early, product)
+    assert in_place(1, product, w - w / 5)

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f5900c31d5f0
+# Tangled from codegen: edit there, `make tangle`. sha256:7d90ac148903
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -279,11 +279,10 @@ class Plan:
 
     def overwrites(self, node: OpNode, leaf: OpNode) -> bool:
         """Whether `node` may be made in the memory of `leaf`: all has
-        been read from there, and no bad index can be met any more."""
+        been read from there, and no call can fail any more."""
         i, turn, read = (self.maker[node], self.made[node],
                          self.last.get(leaf, -1))
-        late = any(step.node.op in CHECKED for step in self.steps[i:]
-                   if isinstance(step, Call))
+        late = any(isinstance(step, Call) for step in self.steps[i:])
         # Of kernels in one turn, nobody knows which is the first.
         beside = any(leaf in step.reads for j, step in enumerate(self.steps)
                      if j != i and self.turns[j] == turn)
