@@ -1,6 +1,7 @@
 """Compiled programs beside the interpreter, and captured steps."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -543,3 +544,21 @@ def test_nothing_is_overwritten_before_a_call_that_may_fail():
     early, product = w - w / 10, x @ x
     assert in_place(0, early) and not in_place(0, early, product)
     assert in_place(1, product, w - w / 5)
+
+
+def test_row_buffers_fit_on_the_stack_of_a_thread(monkeypatch):
+    x, total = some(3, 4096), 0
+    for i in range(20):
+        e = (x * (0.1 * i + 0.1)).exp()
+        total = total + e / e.sum(1, keepdim=True)
+    program = check([total.buffer.node], monkeypatch)
+    for text in program.code.texts:
+        sizes = re.findall(r"float b\d+\[(\d+)\];", text)
+        assert 4 * sum(map(int, sizes)) <= 1 << 18
+
+
+def test_no_function_is_compiled_that_is_never_called():
+    text = compiler.mathematics()
+    made = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
+    assert made and all(len(re.findall(rf"\b{name}\b", text)) > 1
+                        for name in made)

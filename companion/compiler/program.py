@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:7d90ac148903
+# Tangled from codegen: edit there, `make tangle`. sha256:91fbc4b19247
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ def renamed(text: str, suffix: str) -> str:
 
 
 def mathematics() -> str:
-    """EXP and ERF of the chapter on activations, for both floats."""
+    """EXP of the chapter on activations for both floats, ERF for one."""
     text = text_of("kernels/loops.c")
     parts = re.findall(r"(?ms)^enum \{ WIDE.*?\n\n|^/\*[^/]*\*/\n"
                        r"typedef __typeof__.*?;\n|^static INLINE .*?^\}\n",
                        text)
+    exponential = [part for part in parts if " error(" not in part]
     return "\n".join([
         "#define INLINE inline __attribute__((always_inline))",
-        *[f"#define REAL {t}\n" + renamed("".join(parts), t) + "#undef REAL"
-          for t in ("float", "double")],
+        *[f"#define REAL {t}\n" + renamed("".join(of), t) + "#undef REAL"
+          for t, of in (("float", parts), ("double", exponential))],
         "#define exp_float exponential_float",
         "#define exp_double exponential_double",
         "#define erf_float error_float", "#define erf_double erf"])
@@ -237,11 +238,20 @@ class Plan:
         self.live()
         self.kept = {x for x in self.last if x in self.made}
         self.kept |= {stripped(root) for root in roots}
-        self.loops = {i: Loops(step, self.kept) for i, step in enumerate(
-            steps) if isinstance(step, Kernel)}
+        self.loops = {i: self.near(step) for i, step in enumerate(steps)
+                      if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
             self.put(i, stripped(root), targets.get(i))
         self.room = self.arrange()
+
+    def near(self, kernel: Kernel) -> Loops:
+        """A kernel's loops; row buffers that are too large get memory."""
+        loops = Loops(kernel, self.kept)
+        if sum([kernel.lowered[x].item.width * x.dtype.itemsize
+                for x in loops.buffers]) <= STACK:
+            return loops
+        self.kept |= set(loops.buffers)
+        return Loops(kernel, self.kept)
 
     def live(self) -> None:
         """In which turn each value is made, and read for the last time."""
@@ -304,6 +314,9 @@ class Plan:
             load.address == mine and x.inner == made.inner
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
+
+
+STACK = 1 << 18  # bytes of row buffers: the stacks of threads are small
 
 
 class Code:
