@@ -32,14 +32,14 @@ from companion import (
 )
 from companion.compiler import program as compiler
 from companion.compiler.capture import jit
-from companion.compiler.graph import interpret, toposort
+from companion.compiler.graph import OpNode, interpret, toposort
 from companion.compiler.lazy import Lazy, realize
 from companion.compiler.render import C_TYPES
 from companion.compiler.schedule import Kernel, Operand, prepared, schedule
 from companion.device import CPU, named
 from companion.dtype import float32, int64
 from companion.native import POOL, key
-from companion.ops import BUFFER, IOTA
+from companion.ops import ADD, BUFFER, IOTA
 from companion.tensor import leaf
 from companion.transformer import GPTConfig, next_token_loss
 from companion.view import View
@@ -562,3 +562,11 @@ def test_no_function_is_compiled_that_is_never_called():
     made = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
     assert made and all(len(re.findall(rf"\b{name}\b", text)) > 1
                         for name in made)
+
+
+def test_what_is_overwritten_lies_in_order():
+    x = CPU.adopt(np.arange(6.0).reshape(2, 3))
+    turned = OpNode(BUFFER, (), x.moved(x.view.permute((1, 0))))
+    root = OpNode(ADD, (turned, turned), turned.dtype)
+    with pytest.raises(ValueError, match=r"has strides \(1, 3\); expected"):
+        compiler.compile_graph([root], {0: turned})

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:91fbc4b19247
+# Tangled from codegen: edit there, `make tangle`. sha256:900aafd27c88
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -417,6 +417,7 @@ class Program:
                  else r for r in roots]
         order = list(dict.fromkeys([*order, *roots]))
         check_types(order)
+        check_targets(targets.values())
         self.steps = schedule(order, roots)
         self.plan = Plan(self.steps, roots, targets)
         self.code = Code(self.plan)
@@ -488,6 +489,14 @@ def check_types(order: Iterable[OpNode]) -> None:
             raise TypeError(
                 f"jit: {node.op} makes {node.dtype}, which C has not; "
                 f"expected {', '.join(map(str, C_TYPES))}: cast first")
+
+
+def check_targets(leaves: Iterable[OpNode]) -> None:
+    for leaf in leaves:
+        if not leaf.arg.view.is_dense:
+            raise ValueError(
+                f"jit: {leaf} has strides {leaf.arg.view.strides}; expected "
+                f"memory in order, to write over it: copy it first")
 
 
 def compile_graph(roots: Sequence[OpNode],
