@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:181d36d4e1df
+# Tangled from training: edit there, `make tangle`. sha256:c1709fa58d72
 from __future__ import annotations
 
 import csv
@@ -202,44 +202,59 @@ class Trainer:
     def step(self) -> dict[str, float]:
         """One update; the numbers worth remembering about it."""
         started, before = time.perf_counter(), self.place()
-        self.optimizer.zero_grad()
         try:
-            loss, norm = self.gradient()
+            loss, norm, gradients = self.gradient()
         except BaseException:  # the key that stops a cell, too
             self.go_to(before)
             raise
         factor = float(self.rate(self.steps))
         with scaled(self.optimizer.param_groups, factor):
-            self.optimizer.step()
+            self.update(gradients)
         self.steps += 1
         return {"step": self.steps, "loss": loss, "norm": norm,
                 "rate": factor, "seconds": time.perf_counter() - started}
 
-    def gradient(self) -> tuple[float, float]:
-        """That of all batches of a step, clipped: their loss, its norm."""
+    def gradient(self) -> tuple[float, float, Gradients]:
+        """Of all batches of a step: their loss, its norm, and itself."""
         place = self.place()
-        parts = [self.backward() for _ in range(self.accumulate)]
+        found, length, gradients = self.sweep(self.next_batches())
         # Numbers are read here, after the last backward and before a weight
         # moves: every .item() waits for the device.
-        norm = clip_grad_norm_(self.model.parameters(), self.clip).item()
-        loss = sum(parts[1:], parts[0]).item()
+        loss, norm = found.item(), length.item()
         if not math.isfinite(loss):
             raise NotFinite(self, f"the loss is {loss}", self.search(place))
         if not math.isfinite(norm):
             # Damage flows back from the loss: the last in the list was first.
-            bad = [name for name, p in self.model.named_parameters()
-                   if not finite(p.grad)]
+            names = [name for name, _ in self.model.named_parameters()]
+            bad = [n for n, g in zip(names, gradients) if not finite(g)]
             raise NotFinite(
                 self, f"the norm of the gradient is {norm}",
                 f"the gradient of {bad[-1]}" if bad else "its square")
-        return loss, norm
+        return loss, norm, gradients
 
-    def backward(self) -> Tensor:
+    def next_batches(self) -> list[tuple[Any, ...]]:
+        return [self.next_batch() for _ in range(self.accumulate)]
+
+    def sweep(self, batches: list[tuple[Any, ...]],
+              ) -> tuple[Tensor, Tensor, Gradients]:
+        """Loss, norm and gradients of batches, with no number read."""
+        self.optimizer.zero_grad()
+        parts = [self.backward(*batch) for batch in batches]
+        parameters = list(self.model.parameters())
+        norm = clip_grad_norm_(parameters, self.clip)
+        return sum(parts[1:], parts[0]), norm, [p.grad for p in parameters]
+
+    def backward(self, *batch: Any) -> Tensor:
         """Add the gradient of one batch to what is there; its loss."""
-        loss = self.loss_of(self.model, *self.next_batch())
-        part = loss / self.accumulate
+        part = self.loss_of(self.model, *batch) / self.accumulate
         part.backward()
         return part.detach()
+
+    def update(self, gradients: Gradients) -> None:
+        """A step of the optimizer along these gradients."""
+        for p, gradient in zip(self.model.parameters(), gradients):
+            p.grad = gradient
+        self.optimizer.step()
 
     def place(self) -> list[Any]:
         """Where the next batch and the next random numbers come from."""
@@ -255,8 +270,9 @@ class Trainer:
     def search(self, place: list[Any]) -> str:
         """Where the loss of the step from `place` stops being a number."""
         self.go_to(place)
-        for _ in range(self.accumulate):
-            batch, here = next(self.batches), self.place()
+        batches = [next(self.batches) for _ in range(self.accumulate)]
+        for batch in batches:
+            here = self.place()
             if not sound(self, batch):
                 self.go_to(here)  # the same dropout once more
                 return suspect(self, batch)
@@ -424,6 +440,9 @@ def scaled(groups: list[dict[str, Any]], factor: float) -> Iterator[None]:
     finally:
         for group, rate in zip(groups, rates):
             group["lr"] = rate
+
+
+Gradients = list[Tensor | None]  # of each parameter; None: no part in it
 
 
 def finite(*values: Any) -> bool:

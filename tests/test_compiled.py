@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_every_operation as table
 
 from chapters import test_rewriting as page
 from companion import (
@@ -101,6 +102,33 @@ def test_random_programs(start, monkeypatch):
              for root in random_roots(seed)]
     # Exactly: without multiplications and additions in one rounding.
     check(roots, monkeypatch, "-ffp-contract=off")
+
+
+def operation_roots(name, examples):
+    """What an operation makes of its usual operands, and the gradients."""
+    operation, found = table.OPERATIONS[name], []
+
+    def add(operation, draw, dtype, rng):
+        results, leaves = table.computed(
+            operation, draw, dtype, LAZY, operation.smooth
+        )
+        for y in results:
+            found.append(y.buffer.node)
+            if y.requires_grad:
+                y.sum().backward(retain_graph=True)
+        found.extend(x.grad.buffer.node for x in leaves if x.grad is not None)
+
+    styles = (table.distinct,) if operation.smooth else operation.styles
+    table.examine(name, styles, examples, add)
+    return [x for x in found if x.dtype in C_TYPES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(24))
+def test_every_operation(part, monkeypatch):
+    names = sorted(table.OPERATIONS)[part::24]
+    roots = [root for name in names for root in operation_roots(name, 3)]
+    check(roots, monkeypatch, "-O1", "-ffp-contract=off")
 
 
 def some(*shape, seed=0, device=LAZY):

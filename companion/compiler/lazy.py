@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:d3dd4928dcc4
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:05712943e8ed
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -195,7 +195,10 @@ class Lazy(Device):
 
     def realize(self, *promises: Promise) -> None:
         """Compute what they stand for, and keep what others need of it."""
-        now = set(toposort(*[p.node for p in promises], known=self.known))
+        waiting = [p.node for p in promises if p.node.src]
+        if not waiting:
+            return  # all of it is in memory
+        now = set(toposort(*waiting, known=self.known))
         living = self.living()
         names = [node for _, node in living]
         later = [node for node in toposort(*names, known=self.known)

@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:f2bc738a0d81 */
+/* Tangled from blas: edit there, `make tangle`. sha256:d421a610ba37 */
 #line 422 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -76,8 +76,9 @@ static void turn(const REAL *x, long rx, REAL *out, long w) {
 }
 
 #line 563 "chapters/tensors/blas.md"
-#define ROWS(n) for (long p = 0; p < k; p++) \
-  __builtin_memcpy(out + p * w, x + p * rx, (n) * sizeof(REAL));
+#define ROWS(n) for (; k--; x += rx, out += w) { \
+  __builtin_prefetch(x + 32); \
+  __builtin_memcpy(out, x, (n) * sizeof(REAL)); }
 
 /* out[k, w] = x[k, n], side by side, padded with zeros */
 void pack(const REAL *x, long rx, long cx, long k, long n, long w,
@@ -97,7 +98,7 @@ void pack(const REAL *x, long rx, long cx, long k, long n, long w,
       for (long j = 0; j < n; j++) out[p * w + j] = x[p * rx + j * cx];
 }
 
-#line 598 "chapters/tensors/blas.md"
+#line 599 "chapters/tensors/blas.md"
 /* one column: C[m] = alpha A[m, k] b[k] + beta C */
 void column(long m, long k, REAL alpha, const REAL *a, long ra,
             const REAL *b, REAL beta, REAL *c, long rc) {
@@ -118,7 +119,7 @@ void column(long m, long k, REAL alpha, const REAL *a, long ra,
   }
 }
 
-#line 664 "chapters/tensors/blas.md"
+#line 665 "chapters/tensors/blas.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct product {
@@ -135,7 +136,7 @@ struct job {
   long k, first;
 };
 
-#line 686 "chapters/tensors/blas.md"
+#line 687 "chapters/tensors/blas.md"
 /* C[m, n] from m rows of A and one panel of B, tile by tile */
 static void panel(const struct job *g, long m, long n, const REAL *a,
                   long step, const REAL *b, long rb, REAL *c) {
@@ -161,7 +162,7 @@ static void row(struct job g, long n) {
            g.p.beta, g.c + j, 0);
 }
 
-#line 717 "chapters/tensors/blas.md"
+#line 718 "chapters/tensors/blas.md"
 static long slices(long cx, long k, long n, long w) {
   return cx == 1 ? (k + 15) / 16 : (n + w - 1) / w;
 }
@@ -176,7 +177,7 @@ static void lay(const REAL *x, long rx, long cx, long k, long n, long w,
          out + j * k + p * w);
 }
 
-#line 735 "chapters/tensors/blas.md"
+#line 736 "chapters/tensors/blas.md"
 /* go to slab s of the stack; how many columns does it have? */
 static long locate(struct job *g, long s) {
   long j = s % g->p.slabs * g->p.width, batch = s / g->p.slabs;
@@ -195,7 +196,7 @@ static void fill(void *job, long t) {
       g.packed + s * g.p.width * g.k);
 }
 
-#line 761 "chapters/tensors/blas.md"
+#line 762 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
   static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
@@ -226,7 +227,7 @@ static void block(void *job, long t) {
   }
 }
 
-#line 797 "chapters/tensors/blas.md"
+#line 798 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
   long room = p->pack ? p->span * p->width * p->depth : 0;

@@ -1,10 +1,11 @@
-# Tangled from language: edit there, `make tangle`. sha256:29252e6c6083
+# Tangled from language: edit there, `make tangle`. sha256:fa557a54374b
 from __future__ import annotations
 
 import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -177,6 +178,9 @@ def held_loss(model: GPT, held: np.ndarray, every: int = 1) -> float:
                     size=32)
 
 
+COMPILERS: dict[str, str] = {}
+
+
 def learner(recipe: Recipe, text: Text, seed: int = 0,
             device: str = "cpu") -> tuple[GPT, Trainer]:
     """A model and its run on windows of the text, before step one."""
@@ -186,8 +190,11 @@ def learner(recipe: Recipe, text: Text, seed: int = 0,
                          batch_size=recipe.batch, shuffle=True, seed=seed)
     model = GPT(config)
     model.to(named(device))
-    return model, runner(model, batches, letters_loss, recipe.steps,
-                         recipe.lr, recipe.warmup)
+    run = runner(model, batches, letters_loss, recipe.steps, recipe.lr,
+                 recipe.warmup)
+    if device in COMPILERS:
+        import_module(COMPILERS[device]).compiled(run)
+    return model, run
 
 
 HOLDS = {"≥": operator.ge, "≤": operator.le}
