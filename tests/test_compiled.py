@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ from companion.device import CPU, named
 from companion.dtype import bfloat16, float16, float32, float64, int64
 from companion.native import POOL, key
 from companion.ops import (
+    ADD,
     ATTENTION,
     BUFFER,
     EXP,
@@ -74,14 +76,9 @@ class Apart(compiler.Plan):
 
 def values_of(program):
     """What the program has left in memory, by the node."""
-    def value(node):
-        slot = program.plan.places[node].slot
-        if slot:
-            result = program.results[slot - 1 - len(program.plan.leaves)]
-            return result.moved(View.dense(node.shape))
-        return program.buffer(Operand(node, View.dense(node.shape)))
-    return {node: value(node) for step in program.steps
-            for node in step.stores if node in program.plan.places}
+    return {node: program.buffer(Operand(node, View.dense(node.shape)))
+            for step in program.steps for node in step.stores
+            if node in program.plan.places}
 
 
 def check(roots, monkeypatch, *flags):
@@ -1063,3 +1060,73 @@ def test_several_threads_call_one_program():
         for n, found in enumerate(pool.map(calls, range(3))):
             assert found == [2 * n] * 60
     assert w.item() == 180
+
+
+VARIABLES = {
+    "two slices": lambda a, b: [((a[3:8].exp()).sum()
+                                 + (a[3:9] * a[3:9]).sum())],
+    "joined both ways": lambda a, b: [cat([a, b, a]) + cat([b, a, a])],
+    "padded": lambda a, b: [a.pad(((3, 2),)) + b.pad(((3, 1),))],
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_variables_of_other_sizes_have_other_names(name, monkeypatch):
+    a, b = some(9).requires_grad_(), some(10, seed=1)
+    (made,) = VARIABLES[name](a, b)
+    made.sum().backward()
+    check([t.buffer.node for t in (made.detach(), a.grad)], monkeypatch)
+
+
+def test_of_two_zeros_the_maximum_is_the_second():
+    x, y = [Tensor(v, float32, LAZY) for v in ([-0.0, 0.0], [0.0, -0.0])]
+    program = compiler.compile_graph([t.buffer.node for t in (
+        1 / x.relu(), 1 / x.maximum(y), 1 / y.maximum(x))])
+    assert [found.array.tolist() for found in program()] == [
+        [np.inf, np.inf], [np.inf, -np.inf], [-np.inf, np.inf]]
+
+
+def test_a_bad_index_that_is_a_root_is_told():
+    x, k = some(9, 4), Tensor([1, 2], int64, LAZY)
+    index = k * 7
+    roots = [t.buffer.node for t in (index, x[index])]
+    with pytest.raises(IndexError, match="the index 14 is out of range"):
+        compiler.compile_graph(roots)()
+
+
+def test_nothing_is_overwritten_before_a_call_that_may_fail():
+    w, x = some(6, 6), some(6, 6, seed=1)
+
+    def in_place(i, *tensors):
+        order, roots = prepared([t.buffer.node for t in tensors])
+        steps = schedule(order, roots)
+        return not compiler.Plan(steps, roots, {i: w.buffer.node}).copies
+    early, product = w - w / 10, x @ x
+    assert in_place(0, early) and not in_place(0, early, product)
+    assert in_place(1, product, w - w / 5)
+
+
+def test_row_buffers_fit_on_the_stack_of_a_thread(monkeypatch):
+    x, total = some(3, 4096), 0
+    for i in range(20):
+        e = (x * (0.1 * i + 0.1)).exp()
+        total = total + e / e.sum(1, keepdim=True)
+    program = check([total.buffer.node], monkeypatch)
+    for text in program.code.texts:
+        sizes = re.findall(r"float b\d+\[(\d+)\];", text)
+        assert 4 * sum(map(int, sizes)) <= 1 << 18
+
+
+def test_no_function_is_compiled_that_is_never_called():
+    text = compiler.mathematics()
+    made = re.findall(r"(?m)^static INLINE [\w ]+?(\w+)\(", text)
+    assert made and all(len(re.findall(rf"\b{name}\b", text)) > 1
+                        for name in made)
+
+
+def test_what_is_overwritten_lies_in_order():
+    x = CPU.adopt(np.arange(6.0).reshape(2, 3))
+    turned = OpNode(BUFFER, (), x.moved(x.view.permute((1, 0))))
+    root = OpNode(ADD, (turned, turned), turned.dtype)
+    with pytest.raises(ValueError, match=r"has strides \(1, 3\); expected"):
+        compiler.compile_graph([root], {0: turned})

@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:8f1b9a3b873e
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:675f0fcd3f8f
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Lazy(Device):
     def adopt(self, array: np.ndarray) -> Promised:
         """A copy, which nobody else can write to."""
         return self.promise(OpNode(
-            BUFFER, (), self.device.adopt(np.array(array))))
+            BUFFER, (), self.device.adopt(np.array(array, order="C"))))
 
     def realize(self, *promises: Promise) -> None:
         """Compute what they stand for, and keep what others need of it."""

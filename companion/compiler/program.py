@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:4a4e5be57351
+# Tangled from codegen: edit there, `make tangle`. sha256:dff255dcd779
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ def renamed(text: str, suffix: str) -> str:
 
 
 def mathematics() -> str:
-    """EXP and ERF of the chapter on activations, for both floats."""
+    """EXP of the chapter on activations for both floats, ERF for one."""
     text = text_of("kernels/loops.c")
     parts = re.findall(r"(?ms)^enum \{ WIDE.*?\n\n|^/\*[^/]*\*/\n"
                        r"typedef __typeof__.*?;\n|^static INLINE .*?^\}\n",
                        text)
+    exponential = [part for part in parts if " error(" not in part]
     return "\n".join([
         "#define INLINE inline __attribute__((always_inline))",
-        *[f"#define REAL {t}\n" + renamed("".join(parts), t) + "#undef REAL"
-          for t in ("float", "double")],
+        *[f"#define REAL {t}\n" + renamed("".join(of), t) + "#undef REAL"
+          for t, of in (("float", parts), ("double", exponential))],
         "#define exp_float exponential_float",
         "#define exp_double exponential_double",
         "#define erf_float error_float", "#define erf_double erf"])
@@ -239,11 +240,20 @@ class Plan:
         self.live()
         self.kept = {x for x in self.last if x in self.made}
         self.kept |= {stripped(root) for root in roots}
-        self.loops = {i: Loops(step, self.kept) for i, step in enumerate(
-            steps) if isinstance(step, Kernel)}
+        self.loops = {i: self.near(step) for i, step in enumerate(steps)
+                      if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
             self.put(i, stripped(root), targets.get(i))
         self.room = self.arrange()
+
+    def near(self, kernel: Kernel) -> Loops:
+        """A kernel's loops; row buffers that are too large get memory."""
+        loops = Loops(kernel, self.kept)
+        if sum([kernel.lowered[x].item.width * x.dtype.itemsize
+                for x in loops.buffers]) <= STACK:
+            return loops
+        self.kept |= set(loops.buffers)
+        return Loops(kernel, self.kept)
 
     def live(self) -> None:
         """In which turn each value is made, and read for the last time."""
@@ -281,11 +291,10 @@ class Plan:
 
     def overwrites(self, node: OpNode, leaf: OpNode) -> bool:
         """Whether `node` may be made in the memory of `leaf`: all has
-        been read from there, and no bad index can be met any more."""
+        been read from there, and no call can fail any more."""
         i, turn, read = (self.maker[node], self.made[node],
                          self.last.get(leaf, -1))
-        late = any(step.node.op in CHECKED for step in self.steps[i:]
-                   if isinstance(step, Call))
+        late = any(isinstance(step, Call) for step in self.steps[i:])
         # Of kernels in one turn, nobody knows which is the first.
         beside = any(leaf in step.reads for j, step in enumerate(self.steps)
                      if j != i and self.turns[j] == turn)
@@ -307,6 +316,9 @@ class Plan:
             load.address == mine and x.inner == made.inner
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
+
+
+STACK = 1 << 18  # bytes of row buffers: the stacks of threads are small
 
 
 class Code:
@@ -407,6 +419,7 @@ class Program:
                  else r for r in roots]
         order = list(dict.fromkeys([*order, *roots]))
         check_types(order)
+        check_targets(targets.values())
         self.steps = schedule(order, roots)
         self.plan = Plan(self.steps, roots, targets)
         self.code = Code(self.plan)
@@ -465,8 +478,10 @@ class Program:
         if operand.node.op is BUFFER:
             return operand.node.arg.moved(operand.view)
         place = self.plan.places[operand.node]
-        memory = self.arena.array[align(self.arena.address)
-                                  - self.arena.address + place.offset:]
+        start = align(self.arena.address) - self.arena.address
+        memory = self.arena.array[start + place.offset:] if (
+            not place.slot) else self.results[
+                place.slot - 1 - len(self.plan.leaves)].array
         return Buffer(Storage(memory), operand.view, operand.node.dtype)
 
 
@@ -476,6 +491,14 @@ def check_types(order: Iterable[OpNode]) -> None:
             raise TypeError(
                 f"jit: {node.op} makes {node.dtype}, which C has not; "
                 f"expected {', '.join(map(str, C_TYPES))}: cast first")
+
+
+def check_targets(leaves: Iterable[OpNode]) -> None:
+    for leaf in leaves:
+        if not leaf.arg.view.is_dense:
+            raise ValueError(
+                f"jit: {leaf} has strides {leaf.arg.view.strides}; expected "
+                f"memory in order, to write over it: copy it first")
 
 
 def compile_graph(roots: Sequence[OpNode],

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:4f442a888825
+# Tangled from codegen: edit there, `make tangle`. sha256:ecd9ebdba795
 """Kernels as C."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ C_TYPES = {float32: "float", float64: "double", int32: "int", int64: "long",
 C_CODE: dict[Op, str] = {
     ADD: "{0} + {1}", SUB: "{0} - {1}", MUL: "{0} * {1}", DIV: "{0} / {1}",
     AND: "{0} & {1}", LESS: "{0} < {1}", EQUAL: "{0} == {1}",
-    MAXIMUM: "{1} > {0} | {1} != {1} ? {1} : {0}",
+    MAXIMUM: "{0} > {1} | {0} != {0} ? {0} : {1}",
     WHERE: "{0} ? {1} : {2}", CAST: "({type}){0}",
     **{op: f"{str(op).lower()}_{{name}}({{args}})"
        for op in (EXP, LOG, SIN, SQRT, ERF, POW, IDIV, MOD)}}
@@ -85,7 +85,7 @@ def var_name(var: Var) -> str:
     if not var.how:
         return f"i{var.depth}" if var.depth else "r"
     sign = {"/": "q", "%": "m", "=": "g"}[var.how]
-    return f"{sign}_{word_of(var.of)}_{var.by}"
+    return f"{sign}_{word_of(var.of)}_{var.by}_{var.size}"
 
 
 def word_of(index: Index) -> str:
