@@ -94,3 +94,13 @@ def test_nothing_and_single_numbers():
     tensors = [x.sum(), x.sum() + 1, empty + 1, empty.sum(0), empty.sum()]
     steps = page.compare([t.buffer.node for t in tensors], close=1e-5)
     assert all(isinstance(step, Kernel) for step in steps)
+
+
+def test_what_a_step_reads_has_an_order():
+    x = [page.some(4, 6) + 0 for _ in range(12)]
+    found = []
+    for tensors in (x, [page.some(4, 6) + 0 for _ in range(12)]):
+        nodes = [t.buffer.node.src[0] for t in tensors]
+        (step,) = page.steps_of(sum(tensors[1:], tensors[0]))
+        found.append([nodes.index(node) for node in step.reads])
+    assert found[0] == found[1] and len(found[0]) == 12

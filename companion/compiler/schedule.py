@@ -1,10 +1,10 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:b484b6ced491
+# Tangled from fusion: edit there, `make tangle`. sha256:b91732242911
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, KeysView, Mapping, Sequence
 from typing import NamedTuple, cast
 
 from companion.compiler.graph import OpNode, toposort
@@ -111,7 +111,7 @@ def required(order: Sequence[OpNode], roots: Iterable[OpNode],
     return found
 
 
-# What takes as long as a dozen additions had better be done once.
+# What takes as long as many additions had better be done once.
 COSTLY = {EXP, LOG, SIN, ERF, POW, IDIV, MOD}
 
 
@@ -138,11 +138,11 @@ def uses(order: Sequence[OpNode],
         # Costly: of more than half as many elements as the node.
         costly = any(p.costly and math.prod(x.shape) * 2 > size
                      for x, p in zip(node.src, parts))
-        found[node] = Use(
-            reads, node.op in COSTLY or costly,
-            (8 if node.op is RESHAPE else 1) + max(
-                [part.length for part in parts], default=0),
-            min((node.op not in MOVE) + sum([p.size for p in parts]), MANY + 1))
+        length = (8 if node.op is RESHAPE else 1) + max(
+            [part.length for part in parts], default=0)
+        count = (node.op not in MOVE) + sum([part.size for part in parts])
+        found[node] = Use(reads, node.op in COSTLY or costly, length,
+                          min(count, MANY + 1))
     return found
 
 
@@ -220,8 +220,8 @@ class Call(NamedTuple):
         return [self.node]
 
     @property
-    def reads(self) -> set[OpNode]:
-        return {x.node for x in self.operands}
+    def reads(self) -> KeysView[OpNode]:
+        return dict.fromkeys([x.node for x in self.operands]).keys()
 
 
 class Kernel:
@@ -230,12 +230,12 @@ class Kernel:
     def __init__(self, rows: int):
         self.rows = rows
         self.lowered: dict[OpNode, Lowered] = {}
-        self.needs: set[OpNode] = set()
+        self.needs: dict[OpNode, None] = {}
         self.scalars: set[Scalar] = set()
 
     def add(self, made: Lowered) -> None:
         self.lowered[made.item.node] = made
-        self.needs |= {load.node for load in loads(made.scalar)}
+        self.needs |= dict.fromkeys([x.node for x in loads(made.scalar)])
         self.scalars |= set(scalars(made.scalar))
 
     @property
@@ -243,9 +243,10 @@ class Kernel:
         return list(self.lowered)
 
     @property
-    def reads(self) -> set[OpNode]:
-        """What it needs of others."""
-        return self.needs - set(self.lowered)
+    def reads(self) -> KeysView[OpNode]:
+        """What it needs of others, in the order of its first reads."""
+        return dict.fromkeys([
+            x for x in self.needs if x not in self.lowered]).keys()
 
 
 def joined(kernel: Kernel | Call, item: Item,
@@ -279,7 +280,7 @@ def places(item: Lowered, at: Mapping[OpNode, int],
         i for i in near if steps[i].reads & needs]
 
 
-NEAR = 8  # steps in which to look for siblings
+NEAR = 8  # steps: among so many right behind, and the last so many
 
 
 def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
@@ -348,7 +349,10 @@ def prepared(roots: Sequence[OpNode],
 
 
 def traffic(steps: Sequence[Step], roots: Iterable[OpNode]) -> int:
-    """Bytes that the steps read from memory and write to it."""
+    """Bytes that the steps read from memory and write to it.
+
+    A value counts as a whole, also where a part of it is read.
+    """
     outside = {x for step in steps for x in step.reads}
     outside |= {stripped(root) for root in roots}
     return sum([size_of(x) for step in steps for x in (
