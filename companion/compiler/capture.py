@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:0321608dd0b6
+# Tangled from capture: edit there, `make tangle`. sha256:5b0c383fe6f8
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -203,7 +203,8 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        for array, new in zip(self.arrays, tensors_in([args, named])):
+        given = tensors_in((args, named) if named else args)
+        for array, new in zip(self.arrays, given):
             np.copyto(array, new.numpy())
         for numbers, places in self.fed:
             found = numbers()
@@ -323,8 +324,7 @@ class Same(NamedTuple):
 
 
 def looks_of(x: Tensor) -> tuple[Any, ...]:
-    return (ref(x.buffer.storage), x.buffer.view, x.dtype, x.requires_grad,
-            x.grad is None)
+    return ref(x.buffer.storage), x.requires_grad, x.grad is None
 
 
 def insides(module: Module) -> list[Any]:
@@ -343,21 +343,21 @@ def parts_of(optimizer: Optimizer) -> list[Any]:
 
 # Of each kind: what is seen at once, and where to look further.
 Look = Callable[[Any], Any]
-LOOKS: list[tuple[Any, Look, Look]] = [
-    (Tensor, looks_of, lambda x: ()),
+LOOKS: list[tuple[Any, Look, Look | None]] = [
+    (Tensor, looks_of, None),
     ((int, float, complex, str, bytes, slice, range, type(None)),
-     lambda x: (type(x), repr(x)), lambda x: ()),
+     lambda x: (type(x), repr(x)), None),
     (list | tuple, lambda x: (type(x), len(x)), lambda x: x),
     (dict, lambda x: (type(x), len(x)), lambda x: [*x.keys(), *x.values()]),
     (Module, Same, insides),
     (Optimizer, Same, parts_of),
     (Trainer, Same, lambda run: [run.model, run.optimizer, run.loss_of,
                                  run.clip, run.accumulate]),
-    (object, Same, lambda x: ())]
+    (object, Same, None)]
 
 
 @functools.lru_cache(maxsize=1024)
-def look_at(kind: type) -> tuple[Look, Look]:
+def look_at(kind: type) -> tuple[Look, Look | None]:
     """How to see an object of that kind."""
     return next((say, further) for kinds, say, further in LOOKS
                 if issubclass(kind, kinds))
@@ -370,10 +370,9 @@ def seen(values: Iterable[Any]) -> tuple[Any, ...]:
         kind: Any = type(value)
         say, further = look_at(kind)
         found.append(say(value))
-        parts = further(value)
-        if parts and id(value) not in met:
+        if further and id(value) not in met:
             met.add(id(value))
-            waiting += parts
+            waiting += further(value)
     return tuple(found)
 
 
@@ -396,7 +395,8 @@ class Jit:
         with LOCK:
             if not can_compile():
                 return self.plain(args, named)
-            key = (kind_of([args, named]), seen(self.look()))
+            key = (kind_of(args), kind_of(named) if named else (),
+                   seen(self.look()))
             last = self.calls.get(key)
             if last is not None and last.program is not None:
                 return last(args, named)
