@@ -5,6 +5,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -1044,6 +1045,50 @@ def test_a_captured_function_inside_of_another():
     for i in range(5):
         assert outer(Tensor([i], float32)).item() == 2 * i + 1
     assert len(outer.programs) == 1 and not inner.programs
+
+
+def test_what_is_assigned_comes_home_or_is_told():
+    """A constant without a shape; and what a bad index has broken."""
+    w, table = Tensor(1.0, float32, "lazy"), Tensor(np.eye(3), device="lazy")
+
+    @jit
+    def step():
+        w.assign(w * 2)
+    for _ in range(3):
+        step()
+    w.assign(Tensor(5.0, float32, "lazy"))
+    step()
+    assert w.item() == 10
+    w.assign(table[Tensor([7], int64, "lazy")].sum().to(float32))
+    with pytest.raises(IndexError, match="the index 7 is out of range"):
+        step()
+
+
+def test_what_is_fed_outside_leaves_no_trace():
+    run, device = jit(lambda x: x * rand(2, device="lazy")), named("lazy")
+    for _ in range(3):
+        run(Tensor([1.0, 2.0]))
+    rand(2, device="lazy").numpy()
+    assert device.feeds is None
+
+
+def test_a_call_of_another_thread_waits_for_a_capture():
+    inside, begun = threading.Event(), threading.Event()
+
+    @jit
+    def slow(x):
+        begun.set()
+        inside.wait(0.2)
+        return x * 2
+
+    @jit
+    def other(x):
+        return x + 1
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(slow, Tensor([1.0]))
+        begun.wait()
+        assert pool.submit(other, Tensor([1.0])).result().tolist() == [2]
+        assert first.result().tolist() == [2]
 
 
 def test_several_threads_call_one_program():

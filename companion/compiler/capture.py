@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:5b0c383fe6f8
+# Tangled from capture: edit there, `make tangle`. sha256:5b080e970dc0
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import dis
 import functools
 import gc
 import threading
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import CellType, CodeType, FunctionType
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary, ref
 import numpy as np
 
 from companion.buffer import Storage
-from companion.compiler.graph import AGES, OpNode, made, toposort
+from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph
 from companion.compiler.schedule import captured
@@ -96,43 +97,60 @@ def memory_of(tensor: Any) -> OpNode:
 
 
 @contextmanager
-def unread(device: Lazy) -> Iterator[None]:
-    """Inside the block nobody may read a value of `device`."""
+def unread(device: Lazy) -> Iterator[list[Any]]:
+    """Inside the block nobody may read a value of `device`; a list of
+    what is fed there."""
     def refuse(buffer: Any) -> NoReturn:
         raise ValueError(
             "jit: a value was read inside the function, and what was done "
             "because of it would be the same at every call; return the "
             "tensor, and read it behind the call")
-    vars(device)["host"] = refuse
+    feeds: list[Any] = []
+    vars(device).update(host=refuse, feeds=feeds)
     try:
-        yield
+        yield feeds
     finally:
-        del vars(device)["host"]
+        del vars(device)["host"], vars(device)["feeds"]
 
 
 class Capture:
     """A call of `function`, and what it has asked of a lazy device."""
 
-    program: Program | None = None
+    program: Program
 
     def __init__(self, device: Lazy, function: Callable[..., Any],
                  args: Any, named: Mapping[str, Any] = {}):
         self.device, self.before = device, settle(device)
+        # A name that dies in the call is remembered: it was another one.
+        self.names = {node: ref(p) for p, node in self.before.items()}
         given = [placed(x, device) for x in tensors_in([args, named])]
         self.inputs = [memory_of(x) for x in given]
-        self.feeds = device.feeds = []
         new = iter(given)
         try:
-            with unread(device):
+            with unread(device) as self.feeds:
                 self.result = function(*replaced_in(args, new),
                                        **replaced_in(named, new))
         except BaseException:
             self.undo()
             raise
-        gc.collect()  # what nobody can reach is not a result
-        self.kept = [(p, node) for p, node in device.living()
-                     if self.before.get(p) is not node
-                     and node.op is not CONST and node not in self.inputs]
+        lazy = [isinstance(x.buffer, Promised)
+                for x in tensors_in(self.result)]
+        if not self.moved() and not any(lazy):
+            raise ValueError(
+                f"jit: {name_of(function)} asked nothing of {device}; move "
+                f"the model, and what it reads, there: .to({str(device)!r})")
+
+    def moved(self) -> list[tuple[Promise, OpNode]]:
+        """The names that stand for something else, or are new."""
+        return [(p, node) for p, node in self.device.living()
+                if self.before.get(p) is not node
+                and node.op is not CONST and node not in self.inputs]
+
+    @functools.cached_property
+    def kept(self) -> list[tuple[Promise, OpNode]]:
+        """The same, without those that nobody can reach."""
+        gc.collect()
+        return self.moved()
 
     def undo(self) -> None:
         """All names stand for what they stood for before."""
@@ -147,7 +165,7 @@ class Capture:
             node: (i, name) for i, (_, found) in enumerate(self.feeds)
             for name, node in found.items()}
         leaf |= {node: i for i, node in enumerate(self.inputs)}
-        leaf |= {node: ref(promise) for promise, node in self.before.items()}
+        leaf |= self.names
         said = [(node.op, [place[x] for x in node.src], leaf.get(node)
                  if node.op is BUFFER else repr(node.arg)) for node in order]
         return [said, *[(place[node], ref(p) if p in self.before else None)
@@ -155,7 +173,7 @@ class Capture:
 
     def keep(self) -> Any:
         """Compute what was asked for, as ever: the function's result."""
-        self.device.realize(*[p for p, _ in self.kept])
+        self.device.realize(*[p for p, _ in self.moved()])
         return replaced_in(self.result, iter([
             x.detach() if fresh else x for x, fresh in zip(
                 tensors_in(self.result), self.fresh)]))
@@ -191,7 +209,7 @@ class Capture:
     def compiled(self) -> Program:
         """All that was changed or made, as a program."""
         roots = [node for _, node in self.kept]
-        known = {*self.inputs, *self.before.values()}
+        known = {*self.inputs, *self.names}
         for leaf in toposort(*roots):
             if leaf.op is BUFFER and leaf not in known and leaf not in FED:
                 raise ValueError(f"jit: {BROUGHT.format(leaf.shape)}")
@@ -210,7 +228,7 @@ class Capture:
             found = numbers()
             for name, array in places:
                 array[...] = found[name]
-        self.program()  # type: ignore[misc]
+        self.program()
         for promise, _ in self.kept:
             promise.version += 1
         for weak, gradient in self.hung:
@@ -229,7 +247,8 @@ class Capture:
                 promise.node = OpNode(BUFFER, (), node.arg.copy())
         for promise, leaf in self.mine.items():
             if promise.node is not leaf:
-                np.copyto(leaf.arg.array, promise.node.arg.array)
+                (value,) = interpret([promise.node], self.device.device)
+                np.copyto(leaf.arg.array, value.array)
                 promise.node = leaf
 
     def answer(self) -> Any:
@@ -384,81 +403,59 @@ class Jit:
             raise TypeError(f"jit: expected a lazy device, got {device}")
         self.function, self.device = function, device
         self.look = surroundings(function)
-        self.calls: dict[Any, Capture] = {}
+        self.made: dict[Any, Capture] = {}
         self.forms: dict[Any, list[Any]] = {}
-        self.unlike: dict[Any, int] = {}  # calls that have not repeated one
+        self.unlike = Counter[Any]()  # calls that have not repeated one
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        # Inside of another captured function it is a part of that.
-        if "host" in vars(self.device):
-            return self.function(*args, **named)
         with LOCK:
-            if not can_compile():
-                return self.plain(args, named)
+            # Inside of another captured function it is a part of that.
+            if "host" in vars(self.device):
+                return self.function(*args, **named)
             key = (kind_of(args), kind_of(named) if named else (),
                    seen(self.look()))
-            last = self.calls.get(key)
-            if last is not None and last.program is not None:
-                return last(args, named)
-            return self.met(key, last, args, named)
+            if key in self.made:
+                return self.made[key](args, named)
+            call = Capture(self.device, self.function, args, named)
+            if not can_compile() or not self.repeats(key, call):
+                return call.keep()
+            result = call.begin()
+            self.made[key] = call
+            return result
 
-    def met(self, key: Any, last: Capture | None, args: Any,
-            named: Any) -> Any:
-        """A call that no program answers yet."""
-        if self.unlike.get(key, 0) > UNLIKE or (
-                last is None and len(self.calls) == MANY):
-            return self.plain(args, named)
-        call = Capture(self.device, self.function, args, named)
-        if not call.kept and not any(isinstance(x.buffer, Promised)
-                                     for x in tensors_in(call.result)):
-            raise ValueError(
-                f"jit: {self} asked nothing of {self.device}; move the "
-                f"model, and what it reads, there: .to({str(self.device)!r})")
-        self.calls[key] = call
-        form = call.form()
-        if last is not None and self.forms.get(key) == form:
-            return call.begin()
+    def repeats(self, key: Any, call: Capture) -> bool:
+        """Whether it asks for what the last call of its kind asked for."""
+        if self.unlike[key] > UNLIKE or (
+                key not in self.forms and len(self.forms) == MANY):
+            return False
+        form, name = call.form(), name_of(self.function)
+        if self.forms.get(key) == form:
+            return True
         self.forms[key] = form
-        return self.tried(key, call)
-
-    def tried(self, key: Any, call: Capture) -> Any:
-        """Run as ever, and count."""
-        self.unlike[key] = self.unlike.get(key, 0) + 1
+        self.unlike[key] += 1
         if self.unlike[key] > UNLIKE:
-            tell(f"jit: {self} asks for something else at every call, and "
+            tell(f"jit: {name} asks for something else at every call, and "
                  f"is run as ever; assign to a tensor instead of exchanging "
                  f"it, and pass as an argument what changes")
-        if len(self.calls) == MANY:
-            tell(f"jit: {self} was called in {MANY} ways, each of which may "
+        if len(self.forms) == MANY:
+            tell(f"jit: {name} was called in {MANY} ways, each of which may "
                  f"become a program; others are run as ever; pass as a "
                  f"tensor what changes often")
-        return call.keep()
+        return False
 
     @property
     def programs(self) -> list[Capture]:
         """The calls that are programs by now."""
-        return [call for call in self.calls.values() if call.program]
-
-    def __str__(self) -> str:
-        return getattr(self.function, "__name__", str(self.function))
-
-    def plain(self, args: Any, named: Any) -> Any:
-        """Run as ever, without a note."""
-        new = iter([placed(x, self.device)
-                    for x in tensors_in([args, named])])
-        before = dict(self.device.living())
-        result = self.function(*replaced_in(args, new),
-                               **replaced_in(named, new))
-        self.device.realize(*[p for p, node in self.device.living()
-                              if before.get(p) is not node])
-        return replaced_in(result, iter([
-            x.detach() for x in tensors_in(result)]))
+        return list(self.made.values())
 
 
 LOCK = threading.RLock()  # one program at a time writes to the names
 
-UNLIKE = 5
-MANY = 16
+UNLIKE, MANY = 5, 16
+
+
+def name_of(function: Any) -> str:
+    return getattr(function, "__name__", str(function))
 
 
 def can_compile() -> bool:

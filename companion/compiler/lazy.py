@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:675f0fcd3f8f
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:116ea2d42ca8
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class Lazy(Device):
         """Itself: a copied tensor stays on its device."""
         return self
 
-    feeds: list[Any] = []  # of the call that is being captured
+    feeds: list[Any] | None = None  # of the call that is being captured
 
     def feed(self, numbers: Callable[[], dict[str, np.ndarray]],
              ) -> dict[str, Buffer]:
@@ -235,8 +235,9 @@ class Lazy(Device):
         found: dict[str, Any] = super().feed(numbers)
         for name, buffer in found.items():
             FED[buffer.node] = numbers, name
-        self.feeds.append((numbers, {
-            name: buffer.node for name, buffer in found.items()}))
+        if self.feeds is not None:
+            self.feeds.append((numbers, {
+                name: buffer.node for name, buffer in found.items()}))
         return found
 
     def target(self, buffer: Buffer) -> Buffer:
