@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:f13fd4f6ea52 */
+/* Tangled from codegen: edit there, `make tangle`. sha256:9d34c9315b1c */
 #line 291 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -56,7 +56,7 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 1300 "chapters/compiler/codegen.md"
+#line 1271 "chapters/compiler/codegen.md"
 /* kernels that start together, and in how many parts each */
 struct piece { task *f; void *p; long parts; };
 static void some(void *job, long i) {
@@ -65,7 +65,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1416 "chapters/compiler/codegen.md"
+#line 1387 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -78,7 +78,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1432 "chapters/compiler/codegen.md"
+#line 1403 "chapters/compiler/codegen.md"
 /* out[at[r]] += x[r], where out is 0 at first */
 #define SCATTER(T, name, wide)                                        \
   static int scatter_##name(const T *x, const long *at, T *out,       \
@@ -103,7 +103,7 @@ SCATTER(signed char, signed_char, signed char)
 SCATTER(unsigned char, unsigned_char, unsigned char)
 SCATTER(_Bool, _Bool, _Bool)
 
-#line 1460 "chapters/compiler/codegen.md"
+#line 1431 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
