@@ -1047,6 +1047,30 @@ def test_a_captured_function_inside_of_another():
     assert len(outer.programs) == 1 and not inner.programs
 
 
+@pytest.mark.parametrize("dtype", (float32, float64, int64), ids=str)
+@pytest.mark.parametrize("axis", (0, 1))
+def test_rows_are_added_as_the_device_adds_them(dtype, axis, usual_threads):
+    """In every bit, on one thread and on two; and a bad place is told."""
+    rng, shape = np.random.default_rng(0), (3, 200, 70)[1 - axis:]
+    x = Tensor(rng.normal(size=shape) * 9, dtype, LAZY)
+    for places in (5, 2_000):
+        least = 0 if axis else -places
+        index = Tensor(rng.integers(least, places, shape[:-1]), int64, LAZY)
+        node = OpNode(SCATTER, (x.buffer.node, index.buffer.node),
+                      (axis, places))
+        (expected,) = interpret([node], CPU)
+        for threads in (1, 2):
+            set_threads(threads)
+            program = compiler.compile_graph([node])
+            assert np.array_equal(program()[0].array, expected.array)
+        # Floats by the library's kernel, which needs no second table.
+        assert len(program.code.tasks) == dtype.is_float
+        broken = OpNode(SCATTER, (x.buffer.node, index.buffer.node),
+                        (axis, places // 2))
+        with pytest.raises(IndexError, match="is out of range"):
+            compiler.compile_graph([broken])()
+
+
 def test_what_is_assigned_comes_home_or_is_told():
     """A constant without a shape; and what a bad index has broken."""
     w, table = Tensor(1.0, float32, "lazy"), Tensor(np.eye(3), device="lazy")

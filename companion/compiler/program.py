@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:dff255dcd779
+# Tangled from codegen: edit there, `make tangle`. sha256:bd97f8337c55
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from companion.compiler.schedule import (
 )
 from companion.device import (
     CREW,
+    SUMS,
     WIDEST,
     attender,
     attention_layout,
     check_index,
     least_index,
+    scatterer,
 )
 from companion.dtype import uint8
 from companion.native import CELLS, POOL, build
@@ -168,11 +170,18 @@ def scatter_task(out: OpNode, operands: Sequence[Operand]) -> Task:
     x, index = [o.view.shape for o in operands]
     axis, n = out.arg
     outer, count, n, low = indexed_sizes(x, axis, n, index)
-    kind = C_TYPES[out.dtype]
-    size = math.prod(x[len(index):])
-    return Task(f"scatter_{kind.replace(' ', '_')}((const {kind} *){{1}}, "
-                f"(const long *){{2}}, ({kind} *){{0}}, {outer}, {count}, "
-                f"{n}, {size}, {low})")
+    size, kind = math.prod(x[len(index):]), C_TYPES[out.dtype]
+    order = f"{{1}}, (const long *){{2}}, {{0}}, {outer}, {count}, {n}"
+    if not out.dtype.is_float:
+        return Task(f"scatter_{kind.replace(' ', '_')}({order}, {size}, "
+                    f"{low})")
+
+    def job() -> bytes:
+        threads = 1 if outer * (count + n) * size < 1 << 15 else POOL.threads
+        return SUMS.pack(outer * count, outer * n, size, 8 * threads,
+                         threads, POOL.address)
+    return Task(f"scatter((sum_rows *)FUNCTION, JOB, {order}, {low})", job,
+                lambda: scatterer(out.dtype))
 
 
 def uniform_task(out: OpNode, operands: Sequence[Operand]) -> Task:

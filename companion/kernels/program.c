@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:9d34c9315b1c */
+/* Tangled from codegen: edit there, `make tangle`. sha256:53fbaf1340d5 */
 #line 291 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -65,7 +65,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1387 "chapters/compiler/codegen.md"
+#line 1396 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -78,32 +78,50 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1403 "chapters/compiler/codegen.md"
-/* out[at[r]] += x[r], where out is 0 at first */
-#define SCATTER(T, name, wide)                                        \
-  static int scatter_##name(const T *x, const long *at, T *out,       \
-      long outer, long count, long n, long inner, long least) {       \
-    wide *sums = calloc(outer * n * inner + 1, sizeof *sums);         \
-    if (!sums) return 0;                                              \
+#line 1412 "chapters/compiler/codegen.md"
+typedef void sum_rows(const void *job, const void *x, const long *at,
+                      long *links, void *out);
+
+/* out[at[r]] += x[r], where out is 0 at first, by the library's sum_rows:
+   it wants the places in one table, and some room */
+static int scatter(sum_rows *add, const void *job, const void *x,
+                   const long *at, void *out, long outer, long count,
+                   long n, long least) {
+  long all = outer * count;
+  long *to = malloc((2 * all + outer * n + 1) * sizeof *to);
+  for (long i = 0; to && i < all; i++) {
+    if (at[i] < least || at[i] >= n) { free(to); return 0; }
+    to[i] = i / count * n + at[i] + (at[i] < 0) * n;
+  }
+  if (to) add(job, x, to, to + all, out);
+  free(to);
+  return to != 0;
+}
+
+#line 1435 "chapters/compiler/codegen.md"
+/* the same for whole numbers, in which no digit is lost on the way */
+#define SCATTER(T, name)                                              \
+  static int scatter_##name(const void *from, const long *at,         \
+      void *to, long outer, long count, long n, long inner,           \
+      long least) {                                                   \
+    const T *x = from;                                                \
+    T *out = to;                                                      \
+    memset(out, 0, outer * n * inner * sizeof *out);                  \
     for (long i = 0; i < outer * count; i++) {                        \
-      if (at[i] < least || at[i] >= n) { free(sums); return 0; }      \
-      wide *to = sums +                                               \
-        (i / count * n + at[i] + (at[i] < 0) * n) * inner;            \
-      for (long j = 0; j < inner; j++) to[j] += x[i * inner + j];     \
+      if (at[i] < least || at[i] >= n) return 0;                      \
+      long k = i / count * n + at[i] + (at[i] < 0) * n;               \
+      for (long j = 0; j < inner; j++)                                \
+        out[k * inner + j] += x[i * inner + j];                       \
     }                                                                 \
-    for (long i = 0; i < outer * n * inner; i++) out[i] = sums[i];    \
-    free(sums);                                                       \
     return 1;                                                         \
   }
-SCATTER(float, float, double)
-SCATTER(double, double, double)
-SCATTER(int, int, int)
-SCATTER(long, long, long)
-SCATTER(signed char, signed_char, signed char)
-SCATTER(unsigned char, unsigned_char, unsigned char)
-SCATTER(_Bool, _Bool, _Bool)
+SCATTER(int, int)
+SCATTER(long, long)
+SCATTER(signed char, signed_char)
+SCATTER(unsigned char, unsigned_char)
+SCATTER(_Bool, _Bool)
 
-#line 1431 "chapters/compiler/codegen.md"
+#line 1461 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
