@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, attention, transformers: edit there, `make tangle`. sha256:756321ff5802  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, attention, transformers, capture: edit there, `make tangle`. sha256:94bd4bc089f7  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -358,4 +358,5 @@ BENCHES = {
     "gpu": "companion.gpu",
     "attention": "companion.attention",
     "gpt": "companion.milestones.gpt_bench",
+    "capture": "companion.milestones.capture_bench",
 }

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:8f5af4b5c889
+# Tangled from capture: edit there, `make tangle`. sha256:31fbcfd8e05a
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from companion.native import set_threads
 from companion.optim import AdamW
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed, randint, randn
-from companion.timing import BENCHES, MISSING, compare, stamp
+from companion.timing import MISSING, compare, stamp
 from companion.transformer import CONFIGS, GPT, GPTConfig, next_token_loss
 
 
@@ -95,6 +95,3 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
     yield {**line, "unit": "µs", "case": "a small chain", **beside(
         partial(small_chain, threads), partial(torch_chain, threads),
         quick, 1e-6)}
-
-
-BENCHES["capture"] = "companion.milestones.capture_bench"
