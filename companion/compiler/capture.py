@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:88815792313a
+# Tangled from capture: edit there, `make tangle`. sha256:e6ef5f4cf0b9
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -398,7 +398,8 @@ def seen(values: Iterable[Any]) -> tuple[Any, ...]:
     """What a program depends on, in what its function reads."""
     found, met, waiting = list[Any](), dict[int, int](), [*values]
     for value in waiting:  # which grows on the way
-        say, further = look_at(type(value))
+        kind: Any = type(value)
+        say, further = look_at(kind)
         if further is None:
             found.append(say(value))
         elif met.setdefault(id(value), len(found)) < len(found):
