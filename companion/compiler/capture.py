@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:e6ef5f4cf0b9
+# Tangled from capture: edit there, `make tangle`. sha256:eb9bcb43cf02
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def placed(tensor: Tensor, device: Lazy) -> Tensor:
     return new
 
 
-def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
+def replaced_in(value: Any, new: Iterator[Any]) -> Any:
     """The same nest, with other tensors in their places."""
     if isinstance(value, Tensor):
         return next(new)
@@ -125,6 +125,7 @@ class Capture:
         self.names = {node: ref(p) for p, node in self.before.items()}
         given = [placed(x, device) for x in tensors_in([args, named])]
         self.inputs = [memory_of(x) for x in given]
+        self.arguments = replaced_in((args, named), iter(self.inputs))
         new = iter(given)
         try:
             with unread(device) as self.feeds:
