@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:eb9bcb43cf02
+# Tangled from capture: edit there, `make tangle`. sha256:fd16e5f3f89a
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -223,15 +223,7 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        given = tensors_in((args, named) if named else args)
-        lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
-        for leaf in self.held:
-            np.copyto(leaf.arg.array, lent.pop(leaf).array)
-        for numbers, places in self.fed:
-            found = numbers()
-            for name, array in places:
-                array[...] = found[name]
-        self.program(lent)
+        self.program(self.brought(args, named))
         for promise, _ in self.kept:
             promise.version += 1
         for weak, gradient in self.hung:
@@ -240,9 +232,22 @@ class Capture:
                 tensor.grad = gradient
         return self.answer()
 
+    def brought(self, args: Any,
+                named: Mapping[str, Any]) -> dict[OpNode, Buffer]:
+        """New arguments, and new numbers of those that are fed."""
+        given = tensors_in((args, named) if named else args)
+        lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
+        for leaf in self.held:
+            np.copyto(leaf.arg.array, lent.pop(leaf).array)
+        for numbers, places in self.fed:
+            found = numbers()
+            for name, array in places:
+                array[...] = found[name]
+        return lent
+
     def lent(self, x: Any) -> Buffer:
         """The values of an argument, where they lie if that is safe."""
-        if not isinstance(x.buffer, Promised):
+        if x.device is not self.device:
             return x.device.host(x.buffer).dense()
         storage = x.buffer.storage
         self.device.realize(storage)
