@@ -1,4 +1,4 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:e27f4252e373 */
+/* Tangled from attention: edit there, `make tangle`. sha256:873140003346 */
 #line 509 "chapters/gradients/attention.md"
 #include <math.h>
 #include <stdlib.h>
@@ -23,11 +23,10 @@ enum { WIDE = sizeof(REAL) == 8 };
 typedef __typeof__(__builtin_choose_expr(WIDE, 0l, 0)) whole;
 typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef whole I __attribute__((vector_size(BYTES), aligned(4), may_alias));
-typedef signed char B __attribute__((vector_size(L), aligned(1), may_alias));
 
 static long min(long x, long y) { return x < y ? x : y; }
 
-#line 540 "chapters/gradients/attention.md"
+#line 539 "chapters/gradients/attention.md"
 enum { DIGITS = WIDE ? 52 : 23, BIAS = WIDE ? 1023 : 127,
        TERMS = WIDE ? 13 : 7 };
 
@@ -54,7 +53,7 @@ static INLINE V larger(V a, V b) {
   return (V)(((I)a & more) | ((I)b & ~more));
 }
 
-#line 570 "chapters/gradients/attention.md"
+#line 569 "chapters/gradients/attention.md"
 #define ROW(X, i) X(i, 0) X(i, 1)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define LOAD(i, j) V c##i##j = {0}; \
@@ -83,7 +82,7 @@ static void product(int more, long m, long k, const REAL *a, long ra,
   }
 }
 
-#line 604 "chapters/gradients/attention.md"
+#line 603 "chapters/gradients/attention.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 /* heads of tq queries and tk keys, d wide; steps from row to row, of bools
@@ -109,7 +108,7 @@ struct job {
   int failed;
 };
 
-#line 633 "chapters/gradients/attention.md"
+#line 632 "chapters/gradients/attention.md"
 /* nq queries from the i-th on, nk keys from the j-th on, rows filled to w */
 struct tile {
   long i, nq, j, nk, w;
@@ -120,7 +119,7 @@ struct tile {
 };
 static _Thread_local struct tile room __attribute__((aligned(64)));
 
-#line 651 "chapters/gradients/attention.md"
+#line 650 "chapters/gradients/attention.md"
 /* x[n, d] with rows side by side, each filled up to w elements */
 static void lay(const REAL *x, long step, long n, long d, long w,
                 REAL *out) {
@@ -150,7 +149,7 @@ static void locate(struct job *g, long h) {
     g->mask += at * g->p.axis[a].mask, g->kept += at * g->p.axis[a].kept;
 }
 
-#line 684 "chapters/gradients/attention.md"
+#line 683 "chapters/gradients/attention.md"
 /* begin a tile of queries: q is scaled, for scores as powers of two */
 static void begin(const struct job *g, struct tile *t, long i) {
   t->i = i, t->nq = min(g->p.tq - i, BQ);
@@ -177,43 +176,52 @@ static long reach(const struct job *g, const struct tile *t, long a) {
   return !g->p.causal || n > t->nk ? t->nk : n < 0 ? 0 : n;
 }
 
-#line 716 "chapters/gradients/attention.md"
-/* s[keys, queries] of a panel: `other` where a bool at `is` is false */
-static void choose(const struct tile *t, long a, long n, const char *is,
-                   struct steps by, REAL *s, REAL other) {
-  if (!by.query && !by.key && *is) return;  /* one True for all pairs */
-  long m = min(NR, t->nq - a), aligned = by.query == 1 && m == NR;
-  is += (t->i + a) * by.query + t->j * by.key;
-  I rest = (I)((V){0} + other);
-  for (; n-- > 0; s += BQ, is += by.key) {
-    char few[NR] = {0};
-    for (long c = 0; c < m && !aligned; c++) few[c] = is[c * by.query];
-    const char *row = aligned ? is : few;
-    for (long c = 0; c < NR; c += L) {
-      I yes = __builtin_convertvector(*(B *)(row + c), I) != 0;
-      *(I *)(s + c) = (*(I *)(s + c) & yes) | (rest & ~yes);
-    }
+#line 715 "chapters/gradients/attention.md"
+/* s[NR], but `other` where a bool at `is` is false; by masks, since a
+   choice would become a branch */
+static INLINE void pick(const char *is, REAL other, REAL *s) {
+  whole on[NR];
+  for (long c = 0; c < NR; c++) on[c] = -(whole)(is[c] != 0);
+  for (long c = 0; c < NR; c += L) {
+    I yes = *(I *)(on + c), *to = (I *)(s + c);
+    *to = (*to & yes) | ((I)((V){0} + other) & ~yes);
   }
 }
 
+/* the same for a panel of s[keys, queries] */
+static void choose(const struct tile *t, long a, long n, const char *is,
+                   struct steps by, REAL other, REAL *s) {
+  if (!by.query && !by.key && *is) return;  /* one True for all pairs */
+  long m = min(NR, t->nq - a);
+  is += (t->i + a) * by.query + t->j * by.key;
+  for (; n-- > 0; s += BQ, is += by.key)
+    if (by.query == 1 && m == NR) pick(is, other, s);
+    else {
+      char few[NR] = {0};
+      for (long c = 0; c < m; c++) few[c] = is[c * by.query];
+      pick(few, other, s);
+    }
+}
+
+#line 745 "chapters/gradients/attention.md"
 /* scores of -inf where the panel's queries must not look */
-static void hide(const struct job *g, const struct tile *t, long a, long n,
-                 REAL *s) {
+static void hide(const struct job *g, struct tile *t, long a, long n) {
+  REAL *s = t->p + a;
   long ahead = t->i + a - t->j;
   for (long r = ahead < 0 ? 0 : ahead; g->p.causal && r < n; r++)
     for (long c = 0; c < NR; c++)
       s[r * BQ + c] = r - ahead > c ? -INFINITY : s[r * BQ + c];
-  choose(t, a, n, g->mask, g->p.mask, s, -INFINITY);
+  choose(t, a, n, g->mask, g->p.mask, -INFINITY, s);
 }
 
 /* p[keys, queries] = the scores of a panel of queries for n keys */
 static void score(const struct job *g, struct tile *t, long a, long n) {
   product(0, n, g->p.d, g->k + t->j * g->p.k, g->p.k, 1, t->qt + a * g->p.d,
           NR, t->p + a, BQ);
-  hide(g, t, a, n, t->p + a);
+  hide(g, t, a, n);
 }
 
-#line 757 "chapters/gradients/attention.md"
+#line 768 "chapters/gradients/attention.md"
 /* scores become weights, relative to the largest score so far */
 static void weigh(struct tile *t, long a, long n) {
   for (long c = a; c < a + NR; c += L) {
@@ -231,14 +239,14 @@ static void weigh(struct tile *t, long a, long n) {
   }
 }
 
-#line 780 "chapters/gradients/attention.md"
+#line 791 "chapters/gradients/attention.md"
 /* a tile of keys: fade what its queries have, add the weighted values */
 static void gather(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
     if (!(n = reach(g, t, a))) continue;
     score(g, t, a, n);
     weigh(t, a, n);
-    choose(t, a, n, g->kept, g->p.kept, t->p + a, 0);
+    choose(t, a, n, g->kept, g->p.kept, 0, t->p + a);
     long m = min(NR, t->nq - a), w = t->w;
     for (long r = a; t->j && r < a + m; r++)
       for (long c = 0; c < w; c++) t->sum[r * w + c] *= t->fade[r];
@@ -262,7 +270,7 @@ static void finish(const struct job *g, const struct tile *t) {
   }
 }
 
-#line 814 "chapters/gradients/attention.md"
+#line 825 "chapters/gradients/attention.md"
 static void forward(void *job, long task) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -285,7 +293,7 @@ int attend(const struct attention *p, const REAL *q, const REAL *k,
   return 1;
 }
 
-#line 864 "chapters/gradients/attention.md"
+#line 875 "chapters/gradients/attention.md"
 /* begin a tile of queries for the way back: what y kept, and delta */
 static void begin_back(const struct job *g, struct tile *t, long i) {
   long d = g->p.d, step = d + 1;
@@ -305,7 +313,7 @@ static void begin_back(const struct job *g, struct tile *t, long i) {
   }
 }
 
-#line 887 "chapters/gradients/attention.md"
+#line 898 "chapters/gradients/attention.md"
 /* the weights again, the gradients of the scores, and of q */
 static void differ(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -313,7 +321,7 @@ static void differ(const struct job *g, struct tile *t) {
     score(g, t, a, n);
     product(0, n, g->p.d, g->v + t->j * g->p.v, g->p.v, 1,
             t->gt + a * g->p.d, NR, t->ds + a, BQ);
-    choose(t, a, n, g->kept, g->p.kept, t->ds + a, 0);
+    choose(t, a, n, g->kept, g->p.kept, 0, t->ds + a);
     for (long c = a; c < a + NR; c += L) {
       V *p = (V *)(t->p + c), *ds = (V *)(t->ds + c);
       V top = *(V *)(t->top + c), delta = *(V *)(t->total + c);
@@ -322,14 +330,14 @@ static void differ(const struct job *g, struct tile *t) {
         ds[r] = p[r] * (ds[r] - delta);
       }
     }
-    choose(t, a, n, g->kept, g->p.kept, t->p + a, 0);
+    choose(t, a, n, g->kept, g->p.kept, 0, t->p + a);
     for (long c = 0; c < t->w; c += NR)
       product(1, min(NR, t->nq - a), n, t->ds + a, 1, BQ, t->right + c,
               t->w, t->sum + a * t->w + c, t->w);
   }
 }
 
-#line 914 "chapters/gradients/attention.md"
+#line 925 "chapters/gradients/attention.md"
 /* the tile's share of the gradients of its keys and values */
 static void scatter(const struct job *g, struct tile *t, REAL *dk,
                     REAL *dv) {
@@ -353,7 +361,7 @@ static void settle(const REAL *x, long w, long n, long d, REAL factor,
     for (long c = 0; c < d; c++) out[c] = factor * x[c];
 }
 
-#line 941 "chapters/gradients/attention.md"
+#line 952 "chapters/gradients/attention.md"
 static void backward(void *job, long h) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -375,7 +383,7 @@ static void backward(void *job, long h) {
   free(dk);
 }
 
-#line 972 "chapters/gradients/attention.md"
+#line 983 "chapters/gradients/attention.md"
 /* out[tq + 2 tk, d] of each head: the gradients of q, k and v; 0 without
    memory for those of a head */
 int attend_back(const struct attention *p, const REAL *dy, const REAL *y,
