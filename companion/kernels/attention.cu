@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:56928dc3e084 */
-#line 1744 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:4801312a6efe */
+#line 1745 "chapters/gradients/attention.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -25,7 +25,7 @@ struct Heads {
 /* what a warp has for its rows: four of the block's 32 */
 struct Rows { REAL of[4][(WIDTH + 31) / 32]; };
 
-#line 1773 "chapters/gradients/attention.md"
+#line 1774 "chapters/gradients/attention.md"
 __device__ REAL sum_warp(REAL x) {
   for (int by = 16; by; by /= 2) x += __shfl_xor_sync(~0u, x, by);
   return x;
@@ -38,7 +38,7 @@ __device__ REAL max_warp(REAL x) {
   return x;
 }
 
-#line 1789 "chapters/gradients/attention.md"
+#line 1790 "chapters/gradients/attention.md"
 /* s[r] = row r of x times row `lane` of the 32 at y, by way of `room` */
 __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
                       const REAL *y, i64 step, i64 there,
@@ -57,7 +57,7 @@ __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
   }
 }
 
-#line 1811 "chapters/gradients/attention.md"
+#line 1812 "chapters/gradients/attention.md"
 /* to a warp's rows add the rows at y, each as often as its lane says */
 __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
                        i64 step, i64 there) {
@@ -71,7 +71,7 @@ __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
   }
 }
 
-#line 1828 "chapters/gradients/attention.md"
+#line 1829 "chapters/gradients/attention.md"
 /* how far head blockIdx.x is from the first, in each operand */
 struct Place { i64 q, k, v, mask, kept; };
 __device__ Place place(const Heads &h) {
@@ -107,7 +107,7 @@ __device__ void finish(const Heads &h, REAL *y, i64 first, const Rows &sum,
   }
 }
 
-#line 1867 "chapters/gradients/attention.md"
+#line 1868 "chapters/gradients/attention.md"
 /* y[heads, tq, WIDTH + 1]; grid (heads, tq / 32 rounded up), block (32, 8) */
 extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
                                   const REAL *v, const bool *mask,
@@ -139,7 +139,7 @@ extern "C" __global__ void attend(Heads h, const REAL *q, const REAL *k,
   finish(h, y, mine, sum, top, total);
 }
 
-#line 1904 "chapters/gradients/attention.md"
+#line 1905 "chapters/gradients/attention.md"
 /* out[heads, rows, WIDTH], from `first` on and below `last`: what is
    summed, times a factor */
 __device__ void settle(REAL *out, i64 rows, i64 first, i64 last,
@@ -163,7 +163,7 @@ extern "C" __global__ void deltas(i64 tq, const REAL *dy, const REAL *y,
   if (threadIdx.x == 0) delta[row] = sum - dy[WIDTH];
 }
 
-#line 1931 "chapters/gradients/attention.md"
+#line 1932 "chapters/gradients/attention.md"
 /* the gradient of q, in out[heads, tq + 2 tk, WIDTH]; grid as attend's */
 extern "C" __global__ void attend_queries(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,
@@ -195,7 +195,7 @@ extern "C" __global__ void attend_queries(
   settle(out, h.tq + 2 * h.tk, mine, h.tq, sum, h.scale);
 }
 
-#line 1966 "chapters/gradients/attention.md"
+#line 1967 "chapters/gradients/attention.md"
 /* those of k and v: rows are keys, lanes are queries */
 extern "C" __global__ void attend_keys(
     Heads h, const REAL *dy, const REAL *y, const REAL *delta,
