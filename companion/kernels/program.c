@@ -1,5 +1,5 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:8c65f3e929e8 */
-#line 291 "chapters/compiler/codegen.md"
+/* Tangled from codegen: edit there, `make tangle`. sha256:b079a5a516cd */
+#line 298 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,7 +27,7 @@ typedef void pool(task *f, void *job, long n, long threads);
     return y;                                                        \
   }
 
-#line 322 "chapters/compiler/codegen.md"
+#line 329 "chapters/compiler/codegen.md"
 /* the same for floats: as NumPy's, with the sign of b */
 #define FLOATS(T, f)                                                 \
   static inline T mod_##T(T a, T b) {                                \
@@ -56,7 +56,7 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 1271 "chapters/compiler/codegen.md"
+#line 1274 "chapters/compiler/codegen.md"
 /* kernels that start together, and in how many parts each */
 struct piece { task *f; void *p; long parts; };
 static void some(void *job, long i) {
