@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:b079a5a516cd */
+/* Tangled from codegen: edit there, `make tangle`. sha256:190d77ad1cab */
 #line 298 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -65,7 +65,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1397 "chapters/compiler/codegen.md"
+#line 1398 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -78,7 +78,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1413 "chapters/compiler/codegen.md"
+#line 1414 "chapters/compiler/codegen.md"
 typedef void sum_rows(const void *job, const void *x, const long *at,
                       long *links, void *out);
 
@@ -98,7 +98,7 @@ static int scatter(sum_rows *add, const void *job, const void *x,
   return to != 0;
 }
 
-#line 1436 "chapters/compiler/codegen.md"
+#line 1437 "chapters/compiler/codegen.md"
 /* the same for whole numbers, in which no digit is lost on the way */
 #define SCATTER(T, name)                                              \
   static int scatter_##name(const void *from, const long *at,         \
@@ -121,7 +121,7 @@ SCATTER(signed char, signed_char)
 SCATTER(unsigned char, unsigned_char)
 SCATTER(_Bool, _Bool)
 
-#line 1462 "chapters/compiler/codegen.md"
+#line 1463 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
