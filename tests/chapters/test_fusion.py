@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:ed87f29539d2
+# Tangled from fusion: edit there, `make tangle`. sha256:bbbb78c8747a
 from __future__ import annotations
 
 import math
@@ -128,11 +128,11 @@ def training(device: Any) -> Callable[[], list[Tensor]]:
 
 def number(index: Index, place: Sequence[Any]) -> Any:
     """The index, where the loops stand at `place`: ints or arrays."""
-    return index.const + sum([k * value(var, place)
+    return index.const + sum([k * value_of(var, place)
                               for var, k in index.terms])
 
 
-def value(var: Var, place: Sequence[Any]) -> Any:
+def value_of(var: Var, place: Sequence[Any]) -> Any:
     if not var.how:
         return place[var.depth]
     whole, by = number(var.of, place), max(var.by, 1)
