@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:5b080e970dc0
+# Tangled from capture: edit there, `make tangle`. sha256:fd16e5f3f89a
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from companion.buffer import Storage
+from companion.buffer import Buffer, Storage
 from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph
@@ -80,7 +80,7 @@ def placed(tensor: Tensor, device: Lazy) -> Tensor:
     return new
 
 
-def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
+def replaced_in(value: Any, new: Iterator[Any]) -> Any:
     """The same nest, with other tensors in their places."""
     if isinstance(value, Tensor):
         return next(new)
@@ -125,6 +125,7 @@ class Capture:
         self.names = {node: ref(p) for p, node in self.before.items()}
         given = [placed(x, device) for x in tensors_in([args, named])]
         self.inputs = [memory_of(x) for x in given]
+        self.arguments = replaced_in((args, named), iter(self.inputs))
         new = iter(given)
         try:
             with unread(device) as self.feeds:
@@ -199,7 +200,8 @@ class Capture:
                      if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
-        self.arrays = [leaf.arg.array for leaf in self.inputs]
+        held = {node for _, node in self.device.living()}
+        self.held = [leaf for leaf in self.inputs if leaf in held]
         self.fed = [(numbers, [
             (name, leaf.arg.array) for name, leaf in found.items()
             if leaf in places]) for numbers, found in self.feeds]
@@ -221,14 +223,7 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        given = tensors_in((args, named) if named else args)
-        for array, new in zip(self.arrays, given):
-            np.copyto(array, new.numpy())
-        for numbers, places in self.fed:
-            found = numbers()
-            for name, array in places:
-                array[...] = found[name]
-        self.program()
+        self.program(self.brought(args, named))
         for promise, _ in self.kept:
             promise.version += 1
         for weak, gradient in self.hung:
@@ -236,6 +231,29 @@ class Capture:
             if tensor is not None:
                 tensor.grad = gradient
         return self.answer()
+
+    def brought(self, args: Any,
+                named: Mapping[str, Any]) -> dict[OpNode, Buffer]:
+        """New arguments, and new numbers of those that are fed."""
+        given = tensors_in((args, named) if named else args)
+        lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
+        for leaf in self.held:
+            np.copyto(leaf.arg.array, lent.pop(leaf).array)
+        for numbers, places in self.fed:
+            found = numbers()
+            for name, array in places:
+                array[...] = found[name]
+        return lent
+
+    def lent(self, x: Any) -> Buffer:
+        """The values of an argument, where they lie if that is safe."""
+        if x.device is not self.device:
+            return x.device.host(x.buffer).dense()
+        storage = x.buffer.storage
+        self.device.realize(storage)
+        if storage in self.mine or storage.node.op is not BUFFER:
+            return self.device.host(x.buffer).dense()
+        return storage.node.arg.moved(x.buffer.view).dense()
 
     def return_home(self) -> None:
         """Something was asked since: keep all promises, and bring back
@@ -346,30 +364,30 @@ def looks_of(x: Tensor) -> tuple[Any, ...]:
     return ref(x.buffer.storage), x.requires_grad, x.grad is None
 
 
-def insides(module: Module) -> list[Any]:
-    """Names and values of attributes, and the mode in any case."""
-    own = {"training": getattr(module, "training", True)} | vars(module)
-    return [*own, *own.values()]
+def attributes(module: Module) -> dict[str, Any]:
+    """Its attributes, and the mode in any case."""
+    return {"training": getattr(module, "training", True)} | vars(module)
 
 
 def parts_of(optimizer: Optimizer) -> list[Any]:
     """Settings and memory, without numbers that change at each step."""
-    groups = [{k: v for k, v in group.items() if k != "lr"}
-              for group in optimizer.param_groups]
-    return [*groups, *[x for own in optimizer.state.values()
-                       for x in own.values() if isinstance(x, Tensor)]]
+    return [*[v for group in optimizer.param_groups
+              for k, v in group.items() if k != "lr"],
+            *[x for own in optimizer.state.values()
+              for x in own.values() if isinstance(x, Tensor)]]
 
 
 # Of each kind: what is seen at once, and where to look further.
 Look = Callable[[Any], Any]
 LOOKS: list[tuple[Any, Look, Look | None]] = [
-    (Tensor, looks_of, None),
-    ((int, float, complex, str, bytes, slice, range, type(None)),
-     lambda x: (type(x), repr(x)), None),
+    (Tensor, looks_of, lambda x: ()),
+    ((int, str, bytes, type(None)), lambda x: (type(x), x), None),
+    ((float, complex, slice, range), lambda x: (type(x), repr(x)), None),
     (list | tuple, lambda x: (type(x), len(x)), lambda x: x),
     (dict, lambda x: (type(x), len(x)), lambda x: [*x.keys(), *x.values()]),
-    (Module, Same, insides),
-    (Optimizer, Same, parts_of),
+    (Module, lambda x: (Same(x), *attributes(x)),
+     lambda x: attributes(x).values()),
+    (Optimizer, lambda x: (Same(x), *map(len, x.param_groups)), parts_of),
     (Trainer, Same, lambda run: [run.model, run.optimizer, run.loss_of,
                                  run.clip, run.accumulate]),
     (object, Same, None)]
@@ -384,13 +402,16 @@ def look_at(kind: type) -> tuple[Look, Look | None]:
 
 def seen(values: Iterable[Any]) -> tuple[Any, ...]:
     """What a program depends on, in what its function reads."""
-    found, met, waiting = list[Any](), set[int](), [*values]
+    found, met, waiting = list[Any](), dict[int, int](), [*values]
     for value in waiting:  # which grows on the way
         kind: Any = type(value)
         say, further = look_at(kind)
-        found.append(say(value))
-        if further and id(value) not in met:
-            met.add(id(value))
+        if further is None:
+            found.append(say(value))
+        elif met.setdefault(id(value), len(found)) < len(found):
+            found.append(met[id(value)])  # the same object again
+        else:
+            found.append(say(value))
             waiting += further(value)
     return tuple(found)
 
@@ -475,7 +496,7 @@ def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     Python is not asked any more. A kind is: shapes and dtypes of tensors
     among the arguments, all else that the function is given or reads
     from its surroundings, and modes of modules. What is changed is
-    changed in place. Tensors among the arguments are copied to the
+    changed in place. Tensors among the arguments are brought to the
     device, and those that are returned are detached.
     """
     return Jit(function, named(device))

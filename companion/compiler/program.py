@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:bd97f8337c55
+# Tangled from codegen: edit there, `make tangle`. sha256:79aabb84282c
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -137,15 +137,16 @@ def kernel_of(out: OpNode) -> Any:
 def attention_task(name: str) -> Callable[..., Task]:
     def task(out: OpNode, operands: Sequence[Operand]) -> Task:
         n = len(operands)
-        *_, q, k, v, mask = [x.view for x in operands]
+        *_, q, k, v, mask, kept = [x.view for x in operands]
         if q.shape[-1] > WIDEST:
             raise ValueError(f"jit: heads of {q.shape[-1]} numbers; "
                              f"kernels/attention.c has room for {WIDEST}")
         small = q.size * k.shape[-2] < 1 << 18
 
         def job() -> bytes:
-            return attention_layout(q, k, v, mask, *out.arg) + CREW.pack(
-                1 if small else POOL.threads, POOL.address)
+            heads = attention_layout(q, k, v, mask, kept, *out.arg)
+            return heads + CREW.pack(1 if small else POOL.threads,
+                                     POOL.address)
         order = ", ".join(f"{{{i}}}" for i in [*range(1, n + 1), 0])
         return Task(f"((call{n + 1} *)FUNCTION)(JOB, {order})", job,
                     lambda: attender(name, out.dtype, n + 1))
@@ -395,9 +396,10 @@ class Code:
 
 RUN = """
 typedef int call3(const void *, void *, void *, void *);
-typedef int call5(const void *, void *, void *, void *, void *, void *);
-typedef int call7(const void *, void *, void *, void *, void *, void *,
-                  void *, void *);
+typedef int call6(const void *, void *, void *, void *, void *, void *,
+                  void *);
+typedef int call8(const void *, void *, void *, void *, void *, void *,
+                  void *, void *, void *);
 
 int run(char **m, char **jobs, void **functions, long threads,
         pool *parallel) {
@@ -463,27 +465,38 @@ class Program:
             task.function(), ctypes.c_void_p).value for task in tasks])
         self.threads = POOL.threads
 
-    def __call__(self) -> list[Buffer]:
+    def __call__(self, lent: Mapping[OpNode, Buffer] = {}) -> list[Buffer]:
+        """The results; of some leaves the memory, for this time."""
         if self.threads != POOL.threads:
             self.tell()
+        slots = {leaf: self.plan.places[leaf].slot for leaf in lent
+                 if leaf in self.plan.places}
+        for leaf, slot in slots.items():
+            self.memory[slot] = lent[leaf].address
         failed = self.run(self.memory, self.jobs, self.functions,
                           self.threads, POOL.address)
+        for leaf, slot in slots.items():
+            self.memory[slot] = leaf.arg.storage.address
         if failed:
-            self.fail(self.steps[failed - 1])
+            self.fail(self.steps[failed - 1], lent)
         return self.results
 
-    def fail(self, step: Any) -> NoReturn:
+    def fail(self, step: Any, lent: Mapping[OpNode, Buffer]) -> NoReturn:
         """Say what the library has refused, as it would have said it."""
         node = step.node
         if node.op in CHECKED:
-            x, index = [self.buffer(o) for o in step.operands]
+            x, index = [self.buffer(o, lent) for o in step.operands]
             axis, n = node.arg if node.op is SCATTER else (
                 node.arg, x.shape[node.arg])
             check_index(node.op, index, axis, n)
         raise MemoryError(f"{node.op}: no memory for {node.shape}")
 
-    def buffer(self, operand: Operand) -> Buffer:
+    def buffer(self, operand: Operand,
+               lent: Mapping[OpNode, Buffer] = {}) -> Buffer:
         """What is in memory where a call reads."""
+        if operand.node in lent:
+            memory = lent[operand.node].array
+            return Buffer(Storage(memory), operand.view, operand.node.dtype)
         if operand.node.op is BUFFER:
             return operand.node.arg.moved(operand.view)
         place = self.plan.places[operand.node]

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:b91732242911
+# Tangled from fusion: edit there, `make tangle`. sha256:faab0908898f
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ LIBRARY = {MATMUL, GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT}
 ANY, ROWS, DENSE = "any", "rows", "dense"
 ASKS: dict[Op, tuple[str, ...]] = {
     MATMUL: (ANY, ANY), GATHER: (DENSE, DENSE), SCATTER: (DENSE, DENSE),
-    RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY),
-    ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY)}
+    RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY, ANY),
+    ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY, ANY)}
 
 
 def fits(view: View, asked: str) -> bool:
