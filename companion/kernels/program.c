@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-/* Tangled from codegen: edit there, `make tangle`. sha256:190d77ad1cab */
-#line 298 "chapters/compiler/codegen.md"
-=======
-/* Tangled from codegen: edit there, `make tangle`. sha256:1fcce03e35fc */
+/* Tangled from codegen: edit there, `make tangle`. sha256:067ed6e4e4da */
 #line 303 "chapters/compiler/codegen.md"
->>>>>>> pages
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -70,11 +65,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-<<<<<<< HEAD
-#line 1398 "chapters/compiler/codegen.md"
-=======
-#line 1401 "chapters/compiler/codegen.md"
->>>>>>> pages
+#line 1402 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -87,11 +78,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-<<<<<<< HEAD
-#line 1414 "chapters/compiler/codegen.md"
-=======
-#line 1417 "chapters/compiler/codegen.md"
->>>>>>> pages
+#line 1418 "chapters/compiler/codegen.md"
 typedef void sum_rows(const void *job, const void *x, const long *at,
                       long *links, void *out);
 
@@ -111,11 +98,7 @@ static int scatter(sum_rows *add, const void *job, const void *x,
   return to != 0;
 }
 
-<<<<<<< HEAD
-#line 1437 "chapters/compiler/codegen.md"
-=======
-#line 1440 "chapters/compiler/codegen.md"
->>>>>>> pages
+#line 1441 "chapters/compiler/codegen.md"
 /* the same for whole numbers, in which no digit is lost on the way */
 #define SCATTER(T, name)                                              \
   static int scatter_##name(const void *from, const long *at,         \
@@ -138,11 +121,7 @@ SCATTER(signed char, signed_char)
 SCATTER(unsigned char, unsigned_char)
 SCATTER(_Bool, _Bool)
 
-<<<<<<< HEAD
-#line 1463 "chapters/compiler/codegen.md"
-=======
-#line 1466 "chapters/compiler/codegen.md"
->>>>>>> pages
+#line 1467 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 
