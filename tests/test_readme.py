@@ -1,5 +1,6 @@
 """What README and CONTRIBUTING tell people to type is what works."""
 
+import os
 import re
 import subprocess
 import sys
@@ -81,16 +82,20 @@ def code(page):
     return "\n".join([*blocks, *re.findall(r"`([^`\n]+)`", prose)])
 
 
-def test_the_examples_run(root, readme):
+def test_the_examples_run(root, readme, tmp_path):
     said = []
     for example in blocks(readme, "python"):
         run = subprocess.run(
-            [sys.executable, "-c", example], cwd=root, capture_output=True
+            [sys.executable, "-c", example],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(root)},
+            capture_output=True,
         )
         assert (run.returncode, run.stderr) == (0, b"")
         said.append(run.stdout.decode().splitlines())
-    values, losses = said
+    values, losses, same = said
     assert values == ["Tensor([16.0, 36.0])"]
+    assert same == ["True"]
     assert len(losses) == 5 and float(losses[-1]) < 1e-3 * float(losses[0])
 
 
