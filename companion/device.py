@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs: edit there, `make tangle`. sha256:9720735ad2d0  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:8afd114a8298  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -396,6 +396,14 @@ class Device:
         """
         return {name: self.adopt(n) for name, n in numbers().items()}
 
+    def twin(self, buffer: Buffer) -> Buffer:
+        """The same elements, dense, in memory of their own."""
+        return buffer.copy()
+
+    def put(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Write an array of the host over a buffer of this device."""
+        np.copyto(buffer.array, array)
+
 
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
@@ -754,3 +762,6 @@ KERNELS |= {ATTENTION: attends("attend", numpy_attention),
                                        numpy_attention_back)}
 
 DRIVERS |= {"lazy": "companion.compiler.lazy"}
+
+DRIVERS |= dict.fromkeys(["lazy cuda", "lazy emulated"],
+                         "companion.compiler.launch")

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:18052a15ef42
+# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:c671850620af  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -237,6 +237,15 @@ class GPU(Device):
         out = self.empty(source.shape, source.dtype)
         return wrap(out, self), self.card.send(
             out.storage.memory, source.array.reshape(-1).view(np.uint8))
+
+    def twin(self, buffer: Buffer) -> Buffer:
+        """The same elements, dense, in memory of their own."""
+        return self.run(CAST, buffer, arg=buffer.dtype)
+
+    def put(self, buffer: Buffer, array: np.ndarray) -> None:
+        """Write an array of the host over a dense buffer."""
+        source = np.ascontiguousarray(array, buffer.dtype.numpy)
+        self.card.copy(buffer.address, source.ctypes.data, source.nbytes)
 
 
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),

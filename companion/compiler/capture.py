@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:5b080e970dc0
+# Tangled from capture: edit there, `make tangle`. sha256:36ebba144e8d
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from companion.buffer import Storage
 from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
-from companion.compiler.program import Program, compile_graph
+from companion.compiler.program import Program, compile_graph, program_of
 from companion.compiler.schedule import captured
-from companion.device import named
+from companion.device import Device, named
 from companion.layers import Module
-from companion.native import CompileError, compiler, tell
-from companion.ops import BUFFER, CONST
+from companion.native import CompileError, tell
+from companion.ops import BUFFER, CONST, WRITE
 from companion.optim import Optimizer
 from companion.tensor import Tensor, wrap
 from companion.training import Trainer
@@ -42,7 +42,8 @@ def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
     for promise, node in device.living():
         if node.op is BUFFER:
             if node.arg.storage in seen or not node.arg.view.is_dense:
-                promise.node = node = OpNode(BUFFER, (), node.arg.copy())
+                promise.node = node = OpNode(
+                    BUFFER, (), device.device.twin(node.arg))
             seen.add(node.arg.storage)
         found[promise] = node
     return found
@@ -199,9 +200,8 @@ class Capture:
                      if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
-        self.arrays = [leaf.arg.array for leaf in self.inputs]
         self.fed = [(numbers, [
-            (name, leaf.arg.array) for name, leaf in found.items()
+            (name, leaf.arg) for name, leaf in found.items()
             if leaf in places]) for numbers, found in self.feeds]
         self.hung = hung_in({p for p, _ in self.kept})
         return self.answer()
@@ -215,19 +215,21 @@ class Capture:
                 raise ValueError(f"jit: {BROUGHT.format(leaf.shape)}")
         return compile_graph(roots, {
             i: self.before[p] for i, (p, _) in enumerate(self.kept)
-            if p in self.before and self.before[p].op is BUFFER})
+            if p in self.before and self.before[p].op is BUFFER},
+            device=self.device.device)
 
     def __call__(self, args: Any, named: Mapping[str, Any] = {}) -> Any:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
         given = tensors_in((args, named) if named else args)
-        for array, new in zip(self.arrays, given):
-            np.copyto(array, new.numpy())
+        put = self.device.device.put
+        for leaf, new in zip(self.inputs, given):
+            put(leaf.arg, new.numpy())
         for numbers, places in self.fed:
             found = numbers()
-            for name, array in places:
-                array[...] = found[name]
+            for name, buffer in places:
+                put(buffer, found[name])
         self.program()
         for promise, _ in self.kept:
             promise.version += 1
@@ -244,11 +246,13 @@ class Capture:
         for promise, node in settle(self.device).items():
             if (node is not self.mine.get(promise) and node.op is BUFFER
                     and node.arg.storage in ours):
-                promise.node = OpNode(BUFFER, (), node.arg.copy())
+                promise.node = OpNode(
+                    BUFFER, (), self.device.device.twin(node.arg))
         for promise, leaf in self.mine.items():
             if promise.node is not leaf:
                 (value,) = interpret([promise.node], self.device.device)
-                np.copyto(leaf.arg.array, value.array)
+                write = self.device.device.kernels[WRITE]
+                write(leaf.arg, leaf.arg, value, None)
                 promise.node = leaf
 
     def answer(self) -> Any:
@@ -260,7 +264,8 @@ class Capture:
 
     def copied(self, tensor: Any) -> Tensor:
         """A tensor of the same values, in memory of its own."""
-        value = memory_of(tensor).arg.moved(tensor.buffer.view).copy()
+        value = self.device.device.twin(
+            memory_of(tensor).arg.moved(tensor.buffer.view))
         name = Promise(self.device, made(BUFFER, (), value))
         return wrap(Promised(name, value.view, value.dtype), self.device)
 
@@ -417,7 +422,8 @@ class Jit:
             if key in self.made:
                 return self.made[key](args, named)
             call = Capture(self.device, self.function, args, named)
-            if not can_compile() or not self.repeats(key, call):
+            if not (can_compile(self.device.device)
+                    and self.repeats(key, call)):
                 return call.keep()
             result = call.begin()
             self.made[key] = call
@@ -458,10 +464,10 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", str(function))
 
 
-def can_compile() -> bool:
-    """Whether there is a C compiler; if not, it is told once."""
+def can_compile(device: Device) -> bool:
+    """Whether programs can be made for it; if not, it is told once."""
     try:
-        return bool(compiler())
+        return bool(program_of(device).ready())
     except CompileError as error:
         tell(f"jit: programs are interpreted: {error}")
         return False
