@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:36ebba144e8d
+# Tangled from capture: edit there, `make tangle`. sha256:dc3831f5d985
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph, program_of
 from companion.compiler.schedule import captured
-from companion.device import Device, named
+from companion.device import named
 from companion.layers import Module
 from companion.native import CompileError, tell
 from companion.ops import BUFFER, CONST, WRITE
@@ -407,6 +407,7 @@ class Jit:
         if not isinstance(device, Lazy):
             raise TypeError(f"jit: expected a lazy device, got {device}")
         self.function, self.device = function, device
+        self.kind = program_of(device.device)
         self.look = surroundings(function)
         self.made: dict[Any, Capture] = {}
         self.forms: dict[Any, list[Any]] = {}
@@ -422,8 +423,7 @@ class Jit:
             if key in self.made:
                 return self.made[key](args, named)
             call = Capture(self.device, self.function, args, named)
-            if not (can_compile(self.device.device)
-                    and self.repeats(key, call)):
+            if not can_compile(self.kind) or not self.repeats(key, call):
                 return call.keep()
             result = call.begin()
             self.made[key] = call
@@ -464,10 +464,10 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", str(function))
 
 
-def can_compile(device: Device) -> bool:
-    """Whether programs can be made for it; if not, it is told once."""
+def can_compile(kind: type[Program]) -> bool:
+    """Whether such programs can be made; if not, it is told once."""
     try:
-        return bool(program_of(device).ready())
+        return bool(kind.ready())
     except CompileError as error:
         tell(f"jit: programs are interpreted: {error}")
         return False
