@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:60f30c4d38fb  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:4269420139ba  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -736,11 +736,11 @@ class Part(NamedTuple):
     product: bool
 
 
-class Recorded(NamedTuple):
+class Recorded:
     """A graph of launches, and the memory that only it may use."""
 
-    graph: Any
-    pool: Any
+    def __init__(self, graph: Any, pool: Any):
+        self.graph, self.pool = graph, pool
 
     def __call__(self) -> None:
         self.graph.launch()

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:dc3831f5d985
+# Tangled from capture: edit there, `make tangle`. sha256:540f3974e84f
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -406,9 +406,8 @@ class Jit:
     def __init__(self, function: Callable[..., Any], device: Any):
         if not isinstance(device, Lazy):
             raise TypeError(f"jit: expected a lazy device, got {device}")
-        self.function, self.device = function, device
-        self.kind = program_of(device.device)
-        self.look = surroundings(function)
+        self.function, self.kind = function, program_of(device.device)
+        self.device, self.look = device, surroundings(function)
         self.made: dict[Any, Capture] = {}
         self.forms: dict[Any, list[Any]] = {}
         self.unlike = Counter[Any]()  # calls that have not repeated one

@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:3da49277c8bd
+# Tangled from launches: edit there, `make tangle`. sha256:06ed4d794e6b
 """Programs as lists of launches."""
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ class LaunchProgram(Program):
     """
 
     writer = CudaWriter
-    ready = staticmethod(lambda: True)  # the card has a compiler
     device: GPU
+
+    @staticmethod
+    def ready() -> bool:
+        return True  # where there is a card, there is its compiler
 
     def written(self) -> CudaCode:
         first = 1 + len(self.plan.leaves)

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f70a34e4060b
+# Tangled from codegen: edit there, `make tangle`. sha256:2529a491cbb4
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -250,8 +250,7 @@ class Plan:
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
         self.copies: list[tuple[Place, OpNode]] = []
         self.live()
-        self.kept = {x for x in self.last if x in self.made}
-        self.kept |= {stripped(root) for root in roots}
+        self.kept = {*self.made} & {*self.last} | {*map(stripped, roots)}
         self.loops = {i: self.near(step) for i, step in enumerate(steps)
                       if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
@@ -423,7 +422,6 @@ class Program:
     """
 
     writer = Writer
-    ready = staticmethod(compiler)  # or a CompileError
 
     def __init__(self, order: Sequence[OpNode], roots: Sequence[OpNode],
                  targets: Mapping[int, OpNode] = {}, *flags: str,
@@ -443,6 +441,11 @@ class Program:
         self.code = self.written()
         self.load(self.code.text, *flags)
         self.bind()
+
+    @staticmethod
+    def ready() -> Any:
+        """What a machine has to have, or a CompileError."""
+        return compiler()
 
     def written(self) -> Any:
         return Code(self.plan)

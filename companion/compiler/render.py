@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:373fafc945e4
+# Tangled from codegen: edit there, `make tangle`. sha256:05ca4b0b8757
 """Kernels as C."""
 
 from __future__ import annotations
@@ -119,13 +119,6 @@ class Writer:
         self.slots = {node: f"a{i}" for i, node in enumerate(loops.nodes)}
         self.rows = {node: f"b{i}" for i, node in enumerate(loops.buffers)}
         self.parts = parts_of(self.kernel, loops)
-
-    room = 1 << 18  # bytes of row buffers: the stacks of threads are small
-
-    def near(self) -> int:
-        """Bytes of the row buffers."""
-        return sum([self.kernel.lowered[x].item.width * x.dtype.itemsize
-                    for x in self.rows])
 
     def place(self, load: Load) -> str:
         if load.node in self.slots:
@@ -267,6 +260,13 @@ class Writer:
                 f"x = {name}[part * {width} + i], {join};",
                 f"(({out} *)p[{to}])[i] = s;", "}"]
         return indented([*lines, "}"]) if self.loops.columns else ""
+
+    room = 1 << 18  # bytes of row buffers: the stacks of threads are small
+
+    def near(self) -> int:
+        """Bytes of the row buffers."""
+        return sum([self.kernel.lowered[x].item.width * x.dtype.itemsize
+                    for x in self.rows])
 
 
 WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
