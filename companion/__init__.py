@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:8c52fdc19f0d  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:c6379db8dbb3  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -83,4 +83,6 @@ EXPORTS: dict[str, str] = {
         "companion.transformer"),
     "realize": "companion.compiler.lazy",
     "jit": "companion.compiler.capture",
+    **dict.fromkeys((
+        "load_program", "save_program"), "companion.compiler.saved"),
 }

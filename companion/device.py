@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:8afd114a8298  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:312f72b515b9  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -400,9 +400,10 @@ class Device:
         """The same elements, dense, in memory of their own."""
         return buffer.copy()
 
-    def put(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Write an array of the host over a buffer of this device."""
-        np.copyto(buffer.array, array)
+    def put(self, buffer: Buffer, values: Any) -> None:
+        """Write over a dense buffer of this device: an array of the
+        host, or a dense buffer of the host or of this device."""
+        np.copyto(buffer.array, values)
 
 
 def check_writable(buffer: Buffer) -> None:

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:c671850620af  # noqa: E501
+# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:7e445df2a261  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -242,10 +242,13 @@ class GPU(Device):
         """The same elements, dense, in memory of their own."""
         return self.run(CAST, buffer, arg=buffer.dtype)
 
-    def put(self, buffer: Buffer, array: np.ndarray) -> None:
-        """Write an array of the host over a dense buffer."""
-        source = np.ascontiguousarray(array, buffer.dtype.numpy)
-        self.card.copy(buffer.address, source.ctypes.data, source.nbytes)
+    def put(self, buffer: Buffer, values: Any) -> None:
+        """Write over a dense buffer of this device: an array of the
+        host, or a dense buffer of the host or of this device."""
+        if not isinstance(values, Buffer):
+            values = adopt(np.ascontiguousarray(values, buffer.dtype.numpy))
+        self.card.copy(buffer.address, values.address,
+                       buffer.view.size * buffer.dtype.itemsize)
 
 
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),

@@ -1205,3 +1205,67 @@ def test_what_is_overwritten_lies_in_order():
     root = OpNode(ADD, (turned, turned), turned.dtype)
     with pytest.raises(ValueError, match=r"has strides \(1, 3\); expected"):
         compiler.compile_graph([root], {0: turned})
+
+
+WAYS = {"in order": lambda x: x, "a part": lambda x: x[1:3],
+        "turned": lambda x: x[:3].T, "backwards": lambda x: x[::-1],
+        "every other": lambda x: x[:, ::2], "promised": lambda x: x + 1}
+
+
+@pytest.mark.parametrize("device", ["cpu", "lazy"])
+@pytest.mark.parametrize("way", WAYS)
+def test_arguments_are_read_where_they_lie(way, device):
+    step = jit(lambda x: ((x * 2).sum(0), x.exp()))
+    for seed in range(5):
+        x = WAYS[way](Tensor(np.random.default_rng(seed).random(
+            (4, 6), np.float32), device=device))
+        want = np.array(x.numpy())
+        for found, wanted in zip(step(x), (
+                (want * 2).sum(0, dtype=float), np.exp(want))):
+            np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-6)
+    assert len(step.programs) == 1
+
+
+def test_arguments_that_are_kept_or_written():
+    """What is seen of an argument behind the call has its numbers."""
+    class Keeper:
+        pass
+    w, keeper = Tensor([1.0, 2.0], float32, device="lazy"), Keeper()
+
+    @jit
+    def step(x, y):
+        keeper.x = x
+        total = (x * w).sum() + y.sum()
+        w.assign(w + x)
+        return x, total
+
+    value = np.array([1.0, 2.0])
+    for i in range(5):
+        new = np.array([i, 1.0])
+        x, total = step(Tensor(new, float32), w)
+        assert total.item() == (new * value).sum() + value.sum()
+        value = value + new
+        assert np.array_equal(w.numpy(), value)
+        assert np.array_equal(x.numpy(), new)
+        assert np.array_equal(keeper.x.numpy(), new)
+    assert len(step.programs) == 1
+
+
+def test_a_bad_index_is_told_where_it_lies():
+    table = Tensor(np.eye(4), float32, device="lazy")
+    step = jit(lambda at: table[at])
+    for _ in range(3):
+        step(Tensor([0, 3, 1])[1:])
+    with pytest.raises(IndexError, match="the index 7 is out of range"):
+        step(Tensor([0, 3, 7])[1:])
+    assert np.array_equal(step(Tensor([9, 2, 1])[1:]).numpy(),
+                          np.eye(4)[[2, 1]])
+
+
+def test_a_program_forgets_what_was_lent():
+    step = jit(lambda x: x * 2)
+    for i in range(3):
+        step(Tensor([float(i)], float32))
+    program, = step.programs
+    (found,) = program.program()
+    assert found.array == 2  # of the call that was captured: the second

@@ -617,7 +617,8 @@ def test_an_emulated_buffer_is_not_numpys(gpu):
     "cuda.Stream.begin_capture", "cuda.Stream.end_capture",
     "cuda.MemoryPool.malloc", "cuda.using_allocator",
     "cuda.graph.Graph.launch", "cuda.get_current_stream",
-    "cuda.alloc_pinned_memory", "cuda.get_cublas_handle", "cuda.compiler.CompileException",
+    "cuda.alloc_pinned_memory", "cuda.get_cublas_handle",
+    "cuda.compiler.CompileException",
     "cuda.runtime.memcpyDefault", "cuda.runtime.memGetInfo",
     "cuda.runtime.memcpyAsync", "cuda.runtime.getDeviceProperties",
 ])

@@ -7,7 +7,6 @@ must stand among the recorded outputs of the same page.
 
 import json
 import re
-import textwrap
 
 import pytest
 
@@ -53,6 +52,5 @@ def test_pages_that_open_with_a_listing_are_seen(root, name):
 
 def test_the_c_on_the_first_screen_is_what_the_compiler_writes(root):
     page = (root / "chapters/compiler/codegen.md").read_text()
-    (text,) = re.findall(r"```c\n(.+?)\n```", page, re.S)
-    written = textwrap.indent(text, "  ")
-    assert written in printed(root / "site/notebooks/codegen.ipynb")
+    (text,) = re.findall(r"%%c opened.c .+?\) \{\n(.+?)\n\}\n", page, re.S)
+    assert text in printed(root / "site/notebooks/codegen.ipynb")

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:540f3974e84f
+# Tangled from capture: edit there, `make tangle`. sha256:7c87577e6be0
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from companion.buffer import Storage
+from companion.buffer import Buffer, Storage
 from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
 from companion.compiler.program import Program, compile_graph, program_of
 from companion.compiler.schedule import captured
-from companion.device import named
+from companion.device import Device, named
 from companion.layers import Module
 from companion.native import CompileError, tell
 from companion.ops import BUFFER, CONST, WRITE
@@ -81,7 +81,7 @@ def placed(tensor: Tensor, device: Lazy) -> Tensor:
     return new
 
 
-def replaced_in(value: Any, new: Iterator[Tensor]) -> Any:
+def replaced_in(value: Any, new: Iterator[Any]) -> Any:
     """The same nest, with other tensors in their places."""
     if isinstance(value, Tensor):
         return next(new)
@@ -126,6 +126,7 @@ class Capture:
         self.names = {node: ref(p) for p, node in self.before.items()}
         given = [placed(x, device) for x in tensors_in([args, named])]
         self.inputs = [memory_of(x) for x in given]
+        self.arguments = replaced_in((args, named), iter(self.inputs))
         new = iter(given)
         try:
             with unread(device) as self.feeds:
@@ -200,6 +201,8 @@ class Capture:
                      if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
             self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
+        held = {node for _, node in self.device.living()}
+        self.held = [leaf for leaf in self.inputs if leaf in held]
         self.fed = [(numbers, [
             (name, leaf.arg) for name, leaf in found.items()
             if leaf in places]) for numbers, found in self.feeds]
@@ -222,15 +225,7 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        given = tensors_in((args, named) if named else args)
-        put = self.device.device.put
-        for leaf, new in zip(self.inputs, given):
-            put(leaf.arg, new.numpy())
-        for numbers, places in self.fed:
-            found = numbers()
-            for name, buffer in places:
-                put(buffer, found[name])
-        self.program()
+        self.program(self.brought(args, named))
         for promise, _ in self.kept:
             promise.version += 1
         for weak, gradient in self.hung:
@@ -238,6 +233,31 @@ class Capture:
             if tensor is not None:
                 tensor.grad = gradient
         return self.answer()
+
+    def brought(self, args: Any,
+                named: Mapping[str, Any]) -> dict[OpNode, Buffer]:
+        """New arguments, and new numbers of those that are fed."""
+        given = tensors_in((args, named) if named else args)
+        lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
+        put = self.device.device.put
+        for leaf in self.held:
+            put(leaf.arg, lent.pop(leaf))
+        for numbers, places in self.fed:
+            found = numbers()
+            for name, buffer in places:
+                put(buffer, found[name])
+        return lent
+
+    def lent(self, x: Any) -> Buffer:
+        """The values of an argument, where they lie if that is safe."""
+        here, storage = self.device.device, x.buffer.storage
+        if x.device is self.device:
+            self.device.realize(storage)
+            if storage not in self.mine and storage.node.op is BUFFER:
+                return dense(storage.node.arg.moved(x.buffer.view), here)
+        if x.device is here:
+            return dense(x.buffer, here)
+        return x.device.host(x.buffer).dense()
 
     def return_home(self) -> None:
         """Something was asked since: keep all promises, and bring back
@@ -280,6 +300,11 @@ def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
     tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
     return [(ref(x), x.grad) for x in tensors
             if x.grad is not None and x.grad.buffer.storage in new]
+
+
+def dense(buffer: Buffer, device: Device) -> Buffer:
+    """Itself where its memory is one run in order, else a copy."""
+    return buffer if buffer.view.is_dense else device.twin(buffer)
 
 
 def kind_of(value: Any) -> Any:
@@ -351,30 +376,30 @@ def looks_of(x: Tensor) -> tuple[Any, ...]:
     return ref(x.buffer.storage), x.requires_grad, x.grad is None
 
 
-def insides(module: Module) -> list[Any]:
-    """Names and values of attributes, and the mode in any case."""
-    own = {"training": getattr(module, "training", True)} | vars(module)
-    return [*own, *own.values()]
+def attributes(module: Module) -> dict[str, Any]:
+    """Its attributes, and the mode in any case."""
+    return {"training": getattr(module, "training", True)} | vars(module)
 
 
 def parts_of(optimizer: Optimizer) -> list[Any]:
     """Settings and memory, without numbers that change at each step."""
-    groups = [{k: v for k, v in group.items() if k != "lr"}
-              for group in optimizer.param_groups]
-    return [*groups, *[x for own in optimizer.state.values()
-                       for x in own.values() if isinstance(x, Tensor)]]
+    return [*[v for group in optimizer.param_groups
+              for k, v in group.items() if k != "lr"],
+            *[x for own in optimizer.state.values()
+              for x in own.values() if isinstance(x, Tensor)]]
 
 
 # Of each kind: what is seen at once, and where to look further.
 Look = Callable[[Any], Any]
 LOOKS: list[tuple[Any, Look, Look | None]] = [
-    (Tensor, looks_of, None),
-    ((int, float, complex, str, bytes, slice, range, type(None)),
-     lambda x: (type(x), repr(x)), None),
+    (Tensor, looks_of, lambda x: ()),
+    ((int, str, bytes, type(None)), lambda x: (type(x), x), None),
+    ((float, complex, slice, range), lambda x: (type(x), repr(x)), None),
     (list | tuple, lambda x: (type(x), len(x)), lambda x: x),
     (dict, lambda x: (type(x), len(x)), lambda x: [*x.keys(), *x.values()]),
-    (Module, Same, insides),
-    (Optimizer, Same, parts_of),
+    (Module, lambda x: (Same(x), *attributes(x)),
+     lambda x: attributes(x).values()),
+    (Optimizer, lambda x: (Same(x), *map(len, x.param_groups)), parts_of),
     (Trainer, Same, lambda run: [run.model, run.optimizer, run.loss_of,
                                  run.clip, run.accumulate]),
     (object, Same, None)]
@@ -389,13 +414,16 @@ def look_at(kind: type) -> tuple[Look, Look | None]:
 
 def seen(values: Iterable[Any]) -> tuple[Any, ...]:
     """What a program depends on, in what its function reads."""
-    found, met, waiting = list[Any](), set[int](), [*values]
+    found, met, waiting = list[Any](), dict[int, int](), [*values]
     for value in waiting:  # which grows on the way
         kind: Any = type(value)
         say, further = look_at(kind)
-        found.append(say(value))
-        if further and id(value) not in met:
-            met.add(id(value))
+        if further is None:
+            found.append(say(value))
+        elif met.setdefault(id(value), len(found)) < len(found):
+            found.append(met[id(value)])  # the same object again
+        else:
+            found.append(say(value))
             waiting += further(value)
     return tuple(found)
 
@@ -480,7 +508,7 @@ def jit(function: Callable[..., Any], device: Any = "lazy") -> Jit:
     Python is not asked any more. A kind is: shapes and dtypes of tensors
     among the arguments, all else that the function is given or reads
     from its surroundings, and modes of modules. What is changed is
-    changed in place. Tensors among the arguments are copied to the
+    changed in place. Tensors among the arguments are brought to the
     device, and those that are returned are detached.
     """
     return Jit(function, named(device))

@@ -1,10 +1,10 @@
-# Tangled from launches: edit there, `make tangle`. sha256:06ed4d794e6b
+# Tangled from launches: edit there, `make tangle`. sha256:ddd2d81260a0
 """Programs as lists of launches."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -132,7 +132,8 @@ class LaunchProgram(Program):
                  *[x.address for x in self.results]]
         return bases[place.slot] + place.offset
 
-    def buffer(self, operand: Operand) -> Buffer:
+    def buffer(self, operand: Operand,
+               lent: Mapping[OpNode, Buffer] = {}) -> Buffer:
         """What is in memory where a call reads."""
         node, view = operand
         if node.op is BUFFER:
@@ -154,8 +155,11 @@ class LaunchProgram(Program):
             self.device.fault.address, n, self.address(slot),
             self.address(self.plan.places[node]))
 
-    def __call__(self) -> list[Buffer]:
+    def __call__(self, lent: Mapping[OpNode, Buffer] = {}) -> list[Buffer]:
+        """The results. What is lent is copied: addresses hold still."""
         device = self.device
+        for leaf in lent:
+            device.put(leaf.arg, lent[leaf])
         # What others have done wrong is not to look like ours.
         device.check_indices()
         QUIET.copy().run(self.play)

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:2529a491cbb4
+# Tangled from codegen: edit there, `make tangle`. sha256:25b19658da24
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -474,27 +474,38 @@ class Program:
             task.function(), ctypes.c_void_p).value for task in tasks])
         self.threads = POOL.threads
 
-    def __call__(self) -> list[Buffer]:
+    def __call__(self, lent: Mapping[OpNode, Buffer] = {}) -> list[Buffer]:
+        """The results; of some leaves the memory, for this time."""
         if self.threads != POOL.threads:
             self.tell()
+        slots = {leaf: self.plan.places[leaf].slot for leaf in lent
+                 if leaf in self.plan.places}
+        for leaf, slot in slots.items():
+            self.memory[slot] = lent[leaf].address
         failed = self.run(self.memory, self.jobs, self.functions,
                           self.threads, POOL.address)
+        for leaf, slot in slots.items():
+            self.memory[slot] = leaf.arg.storage.address
         if failed:
-            self.fail(self.steps[failed - 1])
+            self.fail(self.steps[failed - 1], lent)
         return self.results
 
-    def fail(self, step: Any) -> NoReturn:
+    def fail(self, step: Any, lent: Mapping[OpNode, Buffer]) -> NoReturn:
         """Say what the library has refused, as it would have said it."""
         node = step.node
         if node.op in CHECKED:
-            x, index = [self.buffer(o) for o in step.operands]
+            x, index = [self.buffer(o, lent) for o in step.operands]
             axis, n = node.arg if node.op is SCATTER else (
                 node.arg, x.shape[node.arg])
             check_index(node.op, index, axis, n)
         raise MemoryError(f"{node.op}: no memory for {node.shape}")
 
-    def buffer(self, operand: Operand) -> Buffer:
+    def buffer(self, operand: Operand,
+               lent: Mapping[OpNode, Buffer] = {}) -> Buffer:
         """What is in memory where a call reads."""
+        if operand.node in lent:
+            memory = lent[operand.node].array
+            return Buffer(Storage(memory), operand.view, operand.node.dtype)
         if operand.node.op is BUFFER:
             return operand.node.arg.moved(operand.view)
         place = self.plan.places[operand.node]
