@@ -25,6 +25,7 @@ from companion.compiler import program as compiler
 from companion.compiler.capture import jit
 from companion.compiler.cuda import CudaWriter
 from companion.compiler.graph import OpNode, interpret, toposort
+from companion.compiler.launch import LaunchProgram
 from companion.compiler.lazy import Lazy
 from companion.compiler.render import C_TYPES
 from companion.compiler.schedule import Call, size_of
@@ -81,6 +82,7 @@ def check(gpu, roots, monkeypatch, *flags):
     monkeypatch.setattr(compiler, "Plan", programs.Apart)
     roots, known = moved(gpu, roots)
     program = compiler.compile_graph(roots, {}, *flags, device=gpu)
+    assert isinstance(program, LaunchProgram)
     program()
     compare({node: gpu.host(value) for node, value
              in programs.values_of(program).items()}, known)
