@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:ab0fb5329501
+# Tangled from attention: edit there, `make tangle`. sha256:a31ac998ec41
 from __future__ import annotations
 
 import importlib.util
@@ -23,8 +23,9 @@ from companion.tensor.operands import (
     narrowed,
     widened,
 )
-from companion.tensor.random import randn
+from companion.tensor.random import GENERATOR, Generator, rand, randn
 from companion.timing import MISSING, compare, stamp
+from companion.view import Shape
 
 
 def attention_weights(query: Tensor, key: Tensor,
@@ -58,6 +59,7 @@ class MultiHeadAttention(Module):
 
     `num_kv_heads`: so many heads of keys and values, each shared by a
     group of queries' heads (Ainslie et al., 2023); by default as many.
+    `dropout`: the part of the weights that is dropped while training.
     """
 
     def __init__(self, embed_dim: int, num_heads: int,
@@ -97,12 +99,11 @@ class MultiHeadAttention(Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         q, k, v = self.heads(x)
-        mask = self.grouped(attn_mask)
-        if self.training and self.dropout.p:
-            y = self.dropout(self.weigh(q, k, mask)) @ v
-        else:
-            y = scaled_dot_product_attention(
-                q, k, v, mask, is_causal=self.is_causal)
+        drop = self.dropout
+        y = scaled_dot_product_attention(
+            q, k, v, self.grouped(attn_mask), is_causal=self.is_causal,
+            dropout_p=drop.p if drop.training else 0.0,
+            generator=drop.generator)
         return self.c_proj(y.flatten(-4, -3).transpose(-3, -2).flatten(-2))
 
     def weigh(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
@@ -119,25 +120,35 @@ class MultiHeadAttention(Module):
 
 def scaled_dot_product_attention(
         query: Tensor, key: Tensor, value: Tensor,
-        attn_mask: Tensor | None = None, *, is_causal: bool = False,
-        scale: float | None = None) -> Tensor:
-    """attention_weights(query, key, …) @ value, without the weights.
+        attn_mask: Tensor | None = None, *, dropout_p: float = 0.0,
+        is_causal: bool = False, scale: float | None = None,
+        generator: Generator = GENERATOR) -> Tensor:
+    """dropout(attention_weights(query, key, …)) @ value, without weights.
 
     (…, T, D), (…, S, D) and (…, S, D) give (…, T, D); the axes before
     them broadcast. With `is_causal` query t sees the keys up to t.
-    Memory grows with T, not with T · S, also in the gradient; a second
-    derivative makes all the weights. (Dao et al., 2022)
+    Of the weights a part `dropout_p`, drawn from `generator`, counts 0,
+    and the others are divided by 1 - dropout_p, whenever it is not 0.
+    Memory grows with T, also in the gradient, and dropout keeps a byte
+    for each of T · S; a second derivative makes all the weights.
+    (Dao et al., 2022)
     """
+    q, k, v, mask = stacked(query, key, value, attn_mask)
+    kept = kept_weights(mask.shape, dropout_p, q.device, generator)
+    y = Tensor.apply(ATTENTION, q, k, v, mask, kept, arg=(
+        scale or q.shape[-1] ** -0.5, is_causal, 1 - dropout_p))
+    return narrowed(y[..., :-1], query)
+
+
+def stacked(query: Tensor, key: Tensor, value: Tensor,
+            attn_mask: Tensor | None) -> tuple[Tensor, ...]:
+    """Queries, keys, values and a mask, with equal axes before T and S."""
     q, k, v = [widened(x) for x in (query, key, value)]
     mask = (as_tensor(True, bool_, q.device, (1, 1)) if attn_mask is None
             else attn_mask)
     stack = broadcast_shape(*[x.shape[:-2] for x in (q, k, v, mask)])
-    q, k, v = [x.broadcast((*stack, *x.shape[-2:])) for x in (q, k, v)]
-    y = Tensor.apply(
-        ATTENTION, q, k, v,
-        mask.broadcast((*stack, q.shape[-2], k.shape[-2])),
-        arg=(scale or q.shape[-1] ** -0.5, is_causal))
-    return narrowed(y[..., :-1], query)
+    return (*[x.broadcast((*stack, *x.shape[-2:])) for x in (q, k, v)],
+            mask.broadcast((*stack, q.shape[-2], k.shape[-2])))
 
 
 SHAPES_OF_HEADS = {"12 x 4 heads, 64 x 32": (12, 4, 64, 32),
@@ -189,3 +200,17 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield {"bench": "attention", "case": f"{name}, {way}",
                "threads": threads, "unit": "ms", **about,
                **(found.line(lambda s: 1e3 * s) if found else MISSING)}
+
+
+def kept_weights(shape: Shape, dropout_p: float, device: Device,
+                 generator: Generator) -> Tensor:
+    """Which of the weights (…, T, S) stay; a single True if all do."""
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"attention: expected 0 <= dropout_p < 1, got "
+                         f"{dropout_p}; it is the part that is dropped")
+    if dropout_p == 0:
+        return as_tensor(True, bool_, device, (1, 1)).broadcast(shape)
+    *stack, t, s = shape
+    # Queries side by side, as in the kernel's tile: a register at a time.
+    draw = rand(*stack, s, t, device=device, generator=generator)
+    return (draw < 1 - dropout_p).mT

@@ -1,4 +1,4 @@
-# Tangled from autograd, attention: edit there, `make tangle`. sha256:916047332760  # noqa: E501
+# Tangled from autograd, attention: edit there, `make tangle`. sha256:81b8b9235876  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -375,15 +375,15 @@ class Jointly:
 
 
 def attention_gradients(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
-                        arg: Any) -> Sequence[Any]:
+                        kept: Any, arg: Any) -> Sequence[Any]:
     """The gradients of q, k and v, cut out of one tensor."""
     n, s = q.shape[-2], k.shape[-2]
-    rows = g.apply(ATTENTION_GRADIENT, g, y, q, k, v, mask, arg=arg)
+    rows = g.apply(ATTENTION_GRADIENT, g, y, q, k, v, mask, kept, arg=arg)
     return (rows[..., :n, :], rows[..., n:n + s, :], rows[..., n + s:, :])
 
 
 GRADIENT |= {ATTENTION: Jointly(attention_gradients, 3)}
-NEEDS |= {ATTENTION: ((0, 1, 2, 3, RESULT),) * 3}
+NEEDS |= {ATTENTION: ((0, 1, 2, 3, 4, RESULT),) * 3}
 
 
 def seen_by(mask: Any, causal: bool) -> Any:
@@ -395,26 +395,33 @@ def seen_by(mask: Any, causal: bool) -> Any:
     return mask & (key <= at.unsqueeze(1))
 
 
+def thinned(x: Any, kept: Any, keep: float) -> Any:
+    """0 where x is not kept; the rest is divided by the part that is."""
+    return x if keep == 1 else (x / keep).masked_fill(~kept, 0)
+
+
 def second_attention_gradients(
         up: Any, _: Any, g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
-        arg: Any) -> Sequence[Any]:
+        kept: Any, arg: Any) -> Sequence[Any]:
     """Of ATTENTION_GRADIENT, through all the weights: g, y, q, k and v."""
-    (scale, causal), n, s = arg, q.shape[-2], k.shape[-2]
+    (scale, causal, keep), n, s = arg, q.shape[-2], k.shape[-2]
     a, b, c = up[..., :n, :], up[..., n:n + s, :], up[..., n + s:, :]
     dy, rest = g[..., :-1], g[..., -1:]
     means, logarithm = y[..., :-1], y[..., -1:]
     scores = (q * scale) @ k.mT - logarithm
     p = scores.masked_fill(~seen_by(mask, causal), -math.inf).exp()
-    # The rule in question: dq = ds k, dk = dsᵀ q and dv = pᵀ dy.
-    slope = scale * (dy @ v.mT - (dy * means).sum(-1, keepdim=True) + rest)
+    left = partial(thinned, kept=kept, keep=keep)
+    # The rule in question: dq = ds k, dk = dsᵀ q and dv = left(p)ᵀ dy.
+    slope = scale * (left(dy @ v.mT) - (dy * means).sum(-1, keepdim=True)
+                     + rest)
     ds, to_ds = p * slope, a @ k.mT + q @ b.mT
     to_slope = to_ds * p * scale
-    to_scores = (to_ds * slope + dy @ c.mT) * p
-    all_slopes = to_slope.sum(-1, keepdim=True)
-    return (joined(to_slope @ v - all_slopes * means + p @ c, all_slopes),
+    to_scores = (to_ds * slope + left(dy @ c.mT)) * p
+    all_slopes, to_dp = to_slope.sum(-1, keepdim=True), left(to_slope)
+    return (joined(to_dp @ v - all_slopes * means + left(p) @ c, all_slopes),
             joined(-all_slopes * dy, -to_scores.sum(-1, keepdim=True)),
             to_scores @ k * scale + ds @ b,
-            to_scores.mT @ q * scale + ds.mT @ a, to_slope.mT @ dy)
+            to_scores.mT @ q * scale + ds.mT @ a, to_dp.mT @ dy)
 
 
 def joined(rows: Any, last: Any) -> Any:
@@ -426,4 +433,4 @@ def joined(rows: Any, last: Any) -> Any:
 
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
-NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5),) * 5}
+NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:312f72b515b9  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:152665100e3e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import struct
 import threading
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import chain
 from typing import Any, NamedTuple, NoReturn
@@ -669,9 +670,10 @@ KERNELS |= {SCATTER: scatters(KERNELS[SCATTER])}
 
 
 def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,
-               arg: tuple[float, bool]) -> tuple[np.ndarray, np.ndarray]:
+               arg: tuple[float, bool, float],
+               ) -> tuple[np.ndarray, np.ndarray]:
     """The weights of attention, and the logarithms of their sums."""
-    scale, causal = arg
+    scale, causal, _ = arg
     seen = mask & np.tri(*mask.shape[-2:], dtype=np.bool_) if causal else mask
     scores = np.where(seen, q @ k.swapaxes(-1, -2) * scale, -np.inf)
     top = scores.max(-1, keepdims=True, initial=-np.inf)
@@ -680,45 +682,54 @@ def weights_of(q: np.ndarray, k: np.ndarray, mask: np.ndarray,
     return e / np.where(total == 0, 1, total), top + np.log(total)
 
 
+def thinned_array(x: np.ndarray, kept: np.ndarray, keep: float) -> np.ndarray:
+    return np.where(kept, x / keep, 0)
+
+
 def numpy_attention(out: Buffer, q: Buffer, k: Buffer, v: Buffer,
-                    mask: Buffer, arg: tuple[float, bool]) -> None:
+                    mask: Buffer, kept: Buffer,
+                    arg: tuple[float, bool, float]) -> None:
     """ATTENTION with all weights in memory: without a C compiler."""
     weights, logarithm = weights_of(q.array, k.array, mask.array, arg)
-    out.array[..., :-1] = weights @ v.array
+    out.array[..., :-1] = thinned_array(weights, kept.array, arg[2]) @ v.array
     out.array[..., -1:] = logarithm
 
 
 def numpy_attention_back(
         out: Buffer, g: Buffer, y: Buffer, q: Buffer, k: Buffer, v: Buffer,
-        mask: Buffer, arg: tuple[float, bool]) -> None:
+        mask: Buffer, kept: Buffer, arg: tuple[float, bool, float]) -> None:
     """ATTENTION_GRADIENT, likewise."""
     weights, _ = weights_of(q.array, k.array, mask.array, arg)
+    left = partial(thinned_array, kept=kept.array, keep=arg[2])
     dy, means, rest = g.array[..., :-1], y.array[..., :-1], g.array[..., -1:]
     delta = (dy * means).sum(-1, keepdims=True) - rest
-    ds = weights * (dy @ v.array.swapaxes(-1, -2) - delta) * arg[0]
+    dp = left(dy @ v.array.swapaxes(-1, -2))
+    ds = weights * (dp - delta) * arg[0]
     out.array[...] = np.concatenate([
         ds @ k.array, ds.swapaxes(-1, -2) @ q.array,
-        weights.swapaxes(-1, -2) @ dy], axis=-2)
+        left(weights).swapaxes(-1, -2) @ dy], axis=-2)
 
 
-HEADS = struct.Struct("10q40qqd")
+HEADS = struct.Struct("12q48qqdd")
 CREW = struct.Struct("qP")  # threads, and the pool they come from
 WIDEST = 256  # MOST in kernels/attention.c
 
 
 @functools.lru_cache(maxsize=4096)
-def attention_layout(q: View, k: View, v: View, mask: View, scale: float,
-                     causal: bool) -> bytes:
+def attention_layout(q: View, k: View, v: View, mask: View, kept: View,
+                     scale: float, causal: bool, keep: float) -> bytes:
     """The sizes and steps with which a `struct attention` begins."""
     *stack, n, d = q.shape
-    axes = coalesce(zip(stack, *[x.strides[:-2] for x in (q, k, v, mask)]))
+    axes = coalesce(zip(stack, *[
+        x.strides[:-2] for x in (q, k, v, mask, kept)]))
     if len(axes) > 8:
         raise ValueError(f"ATTENTION: {len(axes)} axes before the last two "
                          f"of {q.shape}; expected at most 8: flatten")
-    steps = [x.strides[-2] for x in (q, k, v, mask)]
     return HEADS.pack(
-        math.prod(stack), n, k.shape[-2], d, *steps, mask.strides[-1],
-        len(axes), *chain(*axes), *[0] * (40 - 5 * len(axes)), causal, scale)
+        math.prod(stack), n, k.shape[-2], d,
+        *[x.strides[-2] for x in (q, k, v)],
+        *mask.strides[-2:], *kept.strides[-2:], len(axes), *chain(*axes),
+        *[0] * (48 - 6 * len(axes)), causal, scale, keep)
 
 
 def side_by_side(x: Buffer) -> Buffer:
@@ -738,21 +749,21 @@ def attender(name: str, dtype: DType, addresses: int) -> Any:
 
 
 def attends(name: str, otherwise: Kernel) -> Kernel:
-    """A kernel in C of (…, q, k, v, mask), or `otherwise`."""
+    """A kernel in C of (…, q, k, v, mask, kept), or `otherwise`."""
     def kernel(out: Buffer, *src: Any) -> None:
-        *before, q, k, v, mask, arg = src
+        *before, q, k, v, mask, kept, arg = src
         function = attender(name, out.dtype, len(src))
         if function is None or q.shape[-1] > WIDEST:
             otherwise(out, *src)
             return
         q, k, v = map(side_by_side, (q, k, v))
-        job = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+        heads = q, k, v, mask, kept
+        job = attention_layout(*[x.view for x in heads], *arg)
         small = q.view.size * k.shape[-2] < 1 << 18
         job += CREW.pack(1 if small else POOL.threads, POOL.address)
         # By name, so that copies live until C has read them.
         dense = [x.dense() for x in before]
-        if not function(job, *[x.address for x in (
-                *dense, q, k, v, mask, out)]):
+        if not function(job, *[x.address for x in (*dense, *heads, out)]):
             raise MemoryError(f"ATTENTION: no memory for the gradients of a "
                               f"head of {k.shape[-2]:,} keys")
     return kernel

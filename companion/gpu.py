@@ -1,4 +1,4 @@
-# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:7e445df2a261  # noqa: E501
+# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:ae4ebaa92305  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -775,19 +775,19 @@ def attention_program(card: Any, dtype: DType, width: int) -> Program:
 
 
 SIZES_OF_HEADS = np.dtype([
-    ("sizes", "i8", 10), ("axis", "i8", (8, 5)), ("causal", "i8"),
-    ("scale", "f8")])
+    ("sizes", "i8", 12), ("axis", "i8", (8, 6)), ("causal", "i8"),
+    ("scale", "f8"), ("keep", "f8")])
 
 
 def heads_on(gpu: GPU, *src: Any) -> tuple[Any, ...]:
     """The program, a `struct Heads` and the operands' addresses."""
-    q, k, v, mask, arg = src
+    q, k, v, *bools, arg = src
     q, k, v = [x if x.view.strides[-1] == 1 else
                gpu.run(CAST, x, arg=x.dtype) for x in (q, k, v)]
-    layout = attention_layout(*[x.view for x in (q, k, v, mask)], *arg)
+    layout = attention_layout(*[x.view for x in (q, k, v, *bools)], *arg)
     made = attention_program(gpu.card, q.dtype, q.shape[-1])
     heads = np.frombuffer(layout, SIZES_OF_HEADS)[0]
-    return made, heads, (q, k, v, mask)
+    return made, heads, (q, k, v, *bools)
 
 
 def attend_on(gpu: GPU, out: Buffer, *src: Any) -> None:

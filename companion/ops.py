@@ -1,4 +1,4 @@
-# Tangled from operations, attention, graphs: edit there, `make tangle`. sha256:d15e80b5dc5a  # noqa: E501
+# Tangled from operations, attention, graphs: edit there, `make tangle`. sha256:0773b738df84  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -256,25 +256,24 @@ DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
 DTYPE[WHERE] = chosen
 DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
 
-ATTENTION = Op("ATTENTION", 4)
-ATTENTION_GRADIENT = Op("ATTENTION_GRADIENT", 6)
+ATTENTION = Op("ATTENTION", 5)
+ATTENTION_GRADIENT = Op("ATTENTION_GRADIENT", 7)
 
 
-def attended(q: Any, k: Any, v: Any, mask: Any, _: Any) -> Shape:
+def attended(q: Any, k: Any, v: Any, mask: Any, kept: Any, _: Any) -> Shape:
     """A row for each query: d sums, and the logarithm of the weights."""
     *stack, n, d = q.shape
     keys = (*stack, k.shape[-2], d)
     if not (k.shape == v.shape == keys
-            and mask.shape == (*stack, n, k.shape[-2])):
+            and mask.shape == kept.shape == (*stack, n, k.shape[-2])):
         raise ValueError(
             f"ATTENTION: queries {q.shape}, keys {k.shape}, values "
-            f"{v.shape} and mask {mask.shape} do not fit; expected "
-            f"(..., T, D), twice (..., S, D), and (..., T, S)")
+            f"{v.shape}, mask {mask.shape} and kept {kept.shape} do not fit; "
+            f"expected (..., T, D), twice (..., S, D), twice (..., T, S)")
     return (*stack, n, d + 1)
 
 
-def gradients_of_attended(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
-                          _: Any) -> Shape:
+def gradients_of_attended(g: Any, y: Any, q: Any, k: Any, *rest: Any) -> Shape:
     """The gradients of q, k and v, their rows below each other."""
     *stack, n, d = q.shape
     return (*stack, n + 2 * k.shape[-2], d)
@@ -285,10 +284,11 @@ SHAPE[ATTENTION_GRADIENT] = gradients_of_attended
 
 
 def attends(op: Op) -> Callable[..., DType]:
-    """The rule of float32 or float64 throughout, and a mask of bools."""
+    """The rule of float32 or float64 throughout, and of bools at the end."""
     def dtype(first: Any, *rest: Any) -> DType:
-        *others, mask, _ = rest
+        *others, mask, kept, _ = rest
         check_kind(op, mask.dtype, "b")
+        check_kind(op, kept.dtype, "b")
         if first.dtype not in (float32, float64):
             raise TypeError(f"{op}: expected float32 or float64, got "
                             f"{first.dtype}; cast first")

@@ -778,7 +778,8 @@ def turned(*shape, dtype=np.float32):
 def attention_of(q):
     k = OpNode(BUFFER, (), CPU.adopt(np.ones((5, 4), np.float32)))
     mask = OpNode(BUFFER, (), CPU.adopt(np.ones((5, 6), bool).T))
-    return OpNode(ATTENTION, (q, k, k, mask), (0.5, True))
+    kept = OpNode(BUFFER, (), CPU.adopt(np.eye(6, 5, dtype=bool)))
+    return OpNode(ATTENTION, (q, k, k, mask, kept), (0.5, True, 0.5))
 
 
 WEIGHT = OpNode(BUFFER, (), CPU.adopt(np.eye(12, 5, dtype=np.float32)))

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:25b19658da24
+# Tangled from codegen: edit there, `make tangle`. sha256:5167957249f4
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -139,15 +139,16 @@ def kernel_of(out: OpNode) -> Any:
 def attention_task(name: str) -> Callable[..., Task]:
     def task(out: OpNode, operands: Sequence[Operand]) -> Task:
         n = len(operands)
-        *_, q, k, v, mask = [x.view for x in operands]
+        *_, q, k, v, mask, kept = [x.view for x in operands]
         if q.shape[-1] > WIDEST:
             raise ValueError(f"jit: heads of {q.shape[-1]} numbers; "
                              f"kernels/attention.c has room for {WIDEST}")
         small = q.size * k.shape[-2] < 1 << 18
 
         def job() -> bytes:
-            return attention_layout(q, k, v, mask, *out.arg) + CREW.pack(
-                1 if small else POOL.threads, POOL.address)
+            heads = attention_layout(q, k, v, mask, kept, *out.arg)
+            return heads + CREW.pack(1 if small else POOL.threads,
+                                     POOL.address)
         order = ", ".join(f"{{{i}}}" for i in [*range(1, n + 1), 0])
         return Task(f"((call{n + 1} *)FUNCTION)(JOB, {order})", job,
                     lambda: attender(name, out.dtype, n + 1))
@@ -394,9 +395,10 @@ class Code:
 
 RUN = """
 typedef int call3(const void *, void *, void *, void *);
-typedef int call5(const void *, void *, void *, void *, void *, void *);
-typedef int call7(const void *, void *, void *, void *, void *, void *,
-                  void *, void *);
+typedef int call6(const void *, void *, void *, void *, void *, void *,
+                  void *);
+typedef int call8(const void *, void *, void *, void *, void *, void *,
+                  void *, void *, void *);
 
 int run(char **m, char **jobs, void **functions, long threads,
         pool *parallel) {

@@ -1,12 +1,15 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:179847f3f9d9  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:5ba785be79b8  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 from companion.blas import WIDE
-from companion.compiler.graph import OpNode, constant, interpret
+from companion.compiler.graph import OpNode, constant, interpret, toposort
 from companion.compiler.rewrite import (
     Hole,
     Rule,
@@ -16,8 +19,8 @@ from companion.compiler.rewrite import (
     value,
     word,
 )
-from companion.device import CPU
-from companion.dtype import DType, int64
+from companion.device import CPU, WIDEST
+from companion.dtype import DType, bool_, float32, float64, int64
 from companion.ops import (
     ADD,
     AND,
@@ -26,6 +29,7 @@ from companion.ops import (
     BUFFER,
     DIV,
     EQUAL,
+    EXPAND,
     FAMILIES,
     GATHER,
     IDIV,
@@ -34,9 +38,11 @@ from companion.ops import (
     MAX,
     MOD,
     MUL,
+    PERMUTE,
     RANDOM,
     SCATTER,
     SHAPE,
+    SHRINK,
     SQRT,
     SUB,
     WHERE,
@@ -276,3 +282,86 @@ LOWERING = [
     *[copying(op, n) for op in (
         GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT)
       for n in range(op.arity)]]
+
+z = Hole("z", "f")
+
+
+@later
+def number(c: OpNode) -> float:
+    return float(value(c))
+
+
+@later
+def over(c: OpNode) -> float:
+    return 1 / value(c) if value(c) else math.inf
+
+
+@later
+def opposite(b: OpNode) -> OpNode:
+    inner = b.src[0] if b.op is EXPAND else b
+    wrong = constant(False, bool_, inner.shape)
+    return OpNode(EXPAND, (OpNode(EQUAL, (inner, wrong)),), b.shape)
+
+
+@later
+def is_hidden(d: OpNode) -> bool:
+    """Whether scores are hidden where `d` is put."""
+    return value(d) == -math.inf
+
+
+@later
+def attended(x: OpNode, y: OpNode, z: OpNode, scale: float,
+             seen: Any) -> OpNode:
+    """softmax(x y · scale) z by the kernel; NaN where all is hidden."""
+    *stack, keys, width = z.shape
+    *axes, last = range(len(z.shape))
+    k = OpNode(PERMUTE, (y,), (*axes[:-1], last, axes[-1]))
+    all_keys = constant(True, bool_, (*stack, x.shape[-2], keys))
+    causal = seen is not True and is_causal(seen)
+    mask = all_keys if causal or seen is True else seen
+    both = OpNode(ATTENTION, (x, k, z, mask, all_keys), (scale, causal, 1.0))
+    rows = [(0, length, 1) for length in both.shape[:-1]]
+    found, logarithm = [OpNode(SHRINK, (both,), (*rows, columns)) for columns
+                        in ((0, width, 1), (width, width + 1, 1))]
+    nothing = OpNode(EQUAL, (logarithm, constant(
+        -math.inf, x.dtype, logarithm.shape)))
+    return OpNode(WHERE, (OpNode(EXPAND, (nothing,), found.shape), constant(
+        math.nan, x.dtype, found.shape), found))
+
+
+def is_causal(seen: OpNode) -> bool:
+    """Whether a query sees the keys up to its own, as far as is known."""
+    while seen.op is EXPAND:
+        seen = seen.src[0]
+    if any(node.op is BUFFER for node in toposort(seen)):
+        return False
+    (bits,) = interpret([seen], CPU)
+    return np.array_equal(bits.array, np.tri(*seen.shape[-2:], dtype=bool))
+
+
+def softmax(scores: Any) -> Any:
+    """The pattern of weights that add up to 1."""
+    powers = (scores - scores.max(p).expand(t)).exp()
+    return powers / powers.sum(p).expand(t)
+
+
+@later
+def has_kernel(x: OpNode, z: OpNode, p: tuple[int, ...],
+               scale: float) -> bool:
+    """Whether ATTENTION takes such queries and values."""
+    last, width = len(x.shape) - 1, x.shape[-1]
+    return (p == (last,) and last <= 8 and math.isfinite(scale)
+            and z.shape[-1] == width <= WIDEST
+            and x.dtype in (float32, float64))
+
+
+product = matmul(x, y)
+FUSED = [
+    rule(matmul(softmax(scores), z), attended(x, y, z, scale, seen),
+         has_kernel(x, z, p, scale), *conditions)
+    for scaled, scale in (
+        (matmul(x * c, y), number(c)), (product, 1.0),
+        (product * c, number(c)), (product / c, over(c)))
+    for scores, seen, *conditions in (
+        (scaled, True), (choose(b, scaled, d), b, is_hidden(d)),
+        (choose(b, d, scaled), opposite(b), is_hidden(d)))]

@@ -1,9 +1,10 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:b91732242911
+# Tangled from fusion: edit there, `make tangle`. sha256:0a40e875d0be
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Container, Iterable, KeysView, Mapping, Sequence
 from typing import NamedTuple, cast
 
@@ -25,7 +26,7 @@ from companion.compiler.lower import (
     stripped,
 )
 from companion.compiler.rewrite import rewrite
-from companion.compiler.rules import LOWERING, RULES
+from companion.compiler.rules import FUSED, LOWERING, RULES
 from companion.device import MOVE, moved
 from companion.ops import (
     ATTENTION,
@@ -54,8 +55,8 @@ LIBRARY = {MATMUL, GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT}
 ANY, ROWS, DENSE = "any", "rows", "dense"
 ASKS: dict[Op, tuple[str, ...]] = {
     MATMUL: (ANY, ANY), GATHER: (DENSE, DENSE), SCATTER: (DENSE, DENSE),
-    RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY),
-    ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY)}
+    RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY, ANY),
+    ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY, ANY)}
 
 
 def fits(view: View, asked: str) -> bool:
@@ -338,13 +339,26 @@ def captured(whole: Sequence[OpNode],
     return list(found)
 
 
+def saves_products(old: Sequence[OpNode], new: Sequence[OpNode]) -> bool:
+    """Whether each new call of ATTENTION has taken two products away."""
+    before, after = [Counter(node.op for node in toposort(*roots))
+                     for roots in (old, new)]
+    return before[MATMUL] - after[MATMUL] == 2 * (
+        after[ATTENTION] - before[ATTENTION])
+
+
 def prepared(roots: Sequence[OpNode],
              ) -> tuple[list[OpNode], list[OpNode]]:
     """All nodes of rewritten roots in program order, and the roots."""
     nodes = toposort(*roots)
-    whole = rewrite(rewrite(nodes, RULES), LOWERING)
-    new = dict(zip(nodes, whole))
-    found = [new[root] for root in roots]
+    place = {node: i for i, node in enumerate(nodes)}
+    at = [place[root] for root in roots]
+    plain = rewrite(nodes, RULES)
+    whole = rewrite(plain, FUSED)
+    if not saves_products(*[[form[i] for i in at] for form in (plain, whole)]):
+        whole = plain
+    whole = rewrite(whole, LOWERING)
+    found = [whole[i] for i in at]
     return captured(whole, found), found
 
 

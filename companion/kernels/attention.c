@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:8d1a72e6dbc7 */
-#line 507 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:873140003346 */
+#line 509 "chapters/gradients/attention.md"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ typedef whole I __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 static long min(long x, long y) { return x < y ? x : y; }
 
-#line 537 "chapters/gradients/attention.md"
+#line 539 "chapters/gradients/attention.md"
 enum { DIGITS = WIDE ? 52 : 23, BIAS = WIDE ? 1023 : 127,
        TERMS = WIDE ? 13 : 7 };
 
@@ -53,7 +53,7 @@ static INLINE V larger(V a, V b) {
   return (V)(((I)a & more) | ((I)b & ~more));
 }
 
-#line 567 "chapters/gradients/attention.md"
+#line 569 "chapters/gradients/attention.md"
 #define ROW(X, i) X(i, 0) X(i, 1)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define LOAD(i, j) V c##i##j = {0}; \
@@ -82,30 +82,33 @@ static void product(int more, long m, long k, const REAL *a, long ra,
   }
 }
 
-#line 601 "chapters/gradients/attention.md"
+#line 603 "chapters/gradients/attention.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
-/* heads of tq queries and tk keys, d wide; steps from row to row, and,
-   of the mask, also within a row; from head to head, axis by axis */
+/* heads of tq queries and tk keys, d wide; steps from row to row, of bools
+   from query to query and from key to key; from head to head, by axis */
+struct steps { long query, key; };
 struct attention {
-  long heads, tq, tk, d, q, k, v, row, column, axes;
-  struct { long n, q, k, v, mask; } axis[8];
+  long heads, tq, tk, d, q, k, v;
+  struct steps mask, kept;
+  long axes;
+  struct { long n, q, k, v, mask, kept; } axis[8];
   long causal;
-  double scale;
+  double scale, keep;
   long threads;
   pool *parallel;
 };
 struct job {
   struct attention p;
   const REAL *q, *k, *v;
-  const char *mask;
+  const char *mask, *kept;
   REAL *y;         /* of a query: d sums, and the logarithm */
   const REAL *dy;  /* of the same shape: its gradient */
   REAL *out;       /* the gradients of q, k and v, below each other */
   int failed;
 };
 
-#line 627 "chapters/gradients/attention.md"
+#line 632 "chapters/gradients/attention.md"
 /* nq queries from the i-th on, nk keys from the j-th on, rows filled to w */
 struct tile {
   long i, nq, j, nk, w;
@@ -116,7 +119,7 @@ struct tile {
 };
 static _Thread_local struct tile room __attribute__((aligned(64)));
 
-#line 643 "chapters/gradients/attention.md"
+#line 650 "chapters/gradients/attention.md"
 /* x[n, d] with rows side by side, each filled up to w elements */
 static void lay(const REAL *x, long step, long n, long d, long w,
                 REAL *out) {
@@ -143,10 +146,10 @@ static void locate(struct job *g, long h) {
   for (long a = g->p.axes, at; a--; h /= g->p.axis[a].n)
     at = h % g->p.axis[a].n, g->q += at * g->p.axis[a].q,
     g->k += at * g->p.axis[a].k, g->v += at * g->p.axis[a].v,
-    g->mask += at * g->p.axis[a].mask;
+    g->mask += at * g->p.axis[a].mask, g->kept += at * g->p.axis[a].kept;
 }
 
-#line 676 "chapters/gradients/attention.md"
+#line 683 "chapters/gradients/attention.md"
 /* begin a tile of queries: q is scaled, for scores as powers of two */
 static void begin(const struct job *g, struct tile *t, long i) {
   t->i = i, t->nq = min(g->p.tq - i, BQ);
@@ -173,19 +176,42 @@ static long reach(const struct job *g, const struct tile *t, long a) {
   return !g->p.causal || n > t->nk ? t->nk : n < 0 ? 0 : n;
 }
 
-#line 708 "chapters/gradients/attention.md"
+#line 715 "chapters/gradients/attention.md"
+/* s[NR], but `other` where a bool at `is` is false; by masks, since a
+   choice would become a branch */
+static INLINE void pick(const char *is, REAL other, REAL *s) {
+  whole on[NR];
+  for (long c = 0; c < NR; c++) on[c] = -(whole)(is[c] != 0);
+  for (long c = 0; c < NR; c += L) {
+    I yes = *(I *)(on + c), *to = (I *)(s + c);
+    *to = (*to & yes) | ((I)((V){0} + other) & ~yes);
+  }
+}
+
+/* the same for a panel of s[keys, queries] */
+static void choose(const struct tile *t, long a, long n, const char *is,
+                   struct steps by, REAL other, REAL *s) {
+  if (!by.query && !by.key && *is) return;  /* one True for all pairs */
+  long m = min(NR, t->nq - a);
+  is += (t->i + a) * by.query + t->j * by.key;
+  for (; n-- > 0; s += BQ, is += by.key)
+    if (by.query == 1 && m == NR) pick(is, other, s);
+    else {
+      char few[NR] = {0};
+      for (long c = 0; c < m; c++) few[c] = is[c * by.query];
+      pick(few, other, s);
+    }
+}
+
+#line 745 "chapters/gradients/attention.md"
 /* scores of -inf where the panel's queries must not look */
 static void hide(const struct job *g, struct tile *t, long a, long n) {
   REAL *s = t->p + a;
-  long ahead = t->i + a - t->j, down = g->p.row, right = g->p.column;
+  long ahead = t->i + a - t->j;
   for (long r = ahead < 0 ? 0 : ahead; g->p.causal && r < n; r++)
     for (long c = 0; c < NR; c++)
       s[r * BQ + c] = r - ahead > c ? -INFINITY : s[r * BQ + c];
-  const char *mask = g->mask + (t->i + a) * down + t->j * right;
-  if (!down && !right && *mask) return;  /* the same one byte everywhere */
-  for (long r = 0; r < n; r++)
-    for (long c = 0; c < min(NR, t->nq - a); c++)
-      if (!mask[c * down + r * right]) s[r * BQ + c] = -INFINITY;
+  choose(t, a, n, g->mask, g->p.mask, -INFINITY, s);
 }
 
 /* p[keys, queries] = the scores of a panel of queries for n keys */
@@ -195,7 +221,7 @@ static void score(const struct job *g, struct tile *t, long a, long n) {
   hide(g, t, a, n);
 }
 
-#line 735 "chapters/gradients/attention.md"
+#line 768 "chapters/gradients/attention.md"
 /* scores become weights, relative to the largest score so far */
 static void weigh(struct tile *t, long a, long n) {
   for (long c = a; c < a + NR; c += L) {
@@ -213,13 +239,14 @@ static void weigh(struct tile *t, long a, long n) {
   }
 }
 
-#line 758 "chapters/gradients/attention.md"
+#line 791 "chapters/gradients/attention.md"
 /* a tile of keys: fade what its queries have, add the weighted values */
 static void gather(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
     if (!(n = reach(g, t, a))) continue;
     score(g, t, a, n);
     weigh(t, a, n);
+    choose(t, a, n, g->kept, g->p.kept, 0, t->p + a);
     long m = min(NR, t->nq - a), w = t->w;
     for (long r = a; t->j && r < a + m; r++)
       for (long c = 0; c < w; c++) t->sum[r * w + c] *= t->fade[r];
@@ -229,20 +256,21 @@ static void gather(const struct job *g, struct tile *t) {
   }
 }
 
-/* divide; a query from which all is hidden has zeros, and log(0) */
+/* divide by the sum, of what is dropped as well, and by what is kept;
+   a query from which all is hidden has zeros, and log(0) */
 static void finish(const struct job *g, const struct tile *t) {
   long d = g->p.d;
-  REAL *y = g->y + t->i * (d + 1);
+  REAL *y = g->y + t->i * (d + 1), keep = g->p.keep;
   for (long r = 0; r < t->nq; r++, y += d + 1) {
     REAL all = t->total[r];
     for (long c = 0; c < d; c++)
-      y[c] = all == 0 ? 0 : t->sum[r * t->w + c] / all;
+      y[c] = all == 0 ? 0 : t->sum[r * t->w + c] / (all * keep);
     y[d] = t->top[r] * (REAL)0x1.62e42fefa39efp-1 
       + (WIDE ? log(all) : logf(all));
   }
 }
 
-#line 790 "chapters/gradients/attention.md"
+#line 825 "chapters/gradients/attention.md"
 static void forward(void *job, long task) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -259,19 +287,19 @@ static void forward(void *job, long task) {
 
 /* y[tq, d + 1] of each head: the mean of v, and log(sum(exp(scores))) */
 int attend(const struct attention *p, const REAL *q, const REAL *k,
-           const REAL *v, const char *mask, REAL *y) {
-  struct job g = {*p, q, k, v, mask, y, y, y, 0};
+           const REAL *v, const char *mask, const char *kept, REAL *y) {
+  struct job g = {*p, q, k, v, mask, kept, y, y, y, 0};
   p->parallel(forward, &g, p->heads * ((p->tq + BQ - 1) / BQ), p->threads);
   return 1;
 }
 
-#line 840 "chapters/gradients/attention.md"
+#line 875 "chapters/gradients/attention.md"
 /* begin a tile of queries for the way back: what y kept, and delta */
 static void begin_back(const struct job *g, struct tile *t, long i) {
   long d = g->p.d, step = d + 1;
   const REAL *y = g->y + i * step, *dy = g->dy + i * step;
   begin(g, t, i);
-  turn(dy, step, t->nq, d, 1, t->gt);
+  turn(dy, step, t->nq, d, 1 / g->p.keep, t->gt);
   lay(dy, step, t->nq, d, t->w, t->g);
   lay(g->q + i * g->p.q, g->p.q, t->nq, d, t->w, t->q);
   memset(t->sum, 0, t->nq * t->w * sizeof *t->sum);
@@ -285,7 +313,7 @@ static void begin_back(const struct job *g, struct tile *t, long i) {
   }
 }
 
-#line 863 "chapters/gradients/attention.md"
+#line 898 "chapters/gradients/attention.md"
 /* the weights again, the gradients of the scores, and of q */
 static void differ(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -293,6 +321,7 @@ static void differ(const struct job *g, struct tile *t) {
     score(g, t, a, n);
     product(0, n, g->p.d, g->v + t->j * g->p.v, g->p.v, 1,
             t->gt + a * g->p.d, NR, t->ds + a, BQ);
+    choose(t, a, n, g->kept, g->p.kept, 0, t->ds + a);
     for (long c = a; c < a + NR; c += L) {
       V *p = (V *)(t->p + c), *ds = (V *)(t->ds + c);
       V top = *(V *)(t->top + c), delta = *(V *)(t->total + c);
@@ -301,13 +330,14 @@ static void differ(const struct job *g, struct tile *t) {
         ds[r] = p[r] * (ds[r] - delta);
       }
     }
+    choose(t, a, n, g->kept, g->p.kept, 0, t->p + a);
     for (long c = 0; c < t->w; c += NR)
       product(1, min(NR, t->nq - a), n, t->ds + a, 1, BQ, t->right + c,
               t->w, t->sum + a * t->w + c, t->w);
   }
 }
 
-#line 888 "chapters/gradients/attention.md"
+#line 925 "chapters/gradients/attention.md"
 /* the tile's share of the gradients of its keys and values */
 static void scatter(const struct job *g, struct tile *t, REAL *dk,
                     REAL *dv) {
@@ -331,7 +361,7 @@ static void settle(const REAL *x, long w, long n, long d, REAL factor,
     for (long c = 0; c < d; c++) out[c] = factor * x[c];
 }
 
-#line 915 "chapters/gradients/attention.md"
+#line 952 "chapters/gradients/attention.md"
 static void backward(void *job, long h) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -349,17 +379,17 @@ static void backward(void *job, long h) {
     settle(t->sum, w, t->nq, d, g.p.scale, g.out + i * d);
   }
   settle(dk, w, n, d, g.p.scale, g.out + g.p.tq * d);
-  settle(dv, w, n, d, 1, g.out + (g.p.tq + n) * d);
+  settle(dv, w, n, d, 1 / g.p.keep, g.out + (g.p.tq + n) * d);
   free(dk);
 }
 
-#line 946 "chapters/gradients/attention.md"
+#line 983 "chapters/gradients/attention.md"
 /* out[tq + 2 tk, d] of each head: the gradients of q, k and v; 0 without
    memory for those of a head */
 int attend_back(const struct attention *p, const REAL *dy, const REAL *y,
                 const REAL *q, const REAL *k, const REAL *v,
-                const char *mask, REAL *out) {
-  struct job g = {*p, q, k, v, mask, (REAL *)y, dy, out, 0};
+                const char *mask, const char *kept, REAL *out) {
+  struct job g = {*p, q, k, v, mask, kept, (REAL *)y, dy, out, 0};
   p->parallel(backward, &g, p->heads, p->threads);
   return !g.failed;
 }

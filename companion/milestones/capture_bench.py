@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:31fbcfd8e05a
+# Tangled from capture: edit there, `make tangle`. sha256:45b58963fddf
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
@@ -95,3 +95,10 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
     yield {**line, "unit": "µs", "case": "a small chain", **beside(
         partial(small_chain, threads), partial(torch_chain, threads),
         quick, 1e-6)}
+    if not quick:
+        # With dropout each draws its own numbers: no losses agree.
+        baby = CONFIGS["baby"], 4, threads
+        yield {**line, "unit": "ms",
+               "case": "a step of the baby, batch 4, eager",
+               **beside(partial(captured_step, *baby),
+                        partial(torch_step, *baby), quick, 1e-3)}

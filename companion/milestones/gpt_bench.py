@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:a5411b06fd0a
+# Tangled from transformers: edit there, `make tangle`. sha256:1af4c83bd73b
 from __future__ import annotations
 
 import importlib.util
@@ -61,8 +61,10 @@ def shares(config: GPTConfig, threads: int = 1,
 
 def torch_logits(state: dict[str, Any], config: GPTConfig,
                  index: Any) -> Any:
-    """What a GPT of PyTorch makes of `index`, with weights of ours."""
+    """What a GPT of PyTorch in training makes of `index`, with weights of
+    ours; `config.dropout` acts where ours does, on other random numbers."""
     f = import_module("torch").nn.functional
+    drop = partial(f.dropout, p=config.dropout)
 
     def linear(name: str, x: Any) -> Any:
         return f.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
@@ -72,16 +74,18 @@ def torch_logits(state: dict[str, Any], config: GPTConfig,
                             state.get(f"{name}.bias"))
 
     places = state["wpe.weight"][:index.shape[-1]]
-    x = f.embedding(index, state["wte.weight"]) + places
+    x = drop(f.embedding(index, state["wte.weight"]) + places)
     for at in [f"h.{i}" for i in range(config.n_layer)]:
         parts = linear(f"{at}.attn.c_attn", norm(f"{at}.ln_1", x))
         q, k, v = [part.unflatten(-1, (config.n_head, -1)).transpose(-3, -2)
                    for part in parts.chunk(3, -1)]
-        y = f.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + linear(f"{at}.attn.c_proj", y.transpose(-3, -2).flatten(-2))
+        y = f.scaled_dot_product_attention(
+            q, k, v, is_causal=True, dropout_p=config.dropout)
+        y = y.transpose(-3, -2).flatten(-2)
+        x = x + drop(linear(f"{at}.attn.c_proj", y))
         hidden = f.gelu(linear(f"{at}.mlp.c_fc", norm(f"{at}.ln_2", x)),
                         approximate=config.approximate)
-        x = x + linear(f"{at}.mlp.c_proj", hidden)
+        x = x + drop(linear(f"{at}.mlp.c_proj", hidden))
     return f.linear(norm("ln_f", x), state["wte.weight"])
 
 

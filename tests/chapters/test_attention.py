@@ -1,9 +1,10 @@
-# Tangled from attention: edit there, `make tangle`. sha256:6d5d0946b222
+# Tangled from attention: edit there, `make tangle`. sha256:c1ae5e135024
 from __future__ import annotations
 
 import importlib.util
 import math
 import tracemalloc
+from functools import partial
 from importlib import import_module
 
 import numpy as np
@@ -12,19 +13,22 @@ from companion.attention import (
     MultiHeadAttention,
     attention_weights,
     causal_mask,
+    kept_weights,
     scaled_dot_product_attention,
+    stacked,
 )
 from companion.autograd import seen_by
 from companion.buffer import Buffer
 from companion.device import CPU, numpy_attention, numpy_attention_back
 from companion.dtype import bfloat16, float16, float32, float64
+from companion.layers import Dropout
 from companion.native import POOL, set_threads
 from companion.ops import ATTENTION, ATTENTION_GRADIENT
 from companion.tensor import Tensor
 from companion.tensor.creation import linspace
 from companion.tensor.gradients import grad, gradcheck
 from companion.tensor.indexing import allclose
-from companion.tensor.random import manual_seed, rand, randn
+from companion.tensor.random import Generator, manual_seed, rand, randn
 from companion.timing import Timed
 
 
@@ -54,6 +58,33 @@ def peak(f, length, width=32):
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return most
+
+
+def dropped(q, k, v):
+    """By the definition: all the weights, without some of them."""
+    return Dropout(0.2)(attention_weights(q, k)) @ v
+
+
+def babys_layer():
+    """A step of one layer of the baby, forwards and backwards."""
+    layer = MultiHeadAttention(384, 6, dropout=0.2, is_causal=True)
+    x = randn(4, 256, 384)
+    return layer, lambda: layer(x).sum().backward()
+
+
+def thinly(q, k, v):
+    return scaled_dot_product_attention(q, k, v, dropout_p=0.2)
+
+
+def held(f, length, width=32):
+    """Bytes that the gradient of f waits for."""
+    q, k, v = [x.requires_grad_() for x in randn(3, length, width)]
+    tracemalloc.start()
+    waiting = f(q, k, v)
+    now, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del waiting
+    return now
 
 
 def by_definition(q, k, v, mask, causal):
@@ -118,6 +149,67 @@ def test_tiles_walk_any_memory():
                         answers(by_definition, q, k, v, mask, True), 1e-5)
 
 
+def kept_to(kept, keep):
+    """By the kernels and by the definition, with given weights kept."""
+    def kernels(q, k, v, mask, causal):
+        *operands, mask = stacked(q, k, v, mask)
+        y = Tensor.apply(
+            ATTENTION, *operands, mask, kept.to(q.device).broadcast(
+                mask.shape), arg=(q.shape[-1] ** -0.5, causal, keep))
+        return y[..., :-1]
+
+    def definition(q, k, v, mask, causal):
+        if causal:
+            before = causal_mask(q.shape[-2], k.shape[-2])
+            mask = before if mask is None else mask & before
+        weights = attention_weights(q, k, mask)
+        return (weights * kept.to(q.dtype) / keep) @ v
+    return kernels, definition
+
+
+def stays(q, k):
+    """Bools for the weights of q and k, in memory of all kinds."""
+    (*stack, t, _), s = q.shape, k.shape[-2]
+    drawn = rand(*stack, t, s) < 0.7
+    return (drawn, drawn.mT.contiguous().mT, drawn.flip(-1), drawn[..., :1],
+            drawn[..., :1, :], Tensor(False).expand(1, 1))
+
+
+def test_dropped_weights_equal_the_definition():
+    for dtype, most in ((float32, 1e-5), (float64, 1e-13)):
+        for i, (q, k, *rest) in enumerate(examples(dtype, *SIZES)):
+            every = stays(q, k)  # each with some of the masks
+            for kept in (every[i % len(every)], every[1]):
+                ours, wanted = kept_to(kept, 0.7)
+                assert near(answers(ours, q, k, *rest),
+                            answers(wanted, q, k, *rest), most)
+
+
+def test_dropout_draws_with_its_generator():
+    manual_seed(8)
+    q, k, v = randn(3, 2, 30, 8)
+    attend = partial(scaled_dot_product_attention, q, k, v, dropout_p=0.25)
+    found = [attend(generator=Generator(seed)) for seed in (1, 1, 2)]
+    kept = kept_weights((2, 30, 30), 0.25, CPU, Generator(1))
+    _, wanted = kept_to(kept, 0.75)
+    assert near(found[:2], [wanted(q, k, v, None, False)] * 2, 1e-5)
+    assert not allclose(found[0], found[2])
+    assert abs(kept.to(float32).mean().item() - 0.75) < 0.06
+    for p in (-0.1, 1.0, math.nan):
+        try:
+            scaled_dot_product_attention(q, k, v, dropout_p=p)
+        except ValueError as error:
+            assert "0 <= dropout_p < 1" in str(error)
+        else:
+            raise AssertionError(p)
+
+
+def test_dropout_holds_a_byte_for_a_pair():
+    for length in (512, 1024):
+        rest = held(scaled_dot_product_attention, length)
+        assert held(thinly, length) - rest < 1.2 * length ** 2
+
+
 def test_a_query_that_sees_nothing_has_zeros():
     q, k, v = randn(3, 3, 70, 8)
     mask = Tensor([[True], [False], [True]]).unsqueeze(2).expand(3, 70, 70)
@@ -134,8 +226,8 @@ def test_a_query_that_sees_nothing_has_zeros():
 def test_no_compiler_is_needed():
     for q, k, v, mask, causal in examples(float64, ((2,), 9, 7, 5)):
         mask = Tensor(True) if mask is None else mask
-        src = q, k, v, mask.expand(2, 9, 7)
-        buffers, arg = [x.buffer for x in src], (0.3, causal)
+        src = q, k, v, mask.expand(2, 9, 7), rand(2, 9, 7) < 0.6
+        buffers, arg = [x.buffer for x in src], (0.3, causal, 0.6)
         y = CPU.run(ATTENTION, *buffers, arg=arg)
         again = Buffer.empty(y.shape, float64)
         g = randn(*y.shape, dtype=float64).buffer
@@ -151,12 +243,14 @@ def test_no_compiler_is_needed():
 def test_both_rules_agree_with_differences():
     for q, k, v, mask, causal in examples(float64, ((2,), 4, 3, 2)):
         mask = (Tensor(True) if mask is None else mask).expand(2, 4, 3)
-        arg = 0.7, causal
+        kept, keep = ((Tensor(True), 1.0) if causal
+                      else (rand(2, 4, 3) < 0.6, 0.6))
+        bools, arg = (mask, kept.expand(2, 4, 3)), (0.7, causal, keep)
         # Where all is hidden the logarithm is -inf, and has no slope.
         seen = seen_by(mask, causal).any(-1, keepdim=True)
 
-        def whole(q, k, v, mask=mask, arg=arg, seen=seen):
-            y = Tensor.apply(ATTENTION, q, k, v, mask, arg=arg)
+        def whole(q, k, v, bools=bools, arg=arg, seen=seen):
+            y = Tensor.apply(ATTENTION, q, k, v, *bools, arg=arg)
             return y.where(seen, 0)
         leaves = [x.requires_grad_() for x in (q, k, v)]
         gradcheck(whole, *leaves)
@@ -183,17 +277,21 @@ def test_threads_and_halves():
         assert near([y.to(float32)], [in_tiles(*x, None, True)], most)
 
 
-def on_card(q, k, v, mask, causal):
+def on_card(q, k, v, mask, causal, f=in_tiles):
     there = [x if x is None else x.to("emulated") for x in (q, k, v, mask)]
-    return in_tiles(*there, causal).to("cpu")
+    return f(*there, causal).to("cpu")
 
 
 def test_a_card_gives_the_same():
     for dtype, most, size in ((float32, 1e-5, ((2,), 37, 40, 33)),
                               (float64, 1e-13, ((1, 2), 3, 70, 16))):
-        for example in examples(dtype, size):
-            assert near(answers(on_card, *example),
-                        answers(in_tiles, *example), most)
+        for i, (q, k, *rest) in enumerate(examples(dtype, size)):
+            assert near(answers(on_card, q, k, *rest),
+                        answers(in_tiles, q, k, *rest), most)
+            ours, wanted = kept_to(stays(q, k)[i % 6], 0.7)
+            there = partial(on_card, f=ours)
+            assert near(answers(there, q, k, *rest),
+                        answers(wanted, q, k, *rest), most)
 
 
 def test_what_does_not_fit_is_refused():
