@@ -1,12 +1,14 @@
-# Tangled from cuda, kernels, gpu: edit there, `make tangle`. sha256:74a7032a4a9c  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:4269420139ba  # noqa: E501
 from __future__ import annotations
 
 import ctypes
 import functools
 import importlib.util
+import itertools
+import operator
 import re
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from numbers import Integral
 from pathlib import Path
@@ -233,6 +235,10 @@ class Emulator:
         """Begin a copy that is made when somebody waits for it."""
         # As late as a card may: a program that does not wait reads garbage.
         return functools.partial(np.copyto, target, source.copy())
+
+    def recorded(self, parts: Sequence[Part]) -> list[Callable[[], Any]]:
+        """As it stands: launching costs nothing here."""
+        return [part.run for part in parts]
 
 
 def check_flags(flags: Iterable[str]) -> None:
@@ -532,6 +538,31 @@ class Card:
         """Let what is launched from now on wait for an event."""
         self.arrays.cuda.get_current_stream().wait_event(event)
 
+    def recorded(self, parts: Sequence[Part]) -> list[Callable[[], Any]]:
+        """What launches the parts again, all between two products as one
+        graph. CuPy lets nobody call cuBLAS while it records."""
+        pool = self.arrays.cuda.MemoryPool()
+        found: list[Callable[[], Any]] = []
+        for product, group in itertools.groupby(
+                parts, key=operator.attrgetter("product")):
+            runs = [part.run for part in group]
+            found += runs if product else [self.graph(runs, pool)]
+        return found
+
+    def graph(self, runs: Sequence[Callable[[], Any]], pool: Any) -> Recorded:
+        """What some launches ask of the card, recorded and not done."""
+        cuda = self.arrays.cuda
+        stream = cuda.Stream(non_blocking=True)
+        # Memory that is given back on the way is the graph's all the same.
+        with stream, cuda.using_allocator(pool.malloc):
+            stream.begin_capture()
+            try:
+                for run in runs:
+                    run()
+            finally:
+                graph = stream.end_capture()
+        return Recorded(graph, pool)
+
 
 def launch_on_card(kernel: Any, grid: tuple, block: tuple,
                    arguments: Iterable[Any]) -> None:
@@ -696,3 +727,20 @@ def spoken(nbytes: float) -> str:
     while nbytes >= 1024 and len(units) > 1:
         nbytes, units = nbytes / 1024, units[1:]
     return f"{nbytes:.4g} {units[0]}"
+
+
+class Part(NamedTuple):
+    """A part of a program: what runs it, and whether it is cuBLAS's."""
+
+    run: Callable[[], Any]
+    product: bool
+
+
+class Recorded:
+    """A graph of launches, and the memory that only it may use."""
+
+    def __init__(self, graph: Any, pool: Any):
+        self.graph, self.pool = graph, pool
+
+    def __call__(self) -> None:
+        self.graph.launch()

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs: edit there, `make tangle`. sha256:c28ffe943c7e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:152665100e3e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -397,6 +397,15 @@ class Device:
         """
         return {name: self.adopt(n) for name, n in numbers().items()}
 
+    def twin(self, buffer: Buffer) -> Buffer:
+        """The same elements, dense, in memory of their own."""
+        return buffer.copy()
+
+    def put(self, buffer: Buffer, values: Any) -> None:
+        """Write over a dense buffer of this device: an array of the
+        host, or a dense buffer of the host or of this device."""
+        np.copyto(buffer.array, values)
+
 
 def check_writable(buffer: Buffer) -> None:
     if not buffer.storage.writable:
@@ -765,3 +774,6 @@ KERNELS |= {ATTENTION: attends("attend", numpy_attention),
                                        numpy_attention_back)}
 
 DRIVERS |= {"lazy": "companion.compiler.lazy"}
+
+DRIVERS |= dict.fromkeys(["lazy cuda", "lazy emulated"],
+                         "companion.compiler.launch")

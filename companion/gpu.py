@@ -1,4 +1,4 @@
-# Tangled from gpu, attention: edit there, `make tangle`. sha256:f758e3a4c588
+# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:ae4ebaa92305  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -237,6 +237,18 @@ class GPU(Device):
         out = self.empty(source.shape, source.dtype)
         return wrap(out, self), self.card.send(
             out.storage.memory, source.array.reshape(-1).view(np.uint8))
+
+    def twin(self, buffer: Buffer) -> Buffer:
+        """The same elements, dense, in memory of their own."""
+        return self.run(CAST, buffer, arg=buffer.dtype)
+
+    def put(self, buffer: Buffer, values: Any) -> None:
+        """Write over a dense buffer of this device: an array of the
+        host, or a dense buffer of the host or of this device."""
+        if not isinstance(values, Buffer):
+            values = adopt(np.ascontiguousarray(values, buffer.dtype.numpy))
+        self.card.copy(buffer.address, values.address,
+                       buffer.view.size * buffer.dtype.itemsize)
 
 
 WALK = np.dtype([("size", "i8"), ("rank", "i8"), ("length", "i8", 8),

@@ -5,6 +5,8 @@ signatures are checked against the real CuPy in test_gpu.py.
 """
 
 import ctypes
+from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,8 @@ import numpy as np
 from companion.cuda import Emulator
 
 QUEUE = []  # what was asked of streams, in order
+RECORDING = []  # the launches of each stream that is being recorded
+POOLS = []  # where memory comes from
 
 
 class Pointer:
@@ -29,6 +33,8 @@ class Array:
 
     def __init__(self, shape, dtype, memptr=None, strides=None):
         fresh = np.empty(shape, dtype)
+        for pool in POOLS[-1:]:
+            pool.kept.append(fresh)
         self.shape, self.dtype, self.size = fresh.shape, dtype, fresh.size
         self.strides = fresh.strides if strides is None else tuple(strides)
         self.itemsize = np.dtype(dtype).itemsize
@@ -51,7 +57,22 @@ class Stream:
     def __init__(self, non_blocking=False):
         self.name = "bus" if non_blocking else "present"
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def begin_capture(self):
+        RECORDING.append([])
+
+    def end_capture(self):
+        launches = RECORDING.pop()
+        return SimpleNamespace(
+            launches=launches, launch=lambda: [run() for run in launches])
+
     def synchronize(self):
+        assert not RECORDING, "nothing is waited for in a recording"
         QUEUE.append((self.name, "synchronize"))
 
     def record(self):
@@ -65,7 +86,25 @@ class Stream:
 PRESENT = Stream()
 
 
+class MemoryPool:
+    """Memory that is given back stays in the pool."""
+
+    def __init__(self):
+        self.kept = []
+
+    def malloc(self, nbytes):
+        raise NotImplementedError("Array asks the pool for nothing")
+
+
+@contextmanager
+def using_allocator(malloc):
+    POOLS.append(malloc.__self__)
+    yield
+    POOLS.pop()
+
+
 def copy(target, source, nbytes, kind, stream):
+    assert not RECORDING, "the host's memory may be gone at a replay"
     ctypes.memmove(target, source, nbytes)
 
 
@@ -83,7 +122,8 @@ class RawModule:
         def launch(grid, block, arguments):
             values = [a[0] if isinstance(a, np.ndarray) else a
                       for a in arguments]
-            self.program[name](grid, block, *values)
+            run = partial(self.program[name], grid, block, *values)
+            RECORDING[-1].append(run) if RECORDING else run()
         return launch
 
 
@@ -91,6 +131,9 @@ def gemm(handle, turn_a, turn_b, m, n, k, one, a, kind, lda, step_a, b,
          kind_b, ldb, step_b, zero, c, kind_c, ldc, step_c, count, total,
          algorithm):
     from companion.cuda import CUBLAS, Operand
+    if RECORDING:
+        raise NotImplementedError(
+            "calling cuBLAS API during stream capture is unsupported")
     dtype = next(d for d, (elements, _) in CUBLAS.items()
                  if elements == kind == kind_b == kind_c)
     wide = ctypes.c_double if total == 70 else ctypes.c_float
@@ -111,6 +154,7 @@ def module():
         cuda=SimpleNamespace(
             Device=lambda: SimpleNamespace(
                 attributes={"MultiProcessorCount": 2}),
+            MemoryPool=MemoryPool, using_allocator=using_allocator,
             Stream=Stream, get_current_stream=lambda: PRESENT,
             alloc_pinned_memory=bytearray,
             get_cublas_handle=lambda: 0,

@@ -614,8 +614,11 @@ def test_an_emulated_buffer_is_not_numpys(gpu):
     "empty", "ndarray", "RawModule", "is_available", "from_dlpack",
     "get_default_memory_pool", "cuda.Device.attributes", "cuda.Stream.record",
     "cuda.Stream.wait_event", "cuda.Stream.synchronize", "cuda.Event.done",
-    "cuda.get_current_stream", "cuda.alloc_pinned_memory",
-    "cuda.get_cublas_handle", "cuda.compiler.CompileException",
+    "cuda.Stream.begin_capture", "cuda.Stream.end_capture",
+    "cuda.MemoryPool.malloc", "cuda.using_allocator",
+    "cuda.graph.Graph.launch", "cuda.get_current_stream",
+    "cuda.alloc_pinned_memory", "cuda.get_cublas_handle",
+    "cuda.compiler.CompileException",
     "cuda.runtime.memcpyDefault", "cuda.runtime.memGetInfo",
     "cuda.runtime.memcpyAsync", "cuda.runtime.getDeviceProperties",
 ])

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:fd16e5f3f89a
+# Tangled from capture: edit there, `make tangle`. sha256:7c87577e6be0
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 from companion.buffer import Buffer, Storage
 from companion.compiler.graph import AGES, OpNode, interpret, made, toposort
 from companion.compiler.lazy import FED, Lazy, Promise, Promised
-from companion.compiler.program import Program, compile_graph
+from companion.compiler.program import Program, compile_graph, program_of
 from companion.compiler.schedule import captured
-from companion.device import named
+from companion.device import Device, named
 from companion.layers import Module
-from companion.native import CompileError, compiler, tell
-from companion.ops import BUFFER, CONST
+from companion.native import CompileError, tell
+from companion.ops import BUFFER, CONST, WRITE
 from companion.optim import Optimizer
 from companion.tensor import Tensor, wrap
 from companion.training import Trainer
@@ -42,7 +42,8 @@ def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
     for promise, node in device.living():
         if node.op is BUFFER:
             if node.arg.storage in seen or not node.arg.view.is_dense:
-                promise.node = node = OpNode(BUFFER, (), node.arg.copy())
+                promise.node = node = OpNode(
+                    BUFFER, (), device.device.twin(node.arg))
             seen.add(node.arg.storage)
         found[promise] = node
     return found
@@ -203,7 +204,7 @@ class Capture:
         held = {node for _, node in self.device.living()}
         self.held = [leaf for leaf in self.inputs if leaf in held]
         self.fed = [(numbers, [
-            (name, leaf.arg.array) for name, leaf in found.items()
+            (name, leaf.arg) for name, leaf in found.items()
             if leaf in places]) for numbers, found in self.feeds]
         self.hung = hung_in({p for p, _ in self.kept})
         return self.answer()
@@ -217,7 +218,8 @@ class Capture:
                 raise ValueError(f"jit: {BROUGHT.format(leaf.shape)}")
         return compile_graph(roots, {
             i: self.before[p] for i, (p, _) in enumerate(self.kept)
-            if p in self.before and self.before[p].op is BUFFER})
+            if p in self.before and self.before[p].op is BUFFER},
+            device=self.device.device)
 
     def __call__(self, args: Any, named: Mapping[str, Any] = {}) -> Any:
         """Once more, on other arguments and the numbers of this moment."""
@@ -237,23 +239,25 @@ class Capture:
         """New arguments, and new numbers of those that are fed."""
         given = tensors_in((args, named) if named else args)
         lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
+        put = self.device.device.put
         for leaf in self.held:
-            np.copyto(leaf.arg.array, lent.pop(leaf).array)
+            put(leaf.arg, lent.pop(leaf))
         for numbers, places in self.fed:
             found = numbers()
-            for name, array in places:
-                array[...] = found[name]
+            for name, buffer in places:
+                put(buffer, found[name])
         return lent
 
     def lent(self, x: Any) -> Buffer:
         """The values of an argument, where they lie if that is safe."""
-        if x.device is not self.device:
-            return x.device.host(x.buffer).dense()
-        storage = x.buffer.storage
-        self.device.realize(storage)
-        if storage in self.mine or storage.node.op is not BUFFER:
-            return self.device.host(x.buffer).dense()
-        return storage.node.arg.moved(x.buffer.view).dense()
+        here, storage = self.device.device, x.buffer.storage
+        if x.device is self.device:
+            self.device.realize(storage)
+            if storage not in self.mine and storage.node.op is BUFFER:
+                return dense(storage.node.arg.moved(x.buffer.view), here)
+        if x.device is here:
+            return dense(x.buffer, here)
+        return x.device.host(x.buffer).dense()
 
     def return_home(self) -> None:
         """Something was asked since: keep all promises, and bring back
@@ -262,11 +266,13 @@ class Capture:
         for promise, node in settle(self.device).items():
             if (node is not self.mine.get(promise) and node.op is BUFFER
                     and node.arg.storage in ours):
-                promise.node = OpNode(BUFFER, (), node.arg.copy())
+                promise.node = OpNode(
+                    BUFFER, (), self.device.device.twin(node.arg))
         for promise, leaf in self.mine.items():
             if promise.node is not leaf:
                 (value,) = interpret([promise.node], self.device.device)
-                np.copyto(leaf.arg.array, value.array)
+                write = self.device.device.kernels[WRITE]
+                write(leaf.arg, leaf.arg, value, None)
                 promise.node = leaf
 
     def answer(self) -> Any:
@@ -278,7 +284,8 @@ class Capture:
 
     def copied(self, tensor: Any) -> Tensor:
         """A tensor of the same values, in memory of its own."""
-        value = memory_of(tensor).arg.moved(tensor.buffer.view).copy()
+        value = self.device.device.twin(
+            memory_of(tensor).arg.moved(tensor.buffer.view))
         name = Promise(self.device, made(BUFFER, (), value))
         return wrap(Promised(name, value.view, value.dtype), self.device)
 
@@ -293,6 +300,11 @@ def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
     tensors = [x for x in gc.get_objects() if issubclass(type(x), Tensor)]
     return [(ref(x), x.grad) for x in tensors
             if x.grad is not None and x.grad.buffer.storage in new]
+
+
+def dense(buffer: Buffer, device: Device) -> Buffer:
+    """Itself where its memory is one run in order, else a copy."""
+    return buffer if buffer.view.is_dense else device.twin(buffer)
 
 
 def kind_of(value: Any) -> Any:
@@ -422,8 +434,8 @@ class Jit:
     def __init__(self, function: Callable[..., Any], device: Any):
         if not isinstance(device, Lazy):
             raise TypeError(f"jit: expected a lazy device, got {device}")
-        self.function, self.device = function, device
-        self.look = surroundings(function)
+        self.function, self.kind = function, program_of(device.device)
+        self.device, self.look = device, surroundings(function)
         self.made: dict[Any, Capture] = {}
         self.forms: dict[Any, list[Any]] = {}
         self.unlike = Counter[Any]()  # calls that have not repeated one
@@ -438,7 +450,7 @@ class Jit:
             if key in self.made:
                 return self.made[key](args, named)
             call = Capture(self.device, self.function, args, named)
-            if not can_compile() or not self.repeats(key, call):
+            if not can_compile(self.kind) or not self.repeats(key, call):
                 return call.keep()
             result = call.begin()
             self.made[key] = call
@@ -479,10 +491,10 @@ def name_of(function: Any) -> str:
     return getattr(function, "__name__", str(function))
 
 
-def can_compile() -> bool:
-    """Whether there is a C compiler; if not, it is told once."""
+def can_compile(kind: type[Program]) -> bool:
+    """Whether such programs can be made; if not, it is told once."""
     try:
-        return bool(compiler())
+        return bool(kind.ready())
     except CompileError as error:
         tell(f"jit: programs are interpreted: {error}")
         return False

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:79aabb84282c
+# Tangled from codegen: edit there, `make tangle`. sha256:5167957249f4
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -32,9 +32,11 @@ from companion.compiler.schedule import (
     size_of,
 )
 from companion.device import (
+    CPU,
     CREW,
     SUMS,
     WIDEST,
+    Device,
     attender,
     attention_layout,
     check_index,
@@ -42,7 +44,7 @@ from companion.device import (
     scatterer,
 )
 from companion.dtype import uint8
-from companion.native import CELLS, POOL, build
+from companion.native import CELLS, POOL, build, compiler
 from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
@@ -240,16 +242,16 @@ class Plan:
     """
 
     def __init__(self, steps: Sequence[Step], roots: Sequence[OpNode],
-                 targets: Mapping[int, OpNode]):
-        self.steps = steps
+                 targets: Mapping[int, OpNode],
+                 writer: type[Writer] = Writer):
+        self.steps, self.writer = steps, writer
         read = {x for step in steps for x in step.reads if x.op is BUFFER}
         # By age, not as sets have them: the text has to be the same tomorrow.
         self.leaves = sorted(read, key=lambda x: x.age)
         self.places = {x: Place(1 + i) for i, x in enumerate(self.leaves)}
         self.copies: list[tuple[Place, OpNode]] = []
         self.live()
-        self.kept = {x for x in self.last if x in self.made}
-        self.kept |= {stripped(root) for root in roots}
+        self.kept = {*self.made} & {*self.last} | {*map(stripped, roots)}
         self.loops = {i: self.near(step) for i, step in enumerate(steps)
                       if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
@@ -259,8 +261,8 @@ class Plan:
     def near(self, kernel: Kernel) -> Loops:
         """A kernel's loops; row buffers that are too large get memory."""
         loops = Loops(kernel, self.kept)
-        if sum([kernel.lowered[x].item.width * x.dtype.itemsize
-                for x in loops.buffers]) <= STACK:
+        writer = self.writer(loops)
+        if writer.near() <= writer.room:
             return loops
         self.kept |= set(loops.buffers)
         return Loops(kernel, self.kept)
@@ -281,7 +283,7 @@ class Plan:
             x: (size_of(x), self.made[x], self.last.get(x, self.made[x]))
             for x in self.made if x in self.kept and x not in self.places}
         for i, loops in self.loops.items():
-            writer = Writer(loops)
+            writer = self.writer(loops)
             for name, _, width, _ in writer.totals():
                 turn = self.turns[i]
                 spans[i, name] = (8 * width * writer.parts, turn, turn)
@@ -326,9 +328,6 @@ class Plan:
             load.address == mine and x.inner == made.inner
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
-
-
-STACK = 1 << 18  # bytes of row buffers: the stacks of threads are small
 
 
 class Code:
@@ -424,22 +423,34 @@ class Program:
     A CompileError names the operations of the kernel that C refuses.
     """
 
+    writer = Writer
+
     def __init__(self, order: Sequence[OpNode], roots: Sequence[OpNode],
-                 targets: Mapping[int, OpNode] = {}, *flags: str):
+                 targets: Mapping[int, OpNode] = {}, *flags: str,
+                 device: Device = CPU):
         roots = [OpNode(CAST, (r,), r.dtype) if stripped(r).op is BUFFER
                  else r for r in roots]
         order = list(dict.fromkeys([*order, *roots]))
         check_types(order)
         check_targets(targets.values())
-        self.steps = schedule(order, roots)
-        self.plan = Plan(self.steps, roots, targets)
-        self.code = Code(self.plan)
+        self.steps, self.targets = schedule(order, roots), targets
+        self.plan = Plan(self.steps, roots, targets, self.writer)
+        self.device = device
         self.results = [targets[i].arg if i in targets
-                        else Buffer.empty(root.shape, root.dtype)
+                        else device.empty(root.shape, root.dtype)
                         for i, root in enumerate(roots)]
-        self.arena = Buffer.empty((self.plan.room + 64,), uint8)
+        self.arena = device.empty((self.plan.room + 64,), uint8)
+        self.code = self.written()
         self.load(self.code.text, *flags)
         self.bind()
+
+    @staticmethod
+    def ready() -> Any:
+        """What a machine has to have, or a CompileError."""
+        return compiler()
+
+    def written(self) -> Any:
+        return Code(self.plan)
 
     def load(self, text: str, *flags: str) -> None:
         """Compile the text, or find it compiled."""
@@ -523,8 +534,22 @@ def check_targets(leaves: Iterable[OpNode]) -> None:
                 f"memory in order, to write over it: copy it first")
 
 
+# The programs of a device, by its kind.
+PROGRAMS: dict[type[Device], type[Program]] = {Device: Program}
+
+
+def program_of(device: Device) -> type[Program]:
+    """The kind of program that a device runs."""
+    if type(device) not in PROGRAMS:
+        raise TypeError(f"jit: no programs are made for the device {device}, "
+                        f"a {type(device).__name__}; known are those of "
+                        f"{', '.join(k.__name__ for k in PROGRAMS)}")
+    return PROGRAMS[type(device)]
+
+
 def compile_graph(roots: Sequence[OpNode],
-                  targets: Mapping[int, OpNode] = {},
-                  *flags: str) -> Program:
-    """The program that computes `roots`, by all rules."""
-    return Program(*prepared(roots), targets, *flags)
+                  targets: Mapping[int, OpNode] = {}, *flags: str,
+                  device: Device = CPU) -> Program:
+    """The program that computes `roots` on `device`, by all rules."""
+    kind = program_of(device)
+    return kind(*prepared(roots), targets, *flags, device=device)

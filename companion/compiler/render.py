@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:ecd9ebdba795
+# Tangled from codegen: edit there, `make tangle`. sha256:05ca4b0b8757
 """Kernels as C."""
 
 from __future__ import annotations
@@ -260,6 +260,13 @@ class Writer:
                 f"x = {name}[part * {width} + i], {join};",
                 f"(({out} *)p[{to}])[i] = s;", "}"]
         return indented([*lines, "}"]) if self.loops.columns else ""
+
+    room = 1 << 18  # bytes of row buffers: the stacks of threads are small
+
+    def near(self) -> int:
+        """Bytes of the row buffers."""
+        return sum([self.kernel.lowered[x].item.width * x.dtype.itemsize
+                    for x in self.rows])
 
 
 WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
