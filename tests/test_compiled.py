@@ -1270,3 +1270,49 @@ def test_a_program_forgets_what_was_lent():
     program, = step.programs
     (found,) = program.program()
     assert found.array == 2  # of the call that was captured: the second
+
+
+def test_results_have_memory_of_their_own_at_each_call():
+    """Also those that somebody inside has kept, or that are a part."""
+    class Keeper:
+        pass
+    keeper, w = Keeper(), Tensor(np.ones(3), float32, device="lazy")
+    w.requires_grad = True
+
+    @jit
+    def step(x):
+        w.grad = None
+        y = w * x
+        y.sum().backward()
+        keeper.y = y.detach()
+        return keeper.y, y.detach()[1:], w.grad, x, y.detach()[::-1]
+
+    def wanted(i):
+        x = np.arange(3.0) + i
+        return [x, x[1:], x, x, x[::-1]]
+    told = []
+    for i in range(6):
+        told.append(step(Tensor(np.arange(3.0) + i, float32)))
+        assert np.array_equal(keeper.y.numpy(), wanted(i)[0])
+        assert np.array_equal(w.grad.numpy(), wanted(i)[0])
+    assert len(step.programs) == 1
+    for i, found in enumerate(told):
+        for x, want in zip(found, wanted(i)):
+            assert np.array_equal(x.numpy(), want)
+    told[-1][0].assign(told[-1][0] * 0)  # the name is the caller's own
+    assert np.array_equal(keeper.y.numpy(), wanted(5)[0])
+
+
+def test_a_result_may_become_the_state_of_another_program():
+    make, start = jit(lambda x: x * 2), Tensor([1.0], float32)
+    states = [make(start) for _ in range(4)]
+    state = states[-1]
+
+    @jit
+    def add(x):
+        state.assign(state + x)
+        return state * 1
+    for i in range(5):
+        assert add(start).item() == 3 + i
+        assert make(start).item() == 2
+    assert state.item() == 7 and [x.item() for x in states[:3]] == [2, 2, 2]

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:7c87577e6be0
+# Tangled from capture: edit there, `make tangle`. sha256:d583eafe2925
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -189,18 +189,24 @@ class Capture:
 
     def begin(self) -> Any:
         """Make a program of it, and run that for the first time."""
+        self.new = self.fresh
+        given = {x.buffer.storage for x, new in zip(
+            tensors_in(self.result), self.new) if new}
+        self.apart = {i: p for i, (p, _) in enumerate(self.kept)
+                      if p in given}
         try:
             program = self.compiled()
-            values = program()
+            values = program(apart=self.apart)
         except BaseException:
             self.undo()
             raise
-        self.program, self.new = program, self.fresh
-        places = program.plan.places
+        self.program, places = program, program.plan.places
         self.mine = {p: node for p, node in self.before.items()
                      if node.op is BUFFER and node in places}
         for (promise, _), value in zip(self.kept, values):
-            self.mine[promise] = promise.node = OpNode(BUFFER, (), value)
+            promise.node = OpNode(BUFFER, (), value)
+            if promise not in given:
+                self.mine[promise] = promise.node
         held = {node for _, node in self.device.living()}
         self.held = [leaf for leaf in self.inputs if leaf in held]
         self.fed = [(numbers, [
@@ -225,7 +231,9 @@ class Capture:
         """Once more, on other arguments and the numbers of this moment."""
         if next(AGES) != self.age + 1:
             self.return_home()
-        self.program(self.brought(args, named))
+        values = self.program(self.brought(args, named), self.apart)
+        for i, promise in self.apart.items():
+            promise.node = made(BUFFER, (), values[i])
         for promise, _ in self.kept:
             promise.version += 1
         for weak, gradient in self.hung:
@@ -277,15 +285,16 @@ class Capture:
 
     def answer(self) -> Any:
         """The result, in memory that the next call leaves alone."""
-        found = [self.copied(x) if fresh else x for x, fresh in zip(
+        found = [self.named(x) if fresh else x for x, fresh in zip(
             tensors_in(self.result), self.new)]
         self.age = next(AGES)
         return replaced_in(self.result, iter(found))
 
-    def copied(self, tensor: Any) -> Tensor:
-        """A tensor of the same values, in memory of its own."""
-        value = self.device.device.twin(
-            memory_of(tensor).arg.moved(tensor.buffer.view))
+    def named(self, tensor: Any) -> Tensor:
+        """A tensor of the same values, which nobody else can change."""
+        value = memory_of(tensor).arg.moved(tensor.buffer.view)
+        if memory_of(tensor) in self.inputs:
+            value = self.device.device.twin(value)
         name = Promise(self.device, made(BUFFER, (), value))
         return wrap(Promised(name, value.view, value.dtype), self.device)
 

@@ -1,10 +1,10 @@
-# Tangled from launches: edit there, `make tangle`. sha256:ddd2d81260a0
+# Tangled from launches: edit there, `make tangle`. sha256:90a398629014
 """Programs as lists of launches."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -155,8 +155,10 @@ class LaunchProgram(Program):
             self.device.fault.address, n, self.address(slot),
             self.address(self.plan.places[node]))
 
-    def __call__(self, lent: Mapping[OpNode, Buffer] = {}) -> list[Buffer]:
-        """The results. What is lent is copied: addresses hold still."""
+    def __call__(self, lent: Mapping[OpNode, Buffer] = {},
+                 apart: Collection[int] = ()) -> list[Buffer]:
+        """The results. Addresses hold still: what is lent is copied, and
+        so are the results that will not be used again."""
         device = self.device
         for leaf in lent:
             device.put(leaf.arg, lent[leaf])
@@ -166,7 +168,8 @@ class LaunchProgram(Program):
         device.asked = any(isinstance(step, Call) and step.node.op in CHECKED
                            for step in self.steps)
         device.check_indices()
-        return self.results
+        return [device.twin(x) if i in apart else x
+                for i, x in enumerate(self.results)]
 
     def play(self) -> None:
         """The first time one by one; then as the card has recorded it."""

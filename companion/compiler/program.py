@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:5167957249f4
+# Tangled from codegen: edit there, `make tangle`. sha256:393efa591495
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -6,9 +6,11 @@ from __future__ import annotations
 import ctypes
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
 
 from companion.blas import against_the_grain, plan, product
 from companion.buffer import Buffer, Storage
@@ -476,21 +478,28 @@ class Program:
             task.function(), ctypes.c_void_p).value for task in tasks])
         self.threads = POOL.threads
 
-    def __call__(self, lent: Mapping[OpNode, Buffer] = {}) -> list[Buffer]:
-        """The results; of some leaves the memory, for this time."""
+    def __call__(self, lent: Mapping[OpNode, Buffer] = {},
+                 apart: Collection[int] = ()) -> list[Buffer]:
+        """The results, some of them in memory that is not used again."""
         if self.threads != POOL.threads:
             self.tell()
-        slots = {leaf: self.plan.places[leaf].slot for leaf in lent
-                 if leaf in self.plan.places}
-        for leaf, slot in slots.items():
-            self.memory[slot] = lent[leaf].address
+        new = {i: Buffer.empty(x.shape, x.dtype)
+               for i, x in enumerate(self.results) if i in apart}
+        places, first = self.plan.places, 1 + len(self.plan.leaves)
+        there = [(places[leaf].slot, buffer, leaf.arg.storage)
+                 for leaf, buffer in lent.items() if leaf in places]
+        there += [(first + i, x, self.results[i]) for i, x in new.items()]
+        for slot, buffer, _ in there:
+            self.memory[slot] = buffer.address
         failed = self.run(self.memory, self.jobs, self.functions,
                           self.threads, POOL.address)
-        for leaf, slot in slots.items():
-            self.memory[slot] = leaf.arg.storage.address
+        for slot, _, usual in there:
+            self.memory[slot] = usual.address
         if failed:
+            for i, x in new.items():
+                np.copyto(self.results[i].array, x.array)
             self.fail(self.steps[failed - 1], lent)
-        return self.results
+        return [new.get(i, x) for i, x in enumerate(self.results)]
 
     def fail(self, step: Any, lent: Mapping[OpNode, Buffer]) -> NoReturn:
         """Say what the library has refused, as it would have said it."""
