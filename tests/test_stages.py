@@ -18,7 +18,8 @@ from companion.literate.write import write
 
 TESTS = Path(__file__).parent / "chapters"
 NAMES = sorted(path.stem.removeprefix("test_") for path in TESTS.glob("*.py"))
-PYTEST = "-m pytest -q -p no:nbval -p no:xdist".split()  # quick to begin
+PYTEST = "-m pytest -q".split()
+ALONE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # it begins in half the time
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +37,7 @@ def test_chapter_on_its_own_stage(name, book, tmp_path):
     run = subprocess.run(
         [sys.executable, *PYTEST, tests],
         cwd=tmp_path,
-        env=os.environ | elsewhere(),
+        env=os.environ | elsewhere() | ALONE,
         capture_output=True,
         text=True,
     )

@@ -1096,7 +1096,8 @@ BOOKS = {
     "kernels": lambda n: {"a": ("view.py", functions(
         n, "%%c kernels/a.c\nint f{0}(int n) {{ return n; }}"))},
     "shown": lambda n: {"a": ("view.py", VIEW, *[
-        cell(f"x{i} = View()") for i in range(n)])},
+        # no cell is another book's: to compare them would be work too
+        cell(f"x{i}_{n} = View()") for i in range(n)])},
 }
 
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:70171bd7284d
+# Tangled from record: edit there, `make tangle`. sha256:be3b60014530
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -182,7 +182,8 @@ class Watch:
             self.cell = cell
             count = self.cells.index(cell) + 1
             tell(f"{self.chapter.name}: cell {count} of {len(self.cells)}")
-            self.room.enter(alone=tagged(cell, "timing"))
+            unread = "COMPANION_CROWDED" in os.environ
+            self.room.enter(alone=tagged(cell, "timing") and not unread)
 
     def run(self, client, env: dict[str, str]) -> None:
         """Run the notebook; name the chapter's line if a cell fails."""
@@ -322,6 +323,7 @@ def tools_at_work() -> dict[str, list[str]]:
     return {path: bare(text) for path, text in lent().items()}
 
 
+@cache
 def essence(cell: Cell) -> list:
     """What tangle reads of a cell; of one that stays here, its imports."""
     if not cell.target:

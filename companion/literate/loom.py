@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:36a43e7c902d
+# Tangled from weave: edit there, `make tangle`. sha256:3f93a5469fd7
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -32,6 +32,8 @@ class Loom:
         self.by_name = grouped(found, lambda d: (d.file, d.name))
         self.by_file = grouped(found, lambda d: d.file)
         self.members = {d.name: d for d in reversed(found) if "." in d.name}
+        uses = [(name, d) for d in found for name in d.uses]
+        self.by_use = grouped(uses, lambda use: use[0])
 
     def made_by(self, cell):
         """What one cell defines."""
@@ -67,8 +69,8 @@ class Loom:
     def users(self, name):
         """Of each chapter whose library code uses a name, the first."""
         found: dict = {}
-        for made in self.library.definitions:
-            if name in made.uses and made.file.startswith("companion/"):
+        for _, made in self.by_use.get(name, ()):
+            if made.file.startswith("companion/"):
                 found.setdefault(made.path, made)
         return found.values()
 

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:f9e097ac4eeb
+# Tangled from tangle: edit there, `make tangle`. sha256:e02ef64f4ac0
 """A cell's statements, cut apart and laid out again, text verbatim."""
 
 import ast
@@ -55,11 +55,15 @@ class Piece:
 @cache
 def parse(cell: Cell) -> list[ast.stmt]:
     """The statements of a cell."""
+    check_python(cell)
+    return ast.parse(cell.source, cell.path).body
+
+
+def check_python(cell: Cell) -> None:
+    """Refuse a cell that Python would refuse."""
     flags = 0 if cell.target else ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
-        tree = ast.parse(cell.source)
-        compile(tree, cell.path, "exec", flags, dont_inherit=True)
-        return tree.body
+        compile(cell.source, cell.path, "exec", flags, dont_inherit=True)
     except (SyntaxError, ValueError) as error:
         what, line = getattr(error, "msg", error), getattr(error, "lineno", 1)
         message = f"Python cannot read this: {what}"

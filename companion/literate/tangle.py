@@ -1,16 +1,18 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:464f10c80034
+# Tangled from tangle: edit there, `make tangle`. sha256:f460275df599
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
 import ast
 import difflib
+import gc
 import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ from companion.literate.pieces import (
     Piece,
     alone,
     as_entry,
+    check_python,
     decorated,
     is_entry,
     open_table,
@@ -203,11 +206,11 @@ class Tangler:
         self.entries: list[Entry] = []
         self.made: dict[int, list[Entry]] = {}
         self.pages: dict[str, dict[str, Import]] = {}
-        self.loose: dict[tuple[str, str], Cell] = {}
+        self.loose: dict[str, list[Cell]] = {}
 
     def read(self, chapter: Chapter) -> None:
         """Take all the cells of a chapter."""
-        self.pages[chapter.name] = {}
+        self.pages[chapter.name], self.loose[chapter.name] = {}, []
         for cell in chapter.cells:
             self.learn(cell)
             if cell.target:
@@ -222,15 +225,15 @@ class Tangler:
         return self.modules.setdefault(file, fresh)
 
     def learn(self, cell: Cell) -> None:
-        """Remember what a cell imports, and what an untagged one makes."""
+        """Remember what a cell imports, and the untagged cells."""
         if cell.language != "python":
             return
         own = cell if cell.target else readable(cell)
-        found = [i for node in parse(own) for i in imports_of(node)]
-        self.pages[cell.chapter] |= {i.binds: i for i in found}
         if not cell.target:
-            for name in names_in(own.source).bound:
-                self.loose.setdefault((cell.chapter, name), cell)
+            self.loose[cell.chapter].append(own)
+        if "import" in own.source:  # most do not, and trees take long
+            found = [i for node in parse(own) for i in imports_of(node)]
+            self.pages[cell.chapter] |= {i.binds: i for i in found}
 
     def take(self, module: Module, cell: Cell) -> None:
         """Place the statements of a tangled cell."""
@@ -407,7 +410,8 @@ class Tangler:
         own = set(module.imports)
         for piece in module.body:
             own |= set(piece.names) or read[id(piece)].bound
-        now = at_import(module, read)
+        front = module.file.endswith("/__init__.py")
+        now = at_import(module, read) if front else set()
         for piece in module.body:
             reading = read[id(piece)]
             for use in reading.uses:
@@ -451,7 +455,8 @@ class Tangler:
 
     def hint(self, name: str, chapter: str, others: list[Module]) -> str:
         """What to do about a name that nothing, or too much, defines."""
-        loose = self.loose.get((chapter, name))
+        loose = next((cell for cell in self.loose[chapter]
+                      if name in names_in(cell.source).bound), None)
         if others:
             files = " and ".join(other.file for other in others)
             return f"is defined in {files}: import the one meant on the page"
@@ -535,6 +540,7 @@ class Tangler:
 IPYTHON = re.compile(r"(\s*)(?:[%!?,;/]|>>>|\.\.\.|.*=\s*[%!]|.*\?\s*$)")
 
 
+@cache
 def readable(cell: Cell) -> Cell:
     """A page's own cell, without the lines that only IPython reads."""
     source = textwrap.dedent(cell.source)
@@ -543,7 +549,7 @@ def readable(cell: Cell) -> Cell:
     while True:
         own = replace(cell, source="\n".join(lines))
         try:
-            parse(own)
+            check_python(own)
             return own
         except SourceError as error:
             at = error.line - cell.line
@@ -646,9 +652,22 @@ def bottom(module: Module) -> list[str]:
 def tangle(book: Book, upto: str | None = None) -> Library:
     """The library of a book, or as it stands before chapter `upto`."""
     tangler = Tangler()
-    for chapter in (book.before(upto) if upto else book).tangle_order:
-        tangler.read(chapter)
-    return tangler.library()
+    with uncollected():
+        for chapter in (book.before(upto) if upto else book).tangle_order:
+            tangler.read(chapter)
+        return tangler.library()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Do not look for garbage among what is being made."""
+    at_work = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if at_work:
+            gc.enable()
 
 
 def main(argv: list[str]) -> int:
@@ -656,6 +675,7 @@ def main(argv: list[str]) -> int:
     options = arguments().parse_args(argv)
     try:
         status = run(options)
+        gc.freeze()  # no search for garbage before all of it goes
         if status is None:
             command = [sys.executable, "-m", "companion", "tangle", *argv]
             status = subprocess.run(command).returncode
