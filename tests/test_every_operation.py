@@ -876,7 +876,8 @@ EXCLUDED = {
     "a language model: test_transformer_peers, chapters": """
         GPT GPTConfig next_token_loss spoken windows""",
     "no operation": """
-        set_threads set_float32_matmul_precision OutOfMemory realize jit""",
+        set_threads set_float32_matmul_precision OutOfMemory realize jit
+        load_program save_program""",
 }
 
 
