@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, attention, transformers, capture: edit there, `make tangle`. sha256:94bd4bc089f7  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture: edit there, `make tangle`. sha256:ad8fc39085a1  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -356,6 +356,7 @@ BENCHES = {
     "eager": "companion.benchmark",
     "mlp": "companion.milestones.mlp_bench",
     "gpu": "companion.gpu",
+    "conv": "companion.milestones.conv_bench",
     "attention": "companion.attention",
     "gpt": "companion.milestones.gpt_bench",
     "capture": "companion.milestones.capture_bench",

@@ -1,0 +1,591 @@
+# Tangled from convolution: edit there, `make tangle`. sha256:d5cb3108bb30
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from companion.autograd import RECORDING
+from companion.device import CPU, Device
+from companion.dtype import DType, float32, int64
+from companion.layers import Dropout, Module, he, parameter
+from companion.ops import GATHER, PAD, SCATTER, SHRINK
+from companion.tensor import Tensor, unpack_ints
+from companion.tensor.arithmetic import maximum_of
+from companion.tensor.creation import arange, ones, zeros
+from companion.tensor.operands import narrowed, where, widened
+from companion.tensor.random import rand
+from companion.tensor.reductions import detached
+
+
+def sliding(x: Tensor, axis: int, k: int, places: int, stride: int = 1,
+            dilation: int = 1) -> Tensor:
+    """(…, n, …) as (…, k, places, …): [j, i] is x[i·stride + j·dilation].
+
+    By movements alone (after tinygrad's pool): one copy, of k + 1 lines.
+    """
+    front, n, back = x.shape[:axis], x.shape[axis], x.shape[axis + 1:]
+    longer = n + dilation
+    times = -(-k * longer // n)
+    said = x.unsqueeze(axis).broadcast((*front, times, n, *back))
+    cut = said.reshape(*front, times * n, *back).narrow(
+        axis, 0, k * longer).reshape(*front, k, longer, *back)
+    kept = [(0, m, 1) for m in cut.shape]
+    kept[axis + 1] = (0, (places - 1) * stride + 1, stride)
+    return Tensor.apply(SHRINK, cut, arg=tuple(kept))
+
+
+Pair = tuple[int, int]
+
+
+def pair(name: str, value: Any, least: int) -> Pair:
+    """(height, width) of one whole number for both, or of two."""
+    found = unpack_ints([value])
+    found = found * 2 if len(found) == 1 else found
+    if len(found) != 2 or min(found) < least:
+        raise ValueError(f"{name}: expected one or two whole numbers >= "
+                         f"{least}, got {value}")
+    return found[0], found[1]
+
+
+class Sweep(NamedTuple):
+    """How a kernel goes over a picture: a (height, width) of each."""
+
+    kernel: Pair
+    stride: Pair = (1, 1)
+    dilation: Pair = (1, 1)
+
+    @property
+    def reach(self) -> Pair:
+        """Pixels from the first tap to the last, both included."""
+        (kh, kw), _, (dh, dw) = self
+        return dh * (kh - 1) + 1, dw * (kw - 1) + 1
+
+    def places(self, size: Pair) -> Pair:
+        """Rows and columns of places on a picture of this size."""
+        (h, w), (rh, rw), (sh, sw) = size, self.reach, self.stride
+        if h < rh or w < rw:
+            raise ValueError(
+                f"convolution: a kernel that reaches over {self.reach} "
+                f"pixels does not fit into {size}, padding included; pad "
+                f"more, or take a smaller kernel")
+        return (h - rh) // sh + 1, (w - rw) // sw + 1
+
+
+Margins = tuple[Pair, Pair]
+
+
+def margins_of(padding: int | Sequence[int] | str, how: Sweep) -> Margins:
+    """((top, bottom), (left, right)) of numbers, "same" or "valid"."""
+    if padding == "valid":
+        return (0, 0), (0, 0)
+    if padding == "same" and how.stride == (1, 1):
+        # Of an odd number the greater half goes behind, as in PyTorch.
+        h, w = [(n - 1) // 2 for n in how.reach]
+        return (h, how.reach[0] - 1 - h), (w, how.reach[1] - 1 - w)
+    if isinstance(padding, str):
+        raise ValueError(
+            f'padding: expected numbers, "valid", or "same" with a stride '
+            f'of 1, got "{padding}" with {how.stride}; give numbers')
+    h, w = pair("padding", padding, 0)
+    return (h, h), (w, w)
+
+
+def padded_size(x: Tensor, margins: Margins) -> Pair:
+    """Height and width of pictures between their margins."""
+    h, w = [n + sum(m) for n, m in zip(x.shape[-2:], margins)]
+    return h, w
+
+
+def steps(n: int, step: int, behind: int, x: Tensor) -> Tensor:
+    """0, step, … along an axis with `behind` axes after it, where x is."""
+    along = arange(n, device=x.device) * step
+    return along.reshape(n, *[1] * behind)
+
+
+def pixels_under(x: Tensor, n: int, size: Pair, places: Pair,
+                 how: Sweep) -> Tensor:
+    """The pixel under each tap at each place: (n, places, taps).
+
+    Pixels count on through n pictures of `size`, row by row; `x` says
+    on which device the numbers are wanted.
+    """
+    (h, w), (oh, ow) = size, places
+    (kh, kw), (sh, sw), (dh, dw) = how
+    first = (steps(n, h * w, 2, x) + steps(oh, sh * w, 1, x)
+             + steps(ow, sw, 0, x))
+    tap = steps(kh, dh * w, 1, x) + steps(kw, dw, 0, x)
+    return first.reshape(n, oh * ow, 1) + tap.flatten()
+
+
+def by_pixels(x: Tensor, weight: Tensor, bias: Tensor | None,
+              margins: Margins, how: Sweep, groups: int) -> Tensor:
+    """(N, O, places): a place is a row, of all pixels under the kernel."""
+    (n, c, *size), o = x.shape, len(weight)
+    last = x.reshape(n, groups, c // groups, *size).permute(1, 0, 3, 4, 2)
+    last = Tensor.apply(PAD, last, arg=(
+        (0, 0, 1), (0, 0, 1), (*margins[0], 1), (*margins[1], 1),
+        (0, 0, 1)))
+    h, w = last.shape[2:4]
+    places = how.places((h, w))
+    index = pixels_under(x, n * groups, (h, w), places, how)
+    rows = Tensor.apply(
+        GATHER, last.reshape(n * groups * h * w, c // groups), index, arg=0)
+    k = math.prod(weight.shape[1:])
+    y = (rows.reshape(groups, n * math.prod(places), k)
+         @ weight.permute(0, 2, 3, 1).reshape(groups, o // groups, k).mT)
+    if bias is not None:
+        y = y + bias.reshape(groups, 1, o // groups)
+    return y.reshape(groups, n, math.prod(places), o // groups).permute(
+        1, 0, 3, 2).reshape(n, o, math.prod(places))
+
+
+def by_lines(x: Tensor, weight: Tensor, bias: Tensor | None,
+             margins: Margins, how: Sweep, groups: int) -> Tensor:
+    """(N, O, places): a tap is a row, of lines of pixels."""
+    (n, c, *size), o = x.shape, len(weight)
+    x = Tensor.apply(PAD, x.reshape(n * c, *size), arg=(
+        (0, 0, 1), (*margins[0], 1), (*margins[1], 1)))
+    (kh, kw), (sh, sw), (dh, dw) = how
+    h, (oh, ow) = x.shape[1], how.places((x.shape[1], x.shape[2]))
+    across = sliding(x, 2, kw, ow, sw, dw).permute(0, 2, 1, 3)
+    index = (steps(n * c * kw, h, 2, x) + steps(kh, dh, 1, x)
+             + steps(oh, sh, 0, x))
+    lines = Tensor.apply(
+        GATHER, across.reshape(n * c * kw * h, ow), index, arg=0)
+    k = math.prod(weight.shape[1:])
+    y = (weight.permute(0, 1, 3, 2).reshape(groups, o // groups, k)
+         @ lines.reshape(n, groups, k, oh * ow)).reshape(n, o, oh * ow)
+    return y if bias is None else y + bias.reshape(o, 1)
+
+
+NARROW = 5  # channels below which lines are quicker; measured
+TILE = 1 << 24  # bytes of columns at a time, where no gradient keeps them
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
+           stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+           groups: int = 1) -> Tensor:
+    """y[n, o, p, q] = bias[o] + Σ x[n, c, p + i, q + j] weight[o, c, i, j].
+
+    (N, C, H, W) and (O, C / groups, kh, kw) make (N, O, H', W'). Numbers
+    are for both axes or one for each; padding also "same" or "valid".
+    """
+    check_convolution("conv2d", x, weight, bias, weight.shape[1::-1], groups)
+    how = Sweep(pair("kernel", weight.shape[2:], 1),
+                pair("stride", stride, 1), pair("dilation", dilation, 1))
+    margins = margins_of(padding, how)
+    places = how.places(padded_size(x, margins))
+    way = by_lines if weight.shape[1] < NARROW else by_pixels
+
+    def convolve(part: Tensor) -> Tensor:
+        y = way(part, weight, bias, margins, how, groups)
+        return y.reshape(len(part), len(weight), *places)
+    row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
+    return in_tiles(convolve, x, weight, row * math.prod(places))
+
+
+def check_convolution(name: str, x: Tensor, weight: Tensor,
+                      bias: Tensor | None, channels: tuple[int, ...],
+                      groups: int) -> None:
+    """Refuse what does not fit; `channels`: of x in a group, and of y."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got a "
+                        f"{type(x).__name__}; wrap it in Tensor(…)")
+    if weight.ndim != 4:
+        raise ValueError(f"{name}: expected a weight of four axes, the last "
+                         f"two the kernel's, got {weight.shape}; unsqueeze "
+                         f"it")
+    c, o = channels[0] * groups, channels[1]
+    if x.ndim != 4 or x.shape[1] != c:
+        raise ValueError(
+            f"{name}: a weight of shape {weight.shape} in {groups} groups "
+            f"expects pictures (N, {c}, H, W), got {x.shape}; unsqueeze a "
+            f"lone picture, or permute the channels to axis 1")
+    if groups < 1 or o % groups:
+        raise ValueError(f"{name}: {o} channels do not make {groups} equal "
+                         f"groups; expected a divisor")
+    if bias is not None and bias.shape != (o,):
+        raise ValueError(f"{name}: expected a bias of shape ({o},), one for "
+                         f"each channel, got {bias.shape}")
+
+
+def in_tiles(convolve: Callable[[Tensor], Tensor], x: Tensor,
+             weight: Tensor, columns: int) -> Tensor:
+    """`convolve` of x; of parts of the batch where nothing is recorded.
+
+    `columns` bytes of one picture's: at most TILE are made at a time.
+    """
+    most = max(TILE // max(columns, 1), 1)
+    recorded = RECORDING.get() and (x.requires_grad or weight.requires_grad)
+    if recorded or len(x) <= most:
+        return convolve(x)
+    first = convolve(x[:most])
+    y = zeros(len(x), *first.shape[1:], dtype=first.dtype, device=x.device)
+    y[:most] = first
+    for start in range(most, len(x), most):
+        y[start:start + most] = convolve(x[start:start + most])
+    return y
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
+           stride: int = 1, padding: int | str = 0, dilation: int = 1,
+           groups: int = 1) -> Tensor:
+    """(N, C, L) and weight (O, C / groups, k) make (N, O, L')."""
+    if x.ndim != 3 or weight.ndim != 3:
+        raise ValueError(
+            f"conv1d: expected (N, C, L) and (O, C / groups, k), got "
+            f"{x.shape} and {weight.shape}; unsqueeze or permute")
+    edge = padding if isinstance(padding, str) else (0, padding)
+    return conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, (1, stride),
+                  edge, (1, dilation), groups).squeeze(2)
+
+
+def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
+                     stride: Any = 1, padding: Any = 0,
+                     output_padding: Any = 0, groups: int = 1,
+                     dilation: Any = 1) -> Tensor:
+    """The gradient of conv2d by its picture, for the message x.
+
+    (N, C, H, W) and (C, O / groups, kh, kw) make (N, O, H', W') with
+    H' = (H - 1)·stride - 2·padding + reach + output_padding.
+    """
+    how, more = spreading(x, weight, bias, stride, output_padding, groups,
+                          dilation)
+    edge = pair("padding", padding, 0)
+    n, c, *places = x.shape
+    h, w = [(p - 1) * s + r + m for p, s, r, m in zip(
+        places, how.stride, how.reach, more)]
+    o, taps = weight.shape[1], math.prod(how.kernel)
+    index = pixels_under(x, n * groups, (h, w), (places[0], places[1]), how)
+    spread = (x.reshape(n, groups, c // groups, math.prod(places)).mT
+              @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
+                  groups, c // groups, taps * o))
+    y = Tensor.apply(SCATTER, spread.reshape(*index.shape, o), index,
+                     arg=(0, n * groups * h * w)).reshape(n, groups, h, w, o)
+    y = y[:, :, edge[0]:h - edge[0], edge[1]:w - edge[1]]
+    y = y.permute(0, 1, 4, 2, 3).reshape(n, groups * o, *y.shape[2:4])
+    return y if bias is None else y + bias.reshape(groups * o, 1, 1)
+
+
+def spreading(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
+              output_padding: Any, groups: int, dilation: Any,
+              ) -> tuple[Sweep, Pair]:
+    """How conv_transpose2d sweeps, and what it adds; checked."""
+    c, o = [*weight.shape[:2], 1, 1][:2]
+    check_convolution("conv_transpose2d", x, weight, bias,
+                      (c // max(groups, 1), o * groups), groups)
+    how = Sweep(pair("kernel", weight.shape[2:], 1),
+                pair("stride", stride, 1), pair("dilation", dilation, 1))
+    more = pair("output_padding", output_padding, 0)
+    if any(m >= max(s, d) for m, s, d in zip(
+            more, how.stride, how.dilation)):
+        raise ValueError(
+            f"conv_transpose2d: expected an output_padding below the stride "
+            f"{how.stride} or the dilation {how.dilation}, got {more}")
+    return how, more
+
+
+def taps_along(x: Tensor, axis: int, k: int, stride: int,
+               dilation: int) -> list[Tensor]:
+    """What each of k taps sees along an axis: views, all of one shape."""
+    last = x.shape[axis] - 1 - dilation * (k - 1)
+    kept = [(0, n, 1) for n in x.shape]
+    found = []
+    for at in range(0, k * dilation, dilation):
+        kept[axis] = (at, at + last + 1, stride)
+        found.append(Tensor.apply(SHRINK, x, arg=tuple(kept)))
+    return found
+
+
+def max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
+               padding: Any = 0, dilation: Any = 1) -> Tensor:
+    """The largest number of each window; the stride is the kernel's
+    unless given. Margins count as minus infinity."""
+    how = pooling("max_pool2d", x, kernel_size, stride, padding, dilation)
+    margins = margins_of(padding, how)
+    if any(map(any, margins)):
+        x = x.pad([(0, 0), (0, 0), *margins], value=-math.inf)
+    how.places((x.shape[2], x.shape[3]))
+    for axis in (3, 2):
+        kernel, step, apart = [each[axis - 2] for each in how]
+        x = functools.reduce(partial(maximum_of, tie=0),
+                             taps_along(x, axis, kernel, step, apart))
+    return x
+
+
+def pooling(name: str, x: Tensor, kernel_size: Any, stride: Any,
+            padding: Any, dilation: Any = 1) -> Sweep:
+    """How a window sweeps over pictures of floats; checked."""
+    kernel = pair("kernel_size", kernel_size, 1)
+    check_pictures(name, x)
+    if any(2 * p > k for p, k in zip(pair("padding", padding, 0), kernel)):
+        raise ValueError(f"{name}: expected a padding of at most half the "
+                         f"kernel {kernel}, got {padding}; a window must "
+                         f"not lie outside")
+    return Sweep(kernel, pair("stride", kernel if stride is None else stride,
+                              1), pair("dilation", dilation, 1))
+
+
+def check_pictures(name: str, x: Tensor, axes: int = 4) -> None:
+    """Refuse what is no batch of pictures, or no floats."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got a "
+                        f"{type(x).__name__}; wrap it in Tensor(…)")
+    if x.ndim != axes or not x.dtype.is_float:
+        wanted = "(N, C, H, W)" if axes == 4 else "(N, C, …)"
+        raise ValueError(f"{name}: expected floats {wanted}, got {x.dtype} "
+                         f"{x.shape}; cast, unsqueeze or reshape")
+
+
+def averaged(x: Tensor, looks: Sequence[Tensor],
+             count: Pair | None = None) -> Tensor:
+    """Means of the pixels where `looks`, (places, height) and (places,
+    width) of bools, hold; sums divided by `count` if that is given."""
+    wide, shares = widened(x), []
+    for i, look in enumerate(looks):
+        row = look.cast(wide.dtype)
+        shares.append(row / (count[i] if count else row.sum(1, keepdim=True)))
+    down, across = shares
+    return narrowed(down @ (wide @ across.T), x)
+
+
+def between(first: Tensor, last: Tensor, n: int) -> Tensor:
+    """(places, n) bools: from first[i] on, before last[i]."""
+    at = arange(n, device=first.device)
+    return (first.unsqueeze(1) <= at) & (at < last.unsqueeze(1))
+
+
+def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
+               padding: Any = 0, count_include_pad: bool = True) -> Tensor:
+    """The mean of each window; of the picture's pixels only if margins
+    are not to be counted."""
+    how = pooling("avg_pool2d", x, kernel_size, stride, padding)
+    margins = margins_of(padding, how)
+    looks = []
+    for i, places in enumerate(how.places(padded_size(x, margins))):
+        first = steps(places, how.stride[i], 0, x) - margins[i][0]
+        looks.append(between(first, first + how.kernel[i], x.shape[2 + i]))
+    return averaged(x, looks, how.kernel if count_include_pad else None)
+
+
+def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
+    """Means of windows that share the picture out, rounded outwards."""
+    check_pictures("adaptive_avg_pool2d", x)
+    looks = []
+    for n, m in zip(x.shape[2:], pair("output_size", output_size, 1)):
+        at = arange(m, device=x.device)
+        looks.append(between(at * n // m, -((at + 1) * -n // m), n))
+    return averaged(x, looks)
+
+
+class BatchNorm(Module):
+    """Channels of mean 0 and variance 1, over a batch (Ioffe, 2015).
+
+    In training by the batch's own mean and variance; in eval by running
+    ones, which each batch moves by `momentum` (None: their plain mean).
+    """
+
+    axes: tuple[int, ...] = ()
+
+    def __init__(self, num_features: int, eps: float = 1e-5,
+                 momentum: float | None = 0.1, dtype: DType = float32,
+                 device: Device | str = CPU):
+        self.num_features, self.eps = num_features, eps
+        self.momentum = momentum
+        at: dict[str, Any] = {"dtype": dtype, "device": device}
+        self.weight = parameter(ones(num_features, **at))
+        self.bias = parameter(zeros(num_features, **at))
+        self.running_mean = zeros(num_features, **at)
+        self.running_var = ones(num_features, **at)
+        self.num_batches_tracked = zeros((), dtype=int64, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.check(x)
+        rows = widened(x).reshape(*x.shape[:2], math.prod(x.shape[2:]))
+        mean = self.running_mean
+        if self.training:
+            # In two steps, along memory; all rows are equally long.
+            mean = rows.mean(2).mean(0)
+        centred = rows + -mean.reshape(-1, 1)
+        variance = self.running_var
+        if self.training:
+            variance = centred.square().mean(2).mean(0)
+            self.follow(mean, variance, x.size // self.num_features)
+        scale = (variance + self.eps).rsqrt() * self.weight
+        y = centred * scale.reshape(-1, 1) + self.bias.reshape(-1, 1)
+        return narrowed(y.reshape(x.shape), x)
+
+    def follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
+        """Move the running statistics towards those of n numbers each."""
+        self.num_batches_tracked.assign(self.num_batches_tracked + 1)
+        part = (1 / self.num_batches_tracked.cast(float32)
+                if self.momentum is None else self.momentum)
+        for kept, new in ((self.running_mean, detached(mean)),
+                          (self.running_var,
+                           detached(variance) * (n / (n - 1)))):
+            kept.assign(kept + (new - kept) * part)
+
+    def check(self, x: Tensor) -> None:
+        name, c = type(self).__name__, self.num_features
+        found = getattr(x, "ndim", 0)
+        check_pictures(name, x, found if found in self.axes else -1)
+        if x.shape[1] != c:
+            raise ValueError(f"{name}: built for {c} channels on axis 1, "
+                             f"got {x.shape}; permute the input, or build "
+                             f"the layer for it")
+        if self.training and x.size <= c:
+            raise ValueError(f"{name}: one number a channel in {x.shape} has "
+                             f"no variance; use a larger batch, or .eval()")
+
+
+class BatchNorm1d(BatchNorm):
+    """BatchNorm of (N, C) or (N, C, L)."""
+
+    axes = (2, 3)
+
+
+class BatchNorm2d(BatchNorm):
+    """BatchNorm of (N, C, H, W)."""
+
+    axes = (4,)
+
+
+class Conv2d(Module):
+    """conv2d with a weight (O, C / groups, kh, kw) and a bias (O,).
+
+    Weights are drawn by `init(O, C / groups · kh · kw)`, by default
+    He's; the bias starts at zero.
+    """
+
+    axes, function = 2, staticmethod(conv2d)
+
+    def __init__(self, in_channels: int, out_channels: int,
+                 kernel_size: Any, stride: Any = 1, padding: Any = 0,
+                 dilation: Any = 1, groups: int = 1, bias: bool = True,
+                 init: Callable[..., Tensor] = he, dtype: DType = float32,
+                 device: Device | str = CPU):
+        self.in_channels, self.out_channels = in_channels, out_channels
+        kernel = unpack_ints([kernel_size])
+        self.kernel_size = kernel * (self.axes // len(kernel))
+        self.stride, self.padding = stride, padding
+        self.dilation, self.groups = dilation, groups
+        check_groups(self)
+        at: dict[str, Any] = {"dtype": dtype, "device": device}
+        shape = self.weight_shape()
+        weight = init(shape[0], math.prod(shape[1:]), **at)
+        self.weight = parameter(weight.reshape(shape))
+        self.bias = parameter(zeros(out_channels, **at)) if bias else None
+
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.out_channels, self.in_channels // self.groups,
+                *self.kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.weight, self.bias, self.stride,
+                             self.padding, self.dilation, self.groups)
+
+
+class Conv1d(Conv2d):
+    """conv1d with a weight (O, C / groups, k) and a bias (O,)."""
+
+    axes, function = 1, staticmethod(conv1d)
+
+
+class ConvTranspose2d(Conv2d):
+    """conv_transpose2d, with a weight (C, O / groups, kh, kw)."""
+
+    def __init__(self, in_channels: int, out_channels: int,
+                 kernel_size: Any, stride: Any = 1, padding: Any = 0,
+                 output_padding: Any = 0, groups: int = 1,
+                 bias: bool = True, dilation: Any = 1, **options: Any):
+        self.output_padding = output_padding
+        super().__init__(in_channels, out_channels, kernel_size, stride,
+                         padding, dilation, groups, bias, **options)
+
+    def weight_shape(self) -> tuple[int, ...]:
+        return (self.in_channels, self.out_channels // self.groups,
+                *self.kernel_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_transpose2d(
+            x, self.weight, self.bias, self.stride, self.padding,
+            self.output_padding, self.groups, self.dilation)
+
+
+def check_groups(layer: Conv2d) -> None:
+    """Refuse channels that groups cannot share, and odd kernels."""
+    name, kernel = type(layer).__name__, layer.kernel_size
+    if len(kernel) != layer.axes or min(kernel) < 1:
+        raise ValueError(f"{name}: expected a kernel of one whole number "
+                         f">= 1, or of {layer.axes}, got {kernel}")
+    sizes = layer.in_channels, layer.out_channels
+    if layer.groups < 1 or min(sizes) < 1 or any(
+            n % layer.groups for n in sizes):
+        raise ValueError(f"{name}: {sizes[0]} and {sizes[1]} channels do "
+                         f"not make {layer.groups} equal groups; expected "
+                         f"a divisor of both")
+
+
+class Pool(Module):
+    """What pools by `function` of the settings that it is made with."""
+
+    function: Callable[..., Tensor]
+
+    def __init__(self, kernel_size: Any, stride: Any = None,
+                 padding: Any = 0, **options: Any):
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding, self.options = padding, options
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, self.kernel_size, self.stride, self.padding,
+                             **self.options)
+
+
+class MaxPool2d(Pool):
+    """max_pool2d; `options`: dilation."""
+
+    function = staticmethod(max_pool2d)
+
+
+class AvgPool2d(Pool):
+    """avg_pool2d; `options`: count_include_pad."""
+
+    function = staticmethod(avg_pool2d)
+
+
+class AdaptiveAvgPool2d(Module):
+    """Pictures of any size to means of `output_size`."""
+
+    def __init__(self, output_size: Any):
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaptive_avg_pool2d(x, self.output_size)
+
+
+class Flatten(Module):
+    """The axes from `start_dim` to `end_dim` as one."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        self.start_dim, self.end_dim = start_dim, end_dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(self.start_dim, self.end_dim)
+
+
+class Dropout2d(Dropout):
+    """Dropout of whole channels of (N, C, H, W) (Tompson, 2015).
+
+    Neighbours in a picture are alike: one pixel alone hides nothing.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_pictures("Dropout2d", x)
+        if not self.training or self.p == 0:
+            return x
+        draw = rand(*x.shape[:2], 1, 1, device=x.device,
+                    generator=self.generator)
+        return where(draw < self.p, 0, x * (1 / (1 - self.p)))

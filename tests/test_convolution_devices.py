@@ -1,0 +1,118 @@
+"""Convolutions are the same on every device, and inside a program."""
+
+import numpy as np
+import pytest
+
+from companion import (
+    SGD,
+    AdaptiveAvgPool2d,
+    AvgPool2d,
+    BatchNorm2d,
+    Conv1d,
+    Conv2d,
+    ConvTranspose2d,
+    Dropout2d,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    Sequential,
+    Tensor,
+    conv2d,
+    convolution,
+    cross_entropy,
+    jit,
+    manual_seed,
+    no_grad,
+    relu,
+)
+from companion.dtype import float32
+
+LAYERS = {
+    "lines": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
+    "pixels": (lambda: Conv2d(8, 4, 3, stride=2, padding=1), (2, 8, 5, 6)),
+    "groups": (lambda: Conv2d(16, 4, 2, dilation=2, groups=2),
+               (1, 16, 5, 5)),
+    "depthwise": (lambda: Conv2d(4, 4, 3, padding="same", groups=4),
+                  (2, 4, 4, 5)),
+    "a line": (lambda: Conv1d(3, 2, 3, padding=1), (2, 3, 7)),
+    "transposed": (lambda: ConvTranspose2d(4, 2, 3, 2, 1, 1), (2, 4, 3, 3)),
+    "largest": (lambda: MaxPool2d(3, 2, 1), (2, 2, 7, 6)),
+    "mean": (lambda: AvgPool2d(2), (2, 2, 6, 4)),
+    "adaptive": (lambda: AdaptiveAvgPool2d((2, 3)), (2, 2, 5, 7)),
+    "batch norm": (lambda: BatchNorm2d(3), (4, 3, 3, 3)),
+}
+
+
+def run(make, shape, device):
+    """The answer, and the gradients of the input and of the weights."""
+    manual_seed(0)
+    layer, rng = make().to(device), np.random.default_rng(0)
+    x = Tensor(rng.standard_normal(shape), float32, device).requires_grad_()
+    y = layer(x)
+    assert y.device is x.device
+    y.backward(Tensor(rng.standard_normal(y.shape), float32, device))
+    gradients = [p.grad for p in layer.parameters()]
+    state = layer.state_dict().values()
+    return [t.numpy().copy() for t in (y, x.grad, *gradients, *state)]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers(device, name):
+    make, shape = LAYERS[name]
+    for found, expected in zip(run(make, shape, device),
+                               run(make, shape, "cpu"), strict=True):
+        np.testing.assert_allclose(found, expected, 1e-4, 1e-5)
+
+
+def test_tiles(device, monkeypatch):
+    """A tile for each picture, and the last one alone."""
+    rng = np.random.default_rng(0)
+    x, weight = [Tensor(rng.standard_normal(s), float32, device)
+                 for s in ((5, 8, 6, 6), (4, 8, 3, 3))]
+    with no_grad():
+        whole = conv2d(x, weight).numpy().copy()
+        monkeypatch.setattr(convolution, "TILE", 2 * 8 * 9 * 16 * 4)
+        np.testing.assert_allclose(conv2d(x, weight).numpy(), whole, 1e-5,
+                                   1e-5)
+
+
+def network():
+    manual_seed(0)
+    return Sequential(Conv2d(1, 4, 3, padding=1), BatchNorm2d(4), relu,
+                      MaxPool2d(2), Dropout2d(0.25), Conv2d(4, 8, 3),
+                      relu, Conv2d(8, 8, 2, stride=2), relu,
+                      AvgPool2d(2), Flatten(), Linear(8, 3))
+
+
+def losses(device, wrap):
+    """Six steps of training; the random numbers are those of `device`."""
+    model = network().to(device)
+    optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9)
+
+    @wrap
+    def step(x, labels):
+        optimizer.zero_grad()
+        loss = cross_entropy(model(x), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    rng, found = np.random.default_rng(0), []
+    manual_seed(1)
+    for _ in range(6):
+        x = Tensor(rng.standard_normal((5, 1, 12, 12)), float32, device)
+        labels = Tensor(rng.integers(0, 3, 5), device=device)
+        found.append(step(x, labels).item())
+    model.eval()
+    x = Tensor(rng.standard_normal((2, 1, 12, 12)), float32, device)
+    with no_grad():
+        return found, model(x).numpy().copy()
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, jit], ids=["steps", "jit"])
+def test_a_network_learns_the_same_on_the_compiler(wrap):
+    """Batch norm's running statistics are writes inside the program."""
+    found, scores = losses("lazy", wrap)
+    expected, expected_scores = losses("cpu", lambda f: f)
+    np.testing.assert_allclose(found, expected, 1e-3)
+    np.testing.assert_allclose(scores, expected_scores, 1e-2, 1e-3)
