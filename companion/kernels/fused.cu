@@ -1,4 +1,4 @@
-/* Tangled from launches: edit there, `make tangle`. sha256:7ce16f80483e */
+/* Tangled from launches: edit there, `make tangle`. sha256:25cb07e5879b */
 #line 196 "chapters/compiler/launches.md"
 typedef bool _Bool; // as C spells it
 #ifndef INFINITY
@@ -47,7 +47,7 @@ template <class F, class T> __device__ T in_block(T v, char *room)
     return v;
 }
 
-#line 617 "chapters/compiler/launches.md"
+#line 618 "chapters/compiler/launches.md"
 // The values of a block's R rows of N threads as one row, in the first.
 template <class F, int N, int R, class T> __device__ T
 in_column(T v, char *room)
@@ -64,7 +64,7 @@ in_column(T v, char *room)
     return part[me];
 }
 
-#line 871 "chapters/compiler/launches.md"
+#line 872 "chapters/compiler/launches.md"
 // n words of x written over others, unless an index was wrong.
 template <class T> __device__ void
 keep(const long *fault, long n, T *out, const T *x)
