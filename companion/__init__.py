@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:c6379db8dbb3  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:a32ba08da6e4  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ EXPORTS: dict[str, str] = {
     "set_float32_matmul_precision": "companion.cuda",
     "prefetch": "companion.gpu",
     "OutOfMemory": "companion.gpu",
+    **dict.fromkeys((
+        "AdaptiveAvgPool2d", "AvgPool2d", "BatchNorm1d", "BatchNorm2d",
+        "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout2d", "Flatten",
+        "MaxPool2d", "adaptive_avg_pool2d", "avg_pool2d", "conv1d", "conv2d",
+        "conv_transpose2d", "max_pool2d"), "companion.convolution"),
     **dict.fromkeys(
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
     **dict.fromkeys(
