@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from companion import Tensor, float32, float64, no_grad, where
+from companion import Tensor, arange, float32, float64, no_grad, where
 from companion.attention import attention_weights, causal_mask
 from companion.compiler.graph import interpret
 from companion.compiler.program import compile_graph
@@ -89,6 +89,17 @@ def test_a_causal_mask_is_said_as_a_word():
                          .buffer.node])
     (call,) = [x for x in order if x.op is ATTENTION]
     assert call.arg[1] is False
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (6, 1), (1, 1)])
+def test_a_row_or_column_for_all_is_not_causal(shape):
+    """Where it is the first of a causal mask, it hides what it says."""
+    q, k, v = heads((2, 6, 4), 6)
+    mask = arange(shape[1], device="lazy").reshape((1, shape[1])) <= arange(
+        shape[0], device="lazy").reshape((shape[0], 1))
+    y = plain(q, k, v, mask)
+    assert calls(y) == [ATTENTION]
+    check(y)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf, 1e30])

@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:5ba785be79b8  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:e53ee8476b09  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -331,12 +331,14 @@ def attended(x: OpNode, y: OpNode, z: OpNode, scale: float,
 
 def is_causal(seen: OpNode) -> bool:
     """Whether a query sees the keys up to its own, as far as is known."""
+    sizes = seen.shape[-2:]
     while seen.op is EXPAND:
         seen = seen.src[0]
-    if any(node.op is BUFFER for node in toposort(seen)):
-        return False
+    data = any(node.op is BUFFER for node in toposort(seen))
+    if data or seen.shape[-2:] != sizes:
+        return False  # one row or column for all is another mask
     (bits,) = interpret([seen], CPU)
-    return np.array_equal(bits.array, np.tri(*seen.shape[-2:], dtype=bool))
+    return np.array_equal(bits.array, np.tri(*sizes, dtype=bool))
 
 
 def softmax(scores: Any) -> Any:
