@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:d5cb3108bb30
+# Tangled from convolution: edit there, `make tangle`. sha256:11821197d1f3
 from __future__ import annotations
 
 import functools
@@ -469,7 +469,7 @@ class Conv2d(Module):
                  device: Device | str = CPU):
         self.in_channels, self.out_channels = in_channels, out_channels
         kernel = unpack_ints([kernel_size])
-        self.kernel_size = kernel * (self.axes // len(kernel))
+        self.kernel_size = kernel * self.axes if len(kernel) == 1 else kernel
         self.stride, self.padding = stride, padding
         self.dilation, self.groups = dilation, groups
         check_groups(self)

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:32c7798d4a56
+# Tangled from convolution: edit there, `make tangle`. sha256:c24a0f95be51
 from __future__ import annotations
 
 import math
@@ -285,7 +285,9 @@ def test_what_does_not_fit_is_one_line():
             (lambda: BatchNorm1d(3)(x), "(N, C, …)"),
             (lambda: BatchNorm1d(3)(ones(1, 3)), "larger batch, or .eval()"),
             (lambda: Conv2d(3, 4, 3, groups=2), "3 and 4 channels"),
-            (lambda: Conv1d(3, 4, (3, 3)), "expected a kernel")):
+            (lambda: Conv1d(3, 4, (3, 3)), "expected a kernel"),
+            (lambda: Conv2d(3, 4, (3, 3, 3)), "whole number >= 1, or of 2"),
+            (lambda: Conv2d(3, 4, ()), "expected a kernel")):
         text = message(call)
         assert words in text and "\n" not in text, text
     assert "wrap it" in message(lambda: conv2d([1], kernel), TypeError)
