@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:d5cb3108bb30
+# Tangled from convolution: edit there, `make tangle`. sha256:74b05f339551
 from __future__ import annotations
 
 import functools
@@ -184,7 +184,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
         y = way(part, weight, bias, margins, how, groups)
         return y.reshape(len(part), len(weight), *places)
     row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
-    return in_tiles(convolve, x, weight, row * math.prod(places))
+    return in_tiles(convolve, row * math.prod(places), x, weight, bias)
 
 
 def check_convolution(name: str, x: Tensor, weight: Tensor,
@@ -212,14 +212,15 @@ def check_convolution(name: str, x: Tensor, weight: Tensor,
                          f"each channel, got {bias.shape}")
 
 
-def in_tiles(convolve: Callable[[Tensor], Tensor], x: Tensor,
-             weight: Tensor, columns: int) -> Tensor:
+def in_tiles(convolve: Callable[[Tensor], Tensor], columns: int, x: Tensor,
+             *others: Tensor | None) -> Tensor:
     """`convolve` of x; of parts of the batch where nothing is recorded.
 
-    `columns` bytes of one picture's: at most TILE are made at a time.
+    A picture has so many bytes of columns: TILE are made at a time.
     """
     most = max(TILE // max(columns, 1), 1)
-    recorded = RECORDING.get() and (x.requires_grad or weight.requires_grad)
+    recorded = RECORDING.get() and any(
+        t is not None and t.requires_grad for t in (x, *others))
     if recorded or len(x) <= most:
         return convolve(x)
     first = convolve(x[:most])
@@ -469,7 +470,7 @@ class Conv2d(Module):
                  device: Device | str = CPU):
         self.in_channels, self.out_channels = in_channels, out_channels
         kernel = unpack_ints([kernel_size])
-        self.kernel_size = kernel * (self.axes // len(kernel))
+        self.kernel_size = kernel * self.axes if len(kernel) == 1 else kernel
         self.stride, self.padding = stride, padding
         self.dilation, self.groups = dilation, groups
         check_groups(self)

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:32c7798d4a56
+# Tangled from convolution: edit there, `make tangle`. sha256:d1e25cbed0a1
 from __future__ import annotations
 
 import math
@@ -161,6 +161,9 @@ def test_parts_of_a_batch_are_the_batch():
         with no_grad():
             parts = conv2d(x, kernel)
         assert np.allclose(whole.numpy(), parts.numpy(), atol=1e-4)
+    bias = zeros(24).requires_grad_()
+    conv2d(x, kernel.detach(), bias).sum().backward()
+    assert bias.grad.tolist() == [7.0 * 76 * 76] * 24
     assert conv2d(zeros(0, 8, 5, 5), randn(2, 8, 3, 3)).shape == (0, 2, 3, 3)
     assert conv2d(zeros(0, 1, 5, 5), randn(2, 1, 3, 3)).shape == (0, 2, 3, 3)
 
@@ -285,7 +288,9 @@ def test_what_does_not_fit_is_one_line():
             (lambda: BatchNorm1d(3)(x), "(N, C, …)"),
             (lambda: BatchNorm1d(3)(ones(1, 3)), "larger batch, or .eval()"),
             (lambda: Conv2d(3, 4, 3, groups=2), "3 and 4 channels"),
-            (lambda: Conv1d(3, 4, (3, 3)), "expected a kernel")):
+            (lambda: Conv1d(3, 4, (3, 3)), "expected a kernel"),
+            (lambda: Conv2d(3, 4, (3, 3, 3)), "whole number >= 1, or of 2"),
+            (lambda: Conv2d(3, 4, ()), "expected a kernel")):
         text = message(call)
         assert words in text and "\n" not in text, text
     assert "wrap it" in message(lambda: conv2d([1], kernel), TypeError)
