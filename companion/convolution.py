@@ -1,8 +1,9 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:74b05f339551
+# Tangled from convolution: edit there, `make tangle`. sha256:b3eeb982d97e
 from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from companion.ops import GATHER, PAD, SCATTER, SHRINK
 from companion.tensor import Tensor, unpack_ints
 from companion.tensor.arithmetic import maximum_of
 from companion.tensor.creation import arange, ones, zeros
+from companion.tensor.indexing import cat
 from companion.tensor.operands import narrowed, where, widened
 from companion.tensor.random import rand
 from companion.tensor.reductions import detached
@@ -40,14 +42,25 @@ def sliding(x: Tensor, axis: int, k: int, places: int, stride: int = 1,
 Pair = tuple[int, int]
 
 
+def for_axes(name: str, value: Any, least: int, axes: int,
+             ) -> tuple[int, ...]:
+    """A whole number for each of `axes`; one alone is for all."""
+    try:
+        found = unpack_ints([value])
+    except TypeError:
+        found = ()  # refused below, by its name
+    found = found * axes if len(found) == 1 else found
+    if len(found) != axes or min(found) < least:
+        wanted = ["one whole number", "one or two whole numbers"][axes - 1]
+        raise ValueError(
+            f"{name}: expected {wanted} >= {least}, got {value!r}")
+    return found
+
+
 def pair(name: str, value: Any, least: int) -> Pair:
     """(height, width) of one whole number for both, or of two."""
-    found = unpack_ints([value])
-    found = found * 2 if len(found) == 1 else found
-    if len(found) != 2 or min(found) < least:
-        raise ValueError(f"{name}: expected one or two whole numbers >= "
-                         f"{least}, got {value}")
-    return found[0], found[1]
+    height, width = for_axes(name, value, least, 2)
+    return height, width
 
 
 class Sweep(NamedTuple):
@@ -173,7 +186,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     (N, C, H, W) and (O, C / groups, kh, kw) make (N, O, H', W'). Numbers
     are for both axes or one for each; padding also "same" or "valid".
     """
-    check_convolution("conv2d", x, weight, bias, weight.shape[1::-1], groups)
+    check_operands("conv2d", 4, x, weight, bias)
+    check_channels("conv2d", x, weight, bias, weight.shape[1::-1], groups)
     how = Sweep(pair("kernel", weight.shape[2:], 1),
                 pair("stride", stride, 1), pair("dilation", dilation, 1))
     margins = margins_of(padding, how)
@@ -187,24 +201,32 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     return in_tiles(convolve, row * math.prod(places), x, weight, bias)
 
 
-def check_convolution(name: str, x: Tensor, weight: Tensor,
-                      bias: Tensor | None, channels: tuple[int, ...],
-                      groups: int) -> None:
+def check_operands(name: str, axes: int, x: Any, weight: Any,
+                   bias: Any) -> None:
+    """Refuse what is no tensor, and a weight of other axes."""
+    for role, value in (("x", x), ("weight", weight), ("bias", bias)):
+        if not isinstance(value, Tensor) and (role, value) != ("bias", None):
+            raise TypeError(f"{name}: expected a Tensor as {role}, got a "
+                            f"{type(value).__name__}; wrap it in Tensor(…)")
+    if weight.ndim != axes:
+        raise ValueError(f"{name}: expected a weight of {axes} axes, the "
+                         f"kernel's last, got {weight.shape}; unsqueeze it")
+
+
+def check_channels(name: str, x: Tensor, weight: Tensor,
+                   bias: Tensor | None, channels: tuple[int, ...],
+                   groups: int) -> None:
     """Refuse what does not fit; `channels`: of x in a group, and of y."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name}: expected a Tensor, got a "
-                        f"{type(x).__name__}; wrap it in Tensor(…)")
-    if weight.ndim != 4:
-        raise ValueError(f"{name}: expected a weight of four axes, the last "
-                         f"two the kernel's, got {weight.shape}; unsqueeze "
-                         f"it")
+    for_axes("groups", groups, 1, 1)
     c, o = channels[0] * groups, channels[1]
-    if x.ndim != 4 or x.shape[1] != c:
+    if x.ndim != weight.ndim or x.shape[1] != c:
+        wanted = (f"pictures (N, {c}, H, W)" if weight.ndim == 4
+                  else f"lines (N, {c}, L)")
         raise ValueError(
             f"{name}: a weight of shape {weight.shape} in {groups} groups "
-            f"expects pictures (N, {c}, H, W), got {x.shape}; unsqueeze a "
-            f"lone picture, or permute the channels to axis 1")
-    if groups < 1 or o % groups:
+            f"expects {wanted}, got {x.shape}; unsqueeze a lone one, or "
+            f"permute the channels to axis 1")
+    if o % groups:
         raise ValueError(f"{name}: {o} channels do not make {groups} equal "
                          f"groups; expected a divisor")
     if bias is not None and bias.shape != (o,):
@@ -216,7 +238,8 @@ def in_tiles(convolve: Callable[[Tensor], Tensor], columns: int, x: Tensor,
              *others: Tensor | None) -> Tensor:
     """`convolve` of x; of parts of the batch where nothing is recorded.
 
-    A picture has so many bytes of columns: TILE are made at a time.
+    `columns`: bytes of one picture's columns. At most TILE are made at a
+    time, or one picture's. `others`: what else may want a gradient.
     """
     most = max(TILE // max(columns, 1), 1)
     recorded = RECORDING.get() and any(
@@ -232,16 +255,18 @@ def in_tiles(convolve: Callable[[Tensor], Tensor], columns: int, x: Tensor,
 
 
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
-           stride: int = 1, padding: int | str = 0, dilation: int = 1,
+           stride: Any = 1, padding: Any = 0, dilation: Any = 1,
            groups: int = 1) -> Tensor:
     """(N, C, L) and weight (O, C / groups, k) make (N, O, L')."""
-    if x.ndim != 3 or weight.ndim != 3:
-        raise ValueError(
-            f"conv1d: expected (N, C, L) and (O, C / groups, k), got "
-            f"{x.shape} and {weight.shape}; unsqueeze or permute")
-    edge = padding if isinstance(padding, str) else (0, padding)
-    return conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, (1, stride),
-                  edge, (1, dilation), groups).squeeze(2)
+    check_operands("conv1d", 3, x, weight, bias)
+    check_channels("conv1d", x, weight, bias, weight.shape[1::-1], groups)
+    edge: Any = padding
+    if not isinstance(padding, str):
+        edge = (0, *for_axes("padding", padding, 0, 1))
+    return conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias,
+                  (1, *for_axes("stride", stride, 1, 1)), edge,
+                  (1, *for_axes("dilation", dilation, 1, 1)),
+                  groups).squeeze(2)
 
 
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
@@ -253,18 +278,25 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     (N, C, H, W) and (C, O / groups, kh, kw) make (N, O, H', W') with
     H' = (H - 1)·stride - 2·padding + reach + output_padding.
     """
-    how, more = spreading(x, weight, bias, stride, output_padding, groups,
-                          dilation)
-    edge = pair("padding", padding, 0)
-    n, c, *places = x.shape
-    h, w = [(p - 1) * s + r + m for p, s, r, m in zip(
-        places, how.stride, how.reach, more)]
-    o, taps = weight.shape[1], math.prod(how.kernel)
-    index = pixels_under(x, n * groups, (h, w), (places[0], places[1]), how)
-    spread = (x.reshape(n, groups, c // groups, math.prod(places)).mT
-              @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
-                  groups, c // groups, taps * o))
-    y = Tensor.apply(SCATTER, spread.reshape(*index.shape, o), index,
+    how, edge, size = spreading(x, weight, bias, stride, padding,
+                                output_padding, groups, dilation)
+
+    def spread(part: Tensor) -> Tensor:
+        return by_spreading(part, weight, bias, edge, size, how, groups)
+    row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
+    return in_tiles(spread, row * math.prod(x.shape[2:]), x, weight, bias)
+
+
+def by_spreading(x: Tensor, weight: Tensor, bias: Tensor | None,
+                 edge: Pair, size: Pair, how: Sweep, groups: int) -> Tensor:
+    """Each pixel times the kernel, added up on pictures of `size`."""
+    (n, c, *places), (h, w), o = x.shape, size, weight.shape[1]
+    taps = math.prod(how.kernel)
+    index = pixels_under(x, n * groups, size, (places[0], places[1]), how)
+    rows = (x.reshape(n, groups, c // groups, math.prod(places)).mT
+            @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
+                groups, c // groups, taps * o))
+    y = Tensor.apply(SCATTER, rows.reshape(*index.shape, o), index,
                      arg=(0, n * groups * h * w)).reshape(n, groups, h, w, o)
     y = y[:, :, edge[0]:h - edge[0], edge[1]:w - edge[1]]
     y = y.permute(0, 1, 4, 2, 3).reshape(n, groups * o, *y.shape[2:4])
@@ -272,21 +304,30 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
 
 
 def spreading(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
-              output_padding: Any, groups: int, dilation: Any,
-              ) -> tuple[Sweep, Pair]:
-    """How conv_transpose2d sweeps, and what it adds; checked."""
-    c, o = [*weight.shape[:2], 1, 1][:2]
-    check_convolution("conv_transpose2d", x, weight, bias,
-                      (c // max(groups, 1), o * groups), groups)
+              padding: Any, output_padding: Any, groups: int, dilation: Any,
+              ) -> tuple[Sweep, Pair, Pair]:
+    """How conv_transpose2d sweeps, its margins, and what it adds up on
+    before they are cut off; checked."""
+    name = "conv_transpose2d"
+    check_operands(name, 4, x, weight, bias)
+    for_axes("groups", groups, 1, 1)
+    check_channels(name, x, weight, bias, (
+        weight.shape[0] // groups, weight.shape[1] * groups), groups)
     how = Sweep(pair("kernel", weight.shape[2:], 1),
                 pair("stride", stride, 1), pair("dilation", dilation, 1))
+    edge = pair("padding", padding, 0)
     more = pair("output_padding", output_padding, 0)
     if any(m >= max(s, d) for m, s, d in zip(
             more, how.stride, how.dilation)):
         raise ValueError(
-            f"conv_transpose2d: expected an output_padding below the stride "
+            f"{name}: expected an output_padding below the stride "
             f"{how.stride} or the dilation {how.dilation}, got {more}")
-    return how, more
+    h, w = [(n - 1) * s + r + m for n, s, r, m in zip(
+        x.shape[2:], how.stride, how.reach, more)]
+    if h <= 2 * edge[0] or w <= 2 * edge[1]:
+        raise ValueError(f"{name}: a padding of {edge} on each side leaves "
+                         f"nothing of {(h, w)} pixels; pad less")
+    return how, edge, (h, w)
 
 
 def taps_along(x: Tensor, axis: int, k: int, stride: int,
@@ -301,20 +342,25 @@ def taps_along(x: Tensor, axis: int, k: int, stride: int,
     return found
 
 
+def pooled(join: Callable[[Tensor, Tensor], Tensor], x: Tensor,
+           margins: Margins, how: Sweep, edge: float = 0) -> Tensor:
+    """Each window's pixels joined, two by two; margins hold `edge`."""
+    how.places(padded_size(x, margins))
+    if any(map(any, margins)):
+        x = x.pad([(0, 0), (0, 0), *margins], value=edge)
+    for axis in (3, 2):
+        kernel, step, apart = [each[axis - 2] for each in how]
+        x = functools.reduce(join, taps_along(x, axis, kernel, step, apart))
+    return x
+
+
 def max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
                padding: Any = 0, dilation: Any = 1) -> Tensor:
     """The largest number of each window; the stride is the kernel's
     unless given. Margins count as minus infinity."""
     how = pooling("max_pool2d", x, kernel_size, stride, padding, dilation)
-    margins = margins_of(padding, how)
-    if any(map(any, margins)):
-        x = x.pad([(0, 0), (0, 0), *margins], value=-math.inf)
-    how.places((x.shape[2], x.shape[3]))
-    for axis in (3, 2):
-        kernel, step, apart = [each[axis - 2] for each in how]
-        x = functools.reduce(partial(maximum_of, tie=0),
-                             taps_along(x, axis, kernel, step, apart))
-    return x
+    return pooled(partial(maximum_of, tie=0), x, margins_of(padding, how),
+                  how, -math.inf)
 
 
 def pooling(name: str, x: Tensor, kernel_size: Any, stride: Any,
@@ -330,33 +376,16 @@ def pooling(name: str, x: Tensor, kernel_size: Any, stride: Any,
                               1), pair("dilation", dilation, 1))
 
 
-def check_pictures(name: str, x: Tensor, axes: int = 4) -> None:
+def check_pictures(name: str, x: Tensor, axes: Sequence[int] = (4,),
+                   ) -> None:
     """Refuse what is no batch of pictures, or no floats."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got a "
                         f"{type(x).__name__}; wrap it in Tensor(…)")
-    if x.ndim != axes or not x.dtype.is_float:
-        wanted = "(N, C, H, W)" if axes == 4 else "(N, C, …)"
+    if x.ndim not in axes or not x.dtype.is_float:
+        wanted = "(N, C, H, W)" if 4 in axes else "(N, C) or (N, C, L)"
         raise ValueError(f"{name}: expected floats {wanted}, got {x.dtype} "
                          f"{x.shape}; cast, unsqueeze or reshape")
-
-
-def averaged(x: Tensor, looks: Sequence[Tensor],
-             count: Pair | None = None) -> Tensor:
-    """Means of the pixels where `looks`, (places, height) and (places,
-    width) of bools, hold; sums divided by `count` if that is given."""
-    wide, shares = widened(x), []
-    for i, look in enumerate(looks):
-        row = look.cast(wide.dtype)
-        shares.append(row / (count[i] if count else row.sum(1, keepdim=True)))
-    down, across = shares
-    return narrowed(down @ (wide @ across.T), x)
-
-
-def between(first: Tensor, last: Tensor, n: int) -> Tensor:
-    """(places, n) bools: from first[i] on, before last[i]."""
-    at = arange(n, device=first.device)
-    return (first.unsqueeze(1) <= at) & (at < last.unsqueeze(1))
 
 
 def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
@@ -364,22 +393,24 @@ def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
     """The mean of each window; of the picture's pixels only if margins
     are not to be counted."""
     how = pooling("avg_pool2d", x, kernel_size, stride, padding)
-    margins = margins_of(padding, how)
-    looks = []
-    for i, places in enumerate(how.places(padded_size(x, margins))):
-        first = steps(places, how.stride[i], 0, x) - margins[i][0]
-        looks.append(between(first, first + how.kernel[i], x.shape[2 + i]))
-    return averaged(x, looks, how.kernel if count_include_pad else None)
+    total = partial(pooled, operator.add, margins=margins_of(padding, how),
+                    how=how)
+    wide = widened(x)
+    count = math.prod(how.kernel) if count_include_pad else total(
+        ones(1, 1, *x.shape[2:], dtype=wide.dtype, device=x.device))
+    return narrowed(total(wide) / count, x)
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     """Means of windows that share the picture out, rounded outwards."""
     check_pictures("adaptive_avg_pool2d", x)
-    looks = []
-    for n, m in zip(x.shape[2:], pair("output_size", output_size, 1)):
-        at = arange(m, device=x.device)
-        looks.append(between(at * n // m, -((at + 1) * -n // m), n))
-    return averaged(x, looks)
+    y = widened(x)
+    for axis, m in enumerate(pair("output_size", output_size, 1), start=2):
+        n = y.shape[axis]
+        edges = [(i * n // m, -((i + 1) * -n // m)) for i in range(m)]
+        y = cat([y.narrow(axis, first, last - first).mean(axis, keepdim=True)
+                 for first, last in edges], axis)
+    return narrowed(y, x)
 
 
 class BatchNorm(Module):
@@ -387,18 +418,19 @@ class BatchNorm(Module):
 
     In training by the batch's own mean and variance; in eval by running
     ones, which each batch moves by `momentum` (None: their plain mean).
+    `affine` asks for a weight and a bias for each channel.
     """
 
     axes: tuple[int, ...] = ()
 
     def __init__(self, num_features: int, eps: float = 1e-5,
-                 momentum: float | None = 0.1, dtype: DType = float32,
-                 device: Device | str = CPU):
+                 momentum: float | None = 0.1, affine: bool = True,
+                 dtype: DType = float32, device: Device | str = CPU):
         self.num_features, self.eps = num_features, eps
         self.momentum = momentum
         at: dict[str, Any] = {"dtype": dtype, "device": device}
-        self.weight = parameter(ones(num_features, **at))
-        self.bias = parameter(zeros(num_features, **at))
+        self.weight = parameter(ones(num_features, **at)) if affine else None
+        self.bias = parameter(zeros(num_features, **at)) if affine else None
         self.running_mean = zeros(num_features, **at)
         self.running_var = ones(num_features, **at)
         self.num_batches_tracked = zeros((), dtype=int64, device=device)
@@ -415,8 +447,12 @@ class BatchNorm(Module):
         if self.training:
             variance = centred.square().mean(2).mean(0)
             self.follow(mean, variance, x.size // self.num_features)
-        scale = (variance + self.eps).rsqrt() * self.weight
-        y = centred * scale.reshape(-1, 1) + self.bias.reshape(-1, 1)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        y = centred * scale.reshape(-1, 1)
+        if self.bias is not None:
+            y = y + self.bias.reshape(-1, 1)
         return narrowed(y.reshape(x.shape), x)
 
     def follow(self, mean: Tensor, variance: Tensor, n: int) -> None:
@@ -431,8 +467,7 @@ class BatchNorm(Module):
 
     def check(self, x: Tensor) -> None:
         name, c = type(self).__name__, self.num_features
-        found = getattr(x, "ndim", 0)
-        check_pictures(name, x, found if found in self.axes else -1)
+        check_pictures(name, x, self.axes)
         if x.shape[1] != c:
             raise ValueError(f"{name}: built for {c} channels on axis 1, "
                              f"got {x.shape}; permute the input, or build "
@@ -469,8 +504,7 @@ class Conv2d(Module):
                  init: Callable[..., Tensor] = he, dtype: DType = float32,
                  device: Device | str = CPU):
         self.in_channels, self.out_channels = in_channels, out_channels
-        kernel = unpack_ints([kernel_size])
-        self.kernel_size = kernel * self.axes if len(kernel) == 1 else kernel
+        self.kernel_size = for_axes("kernel_size", kernel_size, 1, self.axes)
         self.stride, self.padding = stride, padding
         self.dilation, self.groups = dilation, groups
         check_groups(self)
@@ -517,11 +551,8 @@ class ConvTranspose2d(Conv2d):
 
 
 def check_groups(layer: Conv2d) -> None:
-    """Refuse channels that groups cannot share, and odd kernels."""
-    name, kernel = type(layer).__name__, layer.kernel_size
-    if len(kernel) != layer.axes or min(kernel) < 1:
-        raise ValueError(f"{name}: expected a kernel of one whole number "
-                         f">= 1, or of {layer.axes}, got {kernel}")
+    """Refuse channels that groups cannot share."""
+    name = type(layer).__name__
     sizes = layer.in_channels, layer.out_channels
     if layer.groups < 1 or min(sizes) < 1 or any(
             n % layer.groups for n in sizes):

@@ -1,7 +1,8 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:d1e25cbed0a1
+# Tangled from convolution: edit there, `make tangle`. sha256:0b08bf91be9d
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 
@@ -161,11 +162,24 @@ def test_parts_of_a_batch_are_the_batch():
         with no_grad():
             parts = conv2d(x, kernel)
         assert np.allclose(whole.numpy(), parts.numpy(), atol=1e-4)
+    # A bias alone may want a gradient: then nothing is done in parts.
     bias = zeros(24).requires_grad_()
     conv2d(x, kernel.detach(), bias).sum().backward()
     assert bias.grad.tolist() == [7.0 * 76 * 76] * 24
     assert conv2d(zeros(0, 8, 5, 5), randn(2, 8, 3, 3)).shape == (0, 2, 3, 3)
     assert conv2d(zeros(0, 1, 5, 5), randn(2, 1, 3, 3)).shape == (0, 2, 3, 3)
+
+
+def test_what_spreads_is_bounded_too():
+    x, kernel = randn(40, 4, 40, 40), randn(4, 8, 5, 5).requires_grad_()
+    assert TILE < 40 * 8 * 25 * 40 * 40 * 4
+    whole = conv_transpose2d(x, kernel)
+    tracemalloc.start()
+    parts = conv_transpose2d(x, kernel.detach())
+    # The answer, and three of a tile: products, numbers, what is added.
+    assert tracemalloc.get_traced_memory()[1] < whole.size * 4 + 3.5 * TILE
+    tracemalloc.stop()
+    assert np.allclose(whole.detach().numpy(), parts.numpy(), atol=1e-4)
 
 
 def test_pools_have_the_values_of_their_windows():
@@ -188,6 +202,16 @@ def test_pools_have_the_values_of_their_windows():
         window = x[..., i * 7 // 3:-(-(i + 1) * 7 // 3),
                    j * 8 // 5:-(-(j + 1) * 8 // 5)]
         assert np.allclose(y[..., i, j], window.mean((2, 3)))
+
+
+def test_what_is_not_finite_stays_in_its_windows():
+    for bad in (math.inf, math.nan):
+        x = np.ones((1, 1, 4, 4))
+        x[0, 0, 3, 3] = bad
+        for f in (avg_pool2d, max_pool2d, adaptive_avg_pool2d):
+            y = f(Tensor(x), 2).numpy()
+            assert y[0, 0, :1].tolist() == [[1.0, 1.0]]
+            assert y[0, 0, 1, 0] == 1 and not np.isfinite(y[0, 0, 1, 1])
 
 
 def test_a_tie_has_one_receiver():
@@ -217,6 +241,9 @@ def test_running_statistics_are_those_of_the_batches():
         assert np.allclose(one, (batches[0, :1] - mean[:, None])
                            / np.sqrt(var[:, None] + 1e-5))
         assert norm.num_batches_tracked.item() == 3
+    plain = BatchNorm1d(2, affine=False, dtype=float64)
+    assert plain.parameters() == [] and len(plain.state_dict()) == 3
+    assert np.allclose(plain(Tensor(batch)).numpy().std((0, 2)), 1, 1e-4)
     rows = BatchNorm1d(2, dtype=float64)(Tensor(batches[0, :, :, 0]))
     assert np.allclose(rows.numpy().mean(0), 0)
 
@@ -273,25 +300,44 @@ def test_what_does_not_fit_is_one_line():
             (lambda: conv2d(x[0], kernel), "pictures (N, 3, H, W), got (3,"),
             (lambda: conv2d(x, kernel, groups=2), "(N, 6, H, W), got"),
             (lambda: conv2d(x, kernel[:, :1], groups=3), "4 channels do not"),
-            (lambda: conv2d(x, kernel[0]), "of four axes"),
+            (lambda: conv2d(x, kernel[0]), "of 4 axes"),
             (lambda: conv2d(x, kernel, ones(3)), "bias of shape (4,)"),
             (lambda: conv2d(x[..., :2], kernel), "does not fit into (8, 2)"),
-            (lambda: conv1d(x, kernel[0]), "expected (N, C, L)"),
+            (lambda: conv1d(x, kernel), "weight of 3 axes"),
             (lambda: conv_transpose2d(x, kernel), "(N, 4, H, W), got"),
             (lambda: conv_transpose2d(x, kernel[:3], output_padding=1),
              "output_padding below the stride (1, 1)"),
+            (lambda: conv1d(x[0], kernel[0]), "lines (N, 3, L), got (3,"),
+            (lambda: conv1d(x[:, :, 0], kernel[..., 0], stride=0),
+             "stride: expected one whole number >= 1"),
+            (lambda: conv2d(x, kernel, groups=0), "groups: expected one"),
+            (lambda: conv2d(x, kernel, stride=1.5), "stride: expected"),
+            (lambda: conv_transpose2d(x, kernel.permute(1, 0, 2, 3),
+                                      padding=5), "leaves nothing of (10,")):
+        text = message(call)
+        assert words in text and "\n" not in text, text
+    for call in (lambda: conv2d([1], kernel), lambda: conv2d(x, [1]),
+                 lambda: conv2d(x, kernel, [0.0] * 4), lambda: conv1d([1], x),
+                 lambda: conv_transpose2d(x, kernel.numpy())):
+        assert "wrap it" in message(call, TypeError)
+
+
+def test_what_no_layer_takes_is_one_line():
+    x = randn(2, 3, 8, 8)
+    for call, words in (
+            (lambda: max_pool2d(x, 3, padding="same"), "padding: expected"),
             (lambda: max_pool2d(x, 3, padding=2), "at most half"),
             (lambda: max_pool2d(x[0], 3), "floats (N, C, H, W)"),
             (lambda: avg_pool2d(x, 9), "does not fit"),
             (lambda: adaptive_avg_pool2d(x, 0), "output_size: expected"),
             (lambda: BatchNorm2d(4)(x), "built for 4 channels on axis 1"),
-            (lambda: BatchNorm1d(3)(x), "(N, C, …)"),
+            (lambda: BatchNorm1d(3)(x), "(N, C) or (N, C, L)"),
+            (lambda: BatchNorm2d(3)(x[0]), "floats (N, C, H, W)"),
             (lambda: BatchNorm1d(3)(ones(1, 3)), "larger batch, or .eval()"),
             (lambda: Conv2d(3, 4, 3, groups=2), "3 and 4 channels"),
-            (lambda: Conv1d(3, 4, (3, 3)), "expected a kernel"),
-            (lambda: Conv2d(3, 4, (3, 3, 3)), "whole number >= 1, or of 2"),
-            (lambda: Conv2d(3, 4, ()), "expected a kernel")):
+            (lambda: Conv2d(3, 4, ()), "kernel_size: expected"),
+            (lambda: Conv2d(3, 4, (3, 3, 3)), "kernel_size: expected"),
+            (lambda: Conv1d(3, 4, (3, 3)), "kernel_size: expected one")):
         text = message(call)
         assert words in text and "\n" not in text, text
-    assert "wrap it" in message(lambda: conv2d([1], kernel), TypeError)
     assert "wrap it" in message(lambda: max_pool2d([1], 2), TypeError)
