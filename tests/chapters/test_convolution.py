@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:3249f8b44170
+# Tangled from convolution: edit there, `make tangle`. sha256:eb89720e0524
 from __future__ import annotations
 
 import math
