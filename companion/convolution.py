@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:b3eeb982d97e
+# Tangled from convolution: edit there, `make tangle`. sha256:69d96f3f553c
 from __future__ import annotations
 
 import functools
@@ -269,6 +269,22 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                   groups).squeeze(2)
 
 
+def by_spreading(x: Tensor, weight: Tensor, bias: Tensor | None,
+                 edge: Pair, size: Pair, how: Sweep, groups: int) -> Tensor:
+    """Each pixel times the kernel, added up on pictures of `size`."""
+    (n, c, *places), (h, w), o = x.shape, size, weight.shape[1]
+    taps = math.prod(how.kernel)
+    index = pixels_under(x, n * groups, size, (places[0], places[1]), how)
+    rows = (x.reshape(n, groups, c // groups, math.prod(places)).mT
+            @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
+                groups, c // groups, taps * o))
+    y = Tensor.apply(SCATTER, rows.reshape(*index.shape, o), index,
+                     arg=(0, n * groups * h * w)).reshape(n, groups, h, w, o)
+    y = y[:, :, edge[0]:h - edge[0], edge[1]:w - edge[1]]
+    y = y.permute(0, 1, 4, 2, 3).reshape(n, groups * o, *y.shape[2:4])
+    return y if bias is None else y + bias.reshape(groups * o, 1, 1)
+
+
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                      stride: Any = 1, padding: Any = 0,
                      output_padding: Any = 0, groups: int = 1,
@@ -285,22 +301,6 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
         return by_spreading(part, weight, bias, edge, size, how, groups)
     row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
     return in_tiles(spread, row * math.prod(x.shape[2:]), x, weight, bias)
-
-
-def by_spreading(x: Tensor, weight: Tensor, bias: Tensor | None,
-                 edge: Pair, size: Pair, how: Sweep, groups: int) -> Tensor:
-    """Each pixel times the kernel, added up on pictures of `size`."""
-    (n, c, *places), (h, w), o = x.shape, size, weight.shape[1]
-    taps = math.prod(how.kernel)
-    index = pixels_under(x, n * groups, size, (places[0], places[1]), how)
-    rows = (x.reshape(n, groups, c // groups, math.prod(places)).mT
-            @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
-                groups, c // groups, taps * o))
-    y = Tensor.apply(SCATTER, rows.reshape(*index.shape, o), index,
-                     arg=(0, n * groups * h * w)).reshape(n, groups, h, w, o)
-    y = y[:, :, edge[0]:h - edge[0], edge[1]:w - edge[1]]
-    y = y.permute(0, 1, 4, 2, 3).reshape(n, groups * o, *y.shape[2:4])
-    return y if bias is None else y + bias.reshape(groups * o, 1, 1)
 
 
 def spreading(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
