@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:69d96f3f553c
+# Tangled from convolution: edit there, `make tangle`. sha256:62f7570ccbd3
 from __future__ import annotations
 
 import functools
@@ -404,9 +404,12 @@ def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
 def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
     """Means of windows that share the picture out, rounded outwards."""
     check_pictures("adaptive_avg_pool2d", x)
+    (h, w), (rows, columns) = x.shape[2:], pair("output_size", output_size, 1)
     y = widened(x)
-    for axis, m in enumerate(pair("output_size", output_size, 1), start=2):
-        n = y.shape[axis]
+    if h % rows == w % columns == 0:
+        blocks = rows, h // rows, columns, w // columns
+        return narrowed(y.reshape(*x.shape[:2], *blocks).mean((3, 5)), x)
+    for axis, n, m in ((2, h, rows), (3, w, columns)):
         edges = [(i * n // m, -((i + 1) * -n // m)) for i in range(m)]
         y = cat([y.narrow(axis, first, last - first).mean(axis, keepdim=True)
                  for first, last in edges], axis)
