@@ -143,9 +143,10 @@ def strange():
 
 def empty():
     x = some(3, 4)
-    none = x[:0]
+    none, nowhere = x[:0], some(5, 0)
     return nodes(none + 1, none.sum(0), none.sum(), none.T.sum(1), x.sum(),
-                 x[:, :0].sum(1), x[:, :0].sum(0), x.max() + x[0, 0])
+                 x[:, :0].sum(1), x[:, :0].sum(0), x.max() + x[0, 0],
+                 nowhere.exp().sum(), nowhere.sum(1), nowhere.flip(1).sum())
 
 
 def of_kind(dtype):

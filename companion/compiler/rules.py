@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:e53ee8476b09  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:4381f56eef2f  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -223,6 +223,11 @@ def is_not_int64(j: OpNode) -> bool:
 
 
 @later
+def is_empty(x: OpNode) -> bool:
+    return 0 in x.shape
+
+
+@later
 def lies_otherwise(x: OpNode) -> bool:
     """Whether it is a leaf whose memory is not in order."""
     return x.op is BUFFER and not x.arg.view.is_dense
@@ -269,6 +274,8 @@ def copying(op: Op, n: int) -> Rule:
 
 matmul = word(MATMUL)
 LOWERING = [
+    # What does not depend on the loop is read ahead of it, from nowhere.
+    rule(x.sum(p), 0, is_empty(x)),
     rule(matmul(x, y), matmul(
         x.cast(wide_of(x)), y.cast(wide_of(x))).cast(dtype_of(x)),
         is_narrow(x)),
