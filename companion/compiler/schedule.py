@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:0a40e875d0be
+# Tangled from fusion: edit there, `make tangle`. sha256:d14cb818c9d3
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     BUFFER,
+    EQUAL,
     ERF,
     EXP,
     FAMILIES,
@@ -39,6 +40,7 @@ from companion.ops import (
     IDIV,
     LOG,
     MATMUL,
+    MAX,
     MOD,
     POW,
     RANDOM,
@@ -109,7 +111,11 @@ def required(order: Sequence[OpNode], roots: Iterable[OpNode],
         elif node.op in LIBRARY:
             found |= dict.fromkeys([node, *[
                 stripped(x.node) for x in operands(node)]])
-    return found
+    # A maximum has to equal one of these, computed once: a compiler may
+    # round the same lines of another loop otherwise.
+    folded, equal = [{stripped(x) for node in order if node.op is op
+                      for x in node.src} for op in (MAX, EQUAL)]
+    return found | dict.fromkeys(x for x in order if x in folded & equal)
 
 
 # What takes as long as many additions had better be done once.
