@@ -149,3 +149,12 @@ def test_damaged_files_are_refused(tmp_path):
         load_program(file)
     with pytest.raises(FileNotFoundError):
         load_program(tmp_path / "missing")
+
+
+def test_named_arguments_come_in_any_order(tmp_path):
+    step = jit(lambda x, y, by=1: x - y * by)
+    x, y = Tensor([5.0], float32), Tensor([2.0], float32)
+    step(x=x, by=2, y=y), step(y=y, x=x, by=2)
+    assert step(by=2, y=y, x=x).item() == 1 and len(step.programs) == 1
+    save_program(step, tmp_path / "p")
+    assert load_program(tmp_path / "p")(y=y, by=2, x=x).item() == 1

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:d583eafe2925
+# Tangled from capture: edit there, `make tangle`. sha256:aee7d2adeaa8
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -454,6 +454,8 @@ class Jit:
             # Inside of another captured function it is a part of that.
             if "host" in vars(self.device):
                 return self.function(*args, **named)
+            if named:  # in whatever order
+                named = dict(sorted(named.items()))
             key = (kind_of(args), kind_of(named) if named else (),
                    seen(self.look()))
             if key in self.made:

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:9bda69372c34
+# Tangled from capture: edit there, `make tangle`. sha256:bd6501c72307
 """Captured calls in files."""
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ class SavedProgram:
             {len(roots) + i: old for i, (old, _) in enumerate(changed)})
 
     def __call__(self, *args: Any, **named: Any) -> Any:
+        named = dict(sorted(named.items()))
         given = outline((args, named))
         if given != self.arguments:
             raise TypeError(f"a saved program takes {self.arguments}, "
