@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:aee7d2adeaa8
+# Tangled from capture: edit there, `make tangle`. sha256:35fa717fa8a7
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -494,7 +494,6 @@ class Jit:
 
 
 LOCK = threading.RLock()  # one program at a time writes to the names
-
 UNLIKE, MANY = 5, 16
 
 
