@@ -865,6 +865,10 @@ EXCLUDED = {
         Module MultiHeadAttention Sequential parameter""",
     "beside PyTorch's: test_embedding_peers": """
         Embedding rotary sinusoidal""",
+    "of pictures: test_convolution_devices, test_convolution_peers": """
+        AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv1d Conv2d
+        ConvTranspose2d Dropout2d Flatten MaxPool2d adaptive_avg_pool2d
+        avg_pool2d conv1d conv2d conv_transpose2d max_pool2d""",
     "cuts text: chapters": "CharTokenizer Tokenizer",
     "trains: test_optimizers_peers, chapters": """
         Adam AdamW RMSprop SGD decay_groups Batches EarlyStopping Trainer
