@@ -230,3 +230,21 @@ def test_the_verdict_of_1986_is_on_the_test_pictures(monkeypatch):
 
     monkeypatch.setattr(mnist, "study", study)
     assert mnist.milestone().passed and asked == ["train", "test"]
+
+
+def test_the_command_knows_every_bench_of_the_chapters(root):
+    """In a process that has imported nothing else."""
+    pages = "".join(
+        page.read_text(encoding="utf-8")
+        for page in sorted((root / "chapters").rglob("*.md"))
+    )
+    named = set(re.findall(r'^BENCHES\["(\w+)"\]', pages, re.M))
+    code = "from companion.timing import BENCHES; print(*BENCHES)"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert {"capture", "conv"} <= named <= set(run.stdout.split())
