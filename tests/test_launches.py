@@ -10,9 +10,7 @@ from test_gpu import STAND_IN
 
 from companion import (
     GPT,
-    SGD,
     AdamW,
-    Embedding,
     LayerNorm,
     MultiHeadAttention,
     Tensor,
@@ -314,16 +312,6 @@ def launched(function):
     return jit(function, "lazy emulated")
 
 
-def test_a_captured_step_is_the_step():
-    expected, model, optimizer = programs.losses(CPU, lambda step: step)
-    found, twin, other = programs.losses("lazy emulated", launched)
-    np.testing.assert_allclose(found, expected, 1e-5)
-    for p, q in zip(model.parameters(), twin.parameters()):
-        np.testing.assert_allclose(q.numpy(), p.numpy(), 1e-4, 1e-6)
-        np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-3, 1e-6)
-        assert other.state[q]["step"] == optimizer.state[p]["step"]
-
-
 def test_a_gpt_learns_as_ever():
     """In float64, where little is rounded: losses, gradients, weights."""
     (expected, ours), (found, theirs) = [
@@ -333,50 +321,6 @@ def test_a_gpt_learns_as_ever():
     for p, q in zip(ours, theirs):
         np.testing.assert_allclose(q.numpy(), p.numpy(), 1e-6, 1e-9)
         np.testing.assert_allclose(q.grad.numpy(), p.grad.numpy(), 1e-6, 1e-9)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_random_steps_on_shared_states(seed):
-    assert programs.states_after(CPU, seed) == programs.states_after(
-        Lazy(named("emulated")), seed)
-
-
-@pytest.mark.parametrize("make", (
-    programs.gradients_are_taken_away_outside, programs.gradients_are_held,
-    programs.states_are_held, programs.memory_is_made_late,
-    programs.a_layer_is_frozen, programs.numbers_are_fed_twice))
-def test_calls_give_what_they_would_give_without_jit(make):
-    assert programs.repeated("lazy emulated", jit_there, make) == (
-        programs.repeated("cpu", lambda function: function, make))
-
-
-def jit_there(function):
-    return launched(function)
-
-
-def test_a_bad_index_leaves_all_as_it_was():
-    """Also where the new value waits for the end in a place of its own."""
-    table = Embedding(5, 4).to("lazy emulated")
-    count = Tensor([1.0, 2.0], device="lazy emulated")
-    optimizer = SGD(table.parameters(), 0.1)
-
-    @launched
-    def step(index):
-        optimizer.zero_grad()
-        table(index).square().sum().backward()
-        optimizer.step()
-        count.assign(count.flip(0) + 1)
-    for _ in range(3):
-        step(Tensor([0, 4, 2]))
-    before = table.weight.numpy(), count.numpy()
-    for _ in range(2):
-        with pytest.raises(IndexError, match="the index 7 is out of range"):
-            step(Tensor([0, 7, 2]))
-        for now, then in zip((table.weight, count), before):
-            assert np.array_equal(now.numpy(), then)
-    step(Tensor([0, 1, 2]))
-    assert not np.array_equal(table.weight.numpy(), before[0])
-    assert not np.array_equal(count.numpy(), before[1])
 
 
 def test_what_another_has_asked_is_told_first():
@@ -389,17 +333,6 @@ def test_what_another_has_asked_is_told_first():
     with pytest.raises(IndexError, match="the index 9 is out of range"):
         double(Tensor([1.0]))
     assert double(Tensor([3.0])).item() == 6
-
-
-def test_results_of_every_kind():
-    w = Tensor([1.0, 2.0], float32, "lazy emulated")
-    run = launched(lambda x: {"w": w, "y": [x.T[1:], (None, x.sum() > 3)]})
-    for scale in (1.0, 2.0, 3.0):
-        x = np.arange(6.0).reshape(2, 3) * scale
-        found = run(Tensor(x))
-        assert found["w"].tolist() == [1, 2]
-        assert np.array_equal(found["y"][0].numpy(), x.T[1:])
-        assert found["y"][1][0] is None and found["y"][1][1].item()
 
 
 def test_devices_without_programs_are_told():

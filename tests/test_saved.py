@@ -22,16 +22,6 @@ from companion import (
     manual_seed,
     save_program,
 )
-from companion.compiler.capture import can_compile
-from companion.compiler.program import Program
-
-pytestmark = pytest.mark.usefixtures("c_compiler")
-
-
-@pytest.fixture
-def c_compiler():
-    if not can_compile(Program):
-        pytest.skip("there is no C compiler, and no program without one")
 
 
 def saved(function, path, *args, **named):
