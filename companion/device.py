@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:152665100e3e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:f4d1914eea84  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -399,7 +399,7 @@ class Device:
 
     def twin(self, buffer: Buffer) -> Buffer:
         """The same elements, dense, in memory of their own."""
-        return buffer.copy()
+        return self.run(CAST, buffer, arg=buffer.dtype)
 
     def put(self, buffer: Buffer, values: Any) -> None:
         """Write over a dense buffer of this device: an array of the

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:ae4ebaa92305  # noqa: E501
+# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:8e0566e2e278  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -237,10 +237,6 @@ class GPU(Device):
         out = self.empty(source.shape, source.dtype)
         return wrap(out, self), self.card.send(
             out.storage.memory, source.array.reshape(-1).view(np.uint8))
-
-    def twin(self, buffer: Buffer) -> Buffer:
-        """The same elements, dense, in memory of their own."""
-        return self.run(CAST, buffer, arg=buffer.dtype)
 
     def put(self, buffer: Buffer, values: Any) -> None:
         """Write over a dense buffer of this device: an array of the
