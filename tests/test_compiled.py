@@ -1350,3 +1350,23 @@ def test_a_maximum_equals_what_it_was_found_in(device):
                                       device=named(device).device)()
     np.testing.assert_allclose(named(device).device.host(found).array,
                                gradient("cpu").numpy(), 1e-4, 1e-5)
+
+
+HITS = {"equal": lambda y: y == y.max(1, keepdim=True),
+        "not below": lambda y: y >= y.max(1, keepdim=True),
+        "turned": lambda y: (y.max(1) == y.T).T,
+        "a part": lambda y: y[:, 5:] >= y[:, 5:].max(1, keepdim=True)}
+
+
+@pytest.mark.parametrize("way", HITS)
+def test_a_maximum_is_found_again(way, place):
+    """In another loop, whose products have another reader."""
+    x = Tensor(np.random.default_rng(0).normal(size=(64, 33)), float32, place)
+    scaled = x * 0.3
+    y = scaled + 0.7
+    hits = HITS[way](y)
+    found, _ = compiler.compile_graph([
+        where(hits, scaled[:, -hits.shape[1]:], 9.0).buffer.node,
+        y.max(1).buffer.node], device=named(place).device)()
+    chosen = named(place).device.host(found).array != 9
+    assert (chosen.sum(1) == 1).all()

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:d14cb818c9d3
+# Tangled from fusion: edit there, `make tangle`. sha256:bcbf481d8cd2
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from companion.ops import (
     FAMILIES,
     GATHER,
     IDIV,
+    LESS,
     LOG,
     MATMUL,
     MAX,
@@ -113,9 +114,17 @@ def required(order: Sequence[OpNode], roots: Iterable[OpNode],
                 stripped(x.node) for x in operands(node)]])
     # A maximum has to equal one of these, computed once: a compiler may
     # round the same lines of another loop otherwise.
-    folded, equal = [{stripped(x) for node in order if node.op is op
-                      for x in node.src} for op in (MAX, EQUAL)]
-    return found | dict.fromkeys(x for x in order if x in folded & equal)
+    folded, compared = [{moved_from(x) for node in order if node.op in ops
+                         for x in node.src} for ops in ((MAX,), (EQUAL, LESS))]
+    both = folded & compared
+    return found | dict.fromkeys(x for x in order if x in both and x.src)
+
+
+def moved_from(node: OpNode) -> OpNode:
+    """The node whose elements these are, wherever they went."""
+    while node.op in MOVE:
+        node = node.src[0]
+    return node
 
 
 # What takes as long as many additions had better be done once.
