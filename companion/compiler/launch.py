@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:90a398629014
+# Tangled from launches: edit there, `make tangle`. sha256:1b84a3003e0a
 """Programs as lists of launches."""
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class LaunchProgram(Program):
 
     def load(self, text: str, *flags: str) -> None:
         """Compile the text for the card."""
-        self.compiled = self.device.card.compile(text, *flags)
+        card = self.device.card
+        self.compiled = card.compile(text, card.plain, *flags)
 
     def bind(self) -> None:
         """All launches with their addresses, in order."""

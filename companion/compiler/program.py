@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:393efa591495
+# Tangled from codegen: edit there, `make tangle`. sha256:b25f13d9e1cc
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def mathematics() -> str:
 
 
 FAST = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd",
-        "-fwrapv", "-fno-strict-aliasing")
+        "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off")
 
 
 def turns(steps: Sequence[Step]) -> list[int]:

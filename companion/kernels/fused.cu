@@ -1,4 +1,4 @@
-/* Tangled from launches: edit there, `make tangle`. sha256:25cb07e5879b */
+/* Tangled from launches: edit there, `make tangle`. sha256:cd523b543411 */
 #line 196 "chapters/compiler/launches.md"
 typedef bool _Bool; // as C spells it
 #ifndef INFINITY
@@ -64,7 +64,7 @@ in_column(T v, char *room)
     return part[me];
 }
 
-#line 872 "chapters/compiler/launches.md"
+#line 873 "chapters/compiler/launches.md"
 // n words of x written over others, unless an index was wrong.
 template <class T> __device__ void
 keep(const long *fault, long n, T *out, const T *x)
