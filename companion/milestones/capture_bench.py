@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:440d6bf225d5
+# Tangled from capture: edit there, `make tangle`. sha256:21bb086602bc
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -120,15 +121,16 @@ def captured_epoch(threads: int) -> Callable[[], Any]:
     """An epoch of 784-128-10 on as many pictures as MNIST has."""
     set_threads(threads)
     net = Sequential(Linear(784, 128), relu, Linear(128, 10)).to("lazy")
-    by, x = SGD(net.parameters(), lr=0.1), rand(469, 128, 784, device="lazy")
-    labels = randint(0, 10, (469, 128), device="lazy")
+    by = SGD(net.parameters(), lr=0.1)
+    batches = [(rand(128, 784, device="lazy"),
+                randint(0, 10, (128,), device="lazy")) for _ in range(469)]
 
     @jit
     def step(x: Tensor, y: Tensor) -> None:
         by.zero_grad()
         cross_entropy(net(x), y).backward()
         by.step()
-    return lambda: discard(list(map(step, x, labels)))
+    return lambda: discard(list(starmap(step, batches)))
 
 
 def torch_epoch(threads: int) -> Callable[[], Any]:
@@ -138,13 +140,14 @@ def torch_epoch(threads: int) -> Callable[[], Any]:
     net = torch.nn.Sequential(torch.nn.Linear(784, 128), torch.nn.ReLU(),
                               torch.nn.Linear(128, 10))
     by = torch.optim.SGD(net.parameters(), lr=0.1)
-    x, labels = torch.rand(469, 128, 784), torch.randint(10, (469, 128))
+    batches = [(torch.rand(128, 784), torch.randint(10, (128,)))
+               for _ in range(469)]
 
     def step(x: Any, y: Any) -> None:
         by.zero_grad()
         torch.nn.functional.cross_entropy(net(x), y).backward()
         by.step()
-    return lambda: discard(list(map(step, x, labels)))
+    return lambda: discard(list(starmap(step, batches)))
 
 
 def smaller(threads: int, quick: bool) -> Iterator[dict[str, Any]]:
