@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:00ebfaead074
+# Tangled from optimizers: edit there, `make tangle`. sha256:f0662ea7e901
 from __future__ import annotations
 
 import functools
@@ -224,7 +224,7 @@ def test_freed_memory_is_used_again():
         x = ones(size)
         kept = keep_freed(1 << 29)
         for _ in range(2):
-            count = faults(lambda: x + x)
+            count = faults(lambda x=x: x + x)
         assert count < 64 or not kept
 
 
