@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:5d660cc598a0
+# Tangled from profiling: edit there, `make tangle`. sha256:e0114c49625e
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -333,28 +333,28 @@ def chrome_trace(trace: Traced) -> dict[str, Any]:
     The format is "Trace Event Format" (Google, 2016): layers and
     operations are complete events (X), the memory is a counter (C).
     """
-    events = trace.events
-    zero = min((e.start for e in events), default=0.0)
+    zero = min((e.start for e in trace.events), default=0.0)
+    threads = dict.fromkeys(e.thread for e in trace.events)
     found: list[dict[str, Any]] = []
-    for i, thread in enumerate(dict.fromkeys(e.thread for e in events)):
+    for i, thread in enumerate(threads):
+        own = [e for e in trace.events if e.thread == thread]
         found.append({"name": "thread_name", "ph": "M", "pid": 1, "tid": i,
                       "args": {"name": f"thread {i}"}})
-        for span in spans([e for e in events if e.thread == thread]):
-            first, last = span.events[0], span.events[-1]
-            found.append({
-                "name": span.label, "cat": first.where.phase, "ph": "X",
-                "ts": (first.start - zero) * 1e6, "pid": 1, "tid": i,
-                "dur": (last.start + last.seconds - first.start) * 1e6,
-                "args": about(span.events)})
+        found += [complete(span, zero) | {"tid": i} for span in spans(own)]
     return {"traceEvents": found + counters(trace.allocations, zero),
             "displayTimeUnit": "ms"}
 
 
-def about(events: list[Event]) -> dict[str, Any]:
-    """What a viewer shows of some operations when one points at them."""
-    return {"calls": len(events), "bytes": sum(e.nbytes for e in events),
-            "flop": sum(e.flop for e in events),
-            "line": place(events[0].where.line)}
+def complete(span: Span, zero: float) -> dict[str, Any]:
+    first, last = span.events[0], span.events[-1]
+    end = last.start + last.seconds
+    return {"name": span.label, "cat": first.where.phase, "ph": "X",
+            "ts": (first.start - zero) * 1e6, "pid": 1,
+            "dur": (end - first.start) * 1e6,
+            "args": {"calls": len(span.events),
+                     "bytes": sum(e.nbytes for e in span.events),
+                     "flop": sum(e.flop for e in span.events),
+                     "line": place(first.where.line)}}
 
 
 def counters(allocations: Iterable[Allocation],
