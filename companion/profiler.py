@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:c8b88660d1d1
+# Tangled from profiling: edit there, `make tangle`. sha256:50ee7ed96673
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from companion.ops import (
     CAST,
     CONST,
     FAMILIES,
+    GATHER,
     MATMUL,
     SCATTER,
     SHAPE,
@@ -221,17 +222,28 @@ class Traced(Timed):
         return out
 
     def watch(self, run: Callable[[], Any], rounds: int = 1) -> float:
-        """Forget what was, and run: the seconds of the quickest round,
-        whose events are kept. The memory is that of the last."""
-        found = []
+        """Forget what was, and run: the seconds of the quickest round.
+
+        Kept is of each operation the event of its quickest round; all
+        rounds have to ask for the same, else a ValueError. The memory
+        is that of the last round.
+        """
+        times, found = list[float](), list[list[Event]]()
         for _ in range(rounds):
             self.calls.clear()
             self.events = []
             self.allocations = [a for a in self.allocations
                                 if a.gone is None]
-            found.append((best(run, 1), self.events))
-        seconds, self.events = min(found, key=lambda one: one[0])
-        return seconds
+            times.append(best(run, 1))
+            found.append(self.events)
+        if any([e.op for e in one] != [e.op for e in found[0]]
+               for one in found):
+            raise ValueError("watch: not all rounds ask for the same "
+                             "operations; run it once before, or watch "
+                             "one round")
+        self.events = [min(same, key=lambda e: e.seconds)
+                       for same in zip(*found)]
+        return min(times)
 
 
 class Totals(NamedTuple):
@@ -475,27 +487,30 @@ class TimedProgram(Program):
         return Clocked(self.plan)
 
     def parts(self) -> dict[str, Totals]:
-        """Of the last call: what took how long, the longest first."""
-        n = len(self.code.lines) + 1
+        """Of the last call: what took how long, the longest first; the
+        FLOP of products and the like, without those of fused kernels."""
+        steps: list[list[Any]] = [
+            [self.steps[i] for i in some] for some in by_turn(self.plan)]
+        steps += [[] for _ in self.plan.copies]
+        n = len(steps) + 1
         at = (ctypes.c_double * n).in_dll(self.library, "clock_at")
-        lines = [[self.steps[i] for i in some] for some in by_turn(self.plan)]
         rows = dict[str, list[Totals]]()
-        for steps, start, end in zip(lines, at, at[1:]):
-            name = next((str(s.node.op) for s in steps
-                         if isinstance(s, Call)), "fused kernels")
-            rows.setdefault(name, []).append(
-                Totals(len(steps), end - start, *effort(steps)))
+        for some, start, end in zip(steps, at, at[1:]):
+            calls = [s.node for s in some if isinstance(s, Call)]
+            name = str(calls[0].op) if calls else "fused kernels"
+            rows.setdefault(name if some else "copies", []).append(Totals(
+                len(some), end - start, sum(map(self.traffic, some)),
+                sum(work(x.op, x, x.src) for x in calls)))
         sums = {name: Totals(*map(sum, zip(*some)))
                 for name, some in rows.items()}
         return dict(sorted(sums.items(), key=lambda row: -row[1].seconds))
 
-
-def effort(steps: Iterable[Any]) -> tuple[int, int]:
-    """Bytes and FLOP of steps; of fused kernels only the bytes."""
-    nodes = [x for step in steps for x in (*step.reads, *step.stores)]
-    return sum(map(size_of, nodes)), sum(
-        work(s.node.op, s.node, s.node.src)
-        for s in steps if isinstance(s, Call))
+    def traffic(self, step: Any) -> int:
+        """Bytes that a step reads from memory, and writes there."""
+        stored = [x for x in step.stores if x in self.plan.places]
+        rows = isinstance(step, Call) and step.node.op is GATHER
+        read = [step.node, *step.node.src[1:]] if rows else step.reads
+        return sum(map(size_of, [*stored, *read]))
 
 
 def clocked(call: Capture) -> TimedProgram:

@@ -172,16 +172,20 @@ def test_pictures_show_the_seconds_of_the_clock(clock):
                          rf'width="{width}\.00"', text), label
 
 
-def test_the_quickest_round_is_kept(clock):
-    device, costs = Planted(clock), iter([5.0, 2.0, 9.0])
-    trace = Traced(device)
+def test_of_each_operation_the_quickest_round_is_kept(clock):
+    device = Planted(clock)
+    trace, costs = Traced(device), iter([(5.0, 1.0), (2.0, 9.0)] * 2)
     x = randn(4).to(trace)
 
-    def step():
-        device.seconds["EXP"] = next(costs)
-        x.exp()
-    assert trace.watch(step, 3) == 2.0
-    assert totals(trace.events, way)["forward"].seconds == 2.0
+    def step(*more):
+        device.seconds["EXP"], device.seconds["SIN"] = next(costs)
+        for f in (Tensor.exp, Tensor.sin, *more):
+            f(x)
+    assert trace.watch(step, 2) == 6.0
+    assert [e.seconds for e in trace.events] == [2.0, 1.0]
+    more = iter([(), (Tensor.exp,)])
+    with pytest.raises(ValueError, match="not all rounds ask for the same"):
+        trace.watch(lambda: step(*next(more)), 2)
 
 
 def test_latencies_are_those_of_the_clock(clock):
