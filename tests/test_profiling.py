@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -231,6 +232,43 @@ def test_an_operation_that_fails_is_not_noted():
     with pytest.raises(ValueError, match="MATMUL"):
         Tensor.apply(MATMUL, x, y)
     assert trace.events == [] and trace.allocations == before
+
+
+NUMBER = {"type": "number", "minimum": 0}
+TEXT, PLACE = {"type": "string"}, {"type": "integer", "minimum": 0}
+COMMON = {"name": TEXT, "pid": PLACE, "tid": PLACE}
+KINDS = {  # of the Trace Event Format: complete, counter, metadata
+    "X": {"cat": TEXT, "ts": NUMBER, "dur": NUMBER,
+          "args": {"type": "object"}},
+    "C": {"ts": NUMBER, "args": {
+        "type": "object", "additionalProperties": NUMBER}},
+    "M": {"name": {"const": "thread_name"}, "args": {
+        "type": "object", "properties": {"name": TEXT},
+        "required": ["name"]}}}
+FORMAT = {
+    "type": "object", "required": ["traceEvents", "displayTimeUnit"],
+    "properties": {
+        "displayTimeUnit": {"enum": ["ms", "ns"]},
+        "traceEvents": {"type": "array", "items": {"oneOf": [
+            {"properties": COMMON | {"ph": {"const": ph}} | more,
+             "required": [*COMMON | {"ph": 0} | more],
+             "additionalProperties": False}
+            for ph, more in KINDS.items()]}}}}
+
+
+@pytest.mark.parametrize("name", ["cpu", "emulated", "lazy"])
+def test_a_trace_is_of_the_format(name):
+    trace = Traced(named(name))
+    trained(trace, steps=1)
+    found = json.loads(json.dumps(chrome_trace(trace), allow_nan=False))
+    jsonschema.validate(found, FORMAT)
+    kinds = {e["ph"] for e in found["traceEvents"]}
+    # Of what is only promised there is no memory.
+    assert kinds == ({"X", "M"} if name == "lazy" else {"X", "M", "C"})
+    jsonschema.validate(chrome_trace(Traced(CPU)), FORMAT)
+    found["traceEvents"][-1]["ph"] = "Y"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(found, FORMAT)
 
 
 def test_threads_have_owners_of_their_own():
