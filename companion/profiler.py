@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:50ee7ed96673
+# Tangled from profiling: edit there, `make tangle`. sha256:36114ce1ae6c
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -431,11 +431,14 @@ class Latency(NamedTuple):
 
     def percentile(self, p: float) -> float:
         """The shortest time that p % of the calls did not exceed."""
-        n, least = len(self.seconds), math.ceil(100 / (100 - p))
+        if not 0 < p < 100:
+            raise ValueError(f"percentile: expected p above 0 and below "
+                             f"100, got {p:g}")
+        n, least = len(self.seconds), math.ceil(round(100 / (100 - p), 6))
         if n < least:
             raise ValueError(f"percentile: p{p:g} of {n} calls says "
                              f"nothing; expected {least} calls or more")
-        return sorted(self.seconds)[math.ceil(p / 100 * n) - 1]
+        return sorted(self.seconds)[math.ceil(p * n / 100) - 1]
 
 
 def latency(run: Callable[[], Any], rounds: int = 100,
@@ -451,7 +454,8 @@ def amdahl(share: float, factor: float) -> float:
     if not 0 <= share <= 1 or factor <= 0:
         raise ValueError(f"amdahl: expected a share from 0 to 1 and a "
                          f"factor above 0, got {share} and {factor}")
-    return 1 / ((1 - share) + share / factor)
+    left = (1 - share) + share / factor
+    return 1 / left if left else math.inf
 
 
 CLOCK = """

@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:997c6a4cd85c
+# Tangled from profiling: edit there, `make tangle`. sha256:72f750d47538
 from __future__ import annotations
 
 import json
@@ -6,6 +6,7 @@ import math
 import re
 import threading
 import tracemalloc
+from functools import partial
 
 import numpy as np
 
@@ -163,12 +164,18 @@ def test_errors_and_threads_leave_nothing_behind():
 
 def test_percentiles_and_predictions_by_hand():
     found = Latency([9.0], [float(n) for n in range(100, 0, -1)])
-    assert [found.percentile(p) for p in (1, 50, 90, 99)] == [1, 50, 90, 99]
+    for p in (1, 50, 55, 90, 99):
+        assert found.percentile(p) == p
+    assert Latency([], [1.0] * 1000).percentile(99.9) == 1
+    for p in (0, 100):
+        assert "below 100" in message(
+            partial(found.percentile, p), ValueError)
     assert "p99 of 20 calls" in message(
         lambda: Latency([], [1.0] * 20).percentile(99), ValueError)
     assert Latency([], [3.0, 1.0]).percentile(50) == 1.0
     assert amdahl(0.5, 2) == 1 / 0.75 and amdahl(0.75, math.inf) == 4
     assert amdahl(0, 100) == amdahl(0.3, 1) == 1
+    assert amdahl(1, math.inf) == math.inf
     assert "a share from 0 to 1" in message(lambda: amdahl(2, 2))
 
 
