@@ -19,7 +19,14 @@ from companion.literate.loom import LOOM
 from companion.literate.pages import in_index, source_html
 from companion.literate.source import Cell, read_book
 from companion.literate.tangle import tangle
-from companion.literate.weave import CCell, Change, called, fold, setup
+from companion.literate.weave import (
+    CCell,
+    Change,
+    called,
+    contents,
+    fold,
+    setup,
+)
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -355,7 +362,7 @@ def test_solutions_are_folded(html):
     ("print(1)", ["hide-output"], [], "the output"),
     ("def f(): ...", ["hide-input"], ["f"], "`f`"),
     ("", ["hide-input"], ["A", "A.b", "C.d"], "`A` and `C.d`"),
-    ("", ["hide-input"], ["K[EXP]", "g", "h"], "`K[EXP]`, `g`, `h`"),
+    ("", ["hide-input"], ["K[EXP]", "g", "h"], "`K[EXP]`, `g` and `h`"),
     ("", ["hide-cell"], ["test_ties_share"], "a test: ties share"),
     ("", ["hide-cell"], ["told", "test_a_b", "test_c"], "2 tests: a b; c"),
     ("", ["hide-cell"], ["test_" + 20 * c for c in "abcde"],
@@ -363,7 +370,20 @@ def test_solutions_are_folded(html):
 ])  # fmt: skip
 def test_what_is_folded_has_a_name(source, tags, names, label):
     cell = Cell("a", "a.md", 0, 1, source, tuple(tags))
-    assert called(cell, names) == label
+    assert called([contents(cell, names)]) == label
+
+
+@pytest.mark.parametrize("found, label", [
+    ([(["a"], []), (["b", "c"], [])], "3 tests: a; b; c"),
+    ([([], ["the imports"]), ([], ["`f`"])], "the imports and `f`"),
+    ([([], ["`f`"]), (["a"], []), ([], ["`g`"])], "`f`, `g` and a test"),
+    ([([], ["the code"]), (["a", "b"], []), ([], ["the code"])],
+     "the code and 2 tests"),
+    ([([], [f"`{10 * c}`"]) for c in "abcdefgh"],
+     ", ".join(f"`{10 * c}`" for c in "abcd") + ", … and `hhhhhhhhhh`"),
+])  # fmt: skip
+def test_one_line_for_several_cells(found, label):
+    assert called(found) == label
 
 
 def test_a_fold_says_what_is_behind_it(html):
