@@ -357,6 +357,7 @@ def test_solutions_are_folded(html):
     ("import os\nfrom a import (\n    b)", ["hide-cell"], [], "the imports"),
     ("import os", ["solution", "hide-cell"], [], "the solution"),
     ("def f(): ...", ["solution", "hide-cell"], ["f"], "the solution"),
+    ("def f(): ...", ["exercise", "hide-cell"], ["f"], "the exercise"),
     ("import os\nprint(1)", ["hide-input"], [], "the code"),
     ("%load x\nimport os", ["hide-input"], [], "the code"),
     ("print(1)", ["hide-output"], [], "the output"),

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:78080e1f56c7
+# Tangled from weave: edit there, `make tangle`. sha256:6c9017358990
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
@@ -62,8 +62,8 @@ def contents(cell, names):
     """The tests in a cell that defines these names; or else, what it has."""
     tests = [name[5:] for name in names if name.startswith("test_")]
     heads = [f"`{x}`" for x in names if x.rpartition(".")[0] not in names]
-    if "solution" in cell.tags:
-        return [], ["the solution"]
+    for tag in {"exercise", "solution"} & set(cell.tags):
+        return [], [f"the {tag}"]
     if tests or heads:
         return [test.replace("_", " ") for test in tests], heads * (not tests)
     if imports_only(cell.source):
