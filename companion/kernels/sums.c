@@ -1,5 +1,5 @@
-/* Tangled from embeddings: edit there, `make tangle`. sha256:0c899f420fd9 */
-#line 328 "chapters/gradients/embeddings.md"
+/* Tangled from embeddings: edit there, `make tangle`. sha256:4206f38eaf53 */
+#line 329 "chapters/gradients/embeddings.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -29,7 +29,7 @@ static void part(void *job, long i) {
       add_up(g, row, j, width - j < PIECE ? width - j : PIECE);
 }
 
-#line 361 "chapters/gradients/embeddings.md"
+#line 362 "chapters/gradients/embeddings.md"
 /* out[rows, width] = the sums of x[n, width] by their rows, at[n];
    `links` has room for rows + n numbers */
 void sum_rows(const struct sums *p, const REAL *x, const long *at,

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:ba1ca0d4cecb
+# Tangled from record: edit there, `make tangle`. sha256:45ae82129005
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -66,6 +66,7 @@ class Measures:
     pending: int
     drawn: int  # pictures that cells make
     seconds: float | None
+    lines: int = 0  # of folds: neighbours share one
     words: int = 0
     gap: int = 0
     figures: int = 0
@@ -75,7 +76,7 @@ class Measures:
     @property
     def screens(self) -> float:
         """About how many windows of 1440 × 900 the page fills."""
-        shown = sum(self.cells), len(self.cells), self.folded, self.words
+        shown = sum(self.cells), len(self.cells), self.lines, self.words
         pictures = self.figures + self.drawn
         return sum(map(mul, HEIGHTS, [*shown, pictures])) / 900
 
@@ -88,6 +89,19 @@ REMOVED = {"remove-cell", "remove-input"}
 def in_sight(cell: Cell) -> bool:
     """Whether a page shows a cell's code without being asked."""
     return (FOLDED | REMOVED).isdisjoint(cell.tags)
+
+
+def fold_lines(page: Iterable[Block]) -> int:
+    """How many lines the folds take: those that show nothing share one."""
+    count, shared = 0, False
+    for block in page:
+        tags = set(block.options.get("tags", []))
+        if "remove-cell" not in tags:
+            folded = bool(tags & FOLDED)
+            silent = folded and bool(tags & {"hide-cell", "tangle"})
+            count += folded and not (silent and shared)
+            shared = silent
+    return count
 
 
 def height(cell: Cell) -> int:
@@ -118,6 +132,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
         drawn=sum(told(c, "mystnb", "image") for c in chapter.cells),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
+    found.lines = fold_lines(chapter.blocks)
     count_blocks(found, chapter.blocks)
     return found
 
