@@ -185,6 +185,31 @@ def twice(pair: Pair):
 ```{code-cell} python
 twice(Pair(1, 2))
 ```
+
+## Behind one line
+
+```{code-cell} python
+:tags: [hide-input]
+total(Pair(3, 4))
+```
+
+```{code-cell} python
+:tags: [hide-cell]
+import math
+import os
+```
+
+```{code-cell} python
+:tags: [hide-cell]
+print("in a fold")
+```
+
+And apart:
+
+```{code-cell} python
+:tags: [hide-cell]
+1
+```
 """
 BOOK = {
     "_config.yml": CONFIG,
@@ -390,8 +415,25 @@ def test_one_line_for_several_cells(found, label):
 def test_a_fold_says_what_is_behind_it(html):
     folds = page(html, "chapters/sums").select("details.hide summary")
     assert [words(fold.select_one(".collapsed")) for fold in folds] == [
-        "Show the imports", "Show twice"]
+        "Show the imports", "Show twice", "Show the code",
+        "Show 2 cells: the imports and the code",
+        "Show the imports", "Show the code", "Show the code"]
     assert folds[1].p.code.get_text() == "twice"
+
+
+def test_folds_side_by_side_stand_behind_one_line(html):
+    section = page(html, "chapters/sums").find(id="behind-one-line")
+    lines = section.find_all("details", recursive=False)
+    outer = [cell.find("details", recursive=False)
+             for cell in section.find_all(class_="cell", recursive=False)]
+    assert lines == [] and len(outer) == 3
+    shown, joined, alone = outer
+    assert shown.find_next_sibling(class_="cell_output")
+    inner = joined.find_all(class_="cell", recursive=False)
+    assert [cell["id"] for cell in inner] == ["cell-5", "cell-6"]
+    assert all(words(cell.details.summary) for cell in inner)
+    assert "in a fold" in words(inner[1].details)
+    assert joined.get("open") is None and not alone.select("details")
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):
