@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:625878339033
+# Tangled from record: edit there, `make tangle`. sha256:2bf45b50e81b
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -91,19 +91,6 @@ def in_sight(cell: Cell) -> bool:
     return (FOLDED | REMOVED).isdisjoint(cell.tags)
 
 
-def fold_lines(page: Iterable[Block]) -> int:
-    """How many lines the folds take: those that show nothing share one."""
-    count, shared = 0, False
-    for block in page:
-        tags = set(block.options.get("tags", []))
-        if "remove-cell" not in tags:
-            folded = bool(tags & FOLDED)
-            silent = folded and bool(tags & {"hide-cell", "tangle"})
-            count += folded and not (silent and shared)
-            shared = silent
-    return count
-
-
 def height(cell: Cell) -> int:
     """How many lines a cell has."""
     return cell.source.count("\n") + 1
@@ -115,6 +102,19 @@ def told(cell, *keys: str) -> bool:
     for key in keys:
         found = found.get(key) if isinstance(found, dict) else None
     return bool(found)
+
+
+def fold_lines(page: Iterable[Block]) -> int:
+    """How many lines the folds take: those that show nothing share one."""
+    count, shared = 0, False
+    for block in page:
+        tags = set(block.options.get("tags", []))
+        if "remove-cell" not in tags:
+            folded = bool(tags & FOLDED)
+            silent = folded and bool(tags & {"hide-cell", "tangle"})
+            count += folded and not (silent and shared)
+            shared = silent
+    return count
 
 
 def measure(book: Book, chapter: Chapter) -> Measures:
