@@ -1,5 +1,5 @@
-/* Tangled from embeddings: edit there, `make tangle`. sha256:918b05962e5f */
-#line 326 "chapters/gradients/embeddings.md"
+/* Tangled from embeddings: edit there, `make tangle`. sha256:bcc6ac5b92a4 */
+#line 329 "chapters/gradients/embeddings.md"
 #include <string.h>
 
 #ifndef REAL
@@ -34,7 +34,7 @@ static void part(void *job, long i) {
       add_up(g, row, j, width - j < PIECE ? width - j : PIECE);
 }
 
-#line 364 "chapters/gradients/embeddings.md"
+#line 367 "chapters/gradients/embeddings.md"
 /* out[rows, width] = the sums of x[n, width] by their rows, at[n];
    `links` has room for rows + n numbers */
 void sum_rows(const struct sums *p, const REAL *x, const long *at,
