@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:d479d791d984
+# Tangled from blas: edit there, `make tangle`. sha256:17201b1cd244
 from __future__ import annotations
 
 import ctypes
@@ -121,13 +121,13 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
     threads = threads if stack * m * n * k > WORTH_SHARING else 1
     lone = m == 1 and cb == cc == 1 and (ca == 1 or n % how.width == 0)
     copy = stack == 1 and prefer_packing(a, n, how)
-    pack = (cb != 1 or (m >= how.pack and abs(rb) * k > how.near)
+    pack = (cb != 1 and n > 1 or (m >= how.pack and abs(rb) * k > how.near)
             or (copy and m > MR))  # else A is packed for each panel of B
     most = min(how.chunk, MC) if copy else how.chunk if pack else NEVER
     rows, chunks = cut(m, stack * (1 if pack else ceil(n, how.width)),
                        threads, most, 4 if copy else 8)
     width = how.width * (16 if lone else 1)
-    depth = max(ceil(k, max(ceil(k, how.depth), 1)), 1)
+    depth = even(k, how.depth if n > 1 or pack else NEVER)
     if pack:
         wanted = ceil(threads * (1 if copy else 4), max(stack * chunks, 1))
         columns = ceil(n, wanted if threads > 1 else 1)
@@ -139,6 +139,11 @@ def plan(a: View, b: View, c: View, alpha: float, beta: float,
         min(most, stack * slabs), depth, copy, pack, threads,
         len(axes), alpha, beta, POOL.address, *chain(*axes),
         *[0] * (32 - 4 * len(axes)))
+
+
+def even(k: int, most: int) -> int:
+    """The length of equal parts of k, `most` at most."""
+    return max(ceil(k, max(ceil(k, most), 1)), 1)
 
 
 def prefer_packing(a: View, n: int, how: Blocking) -> bool:
