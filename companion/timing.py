@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture: edit there, `make tangle`. sha256:ad8fc39085a1  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, memoization: edit there, `make tangle`. sha256:2824a4de1726  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -360,4 +360,5 @@ BENCHES = {
     "attention": "companion.attention",
     "gpt": "companion.milestones.gpt_bench",
     "capture": "companion.milestones.capture_bench",
+    "decode": "companion.milestones.decode_bench",
 }

@@ -1,0 +1,241 @@
+# Tangled from memoization: edit there, `make tangle`. sha256:0917ad3df9d1
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from companion.attention import (
+    MultiHeadAttention,
+    scaled_dot_product_attention,
+)
+from companion.autograd import no_grad
+from companion.compiler.capture import jit
+from companion.compiler.lazy import Lazy
+from companion.device import CPU
+from companion.tensor import Tensor
+from companion.tensor.creation import arange, zeros
+from companion.tensor.operands import where
+from companion.training import evaluating
+from companion.transformer import GPT, GPTConfig
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+def through(model: GPT, x: Tensor, attend: Attend) -> Tensor:
+    """The stream x (…, T, C) after all blocks, normalized.
+
+    `attend(layer, q, k, v)` answers for attention: queries
+    (…, KV, G, T, D), keys and values (…, KV, 1, T, D) give as much as
+    there are queries.
+    """
+    for layer, block in enumerate(model.h):
+        y = attend(layer, *block.attn.heads(block.ln_1(x)))
+        y = y.flatten(-4, -3).transpose(-3, -2).flatten(-2)
+        x = x + block.attn.c_proj(y)
+        x = x + block.mlp(block.ln_2(x))
+    return model.ln_f(x)
+
+
+def attend_past(q: Tensor, k: Tensor, v: Tensor, keys: Tensor,
+                values: Tensor, seen: Tensor) -> Tensor:
+    """Attention of one position to those before it, and to itself.
+
+    Queries q (…, G, D), its own k and v (…, 1, D), and keys and values
+    (…, T, D), of which those count that are `seen` (…, 1, T).
+    """
+    q = q * q.shape[-1] ** -0.5
+    past = (keys @ q.mT).mT.masked_fill(~seen, -math.inf)
+    own = (q * k).sum(-1, keepdim=True)
+    top = past.max(-1, keepdim=True).maximum(own)
+    past, own = (past - top).exp(), (own - top).exp()
+    total = past.sum(-1, keepdim=True) + own
+    return (past @ values + own * v) / total
+
+
+class KVCache:
+    """Keys and values of `slots` texts, for all layers of a GPT.
+
+    On a lazy device each of its two questions, `prefill` and `step`, is
+    one program for all texts and positions. The weights must not change
+    while it is in use.
+    """
+
+    def __init__(self, model: GPT, slots: int = 1):
+        if slots < 1:
+            raise ValueError(f"KVCache: expected 1 slot or more, got {slots}")
+        device = model.wte.weight.device
+        self.model, self.slots = model, slots
+        self.length, self.device = model.config.block_size, device
+        # Each layer's own: keys and values, (slots, KV, length, D).
+        self.memory = [[self.room(block.attn) for _ in "kv"]
+                       for block in model.h]
+        # A program takes what lies on the CPU; other devices their own.
+        self.home = CPU if isinstance(device, Lazy) else device
+
+    def room(self, attn: MultiHeadAttention) -> Tensor:
+        shape = (self.slots, attn.num_kv_heads, self.length, attn.head_dim)
+        return zeros(shape, dtype=attn.c_attn.weight.dtype,
+                     device=self.device).clone()
+
+    def program(self, function: Callable[..., Any]) -> Any:
+        """The function, on a lazy device captured."""
+        if not isinstance(self.device, Lazy):
+            return function
+        # A function of its own knows the cache, an object, into which jit
+        # does not look at every call.
+        return jit(lambda *x: function(*x), self.device)
+
+    def walk(self, x: Tensor, memory: Sequence[Sequence[Tensor]],
+             ) -> tuple[Tensor, Rows]:
+        """Of tokens at places, x (2, slots): logits (slots, V), and what
+        is new of each layer, (slots, KV, 1, D)."""
+        m, (ids, at) = self.model, x
+        places = arange(self.length, device=self.device)
+        seen = places < at.reshape(-1, 1, 1, 1)
+        new: Rows = []
+
+        def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = q.squeeze(-2), k.squeeze(-3), v.squeeze(-3)
+            new.append((k, v))
+            return attend_past(q, k, v, *memory[i], seen).unsqueeze(-2)
+
+        with evaluating(m):
+            stream = (m.wte(ids) + m.wpe(at)).unsqueeze(1)
+            return m.logits(through(m, stream, attend).squeeze(1)), new
+
+    @cached_property
+    def decoded(self) -> Any:
+        return self.program(self.decode)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Logits (slots, V); the new rows are written to the cache."""
+        y, new = self.walk(x, self.memory)
+        places = arange(self.length, device=self.device).unsqueeze(1)
+        # At the end, when all has been read: they stay in their place.
+        self.put(new, places == x[1].reshape(-1, 1, 1, 1))
+        return y
+
+    def put(self, new: Rows, here: Tensor) -> None:
+        """Write keys and values of each layer where `here` holds."""
+        with no_grad():
+            for old, rows in zip(self.memory, new):
+                for target, row in zip(old, rows):
+                    target.assign(where(here, row, target))
+
+    def step(self, ids: Sequence[int], places: Sequence[int]) -> np.ndarray:
+        """Logits (slots, V) after a token in each slot, at its place.
+
+        A text's places come one after the other. Of a slot that is idle,
+        give place 0, and leave its row alone.
+        """
+        if not len(ids) == len(places) == self.slots:
+            raise ValueError(f"KVCache: expected a token and a place for "
+                             f"each of {self.slots} slots, got {len(ids)} "
+                             f"and {len(places)}")
+        if not 0 <= min(places) <= max(places) < self.length:
+            raise ValueError(
+                f"KVCache: places {list(places)}, in a context of "
+                f"{self.length}; the positions of this model are learned, "
+                f"so a longer text has to be read again: prefill its end")
+        x = Tensor(np.array([ids, places], np.int64), device=self.home)
+        return self.decoded(x).numpy()
+
+    def whole(self, ids: Tensor, last: Tensor) -> tuple[Tensor, Rows]:
+        """Of a text (T,): logits (1, V) after the token at `last` (1,),
+        and keys and values of each layer, (KV, T, D)."""
+        m, new = self.model, list[tuple[Tensor, Tensor]]()
+
+        def attend(_: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            new.append((k.squeeze(-3), v.squeeze(-3)))
+            return scaled_dot_product_attention(q, k, v, is_causal=True)
+
+        with evaluating(m):
+            places = arange(self.length, device=self.device)
+            x = through(m, m.wte(ids) + m.wpe(places), attend)
+            return m.logits(x[last]), new
+
+    @cached_property
+    def read(self) -> Any:
+        return self.program(self.fill)
+
+    def fill(self, ids: Tensor, at: Tensor) -> Tensor:
+        """Read a text into a slot, at (2,): the slot, its last place."""
+        y, new = self.whole(ids, at[1:])
+        slots = arange(self.slots, device=self.device)
+        self.put(new, slots.reshape(-1, 1, 1, 1) == at[0])
+        return y
+
+    def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
+        """Read a text into a slot: the logits (V,) of what follows."""
+        row, at = self.padded(ids, slot)
+        return self.read(row, at).numpy()[0]
+
+    def padded(self, ids: Sequence[int], slot: int) -> tuple[Tensor, Tensor]:
+        """A text filled up to the context, and (slot, last place)."""
+        if not 0 < len(ids) <= self.length or not 0 <= slot < self.slots:
+            raise ValueError(
+                f"KVCache: {len(ids)} tokens for slot {slot}; expected 1 to "
+                f"{self.length} tokens, and a slot below {self.slots}")
+        row = np.zeros(self.length, np.int64)
+        row[:len(ids)] = ids
+        return tuple([Tensor(np.array(numbers), device=self.home)
+                      for numbers in (row, (slot, len(ids) - 1))])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that hold keys and values, as they lie there."""
+        return sum([x.buffer.storage.nbytes
+                    for layer in self.memory for x in layer])
+
+
+Rows = list[tuple[Tensor, Tensor]]  # keys and values of each layer
+
+
+class CachedGPT(GPT):
+    """A GPT with `model`'s weights that remembers what it read last.
+
+    `next_logits`, and so `generate`, read only what is new of a text.
+    """
+
+    def __init__(self, model: GPT):
+        vars(self).update(vars(model))
+        self.cache, self.kept = KVCache(model), list[int]()
+        self.sources = [p.buffer.storage for p in model.parameters()]
+        self.age = -1
+
+    def next_logits(self, ids: Sequence[int]) -> np.ndarray:
+        """As GPT's; the cache is brought up to the end of `ids`."""
+        ids = list(ids[-self.config.block_size:])
+        start, self.kept = self.common(ids), []  # till all has gone well
+        if len(ids) - start > max(self.config.block_size // 8, 1):
+            last = self.cache.prefill(ids)
+        else:
+            for place in range(start, len(ids)):
+                last = self.cache.step([ids[place]], [place])[0]
+        if not np.isfinite(last).all():
+            raise ValueError("generate: the logits are not finite; the "
+                             "weights of this model are broken")
+        self.kept = ids
+        return last
+
+    def common(self, ids: Sequence[int]) -> int:
+        """How many tokens need not be read again; never all of them."""
+        age = sum(source.version for source in self.sources)
+        if age != self.age:  # other weights, other keys
+            self.age, self.kept = age, []
+        same = takewhile(lambda pair: pair[0] == pair[1],
+                         zip(self.kept, ids[:-1]))
+        return len(list(same))
+
+
+def cache_bytes(config: GPTConfig, slots: int = 1, length: int | None = None,
+                kv_heads: int | None = None, itemsize: int = 4) -> int:
+    """Keys and values of so many texts of `length` (block_size)."""
+    head = config.n_embd // config.n_head
+    return (2 * config.n_layer * slots * (length or config.block_size)
+            * (kv_heads or config.n_head) * head * itemsize)
