@@ -1,27 +1,28 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:0917ad3df9d1
+# Tangled from memoization: edit there, `make tangle`. sha256:f7a7d74852eb
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from companion.attention import (
-    MultiHeadAttention,
-    scaled_dot_product_attention,
-)
+from companion.attention import scaled_dot_product_attention
 from companion.autograd import no_grad
 from companion.compiler.capture import jit
 from companion.compiler.lazy import Lazy
-from companion.device import CPU
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, zeros
+from companion.tensor.indexing import stack
 from companion.tensor.operands import where
+from companion.tensor.random import Generator
 from companion.training import evaluating
-from companion.transformer import GPT, GPTConfig
+from companion.transformer import GPT, GPTConfig, choices, drawn
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -69,18 +70,18 @@ class KVCache:
         if slots < 1:
             raise ValueError(f"KVCache: expected 1 slot or more, got {slots}")
         device = model.wte.weight.device
-        self.model, self.slots = model, slots
-        self.length, self.device = model.config.block_size, device
-        # Each layer's own: keys and values, (slots, KV, length, D).
-        self.memory = [[self.room(block.attn) for _ in "kv"]
-                       for block in model.h]
-        # A program takes what lies on the CPU; other devices their own.
-        self.home = CPU if isinstance(device, Lazy) else device
+        self.model, self.slots, self.device = model, slots, device
+        self.length = model.config.block_size
+        # Where values are; a lazy device has only promises of them.
+        self.home = device.device if isinstance(device, Lazy) else device
+        self.memory = self.rooms()
 
-    def room(self, attn: MultiHeadAttention) -> Tensor:
-        shape = (self.slots, attn.num_kv_heads, self.length, attn.head_dim)
-        return zeros(shape, dtype=attn.c_attn.weight.dtype,
-                     device=self.device).clone()
+    def rooms(self) -> list[list[Tensor]]:
+        """Each layer's own: keys and values, (slots, KV, length, D)."""
+        return [[zeros(self.slots, block.attn.num_kv_heads, self.length,
+                       block.attn.head_dim, device=self.device,
+                       dtype=block.attn.c_attn.weight.dtype).clone()
+                 for _ in "kv"] for block in self.model.h]
 
     def program(self, function: Callable[..., Any]) -> Any:
         """The function, on a lazy device captured."""
@@ -133,6 +134,10 @@ class KVCache:
         A text's places come one after the other. Of a slot that is idle,
         give place 0, and leave its row alone.
         """
+        return self.decoded(self.asked(ids, places)).numpy()
+
+    def asked(self, ids: Sequence[int], places: Sequence[int]) -> Tensor:
+        """Tokens and places as one tensor (2, slots), if they fit."""
         if not len(ids) == len(places) == self.slots:
             raise ValueError(f"KVCache: expected a token and a place for "
                              f"each of {self.slots} slots, got {len(ids)} "
@@ -142,8 +147,7 @@ class KVCache:
                 f"KVCache: places {list(places)}, in a context of "
                 f"{self.length}; the positions of this model are learned, "
                 f"so a longer text has to be read again: prefill its end")
-        x = Tensor(np.array([ids, places], np.int64), device=self.home)
-        return self.decoded(x).numpy()
+        return Tensor(np.array([ids, places], np.int64), device=self.home)
 
     def whole(self, ids: Tensor, last: Tensor) -> tuple[Tensor, Rows]:
         """Of a text (T,): logits (1, V) after the token at `last` (1,),
@@ -192,6 +196,13 @@ class KVCache:
         return sum([x.buffer.storage.nbytes
                     for layer in self.memory for x in layer])
 
+    def reserve(self, slot: int, tokens: int) -> bool:
+        """Make room for a text of so many tokens, if there is any."""
+        return True
+
+    def release(self, slot: int) -> None:
+        """The text in the slot is over."""
+
 
 Rows = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
@@ -239,3 +250,178 @@ def cache_bytes(config: GPTConfig, slots: int = 1, length: int | None = None,
     head = config.n_embd // config.n_head
     return (2 * config.n_layer * slots * (length or config.block_size)
             * (kv_heads or config.n_head) * head * itemsize)
+
+
+@dataclass(eq=False)
+class Request:
+    """A text to be continued, from `arrival` (seconds) on.
+
+    `options` are those of `choices`. `new` holds what was written, and
+    `times` when, in seconds.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    seed: int = 0
+    arrival: float = 0.0
+    options: dict[str, Any] = field(default_factory=dict)
+    new: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.generator = Generator(self.seed)
+
+    @property
+    def room(self) -> int:
+        """Places of the whole text."""
+        return len(self.prompt) + self.max_new_tokens
+
+    def take(self, logits: np.ndarray, now: float) -> bool:
+        """Draw a token; whether it was the last."""
+        ids, p = choices(logits, **self.options)
+        self.new.append(drawn(ids, p, self.generator))
+        self.times.append(now)
+        return len(self.new) == self.max_new_tokens
+
+
+class Server:
+    """Requests that share the slots of a cache, and join between steps."""
+
+    def __init__(self, cache: KVCache,
+                 clock: Callable[[], float] = perf_counter):
+        self.cache, self.clock = cache, clock
+        self.slots: list[Request | None] = [None] * cache.slots
+        self.waiting = deque[Request]()
+
+    def submit(self, request: Request) -> None:
+        """Let it wait for a slot. ValueError: it would never fit."""
+        if not (len(request.prompt) and request.max_new_tokens > 0
+                and request.room <= self.cache.length):
+            raise ValueError(
+                f"Server: a prompt of {len(request.prompt)} and "
+                f"{request.max_new_tokens} new tokens; expected 1 or more "
+                f"of each, and together at most {self.cache.length}")
+        self.waiting.append(request)
+
+    def admit(self) -> None:
+        """Read the prompts of those for whom there is room."""
+        for slot, there in enumerate(self.slots):
+            if there is None and self.waiting and self.cache.reserve(
+                    slot, self.waiting[0].room):
+                self.slots[slot] = request = self.waiting.popleft()
+                self.hand(slot, self.cache.prefill(request.prompt, slot))
+
+    def hand(self, slot: int, logits: np.ndarray) -> None:
+        """Give a slot's request its next token; the last one frees it."""
+        request = self.slots[slot]
+        if request is not None and request.take(logits, self.clock()):
+            self.slots[slot] = None
+            self.cache.release(slot)
+
+    def step(self) -> None:
+        """A token for each request that has a slot."""
+        self.admit()
+        ids, places = [0] * len(self.slots), [0] * len(self.slots)
+        busy = [(i, r) for i, r in enumerate(self.slots) if r is not None]
+        for slot, request in busy:
+            ids[slot] = request.new[-1]
+            places[slot] = len(request.prompt) + len(request.new) - 1
+        if busy:
+            logits = self.cache.step(ids, places)
+            for slot, _ in busy:
+                self.hand(slot, logits[slot])
+
+    def run(self, requests: Sequence[Request]) -> None:
+        """Serve all, each from its arrival on; times count from now."""
+        start, clock = self.clock(), self.clock
+        coming = deque(sorted(requests, key=lambda r: r.arrival))
+        self.clock = lambda: clock() - start
+        try:
+            while coming or self.waiting or any(self.slots):
+                while coming and coming[0].arrival <= self.clock():
+                    self.submit(coming.popleft())
+                self.step()
+        finally:
+            self.clock = clock
+
+
+class PagedCache(KVCache):
+    """A KVCache whose texts take pages of `page` places as they need.
+
+    Memory is (pages, 2 L, KV, page, D), beneath a lazy device, so that
+    one row of it can be written. `table` (slots, length / page) says
+    which page holds a slot's places; the last page is nobody's.
+    """
+
+    def __init__(self, model: GPT, slots: int, pages: int, page: int = 16):
+        if model.config.block_size % page:
+            raise ValueError(f"PagedCache: pages of {page} places do not "
+                             f"fill a context of {model.config.block_size}")
+        self.pages, self.page = pages, page
+        super().__init__(model, slots)
+        self.free = list(range(pages))
+        self.table = np.full((slots, self.length // page), pages)
+
+    def rooms(self) -> list[list[Tensor]]:
+        attn = self.model.h[0].attn
+        shape = (self.pages + 1, 2 * len(self.model.h), attn.num_kv_heads,
+                 self.page, attn.head_dim)
+        return [[zeros(shape, dtype=attn.c_attn.weight.dtype,
+                       device=self.home)]]
+
+    def reserve(self, slot: int, tokens: int) -> bool:
+        count = -(-tokens // self.page)
+        if len(self.free) < count:
+            return False
+        self.table[slot, :count] = [self.free.pop() for _ in range(count)]
+        return True
+
+    def release(self, slot: int) -> None:
+        own = self.table[slot]
+        self.free += own[own < self.pages].tolist()
+        own[:] = self.pages
+
+    def gathered(self, table: Tensor, memory: Tensor) -> list[list[Tensor]]:
+        """Keys and values of each layer, (slots, KV, length, D)."""
+        _, layers, heads, page, d = memory.shape
+        parts = arange(layers * heads, device=self.device)
+        rows = (table.unsqueeze(1) * (layers * heads)
+                + parts.reshape(layers, 1, heads, 1))
+        found = memory.reshape(-1, page * d)[rows].reshape(
+            layers, self.slots, heads, self.length, d)
+        return [[found[i], found[i + 1]] for i in range(0, layers, 2)]
+
+    def decode(self, x: Tensor, *paged: Tensor) -> Any:
+        """Logits, and the new rows (slots, 2 L, KV, 1, D)."""
+        y, new = self.walk(x, self.gathered(*paged))
+        return y, stack([part for pair in new for part in pair], 1)
+
+    def fill(self, ids: Tensor, at: Tensor) -> Any:
+        """Logits, and the text's rows (2 L, KV, length, D)."""
+        y, new = self.whole(ids, at[1:])
+        return y, stack([part for pair in new for part in pair])
+
+    def step(self, ids: Sequence[int], places: Sequence[int]) -> np.ndarray:
+        x, (memory,) = self.asked(ids, places), self.memory[0]
+        table = Tensor(self.table, device=self.home)
+        y, rows = self.decoded(x, table, memory)
+        rows = rows.to(memory.device)
+        for slot, place in enumerate(places):
+            number = self.table[slot, place // self.page]
+            if number < self.pages:
+                memory[int(number), :, :, place % self.page].assign(
+                    rows[slot, :, :, 0])
+        return y.numpy()
+
+    def prefill(self, ids: Sequence[int], slot: int = 0) -> np.ndarray:
+        padded, (memory,) = self.padded(ids, slot), self.memory[0]
+        own = self.table[slot, :-(-len(ids) // self.page)]
+        if (own == self.pages).any():
+            raise ValueError(f"PagedCache: slot {slot} has no room for "
+                             f"{len(ids)} tokens; reserve it first")
+        y, rows = self.read(*padded)
+        rows = rows.to(memory.device)
+        for i, number in enumerate(own):
+            part = rows[:, :, i * self.page:(i + 1) * self.page]
+            memory[int(number)].assign(part)
+        return y.numpy()[0]

@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:e6ee34306a00
+# Tangled from memoization: edit there, `make tangle`. sha256:1cef15d4612e
 """Tokens by a cache, one after the other, beside PyTorch's."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.cache import KVCache
+from companion.cache import KVCache, Request, Server
 from companion.native import set_threads
 from companion.tensor.random import manual_seed
 from companion.timing import MISSING, compare, limits, stamp
@@ -25,8 +25,8 @@ def torch_decoder(net: GPT, threads: int) -> Callable[[int, int], Any]:
     c, f = net.config, torch.nn.functional
     state = {name: torch.tensor(tensor.numpy())
              for name, tensor in net.state_dict().items()}
-    memory = torch.zeros(c.n_layer, 2, c.n_head, c.block_size,
-                         c.n_embd // c.n_head)
+    memory = torch.zeros(
+        c.n_layer, 2, c.n_head, c.block_size, c.n_embd // c.n_head)
 
     def linear(name: str, x: Any) -> Any:
         return f.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
@@ -104,3 +104,32 @@ def least_seconds(config: GPTConfig, bandwidth: float) -> float:
     """To read weights and cache once, at GB/s: the bound of a token."""
     cached = 2 * config.n_layer * config.block_size * config.n_embd
     return 4 * (config.parameters + cached) / bandwidth / 1e9
+
+
+def served(config: GPTConfig, slots: int, threads: int, tokens: int = 24,
+           requests: int = 0, gap: float = 0.0) -> dict[str, float]:
+    """Tokens a second of a server, and percentiles of its latency in ms.
+
+    `requests` (as many as slots) of `tokens` each, of which one arrives
+    every `gap` seconds, at random.
+    """
+    set_threads(threads)
+    server = Server(KVCache(seeded(config).to("lazy"), slots))
+    draw = np.random.default_rng(0)
+
+    def run(count: int) -> list[Request]:
+        times = np.cumsum(draw.exponential(gap, count)) if gap else [0] * count
+        asked = [Request(draw.integers(0, config.vocab_size, 8).tolist(),
+                         tokens, i, times[i]) for i in range(count)]
+        server.run(asked)
+        return asked
+
+    run(slots)  # compiles
+    answers = run(requests or slots)
+    end = max(r.times[-1] for r in answers)
+    took = [1e3 * (r.times[-1] - r.arrival) for r in answers]
+    first = [1e3 * (r.times[0] - r.arrival) for r in answers]
+    return {"tokens/s": tokens * len(answers) / end,
+            "p50": float(np.percentile(took, 50)),
+            "p99": float(np.percentile(took, 99)),
+            "first": float(np.percentile(first, 50))}
