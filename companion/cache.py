@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:f7a7d74852eb
+# Tangled from memoization: edit there, `make tangle`. sha256:1dce2a1fafe7
 from __future__ import annotations
 
 import math
@@ -16,6 +16,8 @@ from companion.attention import scaled_dot_product_attention
 from companion.autograd import no_grad
 from companion.compiler.capture import jit
 from companion.compiler.lazy import Lazy
+from companion.device import CPU, Device
+from companion.ops import RANDOM
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, zeros
 from companion.tensor.indexing import stack
@@ -23,6 +25,7 @@ from companion.tensor.operands import where
 from companion.tensor.random import Generator
 from companion.training import evaluating
 from companion.transformer import GPT, GPTConfig, choices, drawn
+from companion.view import Shape
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -103,7 +106,8 @@ class KVCache:
         def attend(i: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = q.squeeze(-2), k.squeeze(-3), v.squeeze(-3)
             new.append((k, v))
-            return attend_past(q, k, v, *memory[i], seen).unsqueeze(-2)
+            keys, values = memory[i]
+            return attend_past(q, k, v, keys, values, seen).unsqueeze(-2)
 
         with evaluating(m):
             stream = (m.wte(ids) + m.wpe(at)).unsqueeze(1)
@@ -163,10 +167,6 @@ class KVCache:
             x = through(m, m.wte(ids) + m.wpe(places), attend)
             return m.logits(x[last]), new
 
-    @cached_property
-    def read(self) -> Any:
-        return self.program(self.fill)
-
     def fill(self, ids: Tensor, at: Tensor) -> Tensor:
         """Read a text into a slot, at (2,): the slot, its last place."""
         y, new = self.whole(ids, at[1:])
@@ -179,6 +179,10 @@ class KVCache:
         row, at = self.padded(ids, slot)
         return self.read(row, at).numpy()[0]
 
+    @cached_property
+    def read(self) -> Any:
+        return self.program(self.fill)
+
     def padded(self, ids: Sequence[int], slot: int) -> tuple[Tensor, Tensor]:
         """A text filled up to the context, and (slot, last place)."""
         if not 0 < len(ids) <= self.length or not 0 <= slot < self.slots:
@@ -187,8 +191,8 @@ class KVCache:
                 f"{self.length} tokens, and a slot below {self.slots}")
         row = np.zeros(self.length, np.int64)
         row[:len(ids)] = ids
-        return tuple([Tensor(np.array(numbers), device=self.home)
-                      for numbers in (row, (slot, len(ids) - 1))])
+        at = np.array([slot, len(ids) - 1])
+        return Tensor(row, device=self.home), Tensor(at, device=self.home)
 
     @property
     def nbytes(self) -> int:
@@ -244,6 +248,26 @@ class CachedGPT(GPT):
         return len(list(same))
 
 
+class Ahead(Generator):
+    """A Generator whose single numbers are made many at a time."""
+
+    def go_to(self, seed: int, place: int) -> None:
+        super().go_to(seed, place)
+        self.start, self.stock = place, np.zeros(0, np.float32)
+
+    def uniform(self, shape: Shape, device: Device | str = CPU) -> Tensor:
+        if math.prod(shape) != 1 or device is not CPU:
+            return super().uniform(shape, device)
+        seed, place = self.advance(1)
+        if not 0 <= place - self.start < len(self.stock):
+            key = Tensor(np.array([seed, place]))
+            # RANDOM makes two numbers of each place; the first is ours.
+            self.stock = Tensor.apply(RANDOM, key, arg=(512,)).numpy()[::2]
+            self.start = place
+        at = place - self.start
+        return Tensor(self.stock[at:at + 1].reshape(shape))
+
+
 def cache_bytes(config: GPTConfig, slots: int = 1, length: int | None = None,
                 kv_heads: int | None = None, itemsize: int = 4) -> int:
     """Keys and values of so many texts of `length` (block_size)."""
@@ -269,7 +293,7 @@ class Request:
     times: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.generator = Generator(self.seed)
+        self.generator = Ahead(self.seed)
 
     @property
     def room(self) -> int:
