@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:6570a60dfa1d
+# Tangled from memoization: edit there, `make tangle`. sha256:f159cd681904
 """Tokens by a cache, one after the other, beside PyTorch's."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from companion.cache import KVCache, Request, Server
+from companion.cache import KVCache, Request, Server, cache_bytes
 from companion.native import set_threads
 from companion.tensor.random import manual_seed
 from companion.timing import MISSING, compare, limits, stamp
@@ -107,12 +107,19 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield {**line, "case": case, **(found.line(
             lambda s: 1e6 * s / tokens,  # noqa: B023
             bound * tokens / found.ours) if found else MISSING)}
+    yield from serving(line, threads, quick)
 
 
-def least_seconds(config: GPTConfig, bandwidth: float) -> float:
-    """To read weights and cache once, at GB/s: the bound of a token."""
-    cached = 2 * config.n_layer * config.block_size * config.n_embd
-    return 4 * (config.parameters + cached) / bandwidth / 1e9
+def least_seconds(config: GPTConfig, bandwidth: float,
+                  slots: int = 1) -> float:
+    """To read weights and caches once, at GB/s: the bound of a step."""
+    moved = 4 * config.parameters + cache_bytes(config, slots)
+    return moved / bandwidth / 1e9
+
+
+def most_tokens(config: GPTConfig, slots: int, bandwidth: float) -> float:
+    """Tokens a second if weights and caches were read at so many GB/s."""
+    return slots / least_seconds(config, bandwidth, slots)
 
 
 def asked_for(config: GPTConfig, count: int, tokens: int,
@@ -143,3 +150,15 @@ def served(config: GPTConfig, slots: int, threads: int, tokens: int = 24,
             "p50": float(np.percentile(took, 50)),
             "p99": float(np.percentile(took, 99)),
             "first": float(np.percentile(first, 50))}
+
+
+def serving(line: dict[str, Any], threads: int, quick: bool,
+            ) -> Iterator[dict]:
+    """Tokens a second for 1 to 32 requests, their latency, the bound."""
+    bandwidth, config = limits(threads).bandwidth, CONFIGS["cpu"]
+    for n in (1, 8) if quick else (1, 2, 4, 8, 16, 32):
+        found = served(config, n, threads)
+        rate = found.pop("tokens/s")
+        yield {**line, **MISSING, "case": f"{n} requests", "ours": rate,
+               "unit": "tokens/s", "peer_name": None, "latency_ms": found,
+               "limit_fraction": rate / most_tokens(config, n, bandwidth)}

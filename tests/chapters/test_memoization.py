@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:515cbd892531
+# Tangled from memoization: edit there, `make tangle`. sha256:a0d8f35a564f
 from __future__ import annotations
 
 import math
@@ -27,7 +27,7 @@ def farthest(cache, model, ids):
     with no_grad():
         whole = model(Tensor(ids)).numpy()
     steps = [cache.step([token], [t])[0] for t, token in enumerate(ids)]
-    return np.abs(np.array(steps) - whole).max()
+    return float(np.abs(np.array(steps) - whole).max())
 
 
 def grouped(config, kv_heads):
