@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:f159cd681904
+# Tangled from memoization: edit there, `make tangle`. sha256:328376367c87
 """Tokens by a cache, one after the other, beside PyTorch's."""
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def asked_for(config: GPTConfig, count: int, tokens: int,
                     seed=i, arrival=times[i]) for i in range(count)]
 
 
-def served(config: GPTConfig, slots: int, threads: int, tokens: int = 24,
+def served(config: GPTConfig, slots: int, threads: int, tokens: int = 48,
            requests: int = 0, gap: float = 0.0) -> dict[str, float]:
     """Tokens a second of a server, and percentiles of its latency in ms.
 
