@@ -19,6 +19,7 @@ from companion import (
     Tensor,
     manual_seed,
     no_grad,
+    stack,
     timing,
 )
 from companion.cache import cache_bytes
@@ -101,6 +102,46 @@ def test_devices_agree(name, paged):
     for t in range(3, 6):
         found = cache.step([ids[t - 1], ids[t]], [t - 1, t])
         close(found, wanted[[t - 1, t]])
+
+
+class OnePlace(KVCache):
+    """Believes that all slots are where the first one is."""
+
+    def asked(self, ids, places):
+        return super().asked(ids, [places[0]] * len(places))
+
+
+class OneText(KVCache):
+    """Reads a prompt into all slots."""
+
+    def padded(self, ids, slot):
+        row, at = super().padded(ids, slot)
+        return row, at * Tensor([0, 1])
+
+
+@pytest.mark.parametrize("kind, right", [
+    (KVCache, True), (OnePlace, False), (OneText, False)])
+def test_slots_that_are_mixed_up_are_found(kind, right):
+    net = model_of()
+    cache, texts = kind(net, 2), [[1, 2, 3, 4, 5], [6, 7]]
+    for slot, ids in enumerate(texts):
+        cache.prefill(ids, slot)
+    found = cache.step([8, 8], [5, 2])
+    wanted = [logits_of(net, [*ids, 8])[-1] for ids in texts]
+    assert np.allclose(found, wanted, atol=1e-3) == right
+
+
+def test_a_place_that_is_a_number_of_python_is_another_program():
+    """What the cache avoids: each place would be compiled for itself."""
+    net = model_of()
+    net.to("lazy")
+    cache = KVCache(net)
+    frozen = cache.program(lambda ids, place: cache.decode(
+        stack([ids, ids * 0 + place])))
+    for place in (0, 1):
+        for _ in range(3):
+            frozen(Tensor([1]), place)
+    assert len(frozen.programs) == 2
 
 
 def test_a_program_is_made_once_while_requests_come_and_go():
