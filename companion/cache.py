@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:1dce2a1fafe7
+# Tangled from memoization: edit there, `make tangle`. sha256:3a4ab1b87b99
 from __future__ import annotations
 
 import math
@@ -136,7 +136,7 @@ class KVCache:
         """Logits (slots, V) after a token in each slot, at its place.
 
         A text's places come one after the other. Of a slot that is idle,
-        give place 0, and leave its row alone.
+        give place 0, and ignore the logits.
         """
         return self.decoded(self.asked(ids, places)).numpy()
 
@@ -200,6 +200,11 @@ class KVCache:
         return sum([x.buffer.storage.nbytes
                     for layer in self.memory for x in layer])
 
+    @property
+    def capacity(self) -> int:
+        """Tokens of the longest text that it can hold."""
+        return self.length
+
     def reserve(self, slot: int, tokens: int) -> bool:
         """Make room for a text of so many tokens, if there is any."""
         return True
@@ -218,6 +223,9 @@ class CachedGPT(GPT):
     """
 
     def __init__(self, model: GPT):
+        if not isinstance(model, GPT):
+            raise TypeError(f"CachedGPT: expected a GPT, got a "
+                            f"{type(model).__name__}: CachedGPT(GPT.load(…))")
         vars(self).update(vars(model))
         self.cache, self.kept = KVCache(model), list[int]()
         self.sources = [p.buffer.storage for p in model.parameters()]
@@ -227,7 +235,7 @@ class CachedGPT(GPT):
         """As GPT's; the cache is brought up to the end of `ids`."""
         ids = list(ids[-self.config.block_size:])
         start, self.kept = self.common(ids), []  # till all has gone well
-        if len(ids) - start > max(self.config.block_size // 8, 1):
+        if start == 0 or len(ids) - start > self.config.block_size // 8:
             last = self.cache.prefill(ids)
         else:
             for place in range(start, len(ids)):
@@ -278,11 +286,8 @@ def cache_bytes(config: GPTConfig, slots: int = 1, length: int | None = None,
 
 @dataclass(eq=False)
 class Request:
-    """A text to be continued, from `arrival` (seconds) on.
-
-    `options` are those of `choices`. `new` holds what was written, and
-    `times` when, in seconds.
-    """
+    """A text to be continued from `arrival` on, by `options` of `choices`:
+    `new` holds what was written, and `times` when, in seconds."""
 
     prompt: Sequence[int]
     max_new_tokens: int
@@ -294,6 +299,7 @@ class Request:
 
     def __post_init__(self) -> None:
         self.generator = Ahead(self.seed)
+        choices(np.zeros(1), **self.options)  # refuses what it cannot do
 
     @property
     def room(self) -> int:
@@ -318,13 +324,18 @@ class Server:
         self.waiting = deque[Request]()
 
     def submit(self, request: Request) -> None:
-        """Let it wait for a slot. ValueError: it would never fit."""
-        if not (len(request.prompt) and request.max_new_tokens > 0
-                and request.room <= self.cache.length):
+        """Let it wait for a slot. ValueError: it could never be served."""
+        most, ids = self.cache.capacity, request.prompt
+        vocabulary = self.cache.model.config.vocab_size
+        if not (len(ids) and request.max_new_tokens > 0
+                and request.room <= most):
             raise ValueError(
-                f"Server: a prompt of {len(request.prompt)} and "
+                f"Server: a prompt of {len(ids)} and "
                 f"{request.max_new_tokens} new tokens; expected 1 or more "
-                f"of each, and together at most {self.cache.length}")
+                f"of each, and together at most {most}")
+        if not 0 <= min(ids) <= max(ids) < vocabulary:
+            raise ValueError(f"Server: tokens from {min(ids)} to {max(ids)} "
+                             f"in a prompt; expected 0 to {vocabulary - 1}")
         self.waiting.append(request)
 
     def admit(self) -> None:
@@ -392,6 +403,10 @@ class PagedCache(KVCache):
                  self.page, attn.head_dim)
         return [[zeros(shape, dtype=attn.c_attn.weight.dtype,
                        device=self.home)]]
+
+    @property
+    def capacity(self) -> int:
+        return min(self.length, self.pages * self.page)
 
     def reserve(self, slot: int, tokens: int) -> bool:
         count = -(-tokens // self.page)

@@ -212,6 +212,19 @@ def test_a_trained_model_forgets():
           logits_of(net, [1, 2, 3, 4, 5])[-1])
 
 
+def test_what_was_not_a_number_leaves_no_trace():
+    net = model_of()
+    cached, p = CachedGPT(net), net.wte.weight.detach()
+    sound = p.numpy().copy()
+    p.assign(p * math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        cached.next_logits([1, 2, 3])
+    p.assign(Tensor(sound))
+    for n in (1, 2, 3):
+        close(cached.next_logits([4, 5, 6][:n]),
+              logits_of(net, [4, 5, 6][:n])[-1])
+
+
 def test_dropout_is_off_and_comes_back():
     manual_seed(0)
     net = GPT(GPTConfig(8, 13, 2, 2, 8, dropout=0.5)).train()

@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:a0d8f35a564f
+# Tangled from memoization: edit there, `make tangle`. sha256:3f488d9b3206
 from __future__ import annotations
 
 import math
@@ -215,7 +215,7 @@ def test_the_longest_beginning_is_kept():
     cached.cache.prefill = lambda ids: (seen.append("all"), prefill(ids))[1]
     for ids, read in (([1, 2, 3], ["all"]), ([1, 2, 3, 4], [3]),
                       ([1, 2, 3, 5], [3]), ([1, 2, 3, 5], [3]),
-                      ([1, 2, 3, 5, 6, 7], ["all"]), ([9], [0]),
+                      ([1, 2, 3, 5, 6, 7], ["all"]), ([9], ["all"]),
                       (list(range(10)), ["all"])):
         seen.clear()
         found = cached.next_logits(ids)
@@ -255,7 +255,12 @@ def test_what_does_not_fit_is_refused():
             (lambda: cache.prefill([1] * 9), "expected 1 to 8 tokens"),
             (lambda: cache.prefill([1], 2), "a slot below 2"),
             (lambda: KVCache(drawn_model(), 0), "1 slot or more"),
+            (lambda: CachedGPT(SMALL), "expected a GPT, got a GPTConfig"),
+            (lambda: Request([1], 1, options={"top_k": 0}), "top_k of 1"),
             (lambda: Server(cache).submit(Request([1] * 5, 4)), "at most 8"),
+            (lambda: Server(cache).submit(Request([11], 4)), "0 to 10"),
+            (lambda: Server(PagedCache(drawn_model(), 1, 1, 4)).submit(
+                Request([1] * 3, 2)), "at most 4"),
             (lambda: Server(cache).submit(Request([], 4)), "1 or more")):
         assert words in message(act), words
     broken = drawn_model()
