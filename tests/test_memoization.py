@@ -212,6 +212,14 @@ def test_a_trained_model_forgets():
           logits_of(net, [1, 2, 3, 4, 5])[-1])
 
 
+def test_a_cached_gpt_is_made_of_a_gpt(tmp_path):
+    with pytest.raises(TypeError, match="expected a GPT, got a GPTConfig"):
+        CachedGPT(GPTConfig(8, 13, 1, 1, 4))
+    model_of(kv_heads=4).save(tmp_path / "x.safetensors")
+    with pytest.raises(ValueError, match="CachedGPT.GPT.load"):
+        CachedGPT.load(tmp_path / "x.safetensors")
+
+
 def test_what_was_not_a_number_leaves_no_trace():
     net = model_of()
     cached, p = CachedGPT(net), net.wte.weight.detach()
