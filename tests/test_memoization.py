@@ -303,5 +303,7 @@ def test_the_bench_is_a_command(capsys):
     lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
     assert {x["bench"] for x in lines} == {"decode"}
     assert lines[0]["peer_name"] == "torch" and lines[0]["unit"] == "µs"
+    bound = [x["ours"] for x in lines if "bound" in x["case"]]
+    assert len(bound) == 1 and bound[0] > 0
     served = [x for x in lines if x["unit"] == "tokens/s"]
     assert served and all(math.isfinite(x["ours"]) for x in served)

@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:328376367c87
+# Tangled from memoization: edit there, `make tangle`. sha256:f5eb7d371c3e
 """Tokens by a cache, one after the other, beside PyTorch's."""
 
 from __future__ import annotations
@@ -103,10 +103,12 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
             partial(our_text, config, threads),
             partial(torch_text, config, threads), rounds=5 if quick else 9,
             agree=np.testing.assert_array_equal) if there else None
-        bound = least_seconds(config, limits(threads).bandwidth)
         yield {**line, "case": case, **(found.line(
             lambda s: 1e6 * s / tokens,  # noqa: B023
-            bound * tokens / found.ours) if found else MISSING)}
+        ) if found else MISSING)}
+        bound = least_seconds(config, limits(threads).bandwidth)
+        yield {**line, **MISSING, "case": f"{case}: the bound",
+               "ours": 1e6 * bound, "peer_name": None}
     yield from serving(line, threads, quick)
 
 
