@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, tokenization, embeddings, sequences, attention, transformers, graphs, capture: edit there, `make tangle`. sha256:a32ba08da6e4  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization: edit there, `make tangle`. sha256:430c2d982c70  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -90,4 +90,7 @@ EXPORTS: dict[str, str] = {
     "jit": "companion.compiler.capture",
     **dict.fromkeys((
         "load_program", "save_program"), "companion.compiler.saved"),
+    **dict.fromkeys((
+        "CachedGPT", "KVCache", "PagedCache", "Request", "Server"),
+        "companion.cache"),
 }

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:ce5d10d16823
+# Tangled from language, memoization: edit there, `make tangle`. sha256:a990756869d1  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -6,8 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+from companion.cache import Ahead, CachedGPT
 from companion.device import DEVICES, DRIVERS, named
-from companion.tensor.random import Generator
 from companion.tokenizer import CharTokenizer
 from companion.transformer import GPT, spoken
 
@@ -32,10 +32,10 @@ def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
 def write(model: GPT, tokenizer: CharTokenizer,
           options: argparse.Namespace) -> None:
     """Print the prompt and what follows, letter by letter."""
-    new = model.generate(
+    new = CachedGPT(model).generate(
         tokenizer.encode(options.prompt), options.tokens,
         options.temperature, options.top_k, options.top_p,
-        generator=Generator(options.seed))
+        generator=Ahead(options.seed))
     print(options.prompt, end="")
     for piece in spoken(tokenizer, new):
         print(piece, end="", flush=True)
