@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling: edit there, `make tangle`. sha256:ea999d1a42bd  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:1f364905fee4  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -375,4 +375,5 @@ BENCHES = {
     "gpt": "companion.milestones.gpt_bench",
     "capture": "companion.milestones.capture_bench",
     "profile": "companion.profiler",
+    "decode": "companion.milestones.decode_bench",
 }
