@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:9c49dac43eed */
+/* Tangled from convolution: edit there, `make tangle`. sha256:a7a381bf81f9 */
 #line 622 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -15,7 +15,7 @@ enum { BYTES = 16, NV = 4 };
 #else
 enum { BYTES = 16, NV = 2 };
 #endif
-enum { L = BYTES / sizeof(REAL), MR = 6, NR = NV * L, KC = 512, MC = 1020 };
+enum { L = BYTES / sizeof(REAL), MR = 6, NR = NV * L, KC = 288, MC = 1020 };
 typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 #define INLINE inline __attribute__((always_inline))
 
@@ -79,38 +79,66 @@ void addresses(const struct axis *a, long i, long n, long *x, long *other) {
 }
 
 #line 712 "chapters/gradients/convolution.md"
+typedef __typeof__(_Generic((REAL)0, float: 0, int: 0, default: 0L)) INT;
+typedef INT I4 __attribute__((vector_size(4 * sizeof(REAL))));
+typedef REAL V4 __attribute__((vector_size(4 * sizeof(REAL)), aligned(4),
+                               may_alias));
+#ifdef __clang__
+#define MIX(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define MIX(x, y, ...) __builtin_shuffle(x, y, (I4){__VA_ARGS__})
+#endif
+
+/* y[4, 4] = x[4, 4] transposed */
+static INLINE void turn(const REAL *x, long rx, REAL *y, long ry) {
+  V4 a = *(V4 *)x, b = *(V4 *)(x + rx);
+  V4 c = *(V4 *)(x + 2 * rx), d = *(V4 *)(x + 3 * rx);
+  V4 s = MIX(a, b, 0, 4, 1, 5), t = MIX(c, d, 0, 4, 1, 5);
+  V4 u = MIX(a, b, 2, 6, 3, 7), v = MIX(c, d, 2, 6, 3, 7);
+  *(V4 *)y = MIX(s, t, 0, 1, 4, 5);
+  *(V4 *)(y + ry) = MIX(s, t, 2, 3, 6, 7);
+  *(V4 *)(y + 2 * ry) = MIX(u, v, 0, 1, 4, 5);
+  *(V4 *)(y + 3 * ry) = MIX(u, v, 2, 3, 6, 7);
+}
+
+/* whether four addresses are neighbours */
+static INLINE int abreast(const long *at) {
+  return at[1] == at[0] + 1 && at[2] == at[0] + 2 && at[3] == at[0] + 3;
+}
+
+#line 743 "chapters/gradients/convolution.md"
 /* out[k, w] = the weights of n kernels under k taps, and zeros */
 void pack(const REAL *x, const long *at, long step, long k, long n, long w,
           REAL *out) {
-  long j = 0;
   if (n < w) memset(out, 0, k * w * sizeof *out);
-  for (; j + 4 <= n; j += 4)
-    for (long p = 0; p < k; p++) {
-      const REAL *from = x + at[p] + j * step;
-      REAL *to = out + p * w + j;
-      to[0] = from[0], to[1] = from[step];
-      to[2] = from[2 * step], to[3] = from[3 * step];
-    }
-  for (; j < n; j++)
-    for (long p = 0; p < k; p++) out[p * w + j] = x[at[p] + j * step];
+  for (long j = 0, p; j < n; j += 4)
+    for (p = 0; p < k;)
+      if (j + 4 <= n && p + 4 <= k && abreast(at + p)) {
+        turn(x + at[p] + j * step, step, out + p * w + j, w);
+        p += 4;
+      } else {
+        for (long i = j; i < min(n, j + 4); i++)
+          out[p * w + i] = x[at[p] + i * step];
+        p++;
+      }
 }
 
 /* n channels of so many places, from rows to where each place is in y */
 void unpack(const REAL *x, long w, long n, long places, const long *at,
             REAL *y, long step) {
-  long j = 0;
-  for (; j + 4 <= n; j += 4, x += 4, y += 4 * step)
-    for (long i = 0; i < places; i++) {
-      const REAL *from = x + i * w;
-      REAL *to = y + at[i];
-      to[0] = from[0], to[step] = from[1];
-      to[2 * step] = from[2], to[3 * step] = from[3];
-    }
-  for (; j < n; j++, x++, y += step)
-    for (long i = 0; i < places; i++) y[at[i]] = x[i * w];
+  for (long j = 0, i; j < n; j += 4)
+    for (i = 0; i < places;)
+      if (j + 4 <= n && i + 4 <= places && abreast(at + i)) {
+        turn(x + i * w + j, w, y + at[i] + j * step, step);
+        i += 4;
+      } else {
+        for (long c = j; c < min(n, j + 4); c++)
+          y[at[i] + c * step] = x[i * w + c];
+        i++;
+      }
 }
 
-#line 749 "chapters/gradients/convolution.md"
+#line 780 "chapters/gradients/convolution.md"
 struct job { struct conv p; const REAL *x, *w; REAL *y, *parts; long slot; };
 
 static _Thread_local struct room {
@@ -141,7 +169,7 @@ static void panel(const struct job *g, struct room *r, long rows, long p,
   }
 }
 
-#line 783 "chapters/gradients/convolution.md"
+#line 814 "chapters/gradients/convolution.md"
 /* a chunk of places, and a piece of the taps, for all kernels of a group */
 static void block(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -173,7 +201,7 @@ static void join(void *job, long t) {
   }
 }
 
-#line 818 "chapters/gradients/convolution.md"
+#line 849 "chapters/gradients/convolution.md"
 /* each of the structures that lie behind one another, as planned */
 int convolve(const struct conv *p, const REAL *x, const REAL *w, REAL *y) {
   for (long more = 1; more; more = p++->more) {
