@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:5f6b0d6fb8f9  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:658ad4fb12a5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import functools
 import math
+import operator
 import os
 import struct
 import threading
@@ -718,18 +719,17 @@ def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
         for a, i, j in zip(meet, xs, ys)]]
     taps = [(c, xc, wc), *[(len(a.taps), a.apart * i, a.taps.step * j)
                            for a, i, j in zip(meet, xs, ws)]]
-    starts = [sum([at * step for at, step in zip(ats, steps)])
-              for ats, steps in (([a.first for a in meet], xs),
-                                 ([a.taps.start for a in meet], ws),
-                                 ([a.places.start for a in meet], ys))]
-    each = [math.prod([axis[0] for axis in axes]) for axes in (places, taps)]
+    starts = [sum(map(operator.mul, ats, steps)) for ats, steps in (
+        ([a.first for a in meet], xs), ([a.taps.start for a in meet], ws),
+        ([a.places.start for a in meet], ys))]
+    m, k = [math.prod([n for n, *_ in axes]) for axes in (places, taps)]
     # The nearest innermost: neighbours share a line of the cache.
-    near = [sorted(axes, key=lambda axis: -abs(axis[1]))
-            for axes in (places, taps)]
-    small = math.prod(each) * groups * o < WORTH_SHARING
+    for axes in (places, taps):
+        axes.sort(key=lambda axis: -abs(axis[1]))
     return CONVOLUTION.pack(
-        groups, xg, wg, yg, *starts, *chain(*near[0], *near[1]), o, wo, yo,
-        *shares(*each, groups), more, 1 if small else threads, POOL.address)
+        groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
+        *shares(m, k, groups), more,
+        threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -764,18 +764,17 @@ def convolver_of(w: Shape, dtype: DType) -> Callable[..., int] | None:
 
 def convolve_by_columns(device: Device, out: Buffer, x: Buffer, w: Buffer,
                         windows: Sequence[Window]) -> None:
-    """CONV where it is no kernel: columns, and a product per group."""
+    """CONV where it is no kernel: windows copied, a product a group."""
     margins = [(max(a.before, 0), max(a.after, 0), a.spread) for a in windows]
     x = device.run(PAD, x, arg=((0, 0, 1),) * 3 + tuple(margins))
     (n, groups, _, *places), (_, o, c, *kernel) = out.shape, w.shape
     xn, xg, xc, *steps = x.view.strides
-    start = sum([max(-a.before, 0) * i for a, i in zip(windows, steps)])
-    # Windows overlap: a view that no movement makes.
     columns = x.moved(View(
         (groups, c, *kernel, n, *places),
         (xg, xc, *[a.dilation * i for a, i in zip(windows, steps)],
          xn, *[a.stride * i for a, i in zip(windows, steps)]),
-        x.view.offset + start))
+        x.view.offset + sum([
+            max(-a.before, 0) * i for a, i in zip(windows, steps)])))
     taps, size = c * math.prod(kernel), n * math.prod(places)
     rows = device.run(CAST, columns, arg=x.dtype).moved(
         View.dense((groups, taps, size)))
@@ -798,7 +797,7 @@ def convolve(out: Buffer, x: Buffer, w: Buffer,
         x, w = cast_copy(x, dtype), cast_copy(w, dtype)
         total = Buffer.empty(out.shape, dtype)
     margins, windows = framed(windows, x.shape, w.shape, out.shape)
-    if any([edge[:2] != (0, 0) for edge in margins]):
+    if any(edge[:2] != (0, 0) for edge in margins):
         x = CPU.run(PAD, x, arg=margins)
     job = convolution_job(x.view, w.view, windows, POOL.threads)
     if not function(job, x.address, w.address, total.address):

@@ -17,8 +17,6 @@ from companion import (
     MaxPool2d,
     Sequential,
     Tensor,
-    conv2d,
-    convolution,
     cross_entropy,
     jit,
     manual_seed,
@@ -62,18 +60,6 @@ def test_layers(device, name):
     for found, expected in zip(run(make, shape, device),
                                run(make, shape, "cpu"), strict=True):
         np.testing.assert_allclose(found, expected, 1e-4, 1e-5)
-
-
-def test_tiles(device, monkeypatch):
-    """A tile for each picture, and the last one alone."""
-    rng = np.random.default_rng(0)
-    x, weight = [Tensor(rng.standard_normal(s), float32, device)
-                 for s in ((5, 8, 6, 6), (4, 8, 3, 3))]
-    with no_grad():
-        whole = conv2d(x, weight).numpy().copy()
-        monkeypatch.setattr(convolution, "TILE", 2 * 8 * 9 * 16 * 4)
-        np.testing.assert_allclose(conv2d(x, weight).numpy(), whole, 1e-5,
-                                   1e-5)
 
 
 def network():

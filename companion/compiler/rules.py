@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:4381f56eef2f  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:4869b5217913  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from companion.compiler.rewrite import (
     value,
     word,
 )
-from companion.device import CPU, WIDEST
+from companion.device import CPU, WIDEST, framed
 from companion.dtype import DType, bool_, float32, float64, int64
 from companion.ops import (
     ADD,
@@ -27,6 +27,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     BUFFER,
+    CONV,
     DIV,
     EQUAL,
     EXPAND,
@@ -47,6 +48,7 @@ from companion.ops import (
     SUB,
     WHERE,
     Op,
+    Window,
 )
 from companion.view import Shape
 
@@ -264,6 +266,25 @@ def without(x: OpNode, p: tuple[int, ...]) -> Shape:
     return SHAPE[MAX](x, p)
 
 
+def frame_of(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
+    return framed(p, x.shape, y.shape, SHAPE[CONV](x, y, p))
+
+
+@later
+def margins_around(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
+    return frame_of(x, y, p)[0]
+
+
+@later
+def within_margins(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
+    return frame_of(x, y, p)[1]
+
+
+@later
+def has_margins(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> bool:
+    return any(edge[:2] != (0, 0) for edge in frame_of(x, y, p)[0])
+
+
 def copying(op: Op, n: int) -> Rule:
     """A call that takes operand n in order gets a copy of what is not."""
     src = [Hole(f"x{k}") for k in range(op.arity)]
@@ -272,13 +293,20 @@ def copying(op: Op, n: int) -> Rule:
         *src[:n], copied, *src[n + 1:], p), lies_otherwise(src[n]))
 
 
-matmul = word(MATMUL)
+matmul, conv = word(MATMUL), word(CONV)
 LOWERING = [
     # What does not depend on the loop is read ahead of it, from nowhere.
     rule(x.sum(p), 0, is_empty(x)),
     rule(matmul(x, y), matmul(
         x.cast(wide_of(x)), y.cast(wide_of(x))).cast(dtype_of(x)),
         is_narrow(x)),
+    rule(conv(x, y, p), conv(
+        x.cast(wide_of(x)), y.cast(wide_of(x)), p).cast(dtype_of(x)),
+        is_narrow(x)),
+    # A margin is made by the kernel that makes the picture.
+    rule(conv(x, y, p), conv(
+        x.pad(margins_around(x, y, p)), y, within_margins(x, y, p)),
+        has_margins(x, y, p)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
     rule(x.sum(p), x.cast(wide_of(x)).sum(p).cast(dtype_of(x)),
