@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:a7a381bf81f9 */
+/* Tangled from convolution: edit there, `make tangle`. sha256:447794bf2132 */
 #line 622 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +123,7 @@ void pack(const REAL *x, const long *at, long step, long k, long n, long w,
       }
 }
 
+#line 763 "chapters/gradients/convolution.md"
 /* n channels of so many places, from rows to where each place is in y */
 void unpack(const REAL *x, long w, long n, long places, const long *at,
             REAL *y, long step) {
@@ -138,7 +139,7 @@ void unpack(const REAL *x, long w, long n, long places, const long *at,
       }
 }
 
-#line 780 "chapters/gradients/convolution.md"
+#line 784 "chapters/gradients/convolution.md"
 struct job { struct conv p; const REAL *x, *w; REAL *y, *parts; long slot; };
 
 static _Thread_local struct room {
@@ -169,7 +170,7 @@ static void panel(const struct job *g, struct room *r, long rows, long p,
   }
 }
 
-#line 814 "chapters/gradients/convolution.md"
+#line 818 "chapters/gradients/convolution.md"
 /* a chunk of places, and a piece of the taps, for all kernels of a group */
 static void block(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -185,6 +186,7 @@ static void block(void *job, long t) {
   }
 }
 
+#line 837 "chapters/gradients/convolution.md"
 /* the pieces of a chunk, added up in their order */
 static void join(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -201,7 +203,7 @@ static void join(void *job, long t) {
   }
 }
 
-#line 849 "chapters/gradients/convolution.md"
+#line 857 "chapters/gradients/convolution.md"
 /* each of the structures that lie behind one another, as planned */
 int convolve(const struct conv *p, const REAL *x, const REAL *w, REAL *y) {
   for (long more = 1; more; more = p++->more) {
