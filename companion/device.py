@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:658ad4fb12a5  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:4d2cd341b8cf  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -808,6 +808,48 @@ def convolve(out: Buffer, x: Buffer, w: Buffer,
 
 
 KERNELS |= {CONV: convolve}
+
+FRAME = struct.Struct("14qP")
+
+
+@functools.lru_cache(maxsize=4096)
+def frame_job(x: View, margins: Sequence[tuple[int, int, int]],
+              threads: int) -> bytes | None:
+    """A `struct frame`; None where more than two axes get a margin."""
+    *rest, (top, bottom, far), (left, behind, near) = margins
+    axes = coalesce(zip(x.shape[:-2], x.strides[:-2]))
+    if (far, near) != (1, 1) or any(m != (0, 0, 1) for m in rest) \
+            or len(axes) > 3:
+        return None
+    (h, w), (down, right) = x.shape[-2:], x.strides[-2:]
+    wide, axes = left + w + behind, [(1, 0)] * (3 - len(axes)) + axes
+    return FRAME.pack(*[n for n, _ in axes], *[step for _, step in axes],
+                      h, w, down, right, (top + h + bottom) * wide, wide,
+                      top * wide + left, threads, POOL.address)
+
+
+@functools.cache
+def surrounder(dtype: DType) -> Callable[..., None] | None:
+    """`surround` in C; None where `dtype` has none."""
+    library = (compiled("kernels/pad.c", dtype) if dtype in FLAVOURS
+               else None)
+    return unchecked(library, "surround", 2) if library else None
+
+
+def pads(otherwise: Kernel) -> Kernel:
+    """The kernel of PAD: margins of large pictures by the pool."""
+    def kernel(out: Buffer, x: Buffer, margins: Any) -> None:
+        large = len(out.shape) > 2 and out.view.size > 1 << 14
+        function = surrounder(out.dtype) if large and x.view.size else None
+        job = function and frame_job(x.view, margins, POOL.threads)
+        if function and job:
+            function(job, x.address, out.address)
+        else:
+            otherwise(out, x, margins)
+    return kernel
+
+
+KERNELS |= {PAD: pads(KERNELS[PAD])}
 
 SUMS = struct.Struct("5qP")
 
