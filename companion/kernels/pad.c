@@ -1,5 +1,5 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:e80fb8735e58 */
-#line 1078 "chapters/gradients/convolution.md"
+/* Tangled from convolution: edit there, `make tangle`. sha256:1837fb4207cf */
+#line 1076 "chapters/gradients/convolution.md"
 #include <string.h>
 
 #ifndef REAL
