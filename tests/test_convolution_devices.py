@@ -17,23 +17,26 @@ from companion import (
     MaxPool2d,
     Sequential,
     Tensor,
+    conv2d,
     cross_entropy,
     jit,
     manual_seed,
     no_grad,
     relu,
 )
-from companion.dtype import float32
+from companion.dtype import bool_, float16, float32, float64, int32
 
 LAYERS = {
-    "lines": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
-    "pixels": (lambda: Conv2d(8, 4, 3, stride=2, padding=1), (2, 8, 5, 6)),
+    "margins": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
+    "strides": (lambda: Conv2d(8, 4, 3, stride=2, padding=1), (2, 8, 5, 6)),
     "groups": (lambda: Conv2d(16, 4, 2, dilation=2, groups=2),
                (1, 16, 5, 5)),
     "depthwise": (lambda: Conv2d(4, 4, 3, padding="same", groups=4),
                   (2, 4, 4, 5)),
     "a line": (lambda: Conv1d(3, 2, 3, padding=1), (2, 3, 7)),
     "transposed": (lambda: ConvTranspose2d(4, 2, 3, 2, 1, 1), (2, 4, 3, 3)),
+    "transposed, dilated": (lambda: ConvTranspose2d(
+        4, 6, 2, 3, 0, 2, groups=2, dilation=2), (2, 4, 3, 2)),
     "largest": (lambda: MaxPool2d(3, 2, 1), (2, 2, 7, 6)),
     "mean": (lambda: AvgPool2d(2), (2, 2, 6, 4)),
     "adaptive": (lambda: AdaptiveAvgPool2d((2, 3)), (2, 2, 5, 7)),
@@ -60,6 +63,19 @@ def test_layers(device, name):
     for found, expected in zip(run(make, shape, device),
                                run(make, shape, "cpu"), strict=True):
         np.testing.assert_allclose(found, expected, 1e-4, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [float16, float64, int32, bool_], ids=str)
+def test_every_dtype(device, dtype):
+    """Whole numbers, so that every device has the same answer."""
+    rng = np.random.default_rng(0)
+    x, weight = [Tensor(rng.integers(0, 2, s), dtype, device) for s in (
+        (2, 4, 6, 5), (6, 2, 3, 2))]
+    y = conv2d(x, weight, None, 2, 1, (1, 2), 2)
+    wide = conv2d(*[t.to("cpu").cast(float64) for t in (x, weight)], None, 2,
+                  1, (1, 2), 2)
+    assert y.dtype is dtype
+    assert (y.numpy() == wide.cast(dtype).numpy()).all()
 
 
 def network():
