@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:4d2cd341b8cf  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:c761257c8447  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -732,14 +732,33 @@ def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
         threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
 
 
+FRAME = struct.Struct("14qP")
+
+
+def frame_part(x: View, margins: Sequence[tuple[int, int, int]],
+               threads: int) -> bytes:
+    """A `struct frame`, for pictures that get `margins`."""
+    (top, bottom, _), (left, behind, _) = margins[3:]
+    (h, w), wide = x.shape[3:], left + x.shape[4] + behind
+    return FRAME.pack(
+        *x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
+        (top + h + bottom) * wide, wide, top * wide + left,
+        threads if x.size > 1 << 14 else 1, POOL.address)
+
+
 @functools.lru_cache(maxsize=4096)
 def convolution_job(x: View, w: View, windows: tuple[Window, ...],
                     threads: int) -> bytes:
-    """What `convolve` in C is told; the windows need no margin."""
+    """What `convolve` in C is told."""
     y = View.dense(SHAPE[CONV](x, w, windows))
+    margins, windows = framed(windows, x.shape, w.shape, y.shape)
+    frame = FRAME.pack(*[0] * 15)
+    if any(edge[:2] != (0, 0) for edge in margins):
+        frame = frame_part(x, margins, threads)
+        x = View.dense(SHAPE[PAD](x, margins))
     sets = [*product(*[meetings(*each) for each in zip(
         windows, y.shape[3:], w.shape[3:])])]
-    return b"".join([
+    return frame + b"".join([
         convolution_part(x, w, y, meet, len(sets) - i, threads)
         for i, meet in enumerate(sets, 1)])
 
@@ -796,60 +815,15 @@ def convolve(out: Buffer, x: Buffer, w: Buffer,
     if narrow:  # rounded once, at the end
         x, w = cast_copy(x, dtype), cast_copy(w, dtype)
         total = Buffer.empty(out.shape, dtype)
-    margins, windows = framed(windows, x.shape, w.shape, out.shape)
-    if any(edge[:2] != (0, 0) for edge in margins):
-        x = CPU.run(PAD, x, arg=margins)
     job = convolution_job(x.view, w.view, windows, POOL.threads)
     if not function(job, x.address, w.address, total.address):
-        raise MemoryError(f"CONV: no memory for the parts of the sums of "
-                          f"{out.shape}")
+        raise MemoryError(f"CONV: no memory for a frame around {x.shape}, or "
+                          f"for the parts of {out.shape}")
     if narrow:
         copy(out, total)
 
 
 KERNELS |= {CONV: convolve}
-
-FRAME = struct.Struct("14qP")
-
-
-@functools.lru_cache(maxsize=4096)
-def frame_job(x: View, margins: Sequence[tuple[int, int, int]],
-              threads: int) -> bytes | None:
-    """A `struct frame`; None where more than two axes get a margin."""
-    *rest, (top, bottom, far), (left, behind, near) = margins
-    axes = coalesce(zip(x.shape[:-2], x.strides[:-2]))
-    if (far, near) != (1, 1) or any(m != (0, 0, 1) for m in rest) \
-            or len(axes) > 3:
-        return None
-    (h, w), (down, right) = x.shape[-2:], x.strides[-2:]
-    wide, axes = left + w + behind, [(1, 0)] * (3 - len(axes)) + axes
-    return FRAME.pack(*[n for n, _ in axes], *[step for _, step in axes],
-                      h, w, down, right, (top + h + bottom) * wide, wide,
-                      top * wide + left, threads, POOL.address)
-
-
-@functools.cache
-def surrounder(dtype: DType) -> Callable[..., None] | None:
-    """`surround` in C; None where `dtype` has none."""
-    library = (compiled("kernels/pad.c", dtype) if dtype in FLAVOURS
-               else None)
-    return unchecked(library, "surround", 2) if library else None
-
-
-def pads(otherwise: Kernel) -> Kernel:
-    """The kernel of PAD: margins of large pictures by the pool."""
-    def kernel(out: Buffer, x: Buffer, margins: Any) -> None:
-        large = len(out.shape) > 2 and out.view.size > 1 << 14
-        function = surrounder(out.dtype) if large and x.view.size else None
-        job = function and frame_job(x.view, margins, POOL.threads)
-        if function and job:
-            function(job, x.address, out.address)
-        else:
-            otherwise(out, x, margins)
-    return kernel
-
-
-KERNELS |= {PAD: pads(KERNELS[PAD])}
 
 SUMS = struct.Struct("5qP")
 

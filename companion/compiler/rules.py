@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:4869b5217913  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:906cc9d49df2  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from companion.compiler.rewrite import (
     value,
     word,
 )
-from companion.device import CPU, WIDEST, framed
+from companion.device import CPU, WIDEST
 from companion.dtype import DType, bool_, float32, float64, int64
 from companion.ops import (
     ADD,
@@ -48,7 +48,6 @@ from companion.ops import (
     SUB,
     WHERE,
     Op,
-    Window,
 )
 from companion.view import Shape
 
@@ -266,25 +265,6 @@ def without(x: OpNode, p: tuple[int, ...]) -> Shape:
     return SHAPE[MAX](x, p)
 
 
-def frame_of(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
-    return framed(p, x.shape, y.shape, SHAPE[CONV](x, y, p))
-
-
-@later
-def margins_around(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
-    return frame_of(x, y, p)[0]
-
-
-@later
-def within_margins(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> Any:
-    return frame_of(x, y, p)[1]
-
-
-@later
-def has_margins(x: OpNode, y: OpNode, p: tuple[Window, ...]) -> bool:
-    return any(edge[:2] != (0, 0) for edge in frame_of(x, y, p)[0])
-
-
 def copying(op: Op, n: int) -> Rule:
     """A call that takes operand n in order gets a copy of what is not."""
     src = [Hole(f"x{k}") for k in range(op.arity)]
@@ -303,10 +283,6 @@ LOWERING = [
     rule(conv(x, y, p), conv(
         x.cast(wide_of(x)), y.cast(wide_of(x)), p).cast(dtype_of(x)),
         is_narrow(x)),
-    # A margin is made by the kernel that makes the picture.
-    rule(conv(x, y, p), conv(
-        x.pad(margins_around(x, y, p)), y, within_margins(x, y, p)),
-        has_margins(x, y, p)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
     rule(x.sum(p), x.cast(wide_of(x)).sum(p).cast(dtype_of(x)),

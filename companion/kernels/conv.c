@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:934828fb6756 */
+/* Tangled from convolution: edit there, `make tangle`. sha256:6ce89b394697 */
 #line 620 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -204,19 +204,54 @@ static void join(void *job, long t) {
 }
 
 #line 855 "chapters/gradients/convolution.md"
-/* each of the structures that lie behind one another, as planned */
-int convolve(const struct conv *p, const REAL *x, const REAL *w, REAL *y) {
-  for (long more = 1; more; more = p++->more) {
-    struct job g = {*p, x, w, y};
-    long tasks = p->groups * p->pieces * p->chunks;
-    g.slot = p->rows * ((p->o + L - 1) / L * L);
-    if (p->pieces > 1 && tasks) {
-      g.parts = calloc(tasks * g.slot, sizeof *y);
-      if (!g.parts) return 0;
-    }
-    p->parallel(block, &g, tasks, p->threads);
-    if (g.parts) p->parallel(join, &g, p->groups * p->chunks, p->threads);
-    free(g.parts);
+/* pictures along three axes; `size` elements make one with its margin,
+   in which it begins at `first`; no size: no margin */
+struct frame {
+  long n[3], step[3], h, w, down, right, size, wide, first, threads;
+  pool *parallel;
+};
+struct canvas { struct frame p; const REAL *x; REAL *y; };
+
+static void picture(void *job, long t) {
+  struct canvas g = *(struct canvas *)job;
+  REAL *y = g.y + t * g.p.size;
+  for (long a = 3; a--; t /= g.p.n[a]) g.x += t % g.p.n[a] * g.p.step[a];
+  memset(y, 0, g.p.size * sizeof *y);
+  y += g.p.first;
+  for (long i = 0; i < g.p.h; i++, g.x += g.p.down, y += g.p.wide)
+    if (g.p.right == 1) memcpy(y, g.x, g.p.w * sizeof *y);
+    else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
+}
+
+#line 878 "chapters/gradients/convolution.md"
+/* all places that meet the same taps; 0 without memory */
+static int meet(const struct conv *p, const REAL *x, const REAL *w,
+                REAL *y) {
+  struct job g = {*p, x, w, y};
+  long tasks = p->groups * p->pieces * p->chunks;
+  g.slot = p->rows * ((p->o + L - 1) / L * L);
+  if (p->pieces > 1 && tasks) {
+    g.parts = calloc(tasks * g.slot, sizeof *y);
+    if (!g.parts) return 0;
   }
+  p->parallel(block, &g, tasks, p->threads);
+  if (g.parts) p->parallel(join, &g, p->groups * p->chunks, p->threads);
+  free(g.parts);
   return 1;
+}
+
+#line 898 "chapters/gradients/convolution.md"
+/* a frame, and behind it a `struct conv` for each set of places */
+int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
+  const struct conv *p = (const struct conv *)(f + 1);
+  struct canvas g = {*f, x};
+  long fine = 1, more = 1, n = f->n[0] * f->n[1] * f->n[2];
+  if (f->size && n) {
+    x = g.y = malloc(n * f->size * sizeof *y);
+    if (!x) return 0;
+    f->parallel(picture, &g, n, f->threads);
+  }
+  for (; more && fine; more = p++->more) fine = meet(p, x, w, y);
+  free(g.y);
+  return fine;
 }

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:5a2cb7aca562
+# Tangled from convolution: edit there, `make tangle`. sha256:5641d3849f37
 from __future__ import annotations
 
 import math
@@ -242,23 +242,6 @@ def test_views_and_threads_change_no_answer():
     assert y.tolist() == [[[[72.0] * 7] * 7] * 2] * 3
     assert (conv2d(a, b).numpy() == conv2d(
         a.contiguous(), b.contiguous()).numpy()).all()
-
-
-def test_a_margin_is_zeros_around_any_view():
-    rng = np.random.default_rng(14)
-    x = rng.integers(1, 9, (6, 5, 40, 30))
-    for dtype in (np.float32, np.float64, np.int32, np.int64):
-        for order in ((0, 1, 2, 3), (1, 0, 2, 3), (1, 2, 0, 3), (3, 2, 1, 0)):
-            for margins in (((0, 0), (0, 0), (1, 2), (3, 0)),
-                            ((0, 0), (0, 0), (0, 0), (0, 1)),
-                            ((0, 0), (1, 0), (0, 2), (2, 1))):
-                view = x.astype(dtype).transpose(order)[::-1, :, ::2]
-                y = Tensor(x.astype(dtype)).permute(*order).flip(0)[:, :, ::2]
-                assert (y.pad(margins).numpy() == np.pad(view, margins)).all()
-    assert zeros(0, 3, 99, 99).pad([(0, 0)] * 2 + [(1, 1)] * 2).shape == (
-        0, 3, 101, 101)
-    assert (zeros(2, 3, 0, 99).pad([(0, 0)] * 2 + [(50, 50)] * 2).numpy()
-            == 0).all()
 
 
 def test_batches_may_be_empty():
