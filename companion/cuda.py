@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:4269420139ba  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:d48a7e660afb  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -181,6 +181,7 @@ class Emulator:
     """
 
     name, arrays = "emulated", np
+    plain = "-ffp-contract=off"  # each operation is rounded by itself
 
     def __init__(self, order: int = 1) -> None:
         self.order = order
@@ -440,7 +441,7 @@ def races(seen: np.ndarray) -> np.ndarray:
 class Card:
     """An NVIDIA GPU: the same interface, memory and compiler of CuPy."""
 
-    name = "cuda"
+    name, plain = "cuda", "-fmad=false"
 
     def __init__(self) -> None:
         import cupy

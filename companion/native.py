@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:61d633344f5c  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:6ee897974fe1  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -313,6 +313,7 @@ class Pool:
     @functools.cached_property
     def address(self) -> int:
         """Of the C function `parallel`, for kernels to call."""
+        keep_freed(1 << 29)
         parallel = kernel("kernels/pool.c").parallel
         return ctypes.cast(parallel, ctypes.c_void_p).value or 0
 
@@ -355,8 +356,5 @@ def keep_freed(most: int) -> bool:
     """
     # Only glibc has it; elsewhere nothing is changed.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    trim, mmap = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
-    return bool(mallopt and mallopt(trim, most) and mallopt(mmap, 32 << 20))
-
-
-keep_freed(1 << 28)
+    trim, direct = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
+    return bool(mallopt and mallopt(trim, most) and mallopt(direct, 0))

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture: edit there, `make tangle`. sha256:ad8fc39085a1  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling: edit there, `make tangle`. sha256:ea999d1a42bd  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 
 from companion.buffer import Buffer
 from companion.native import compiler, cpu, kernel
-from companion.ops import GATHER, WRITE, Op
+from companion.ops import CAST, GATHER, WRITE, Op
 
 
 def best(run: Callable[[], Any], rounds: int = 5) -> float:
@@ -308,13 +308,7 @@ class Timed:
     def run(self, op: Op, *src: Buffer, arg: Any = None) -> Buffer:
         start = perf_counter()
         out = self.device.run(op, *src, arg=arg)
-        seconds = perf_counter() - start
-        read = src[1:] if op is WRITE else src  # a target is not read
-        # A movement answers with a view of its operand: no bytes are moved.
-        fresh = not any(out.storage is s.storage for s in read)
-        read = (out, *src[1:]) if op is GATHER else read  # rows, no table
-        moved = sum(map(bytes_seen, (out, *read))) if fresh else 0
-        self.calls.append((op, seconds, moved))
+        self.note(op, out, src, start, perf_counter() - start)
         return out
 
     def __repr__(self) -> str:
@@ -347,8 +341,28 @@ class Timed:
                  for op, (n, ms, mb) in totals.items()]
         return "\n".join(rows)
 
+    def note(self, op: Op, out: Buffer, src: tuple[Buffer, ...],
+             start: float, seconds: float) -> None:
+        self.calls.append((op, seconds, bytes_moved(op, out, src)))
+
+    def twin(self, buffer: Buffer) -> Buffer:
+        return self.run(CAST, buffer, arg=buffer.dtype)
+
+    def put(self, buffer: Buffer, values: Any) -> None:
+        self.device.put(buffer, values)
+
 
 ONCE.add("gpu")
+
+
+def bytes_moved(op: Op, out: Buffer, src: tuple[Buffer, ...]) -> int:
+    """What `op` has to read and to write; 0 for a view."""
+    read = src[1:] if op is WRITE else src  # a target is not read
+    if any(out.storage is x.storage for x in read):
+        return 0
+    read = (out, *src[1:]) if op is GATHER else read  # rows, no table
+    return sum(map(bytes_seen, (out, *read)))
+
 
 BENCHES = {
     "gemm": "companion.blas",
@@ -360,4 +374,5 @@ BENCHES = {
     "attention": "companion.attention",
     "gpt": "companion.milestones.gpt_bench",
     "capture": "companion.milestones.capture_bench",
+    "profile": "companion.profiler",
 }

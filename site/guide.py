@@ -103,9 +103,8 @@ def chapter_link(page, name):
     return f'<a href="{target}">{escape(chapter.title)}</a>'
 
 
-def outcome_link(chapter, outcome, name):
+def outcome_link(found, outcome, name):
     """A link to the test or the exercise that shows an outcome."""
-    found = proofs(chapter)
     if name not in found:  # lint says so
         return escape(outcome)
     return f'<a href="#{cell_id(found[name].index)}">{escape(outcome)}</a>'
@@ -115,8 +114,9 @@ def line(chapter, graph):
     """The line under a chapter's title."""
     page = page_of(chapter.path)
     near = [chapter_link(page, name) for name in graph[chapter.name]]
+    found = proofs(chapter)
     outcomes = [
-        outcome_link(chapter, outcome, name)
+        outcome_link(found, outcome, name)
         for outcome, name in chapter.outcomes.items()
     ]
     parts = [

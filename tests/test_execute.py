@@ -54,6 +54,11 @@ def test_outputs_cache_and_prose(tmp_path, monkeypatch):
     told = "ran again"
     monkeypatch.setattr(module, "run_cells", lambda *_: pytest.fail(told))
     execute(small_book(tmp_path, first=edited), "first")
+    folded = edited.replace("raises-exception", "raises-exception, hide-cell")
+    execute(small_book(tmp_path, first=folded), "first")
+    kept = edited.replace("raises-exception", "hide-cell")
+    with pytest.raises(pytest.fail.Exception, match=told):
+        execute(small_book(tmp_path, first=kept), "first")
 
 
 @pytest.mark.slow

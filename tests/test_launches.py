@@ -42,7 +42,6 @@ from companion.gpu import GPU
 from companion.ops import BUFFER
 from companion.transformer import GPTConfig, next_token_loss
 
-EXACT = "-ffp-contract=off"  # no multiplication and addition in one
 LAZY = programs.LAZY
 some = programs.some
 
@@ -100,7 +99,7 @@ def gpu():
 def test_random_programs(gpu, start, monkeypatch):
     roots = [root for seed in range(start, start + 25)
              for root in programs.random_roots(seed)]
-    check(gpu, roots, monkeypatch, EXACT)
+    check(gpu, roots, monkeypatch)
 
 
 @pytest.mark.slow
@@ -109,7 +108,7 @@ def test_every_operation(gpu, part, monkeypatch):
     names = sorted(programs.table.OPERATIONS)[part::24]
     roots = [root for name in names
              for root in programs.operation_roots(name, 3)]
-    check(gpu, roots, monkeypatch, EXACT)
+    check(gpu, roots, monkeypatch)
 
 
 def gradients(make, *leaves):
@@ -210,7 +209,7 @@ def test_named_programs(gpu, name, monkeypatch):
 def traced(gpu, roots):
     """The program, each launch of its kernels with its accesses noted."""
     roots, known = moved(gpu, roots)
-    program = compiler.compile_graph(roots, {}, EXACT, device=gpu)
+    program = compiler.compile_graph(roots, {}, device=gpu)
     room = {node: np.array(x.storage.bytes) for node, x in known.items()}
     room["fault"] = np.zeros(4, np.int64)
     for step in program.steps:
@@ -375,7 +374,7 @@ def texts():
             moved(gpu, NAMED[name]())[0], device=gpu).code.text
     roots = [r for seed in range(250) for r in programs.random_roots(seed)]
     yield "random programs", compiler.compile_graph(
-        moved(gpu, roots)[0], {}, EXACT, device=gpu).code.text
+        moved(gpu, roots)[0], {}, device=gpu).code.text
     yield "a step", step_text()
 
 

@@ -74,11 +74,23 @@ def test_a_screen_is_the_sum_of_what_it_shows(tmp_path):
     figure = "```{figure} a.svg\n:alt: An A\n```"
     drawn = cell("x = 1", mystnb="{image: {alt: A point}}")
     for block, pixels in [
-        (cell("x = 1\ny = 2"), 76 + 2 * 16), (cell("x = 1", "hide-cell"), 50),
-        (figure, 320), (drawn, 76 + 16 + 320), ("One two.\n\nThree.", 3 * 3.9),
+        (cell("x = 1\ny = 2"), 90 + 2 * 15), (cell("x = 1", "hide-cell"), 48),
+        (figure, 340), (drawn, 90 + 15 + 340), ("One two.\n\nThree.", 3 * 3.3),
     ]:  # fmt: skip
         more = measured(tmp_path, block).screens - empty
         assert more == pytest.approx(pixels / 900)
+
+
+def test_folds_that_show_nothing_share_a_line(tmp_path):
+    proof, gone = cell("x = 1", "hide-cell"), cell("x", "remove-cell")
+    plumbing = cell("def f(): ...", "tangle", "hide-input")
+    shown = cell("1", "hide-input")
+    for blocks, lines in [
+        ([proof, plumbing, proof], 1), ([proof, gone, proof], 1),
+        ([proof, "Words.\n", proof], 2), ([proof, shown, proof], 3),
+        ([proof, cell("1"), proof], 2), ([shown, shown], 2), ([gone], 0),
+    ]:  # fmt: skip
+        assert measured(tmp_path, *blocks).lines == lines, blocks
 
 
 def test_a_formula_ends_a_stretch_of_words(tmp_path):

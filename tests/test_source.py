@@ -75,9 +75,9 @@ def test_a_longer_fence_may_hold_a_code_cell(tmp_path):
         cell("x", "tangel"): "x.md:8: unknown tag 'tangel':"
         " did you mean tangle?",
         cell("x", "skip-execution"): "x.md:8: unknown tag 'skip-execution':"
-        " tangle, test, timing, varies, gpu, exercise, solution, hide-input,"
-        " hide-output, hide-cell, remove-input, remove-output, remove-cell,"
-        " full-width, margin, raises-exception",
+        " tangle, test, timing, varies, gpu, exercise, solution,"
+        " raises-exception, hide-input, hide-output, hide-cell, remove-input,"
+        " remove-output, remove-cell, full-width, margin",
         cell("x", "tangle", "test"): "x.md:8: a cell is `tangle` or `test`:"
         " split it in two",
         "```{code-cell} python\nx\n": "x.md:6: this fence is never closed:"

@@ -19,7 +19,14 @@ from companion.literate.loom import LOOM
 from companion.literate.pages import in_index, source_html
 from companion.literate.source import Cell, read_book
 from companion.literate.tangle import tangle
-from companion.literate.weave import CCell, Change, called, fold, setup
+from companion.literate.weave import (
+    CCell,
+    Change,
+    called,
+    contents,
+    fold,
+    setup,
+)
 
 ROOT = Path(__file__).parent.parent
 FRONT = """\
@@ -177,6 +184,31 @@ def twice(pair: Pair):
 
 ```{code-cell} python
 twice(Pair(1, 2))
+```
+
+## Behind one line
+
+```{code-cell} python
+:tags: [hide-input]
+total(Pair(3, 4))
+```
+
+```{code-cell} python
+:tags: [hide-cell]
+import math
+import os
+```
+
+```{code-cell} python
+:tags: [hide-cell]
+print("in a fold")
+```
+
+And apart:
+
+```{code-cell} python
+:tags: [hide-cell]
+1
 ```
 """
 BOOK = {
@@ -350,12 +382,13 @@ def test_solutions_are_folded(html):
     ("import os\nfrom a import (\n    b)", ["hide-cell"], [], "the imports"),
     ("import os", ["solution", "hide-cell"], [], "the solution"),
     ("def f(): ...", ["solution", "hide-cell"], ["f"], "the solution"),
+    ("def f(): ...", ["exercise", "hide-cell"], ["f"], "the exercise"),
     ("import os\nprint(1)", ["hide-input"], [], "the code"),
     ("%load x\nimport os", ["hide-input"], [], "the code"),
     ("print(1)", ["hide-output"], [], "the output"),
     ("def f(): ...", ["hide-input"], ["f"], "`f`"),
     ("", ["hide-input"], ["A", "A.b", "C.d"], "`A` and `C.d`"),
-    ("", ["hide-input"], ["K[EXP]", "g", "h"], "`K[EXP]`, `g`, `h`"),
+    ("", ["hide-input"], ["K[EXP]", "g", "h"], "`K[EXP]`, `g` and `h`"),
     ("", ["hide-cell"], ["test_ties_share"], "a test: ties share"),
     ("", ["hide-cell"], ["told", "test_a_b", "test_c"], "2 tests: a b; c"),
     ("", ["hide-cell"], ["test_" + 20 * c for c in "abcde"],
@@ -363,14 +396,44 @@ def test_solutions_are_folded(html):
 ])  # fmt: skip
 def test_what_is_folded_has_a_name(source, tags, names, label):
     cell = Cell("a", "a.md", 0, 1, source, tuple(tags))
-    assert called(cell, names) == label
+    assert called([contents(cell, names)]) == label
+
+
+@pytest.mark.parametrize("found, label", [
+    ([(["a"], []), (["b", "c"], [])], "3 tests: a; b; c"),
+    ([([], ["the imports"]), ([], ["`f`"])], "the imports and `f`"),
+    ([([], ["`f`"]), (["a"], []), ([], ["`g`"])], "`f`, `g` and a test"),
+    ([([], ["the code"]), (["a", "b"], []), ([], ["the code"])],
+     "the code and 2 tests"),
+    ([([], [f"`{10 * c}`"]) for c in "abcdefgh"],
+     ", ".join(f"`{10 * c}`" for c in "abcd") + ", … and `hhhhhhhhhh`"),
+])  # fmt: skip
+def test_one_line_for_several_cells(found, label):
+    assert called(found) == label
 
 
 def test_a_fold_says_what_is_behind_it(html):
     folds = page(html, "chapters/sums").select("details.hide summary")
     assert [words(fold.select_one(".collapsed")) for fold in folds] == [
-        "Show the imports", "Show twice"]
+        "Show the imports", "Show twice", "Show the code",
+        "Show 2 cells: the imports and the code",
+        "Show the imports", "Show the code", "Show the code"]
     assert folds[1].p.code.get_text() == "twice"
+
+
+def test_folds_side_by_side_stand_behind_one_line(html):
+    section = page(html, "chapters/sums").find(id="behind-one-line")
+    lines = section.find_all("details", recursive=False)
+    outer = [cell.find("details", recursive=False)
+             for cell in section.find_all(class_="cell", recursive=False)]
+    assert lines == [] and len(outer) == 3
+    shown, joined, alone = outer
+    assert shown.find_next_sibling(class_="cell_output")
+    inner = joined.find_all(class_="cell", recursive=False)
+    assert [cell["id"] for cell in inner] == ["cell-5", "cell-6"]
+    assert all(words(cell.details.summary) for cell in inner)
+    assert "in a fold" in words(inner[1].details)
+    assert joined.get("open") is None and not alone.select("details")
 
 
 def test_a_gpu_cell_says_where_its_output_is_from(html):

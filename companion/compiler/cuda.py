@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:bcc77f949ee0
+# Tangled from launches: edit there, `make tangle`. sha256:b1ccb6b807a2
 """Kernels as CUDA."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from companion.compiler.render import (
     least,
 )
 from companion.cuda import kernel_text
-from companion.dtype import int32, int64
+from companion.dtype import DType, int32, int64
 from companion.gpu import CUDA_CODE, TYPES
 from companion.ops import (
     ADD,
@@ -96,6 +96,10 @@ class CudaWriter(Writer):
         args = [f"({seen}){x}" if seen else x for x in line.args]
         code = CUDA[line.op].format(*args, type=kind)
         return f"{kind} {line.name} = {code};"
+
+    def converted(self, code: str, old: DType, new: DType) -> str:
+        """CUDA's halves know how to become numbers, and numbers halves."""
+        return f"({C_TYPES[new]})({code})"
 
     def seen_as(self, line: Line) -> str:
         """The type in which an operation has to see its operands, if it

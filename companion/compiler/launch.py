@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:90a398629014
+# Tangled from launches: edit there, `make tangle`. sha256:6da43f1c177a
 """Programs as lists of launches."""
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class LaunchProgram(Program):
 
     def load(self, text: str, *flags: str) -> None:
         """Compile the text for the card."""
-        self.compiled = self.device.card.compile(text, *flags)
+        card = self.device.card
+        self.compiled = card.compile(text, card.plain, *flags)
 
     def bind(self) -> None:
         """All launches with their addresses, in order."""
@@ -148,7 +149,7 @@ class LaunchProgram(Program):
 
     def copy(self, slot: Place, node: OpNode) -> Callable[[], None]:
         """A launch that writes a value over another at the end."""
-        word = min(node.dtype.itemsize, 4)
+        word = 4 if node.dtype.itemsize >= 4 else 1
         n = size_of(node) // word
         return functools.partial(
             self.compiled[f"keep{word}"], max(min(n >> 8, 4096), 1), BLOCK,

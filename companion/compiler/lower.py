@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:d99176038878
+# Tangled from fusion: edit there, `make tangle`. sha256:9b6fe693d7de
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from companion.compiler.graph import OpNode
 from companion.dtype import DType
 from companion.ops import (
     BUFFER,
+    CAST,
     CONST,
     EXPAND,
     FAMILIES,
@@ -205,7 +206,8 @@ class Scalar:
     """One element: an operation on others, inside `depth` loops.
 
     Leaves: CONST, BUFFER (arg is a Load), IOTA (arg is an Index). PAD
-    has a Guard as its argument, and is 0 where it does not hold.
+    has a Guard as its argument, and is 0 where it does not hold; CAST
+    has the dtype that it comes from.
     """
 
     __slots__ = ("op", "src", "arg", "dtype", "depth")
@@ -287,7 +289,8 @@ class Lowering:
             raise ValueError(f"{node}: expected it in memory; no kernel "
                              f"makes it on the way")
         src = tuple([self.element(x, at, guards) for x in node.src])
-        return self.scalar(node.op, src, node.arg, node.dtype)
+        arg = src[0].dtype if node.op is CAST else node.arg
+        return self.scalar(node.op, src, arg, node.dtype)
 
     def moved(self, node: OpNode, at: At, guards: Any) -> Scalar:
         base = stripped(node)

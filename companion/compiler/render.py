@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:05ca4b0b8757
+# Tangled from codegen: edit there, `make tangle`. sha256:f975521fc980
 """Kernels as C."""
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from typing import Any
 from companion.compiler.index import limits
 from companion.compiler.loops import Line, Loops, Nest
 from companion.compiler.lower import Guard, Index, Load, Lowered, Var
+from companion.compiler.rules import HALVES
 from companion.compiler.schedule import Kernel
 from companion.dtype import (
     DType,
+    bfloat16,
     bool_,
+    float16,
     float32,
     float64,
     int8,
@@ -52,7 +55,8 @@ from companion.ops import (
 )
 
 C_TYPES = {float32: "float", float64: "double", int32: "int", int64: "long",
-           int8: "signed char", uint8: "unsigned char", bool_: "_Bool"}
+           int8: "signed char", uint8: "unsigned char", bool_: "_Bool",
+           float16: "half", bfloat16: "bf16"}  # two types of our own
 C_CODE: dict[Op, str] = {
     ADD: "{0} + {1}", SUB: "{0} - {1}", MUL: "{0} * {1}", DIV: "{0} / {1}",
     AND: "{0} & {1}", LESS: "{0} < {1}", EQUAL: "{0} == {1}",
@@ -141,7 +145,7 @@ class Writer:
         value = line.args[0] if line.args else self.place(line.arg)
         if line.arg.guards:
             inside = " & ".join(map(guard_name, line.arg.guards))
-            value = f"{inside} ? {value} : 0"
+            value = f"{inside} ? {value} : {self.zero(line.dtype)}"
         return f"{C_TYPES[line.dtype]} {line.name} = {value};"
 
     def store(self, line: Line) -> str:
@@ -165,7 +169,7 @@ class Writer:
                 if isinstance(line.arg, Var) else self.computed(line))
 
     def constant(self, line: Line) -> str:
-        value = literal(line.arg, line.dtype)
+        value = self.number(line.arg, line.dtype)
         return f"const {C_TYPES[line.dtype]} {line.name} = {value};"
 
     def position(self, line: Line) -> str:
@@ -176,7 +180,27 @@ class Writer:
         if not line.args:
             return f"_Bool {name} = {guard_code(line.arg)};"
         return (f"{C_TYPES[line.dtype]} {line.name} = "
-                f"{name} ? {line.args[0]} : 0;")
+                f"{name} ? {line.args[0]} : {self.zero(line.dtype)};")
+
+    def cast(self, line: Line) -> str:
+        value = self.converted(line.args[0], line.arg, line.dtype)
+        return f"{C_TYPES[line.dtype]} {line.name} = {value};"
+
+    def converted(self, code: str, old: DType, new: DType) -> str:
+        """The element of one dtype as one of another."""
+        if HALVES & {old, new} and old is not new:
+            return f"{C_TYPES[old]}_to_{C_TYPES[new]}({code})"
+        return C_CODE[CAST].format(code, type=C_TYPES[new])
+
+    def number(self, value: Any, dtype: DType) -> str:
+        """A constant; of a half, by way of float32."""
+        if dtype not in HALVES:
+            return literal(value, dtype)
+        return self.converted(literal(value, float32), float32, dtype)
+
+    def zero(self, dtype: DType) -> str:
+        """What is around a padded array."""
+        return self.number(0.0, dtype) if dtype in HALVES else "0"
 
     def nest(self, nest: Nest) -> Iterator[str]:
         """Loops inside each other, and what they fold."""
@@ -272,7 +296,7 @@ class Writer:
 WRITTEN: dict[Op, Callable[[Writer, Line], str]] = {
     BUFFER: Writer.read, WRITE: Writer.store, SUM: Writer.folded,
     MAX: Writer.folded, IDIV: Writer.variable, CONST: Writer.constant,
-    IOTA: Writer.position, PAD: Writer.padded}
+    IOTA: Writer.position, PAD: Writer.padded, CAST: Writer.cast}
 
 
 def simd(folds: Sequence[Line]) -> str:

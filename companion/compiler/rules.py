@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:906cc9d49df2  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:d507a71599be  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from companion.compiler.rewrite import (
     word,
 )
 from companion.device import CPU, WIDEST
-from companion.dtype import DType, bool_, float32, float64, int64
+from companion.dtype import (
+    DType,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int64,
+)
 from companion.ops import (
     ADD,
     AND,
@@ -30,20 +38,26 @@ from companion.ops import (
     CONV,
     DIV,
     EQUAL,
+    ERF,
+    EXP,
     EXPAND,
     FAMILIES,
     GATHER,
     IDIV,
     LESS,
+    LOG,
     MATMUL,
     MAX,
+    MAXIMUM,
     MOD,
     MUL,
     PERMUTE,
+    POW,
     RANDOM,
     SCATTER,
     SHAPE,
     SHRINK,
+    SIN,
     SQRT,
     SUB,
     WHERE,
@@ -196,6 +210,7 @@ FOLDING += [rule(x.reshape(s).expand(t), x.expand(t), is_scalar(x))]
 RULES = [*FOLDING, *ALGEBRA, *WHOLE, *MOVEMENTS]
 
 LONG = 4096  # more elements than this are folded in two steps
+HALVES = {float16, bfloat16}
 
 
 @later
@@ -205,7 +220,7 @@ def is_narrow(x: OpNode) -> bool:
 
 @later
 def is_half(x: OpNode) -> bool:
-    return x.dtype in WIDE and x.dtype.is_float
+    return x.dtype in HALVES
 
 
 @later
@@ -216,6 +231,13 @@ def wide_of(x: OpNode) -> DType:
 @later
 def dtype_of(x: OpNode) -> DType:
     return x.dtype
+
+
+@later
+def is_by_float32(x: OpNode, p: DType) -> bool:
+    """Whether a cast from or to halves is two, with float32 between."""
+    kinds = {x.dtype, p}
+    return len(kinds) == 2 and bool(kinds & HALVES) and float32 not in kinds
 
 
 @later
@@ -273,6 +295,18 @@ def copying(op: Op, n: int) -> Rule:
         *src[:n], copied, *src[n + 1:], p), lies_otherwise(src[n]))
 
 
+def in_float32(op: Op) -> Rule:
+    """Halves are computed in float32; numbers are rounded, answers not."""
+    src = [x, y][:op.arity]
+    wide = word(op)(*[operand.cast(float32) for operand in src], p)
+    answers = op in (LESS, EQUAL)
+    return rule(word(op)(*src, p), wide if answers else wide.cast(
+        dtype_of(x)), is_half(x))
+
+
+ROUNDED = (EXP, LOG, SIN, SQRT, ERF, ADD, SUB, MUL, DIV, POW, MAXIMUM, IDIV,
+           MOD, LESS, EQUAL, *FAMILIES["reduce"])
+
 matmul, conv = word(MATMUL), word(CONV)
 LOWERING = [
     # What does not depend on the loop is read ahead of it, from nowhere.
@@ -285,8 +319,10 @@ LOWERING = [
         is_narrow(x)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),
-    rule(x.sum(p), x.cast(wide_of(x)).sum(p).cast(dtype_of(x)),
-         is_half(x), is_long(x, p)),
+    *map(in_float32, ROUNDED),
+    rule(x.cast(p), x.cast(float32).cast(p), is_by_float32(x, p)),
+    rule(x.scatter(j, p), x.cast(float32).scatter(j, p).cast(dtype_of(x)),
+         is_half(x)),
     *[rule(word(op)(x, p), word(op)(word(op)(
         x.reshape(in_parts(x, p)), (2,)), (1,)).reshape(without(x, p)),
         is_long(x, p)) for op in FAMILIES["reduce"]],

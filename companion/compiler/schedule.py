@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:c6b110350e41
+# Tangled from fusion: edit there, `make tangle`. sha256:0ed08b6600cb
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -33,16 +33,13 @@ from companion.ops import (
     ATTENTION_GRADIENT,
     BUFFER,
     CONV,
-    EQUAL,
     ERF,
     EXP,
     FAMILIES,
     GATHER,
     IDIV,
-    LESS,
     LOG,
     MATMUL,
-    MAX,
     MOD,
     POW,
     RANDOM,
@@ -115,19 +112,7 @@ def required(order: Sequence[OpNode], roots: Iterable[OpNode],
         elif node.op in LIBRARY:
             found |= dict.fromkeys([node, *[
                 stripped(x.node) for x in operands(node)]])
-    # A maximum has to equal one of these, computed once: a compiler may
-    # round the same lines of another loop otherwise.
-    folded, compared = [{moved_from(x) for node in order if node.op in ops
-                         for x in node.src} for ops in ((MAX,), (EQUAL, LESS))]
-    both = folded & compared
-    return found | dict.fromkeys(x for x in order if x in both and x.src)
-
-
-def moved_from(node: OpNode) -> OpNode:
-    """The node whose elements these are, wherever they went."""
-    while node.op in MOVE:
-        node = node.src[0]
-    return node
+    return found
 
 
 # What takes as long as many additions had better be done once.

@@ -1,6 +1,10 @@
-/* Tangled from launches: edit there, `make tangle`. sha256:25cb07e5879b */
-#line 196 "chapters/compiler/launches.md"
+/* Tangled from launches: edit there, `make tangle`. sha256:ed74c5a3b2db */
+#line 198 "chapters/compiler/launches.md"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 typedef bool _Bool; // as C spells it
+typedef __half half; // and as we do
+typedef __nv_bfloat16 bf16;
 #ifndef INFINITY
 #define INFINITY __int_as_float(0x7f800000)
 #define NAN __int_as_float(0x7fffffff)
@@ -23,7 +27,7 @@ template <int N> __device__ unsigned lanes()
     return N < 32 ? ((1u << N % 32) - 1) << threadIdx.y * N % 32 : ~0u;
 }
 
-#line 223 "chapters/compiler/launches.md"
+#line 229 "chapters/compiler/launches.md"
 // The values of N lanes as one, which all of them get.
 template <class F, int N, class T> __device__ T in_warp(T v)
 {
@@ -47,7 +51,7 @@ template <class F, class T> __device__ T in_block(T v, char *room)
     return v;
 }
 
-#line 618 "chapters/compiler/launches.md"
+#line 629 "chapters/compiler/launches.md"
 // The values of a block's R rows of N threads as one row, in the first.
 template <class F, int N, int R, class T> __device__ T
 in_column(T v, char *room)
@@ -64,7 +68,7 @@ in_column(T v, char *room)
     return part[me];
 }
 
-#line 872 "chapters/compiler/launches.md"
+#line 884 "chapters/compiler/launches.md"
 // n words of x written over others, unless an index was wrong.
 template <class T> __device__ void
 keep(const long *fault, long n, T *out, const T *x)

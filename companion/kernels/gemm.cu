@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:a8a4811c16f9 */
-#line 1064 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:690b2580733e */
+#line 1065 "chapters/gradients/kernels.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <mma.h>
@@ -30,7 +30,7 @@ __device__ void fetch_strips(Strips &to, Matrix<float> a, Matrix<float> b,
   }
 }
 
-#line 1100 "chapters/gradients/kernels.md"
+#line 1101 "chapters/gradients/kernels.md"
 /* a thread's 8 x 8 products for each of the DEPTH steps */
 __device__ void multiply_strips(const Strips &from, int tx, int ty,
                                 float (&sum)[8][8]) {
@@ -47,7 +47,7 @@ __device__ void multiply_strips(const Strips &from, int tx, int ty,
   }
 }
 
-#line 1122 "chapters/gradients/kernels.md"
+#line 1123 "chapters/gradients/kernels.md"
 /* four neighbours of C[m, n], at once where their address allows */
 __device__ void store_four(const float *from, float *c, int m, int n, int i,
                            int j) {
@@ -62,7 +62,7 @@ __device__ void store_four(const float *from, float *c, int m, int n, int i,
   }
 }
 
-#line 1140 "chapters/gradients/kernels.md"
+#line 1141 "chapters/gradients/kernels.md"
 /* C[m, n] = A[m, k] B[k, n], for a stack whose members lie sa, sb, sc
    apart; grid (n / 128, m / 128, stack) rounded up, block 256 */
 extern "C" __global__ TWO_BLOCKS void gemm(
@@ -86,7 +86,7 @@ extern "C" __global__ TWO_BLOCKS void gemm(
                over + e % 2 * 64 + tx * 4);
 }
 
-#line 1218 "chapters/gradients/kernels.md"
+#line 1220 "chapters/gradients/kernels.md"
 #if (defined TF32 || defined BF16) && __CUDA_ARCH__ < 800
 #error "tf32 and bfloat16 need the tensor cores of sm_80 or later"
 #endif
@@ -109,7 +109,7 @@ enum { STEP = sizeof(IN) == 2 ? 16 : 8, THICK = 2 * STEP,
 
 struct Slabs { IN a[SIDE][THICK + SKEW], b[THICK][SIDE + SKEW]; };
 
-#line 1246 "chapters/gradients/kernels.md"
+#line 1248 "chapters/gradients/kernels.md"
 __device__ IN rounded(IN x) {
 #ifdef TF32
   return nvcuda::wmma::__float_to_tf32(x);
@@ -128,7 +128,7 @@ __device__ void fetch_slabs(Slabs &to, const Matrix<IN> &a,
   }
 }
 
-#line 1270 "chapters/gradients/kernels.md"
+#line 1272 "chapters/gradients/kernels.md"
 template <class Use>
 using Fragment = nvcuda::wmma::fragment<Use, 16, 16, STEP, ELEMENT,
                                         nvcuda::wmma::row_major>;
@@ -154,7 +154,7 @@ __device__ void multiply_slabs(const Slabs &from, int up, int side,
   }
 }
 
-#line 1301 "chapters/gradients/kernels.md"
+#line 1303 "chapters/gradients/kernels.md"
 /* write a fragment to row i and column j of C[m, n], by way of `room` */
 __device__ void store(const Total &sum, float (&room)[16][20], OUT *c, int m,
                       int n, int i, int j) {
@@ -168,7 +168,7 @@ __device__ void store(const Total &sum, float (&room)[16][20], OUT *c, int m,
   __syncwarp();
 }
 
-#line 1318 "chapters/gradients/kernels.md"
+#line 1320 "chapters/gradients/kernels.md"
 /* gemm on tensor cores; the grid and the block are the same */
 extern "C" __global__ TWO_BLOCKS void gemm_tensor(
     int m, int n, int k, const IN *a, const IN *b, OUT *c, long long sa,

@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:fb9f76ab1743 */
-#line 713 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:b01f384ca54c */
+#line 714 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -22,7 +22,7 @@ __device__ float2 sum_block(float x, float y, float2 *room) {
   return sum_warp(there ? room[lane] : make_float2(0, 0));
 }
 
-#line 739 "chapters/gradients/kernels.md"
+#line 740 "chapters/gradients/kernels.md"
 /* y = (x - mean) rstd w + b for each row of x[rows, n];
    grid rows, block 32 i */
 extern "C" __global__ void layernorm(int n, float eps, const REAL *x,
@@ -43,7 +43,7 @@ extern "C" __global__ void layernorm(int n, float eps, const REAL *x,
   if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = r;
 }
 
-#line 784 "chapters/gradients/kernels.md"
+#line 785 "chapters/gradients/kernels.md"
 /* dx, from x, w, the gradient g of y, and what layernorm has kept */
 extern "C" __global__ void layernorm_backward(
     int n, const REAL *x, const REAL *w, const REAL *g, const float *mean,
@@ -63,7 +63,7 @@ extern "C" __global__ void layernorm_backward(
   }
 }
 
-#line 809 "chapters/gradients/kernels.md"
+#line 810 "chapters/gradients/kernels.md"
 /* dw and db, [parts, n] each: sums over a part of the rows;
    grid (n / 32 rounded up, parts), block (32, 8) */
 extern "C" __global__ void layernorm_weights(

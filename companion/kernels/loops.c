@@ -1,4 +1,4 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:dfde8298e0c2 */
+/* Tangled from activations: edit there, `make tangle`. sha256:e26f5d13002d */
 #line 556 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
@@ -74,7 +74,16 @@ static INLINE REAL power(whole k) {
   return x;
 }
 
-#line 657 "chapters/tensors/activations.md"
+/* a b + c, rounded once where the processor has that */
+static INLINE REAL fused(REAL a, REAL b, REAL c) {
+#ifdef __FP_FAST_FMA
+  return WIDE ? __builtin_fma(a, b, c) : __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+#line 666 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -86,20 +95,20 @@ static INLINE REAL exponential(REAL x) {
     1 / 6227020800., 1 / 479001600., 1 / 39916800., 1 / 3628800.,
     1 / 362880., 1 / 40320., 1 / 5040., 1 / 720., 1 / 120., 1 / 24.,
     1 / 6., 1 / 2.};
-  REAL k = x * (REAL)0x1.71547652b82fep0 + magic, p = c[13 - TERMS];
+  REAL k = fused(x, 0x1.71547652b82fep0, magic), p = c[13 - TERMS];
   whole n = bits(k) - bits(magic), half = n >> 1;
   k -= magic;
-  REAL r = x - k * high - k * low;
+  REAL r = fused(-k, low, fused(-k, high, x));
 #pragma GCC unroll 16
-  for (int j = 14 - TERMS; j < 12; j++) p = p * r + (REAL)c[j];
+  for (int j = 14 - TERMS; j < 12; j++) p = fused(p, r, c[j]);
   /* in two halves: for a subnormal result 2^n is not a normal number */
-  p = (1 + (r + r * r * p)) * power(half) * power(n - half);
+  p = (1 + fused(r * r, p, r)) * power(half) * power(n - half);
   /* computed, then chosen: a branch forbids vectors. NaN is neither > nor < */
   return x > (WIDE ? 710 : 89) ? INFINITY : x < (WIDE ? -746 : -105) ? 0 : p;
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1074 "chapters/tensors/activations.md"
+#line 1083 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
@@ -112,11 +121,11 @@ static INLINE REAL error(REAL x) {
   /* beyond, erf is 1 in float32, and the fit would run away */
   t = t > 4 ? 4 : t;
 #pragma GCC unroll 16
-  for (int j = 1; j < 8; j++) p = p * (t * t) + near[j];
+  for (int j = 1; j < 8; j++) p = fused(p, t * t, near[j]);
 #pragma GCC unroll 16
-  for (int j = 1; j < 7; j++) q = q * t + far[j];
-  q *= q, q *= q, q = 1 - q * q;
-  return t < 1.25f ? x + x * p : x < 0 ? -q : q;
+  for (int j = 1; j < 7; j++) q = fused(q, t, far[j]);
+  q *= q, q *= q, q = fused(-q, q, 1);
+  return t < 1.25f ? fused(x, p, x) : x < 0 ? -q : q;
 }
 /* the fits have the digits of float32: float64 asks the C library */
 LOOP(error_function, WIDE ? erf(a) : error(a))

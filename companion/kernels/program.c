@@ -1,5 +1,5 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:6d638eedd329 */
-#line 303 "chapters/compiler/codegen.md"
+/* Tangled from codegen: edit there, `make tangle`. sha256:f116defdd067 */
+#line 306 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -27,7 +27,52 @@ typedef void pool(task *f, void *job, long n, long threads);
     return y;                                                        \
   }
 
-#line 334 "chapters/compiler/codegen.md"
+#line 337 "chapters/compiler/codegen.md"
+/* in structures, so that no compiler takes their bits for numbers */
+typedef struct { uint16_t bits; } half;
+typedef struct { uint16_t bits; } bf16;
+
+static inline float as_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static inline uint32_t as_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+static inline float bf16_to_float(bf16 x) {
+  return as_float((uint32_t)x.bits << 16);
+}
+
+static inline bf16 float_to_bf16(float x) {
+  uint32_t u = as_bits(x), even = u + 0x7fff + (u >> 16 & 1);
+  return (bf16){x != x ? u >> 16 | 64 : even >> 16};
+}
+
+#line 366 "chapters/compiler/codegen.md"
+/* five bits of exponent where a float has eight: 2^112 is between them */
+static inline float half_to_float(half x) {
+  uint32_t u = (uint32_t)(x.bits & 0x7fff) << 13;
+  float y = u < 0x7c00u << 13 ? as_float(u) * 0x1p112f
+                              : as_float(u | 0x7f800000);
+  return as_float(as_bits(y) | (uint32_t)(x.bits & 0x8000) << 16);
+}
+
+static inline half float_to_half(float x) {
+  uint32_t u = as_bits(x) & 0x7fffffff;
+  uint32_t usual = (u - (112u << 23) + 0xfff + (u >> 13 & 1)) >> 13;
+  /* the last bit of 1/2 is the unit of the smallest halves */
+  uint32_t tiny = as_bits(as_float(u) + 0.5f) - as_bits(0.5f);
+  uint32_t y = u < 113u << 23 ? tiny : u < 143u << 23 ? usual : 0x7c00;
+  y = x != x ? 0x7e00 : y;
+  return (half){y | (as_bits(x) >> 16 & 0x8000)};
+}
+
+#line 388 "chapters/compiler/codegen.md"
 /* the same for floats: as NumPy's, with the sign of b */
 #define FLOATS(T, f)                                                 \
   static inline T mod_##T(T a, T b) {                                \
@@ -56,7 +101,7 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 1278 "chapters/compiler/codegen.md"
+#line 1360 "chapters/compiler/codegen.md"
 /* kernels that start together, and in how many parts each */
 struct piece { task *f; void *p; long parts; };
 static void some(void *job, long i) {
@@ -65,7 +110,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1413 "chapters/compiler/codegen.md"
+#line 1495 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -78,7 +123,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1429 "chapters/compiler/codegen.md"
+#line 1511 "chapters/compiler/codegen.md"
 typedef void sum_rows(const void *job, const void *x, const long *at,
                       long *links, void *out);
 
@@ -98,7 +143,7 @@ static int scatter(sum_rows *add, const void *job, const void *x,
   return to != 0;
 }
 
-#line 1452 "chapters/compiler/codegen.md"
+#line 1534 "chapters/compiler/codegen.md"
 /* the same for whole numbers, in which no digit is lost on the way */
 #define SCATTER(T, name)                                              \
   static int scatter_##name(const void *from, const long *at,         \
@@ -121,7 +166,7 @@ SCATTER(signed char, signed_char)
 SCATTER(unsigned char, unsigned_char)
 SCATTER(_Bool, _Bool)
 
-#line 1478 "chapters/compiler/codegen.md"
+#line 1560 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 

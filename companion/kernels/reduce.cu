@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:7230fd5732c6 */
-#line 313 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:12383d896a9f */
+#line 314 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -21,7 +21,7 @@ struct Max {
   }
 };
 
-#line 340 "chapters/gradients/kernels.md"
+#line 341 "chapters/gradients/kernels.md"
 __device__ WIDE join_warp(WIDE mine) {
   for (int by = 16; by; by /= 2)
     mine = OP::join(mine, __shfl_xor_sync(~0u, mine, by));
@@ -39,7 +39,7 @@ __device__ WIDE join_block(WIDE mine, WIDE *room) {
   return join_warp(there ? room[lane] : OP::none(room[0]));
 }
 
-#line 363 "chapters/gradients/kernels.md"
+#line 364 "chapters/gradients/kernels.md"
 /* y[rows, parts] = x[rows, n] reduced; grid (rows, parts), block 32 i */
 extern "C" __global__ void reduce_rows(long long n, const REAL *x,
                                        WIDE *y) {
@@ -56,7 +56,7 @@ extern "C" __global__ void reduce_rows(long long n, const REAL *x,
     y[(long long)blockIdx.x * gridDim.y + blockIdx.y] = mine;
 }
 
-#line 404 "chapters/gradients/kernels.md"
+#line 405 "chapters/gradients/kernels.md"
 /* y[outer, parts, inner] = x[outer, n, inner] reduced;
    grid (inner / 32 rounded up, parts, up to outer), block (32, 8) */
 extern "C" __global__ void reduce_columns(long long outer, long long n,

@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:b084e9ccbc22 */
-#line 576 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:a0216eb45616 */
+#line 577 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -19,7 +19,7 @@ __device__ Running join_warp(Running mine) {
   return mine;
 }
 
-#line 599 "chapters/gradients/kernels.md"
+#line 600 "chapters/gradients/kernels.md"
 /* y = softmax of each row of x[rows, n]; grid rows, block 32 i */
 extern "C" __global__ void softmax(long long n, const REAL *x, REAL *y) {
   __shared__ Running room[32];

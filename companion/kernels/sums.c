@@ -1,5 +1,7 @@
-/* Tangled from embeddings: edit there, `make tangle`. sha256:5abbf9547dea */
-#line 326 "chapters/gradients/embeddings.md"
+/* Tangled from embeddings: edit there, `make tangle`. sha256:bcc6ac5b92a4 */
+#line 329 "chapters/gradients/embeddings.md"
+#include <string.h>
+
 #ifndef REAL
 #define REAL float
 #endif
@@ -23,13 +25,16 @@ static void add_up(const struct job *g, long row, long j, long m) {
 
 static void part(void *job, long i) {
   const struct job *g = job;
-  long end = g->p.rows * (i + 1) / g->p.parts, width = g->p.width;
-  for (long row = g->p.rows * i / g->p.parts; row < end; row++)
-    for (long j = 0; j < width; j += PIECE)
+  long row = g->p.rows * i / g->p.parts, width = g->p.width;
+  long end = g->p.rows * (i + 1) / g->p.parts;
+  /* most rows of a large table get nothing: they are cleared together */
+  memset(g->out + row * width, 0, (end - row) * width * sizeof(REAL));
+  for (; row < end; row++)
+    for (long j = 0; j < width && g->first[row] >= 0; j += PIECE)
       add_up(g, row, j, width - j < PIECE ? width - j : PIECE);
 }
 
-#line 359 "chapters/gradients/embeddings.md"
+#line 367 "chapters/gradients/embeddings.md"
 /* out[rows, width] = the sums of x[n, width] by their rows, at[n];
    `links` has room for rows + n numbers */
 void sum_rows(const struct sums *p, const REAL *x, const long *at,

@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:c629ca97f377 */
-#line 179 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:51fb589c7b5d */
+#line 180 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
 #endif

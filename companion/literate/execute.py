@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:be3b60014530
+# Tangled from record: edit there, `make tangle`. sha256:c9688a79698e
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -47,6 +47,7 @@ from nbformat.v4 import (
 
 from companion.literate.runtime import PREFIX
 from companion.literate.source import (
+    CONTENT_TAGS,
     Book,
     Cell,
     Chapter,
@@ -401,7 +402,8 @@ def needed(waiting: set[str]) -> dict[str, str]:
 
 def fingerprint(chapter: Chapter, files: dict[str, list[str]]) -> str:
     """What the outputs depend on, as one hash; `files` are bare."""
-    program = [[cell.source, cell.tags] for cell in chapter.cells]
+    program = [[cell.source, sorted({*cell.tags} & {*CONTENT_TAGS})]
+               for cell in chapter.cells]
     library = {path: lines for path, lines in (tools_at_work() | files).items()
                if chapter.beside or is_framework(path)}
     gpu = gpu_name() if needs_gpu(chapter) else None

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:ba1ca0d4cecb
+# Tangled from record: edit there, `make tangle`. sha256:2bf45b50e81b
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -66,6 +66,7 @@ class Measures:
     pending: int
     drawn: int  # pictures that cells make
     seconds: float | None
+    lines: int = 0  # of folds: neighbours share one
     words: int = 0
     gap: int = 0
     figures: int = 0
@@ -75,12 +76,12 @@ class Measures:
     @property
     def screens(self) -> float:
         """About how many windows of 1440 × 900 the page fills."""
-        shown = sum(self.cells), len(self.cells), self.folded, self.words
+        shown = sum(self.cells), len(self.cells), self.lines, self.words
         pictures = self.figures + self.drawn
         return sum(map(mul, HEIGHTS, [*shown, pictures])) / 900
 
 
-HEIGHTS = 16, 76, 50, 3.9, 320  # a line, a cell, a fold, a word, a picture
+HEIGHTS = 15, 90, 48, 3.3, 340  # a line, a cell, a fold, a word, a picture
 FOLDED = {"hide-cell", "hide-input"}
 REMOVED = {"remove-cell", "remove-input"}
 
@@ -103,6 +104,19 @@ def told(cell, *keys: str) -> bool:
     return bool(found)
 
 
+def fold_lines(page: Iterable[Block]) -> int:
+    """How many lines the folds take: those that show nothing share one."""
+    count, shared = 0, False
+    for block in page:
+        tags = set(block.options.get("tags", []))
+        if "remove-cell" not in tags:
+            folded = bool(tags & FOLDED)
+            silent = folded and bool(tags & {"hide-cell", "tangle"})
+            count += folded and not (silent and shared)
+            shared = silent
+    return count
+
+
 def measure(book: Book, chapter: Chapter) -> Measures:
     """Count one chapter."""
     lines = [line for c in chapter.cells for line in c.source.split("\n")]
@@ -118,6 +132,7 @@ def measure(book: Book, chapter: Chapter) -> Measures:
         drawn=sum(told(c, "mystnb", "image") for c in chapter.cells),
         seconds=done.metadata["execution"]["seconds"] if done else None,
     )
+    found.lines = fold_lines(chapter.blocks)
     count_blocks(found, chapter.blocks)
     return found
 

@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:3f93a5469fd7
+# Tangled from weave: edit there, `make tangle`. sha256:13680d6d742a
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -23,10 +23,7 @@ class Loom:
         self.book = read_book(root)
         self.library = tangle(self.book)
         self.chapters = {
-            page_of(chapter.path): chapter
-            for chapter in self.book.chapters
-            if chapter.cells
-        }
+            page_of(c.path): c for c in self.book.chapters if c.cells}
         found = self.library.definitions
         self.by_cell = grouped(found, lambda d: (d.path, d.cell_index))
         self.by_name = grouped(found, lambda d: (d.file, d.name))
@@ -34,6 +31,7 @@ class Loom:
         self.members = {d.name: d for d in reversed(found) if "." in d.name}
         uses = [(name, d) for d in found for name in d.uses]
         self.by_use = grouped(uses, lambda use: use[0])
+        self.given = {c.name: given(c) for c in self.chapters.values()}
 
     def made_by(self, cell):
         """What one cell defines."""
@@ -89,12 +87,8 @@ class Loom:
         if page not in self.chapters:
             return hash_of(self.book.numbers, self.outline())
         order = self.book.tangle_order
-        earlier = [
-            (cell.path, cell.index, cell.target, cell.source)
-            for chapter in order[: order.index(self.chapters[page])]
-            for cell in chapter.cells
-            if cell.target
-        ]
+        before = order[: order.index(self.chapters[page])]
+        earlier = [self.given.get(chapter.name) for chapter in before]
         replacing = [
             (made.name, made.path, made.cell_index)
             for made in self.library.definitions
@@ -176,6 +170,12 @@ def paragraph(*words, style=""):
 def hash_of(*parts):
     """A hash of what a page is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def given(chapter):
+    """A hash of what a chapter gives to those after it."""
+    cells = [cell for cell in chapter.cells if cell.target]
+    return hash_of([(c.path, c.index, c.target, c.source) for c in cells])
 
 
 def record_of(page):

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:9b0a9c704008
+# Tangled from tangle: edit there, `make tangle`. sha256:99af9ee88d3b
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -33,14 +33,15 @@ class SourceError(Exception):
 
 
 CONTENT_TAGS = (
-    "tangle", "test", "timing", "varies", "gpu", "exercise", "solution"
+    "tangle", "test", "timing", "varies", "gpu", "exercise", "solution",
+    "raises-exception",
 )  # fmt: skip
 UNCOMPARED = frozenset({"timing", "varies"})
 
 DISPLAY_TAGS = (
     "hide-input", "hide-output", "hide-cell",
     "remove-input", "remove-output", "remove-cell",
-    "full-width", "margin", "raises-exception",
+    "full-width", "margin",
 )  # fmt: skip
 
 TAGS = CONTENT_TAGS + DISPLAY_TAGS

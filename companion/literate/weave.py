@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:14903ececc6b
+# Tangled from weave: edit there, `make tangle`. sha256:6c9017358990
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
@@ -8,6 +8,7 @@ import html
 import re
 import shutil
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
 
@@ -57,25 +58,33 @@ def imports_only(source):
         isinstance(node, kinds) for node in ast.parse(source).body)
 
 
+def contents(cell, names):
+    """The tests in a cell that defines these names; or else, what it has."""
+    tests = [name[5:] for name in names if name.startswith("test_")]
+    heads = [f"`{x}`" for x in names if x.rpartition(".")[0] not in names]
+    for tag in {"exercise", "solution"} & set(cell.tags):
+        return [], [f"the {tag}"]
+    if tests or heads:
+        return [test.replace("_", " ") for test in tests], heads * (not tests)
+    if imports_only(cell.source):
+        return [], ["the imports"]
+    return [], ["the output" if "hide-output" in cell.tags else "the code"]
+
+
 def listed(names, gap):
     """As many names as a line has room for."""
     return shorten(gap.join(names), 70, placeholder=" …")
 
 
-def called(cell, names):
-    """What is behind a fold, for a cell that defines these names."""
-    tests = [name[5:] for name in names if name.startswith("test_")]
-    heads = [f"`{x}`" for x in names if x.rpartition(".")[0] not in names]
-    if "solution" in cell.tags:
-        return "the solution"
-    if tests:
-        count = f"{len(tests)} tests" if tests[1:] else "a test"
-        return f"{count}: {listed(tests, '; ').replace('_', ' ')}"
-    if heads:
-        return listed(heads, " and " if len(heads) == 2 else ", ")
-    if imports_only(cell.source):
-        return "the imports"
-    return "the output" if "hide-output" in cell.tags else "the code"
+def called(found):
+    """What is behind a line, by the contents of the cells there."""
+    tests = [test for some, _ in found for test in some]
+    words = [*dict.fromkeys(word for _, some in found for word in some)]
+    count = f"{len(tests)} tests" if tests[1:] else "a test"
+    if not words:
+        return f"{count}: {listed(tests, '; ')}"
+    *words, last = words + [count] * bool(tests)
+    return f"{listed(words, ', ')} and {last}" if words else last
 
 
 LANGUAGE = {"name": "python", "pygments_lexer": "ipython3"}
@@ -90,12 +99,17 @@ def read(text, page):
     notebook.metadata.language_info = LANGUAGE
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell, source in zip(cells, LOOM.chapters[page].cells, strict=True):
-        names = [made.name for made in LOOM.made_by(source)]
-        label = called(source, names)
+        label = label_of([source])
         cell.metadata.index = source.index
         cell.metadata.setdefault("mystnb", {}).update(
             code_prompt_show=f"Show {label}", code_prompt_hide=f"Hide {label}")
     return notebook
+
+
+def label_of(cells):
+    """What is behind the line of these cells."""
+    made = [[one.name for one in LOOM.made_by(cell)] for cell in cells]
+    return called(list(map(contents, cells, made)))
 
 
 def open_fold(translator, node):
@@ -106,6 +120,33 @@ def open_fold(translator, node):
         re.sub("`(.+?)`", r"<code>\1</code>", part)
         for part in translator.body[begin:]
     ]
+
+
+def is_folded(node):
+    """Whether a page shows of a node the line of a fold, and no more."""
+    return list(map(type, node.children)) == [HideCodeCellNode]
+
+
+def join(app, doctree, page):
+    """Put the folds that stand side by side behind one line."""
+    for section in list(doctree.findall(nodes.section)):
+        found = []
+        for folded, run in groupby(list(section.children), is_folded):
+            side = list(run)
+            found += [behind_one(page, side)] if folded and side[1:] else side
+        section.children = []
+        section += found
+
+
+def behind_one(page, folds):
+    """One fold around several."""
+    chapter = LOOM.chapters[page]
+    cells = [chapter.cells[n["cell_metadata"]["index"]] for n in folds]
+    label = f"{len(folds)} cells: {label_of(cells)}"
+    line = HideCodeCellNode(
+        "", *folds, classes=["above-input"],
+        prompt_show=f"Show {label}", prompt_hide=f"Hide {label}")
+    return nodes.container("", line, classes=["cell", "tt-folds"])
 
 
 def place(page, made):
@@ -436,6 +477,7 @@ def setup(app):
     app.connect("doctree-read", note_cited)
     app.connect("env-get-updated", renumbered, priority=900)
     app.connect("doctree-resolved", number)
+    app.connect("doctree-resolved", join)
     app.connect("html-collect-pages", source_pages)
     app.connect("html-page-context", buttons, priority=502)
     app.connect("build-finished", copy_notebooks)

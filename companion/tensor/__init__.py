@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:9c82615f358f  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:8307ace2785e  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -7,7 +7,6 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from operator import attrgetter
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,8 +95,8 @@ class Tensor:
     """An n-dimensional array of one dtype on one device.
 
     `data` is a number, nested lists of numbers, or anything NumPy reads.
-    Python floats become float32 and integers int64, as in PyTorch.
-    The values are copied; `from_numpy` shares them.
+    Python floats become float32 and integers int64, as in PyTorch. The
+    values are copied; `from_numpy` shares them.
     """
 
     __array_priority__ = 1000  # np_array + tensor asks the tensor
@@ -110,16 +109,18 @@ class Tensor:
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
               device: Device | str | None = None) -> Tensor:
-        """Every operation on tensors is this one.
-
-        It runs where the operands are, or on `device`: they are brought.
-        """
-        device, buffers = operand_buffers(op, src, device)
-        watched = RECORDING.get() and any(map(needs_gradient, src))
+        """Every operation on tensors; where they are, or on `device`."""
+        place = named(device) if device else src[0].device
+        buffers, watched = [], False
+        for x in src:
+            buffers.append(x.buffer if x.device is place
+                           else brought(op, x, place, device))
+            watched = watched or x.requires_grad
+        watched = watched and RECORDING.get()
         # Before it runs: a write that has no rule must not have happened.
         if watched:
             check_rule(op, src)
-        y = wrap(device.run(op, *buffers, arg=arg), device)
+        y = wrap(place.run(op, *buffers, arg=arg), place)
         if watched:
             remember(y, op, src, arg)
         return y
@@ -885,21 +886,13 @@ def leaf(op: Op, arg: Any, device: Device | str = CPU) -> Tensor:
     return wrap(place.run(op, arg=arg), place)
 
 
-def operand_buffers(op: Op, operands: Sequence[Tensor],
-                    device: Device | str | None
-                    ) -> tuple[Device, list[Buffer]]:
-    """Where `op` is carried out, and its operands' buffers there."""
-    place = named(device) if device else operands[0].device
-    buffers = []
-    for x in operands:
-        if x.device is place:
-            buffers.append(x.buffer)
-        elif device:
-            buffers.append(copy_to_device(x, place))
-        else:
-            raise ValueError(f"{op}: operands on {place} and {x.device} "
-                             f"cannot meet; move one with .to(device)")
-    return place, buffers
+def brought(op: Op, x: Tensor, place: Device,
+            device: Device | str | None) -> Buffer:
+    """An operand from elsewhere, where a `device` was asked for."""
+    if device is None:
+        raise ValueError(f"{op}: operands on {place} and {x.device} "
+                         f"cannot meet; move one with .to(device)")
+    return copy_to_device(x, place)
 
 
 def copy_to_device(x: Tensor, device: Device) -> Buffer:
@@ -1005,9 +998,6 @@ def complete_shape(x: Tensor, shape: Shape) -> Shape:
 def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
-
-
-needs_gradient = attrgetter("requires_grad")
 
 
 # The rooms import what stands above: they are read last.

@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:f475c037dab5
+# Tangled from tensors: edit there, `make tangle`. sha256:10f0de0cd392
 """How operands meet: in one shape, one dtype, on one device."""
 
 from __future__ import annotations
@@ -101,11 +101,13 @@ def common_dtype_and_shape(*outlines: tuple[Any, Shape],
     return promoted(*kinds), broadcast_shape(*shapes)
 
 
-def align(*operands: Tensor | Scalar) -> list[Tensor]:
-    """Operands with one dtype and one shape, ready for a primitive."""
-    dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, operands))
-    device = first_device(*operands)
-    return [as_tensor(x, dtype, device, shape) for x in operands]
+def align(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
+    """Both with one dtype and one shape, ready for a primitive."""
+    dtype, shape = common_dtype_and_shape(
+        dtype_and_shape(x), dtype_and_shape(y))
+    device = first_device(x, y)
+    return (as_tensor(x, dtype, device, shape),
+            as_tensor(y, dtype, device, shape))
 
 
 def as_operand(value: Any, *beside: Any) -> Any:

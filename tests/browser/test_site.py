@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 
+from companion.literate.lint import measure
+from companion.literate.source import read_book
+
 pytestmark = [pytest.mark.slow, pytest.mark.needs("chromium")]
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
@@ -18,6 +21,7 @@ GRAPHS = "chapters/compiler/graphs.html"
 REWRITING = "chapters/compiler/rewriting.html"
 NOTATION = "chapters/front/notation.html"
 USING = "chapters/front/using.html"
+XOR = "chapters/gradients/xor.html"
 LAYERS = "chapters/tensors/layers.html"
 VIEW = "source/companion/view.html"
 AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS,
@@ -577,6 +581,49 @@ def test_axe_finds_nothing_serious(visit):
     assert {which: faults for which, faults in found.items() if faults} == {}
 
 
+def test_a_link_opens_the_folds_around_a_cell(visit):
+    """As the page opens, and on the page; the next one by keyboard."""
+    page = visit(XOR)
+    ids = page.evaluate("""() => [...document.querySelectorAll(
+        ".tt-folds div.cell[id]")].map(({ id }) => id)""")
+    fold = page.locator(f"#{ids[0]} > details")
+    assert not fold.is_visible()
+    page.goto(f"{page.url}#{ids[0]}", wait_until="networkidle")
+    assert fold.locator("pre").first.is_visible()
+    page.reload(wait_until="networkidle")
+    assert fold.locator("pre").first.is_visible()
+    assert 0 <= fold.bounding_box()["y"] < 900
+    other = page.locator(f"#{ids[1]} > details")
+    other.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert other.locator("pre").first.is_visible()
+    assert page.faults == []
+
+
+def test_axe_finds_nothing_serious_in_open_folds(visit):
+    page = visit(XOR)
+    opened = page.evaluate("""() => {
+        const folds = document.querySelectorAll("details.hide");
+        for (const fold of folds) fold.open = true;
+        return folds.length;
+    }""")
+    assert opened > 9
+    assert findings(page) == []
+
+
+def test_a_pages_screens_are_about_what_lint_reckons(root, visit):
+    """Of every fourth chapter: beside each other, where one is far off."""
+    book, far = read_book(root), []
+    chapters = [chapter for chapter in book.chapters if chapter.cells]
+    for chapter in chapters[::4]:
+        page = visit(chapter.path.replace(".md", ".html"), width=1440)
+        height = page.evaluate("document.documentElement.scrollHeight") / 900
+        reckoned = measure(book, chapter).screens
+        if not 0.85 < reckoned / height < 1.15:
+            far.append(f"{chapter.name}: {height:.1f}, not {reckoned:.1f}")
+    assert far == []
+
+
 def test_print_shows_the_text_and_nothing_else(visit):
     page = visit(ARRAYS)
     page.emulate_media(media="print")
@@ -590,6 +637,8 @@ def test_print_shows_the_text_and_nothing_else(visit):
         assert not page.locator(hidden).first.is_visible(), hidden
     assert page.locator("article h1").is_visible()
     assert page.locator("article pre").first.is_visible()
+    assert page.locator("details.hide details.hide pre").last.is_visible()
+    assert page.locator("details.hide summary:visible").count() == 0
     assert wider_than_window(page) == []
 
 

@@ -1,4 +1,4 @@
-// Code, tables and formulas wider than their place can be reached, and scrolled, by
+// Code, tables and formulas larger than their place can be reached, and scrolled, by
 // keyboard. The theme looks once. Widths change with fonts and windows.
 (() => {
   "use strict";
@@ -7,7 +7,8 @@
 
   function reach() {
     for (const block of document.querySelectorAll(WIDE)) {
-      if (block.scrollWidth > block.clientWidth) block.tabIndex = 0;
+      const wide = block.scrollWidth > block.clientWidth;
+      if (wide || block.scrollHeight > block.clientHeight) block.tabIndex = 0;
     }
   }
 
