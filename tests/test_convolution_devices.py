@@ -22,9 +22,13 @@ from companion import (
     jit,
     manual_seed,
     no_grad,
+    ones,
     relu,
+    zeros,
 )
 from companion.dtype import bool_, float16, float32, float64, int32
+from companion.literate import message
+from companion.ops import CONV, Window
 
 LAYERS = {
     "margins": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
@@ -118,3 +122,37 @@ def test_a_network_learns_the_same_on_the_compiler(wrap):
     expected, expected_scores = losses("cpu", lambda f: f)
     np.testing.assert_allclose(found, expected, 1e-3)
     np.testing.assert_allclose(scores, expected_scores, 1e-2, 1e-3)
+
+
+def seen(x, w, *windows):
+    return Tensor.apply(CONV, x, w, arg=windows)
+
+
+def test_what_does_not_fit_is_one_line(device):
+    x, w = [zeros(*s, device=device) for s in (
+        (2, 1, 3, 4, 4), (1, 5, 3, 3, 3))]
+    plain = Window(), Window()
+    for call in (lambda: seen(x, w[:, :, :2], *plain),
+                 lambda: seen(x[0], w, *plain), lambda: seen(x, w[0], *plain),
+                 lambda: seen(x, w, Window()),
+                 lambda: seen(x, w, Window(after=-2), Window()),
+                 lambda: seen(x[..., :0], w, *plain)):
+        text = message(call)
+        assert "expected (N, G, C, H, W)" in text and "\n" not in text, text
+    text = message(lambda: seen(x, w.cast(float64), *plain), TypeError)
+    assert "cast both to float64" in text and "\n" not in text
+
+
+def test_nothing_to_add_up_is_zero(device):
+    for pictures, kernels in (((2, 1, 0, 4, 4), (1, 5, 0, 3, 3)),
+                              ((0, 2, 3, 4, 4), (2, 5, 3, 3, 3)),
+                              ((2, 2, 3, 4, 4), (2, 0, 3, 3, 3))):
+        y = seen(zeros(*pictures, device=device),
+                 zeros(*kernels, device=device), Window(1, 1, 2, 1, 1),
+                 Window())
+        assert y.shape == (pictures[0], *kernels[:2], 7, 2)
+        assert not y.numpy().any()
+    # Only zeros of the margin are under the taps.
+    one = ones(1, 1, 1, 1, 1, device=device)
+    y = seen(one, one, Window(1, 1, 1, 3, 0), Window(1, 1, 1, -1, 4))
+    assert y.tolist() == [[[[[0.0] * 4] * 4]]]
