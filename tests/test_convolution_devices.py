@@ -115,10 +115,13 @@ def losses(device, wrap):
         return found, model(x).numpy().copy()
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jit], ids=["steps", "jit"])
-def test_a_network_learns_the_same_on_the_compiler(wrap):
+@pytest.mark.parametrize("device, wrap", [
+    ("lazy", lambda f: f), ("lazy", jit),
+    pytest.param("lazy emulated", lambda f: jit(f, "lazy emulated"),
+                 marks=pytest.mark.slow)], ids=["steps", "jit", "launches"])
+def test_a_network_learns_the_same_on_the_compiler(device, wrap):
     """Batch norm's running statistics are writes inside the program."""
-    found, scores = losses("lazy", wrap)
+    found, scores = losses(device, wrap)
     expected, expected_scores = losses("cpu", lambda f: f)
     np.testing.assert_allclose(found, expected, 1e-3)
     np.testing.assert_allclose(scores, expected_scores, 1e-2, 1e-3)
