@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:13680d6d742a
+# Tangled from weave: edit there, `make tangle`. sha256:53a0e84f59c3
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -118,6 +118,17 @@ def page_of(path):
     return stem if path.endswith(".md") else f"source/{stem}"
 
 
+def hash_of(*parts):
+    """A hash of what a page is made from."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def given(chapter):
+    """A hash of what a chapter gives to those after it."""
+    cells = [cell for cell in chapter.cells if cell.target]
+    return hash_of([(c.path, c.index, c.target, c.source) for c in cells])
+
+
 LOOM = Loom()
 
 
@@ -165,17 +176,6 @@ def paragraph(*words, style=""):
     """A paragraph of strings and nodes."""
     children = [nodes.Text(w) if isinstance(w, str) else w for w in words]
     return nodes.paragraph("", "", *children, classes=[style] * bool(style))
-
-
-def hash_of(*parts):
-    """A hash of what a page is made from."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-
-
-def given(chapter):
-    """A hash of what a chapter gives to those after it."""
-    cells = [cell for cell in chapter.cells if cell.target]
-    return hash_of([(c.path, c.index, c.target, c.source) for c in cells])
 
 
 def record_of(page):
