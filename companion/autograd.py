@@ -1,4 +1,4 @@
-# Tangled from autograd, attention: edit there, `make tangle`. sha256:81b8b9235876  # noqa: E501
+# Tangled from autograd, convolution, attention: edit there, `make tangle`. sha256:432d04c3761b  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -14,6 +14,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     CAST,
+    CONV,
     DIV,
     EQUAL,
     ERF,
@@ -42,6 +43,7 @@ from companion.ops import (
     SUM,
     WHERE,
     Op,
+    Window,
 )
 
 
@@ -352,6 +354,48 @@ NEEDS |= {
     MATMUL: ((1,), (0,)), WHERE: ((), (0,), (0,)),
     GATHER: ((1,), ()), SCATTER: ((1,), ()),
 }
+
+
+def through(change: Callable[..., Window], windows: Sequence[Window],
+            x: Any, w: Any, y: Any) -> tuple[Window, ...]:
+    """The windows of a gradient, by n, k and m of each axis: the lengths
+    of the picture, of the kernel and of the answer."""
+    return tuple([change(*sizes) for sizes in zip(
+        windows, x.shape[3:], w.shape[3:], y.shape[3:])])
+
+
+def on_picture(old: Window, n: int, k: int, m: int) -> Window:
+    """Each pixel sees the places whose taps have seen it."""
+    stride, dilation, spread, before, _ = old
+    return Window(spread, dilation, stride, dilation * (k - 1) - before,
+                  (n - 1) * spread - (m - 1) * stride + before)
+
+
+def on_kernel(old: Window, n: int, k: int, m: int) -> Window:
+    """Each tap sees the pixels that it has met, one for each place."""
+    stride, dilation, spread, before, _ = old
+    return Window(dilation, stride, spread, before, (k - 1) * dilation
+                  + (m - 1) * stride - (n - 1) * spread - before)
+
+
+def picture_gradient(g: Any, y: Any, x: Any, w: Any, windows: Any) -> Any:
+    """g, seen through the kernel turned round."""
+    turned = g.apply(FLIP, g.apply(PERMUTE, w, arg=(0, 2, 1, 3, 4)),
+                     arg=(3, 4))
+    return g.apply(CONV, g, turned, arg=through(on_picture, windows, x, w, g))
+
+
+def kernel_gradient(g: Any, y: Any, x: Any, w: Any, windows: Any) -> Any:
+    """x, seen through g as a kernel: pictures and channels exchanged."""
+    pictures = g.apply(PERMUTE, x, arg=(2, 1, 0, 3, 4))
+    message = g.apply(PERMUTE, g, arg=(1, 2, 0, 3, 4))
+    found = g.apply(CONV, pictures, message,
+                    arg=through(on_kernel, windows, x, w, g))
+    return g.apply(PERMUTE, found, arg=(1, 2, 0, 3, 4))
+
+
+GRADIENT |= {CONV: (picture_gradient, kernel_gradient)}
+NEEDS |= {CONV: ((1,), (0,))}
 
 
 class Jointly:

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:62f7570ccbd3
+# Tangled from convolution: edit there, `make tangle`. sha256:554a0d6ad0a7
 from __future__ import annotations
 
 import functools
@@ -8,36 +8,17 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from companion.autograd import RECORDING
 from companion.device import CPU, Device
 from companion.dtype import DType, float32, int64
 from companion.layers import Dropout, Module, he, parameter
-from companion.ops import GATHER, PAD, SCATTER, SHRINK
+from companion.ops import CONV, SHRINK, Window
 from companion.tensor import Tensor, unpack_ints
 from companion.tensor.arithmetic import maximum_of
-from companion.tensor.creation import arange, ones, zeros
+from companion.tensor.creation import ones, zeros
 from companion.tensor.indexing import cat
-from companion.tensor.operands import narrowed, where, widened
+from companion.tensor.operands import narrowed, same_dtype, where, widened
 from companion.tensor.random import rand
 from companion.tensor.reductions import detached
-
-
-def sliding(x: Tensor, axis: int, k: int, places: int, stride: int = 1,
-            dilation: int = 1) -> Tensor:
-    """(…, n, …) as (…, k, places, …): [j, i] is x[i·stride + j·dilation].
-
-    By movements alone (after tinygrad's pool): one copy, of k + 1 lines.
-    """
-    front, n, back = x.shape[:axis], x.shape[axis], x.shape[axis + 1:]
-    longer = n + dilation
-    times = -(-k * longer // n)
-    said = x.unsqueeze(axis).broadcast((*front, times, n, *back))
-    cut = said.reshape(*front, times * n, *back).narrow(
-        axis, 0, k * longer).reshape(*front, k, longer, *back)
-    kept = [(0, m, 1) for m in cut.shape]
-    kept[axis + 1] = (0, (places - 1) * stride + 1, stride)
-    return Tensor.apply(SHRINK, cut, arg=tuple(kept))
-
 
 Pair = tuple[int, int]
 
@@ -112,70 +93,15 @@ def padded_size(x: Tensor, margins: Margins) -> Pair:
     return h, w
 
 
-def steps(n: int, step: int, behind: int, x: Tensor) -> Tensor:
-    """0, step, … along an axis with `behind` axes after it, where x is."""
-    along = arange(n, device=x.device) * step
-    return along.reshape(n, *[1] * behind)
-
-
-def pixels_under(x: Tensor, n: int, size: Pair, places: Pair,
-                 how: Sweep) -> Tensor:
-    """The pixel under each tap at each place: (n, places, taps).
-
-    Pixels count on through n pictures of `size`, row by row; `x` says
-    on which device the numbers are wanted.
-    """
-    (h, w), (oh, ow) = size, places
-    (kh, kw), (sh, sw), (dh, dw) = how
-    first = (steps(n, h * w, 2, x) + steps(oh, sh * w, 1, x)
-             + steps(ow, sw, 0, x))
-    tap = steps(kh, dh * w, 1, x) + steps(kw, dw, 0, x)
-    return first.reshape(n, oh * ow, 1) + tap.flatten()
-
-
-def by_pixels(x: Tensor, weight: Tensor, bias: Tensor | None,
-              margins: Margins, how: Sweep, groups: int) -> Tensor:
-    """(N, O, places): a place is a row, of all pixels under the kernel."""
-    (n, c, *size), o = x.shape, len(weight)
-    last = x.reshape(n, groups, c // groups, *size).permute(1, 0, 3, 4, 2)
-    last = Tensor.apply(PAD, last, arg=(
-        (0, 0, 1), (0, 0, 1), (*margins[0], 1), (*margins[1], 1),
-        (0, 0, 1)))
-    h, w = last.shape[2:4]
-    places = how.places((h, w))
-    index = pixels_under(x, n * groups, (h, w), places, how)
-    rows = Tensor.apply(
-        GATHER, last.reshape(n * groups * h * w, c // groups), index, arg=0)
-    k = math.prod(weight.shape[1:])
-    y = (rows.reshape(groups, n * math.prod(places), k)
-         @ weight.permute(0, 2, 3, 1).reshape(groups, o // groups, k).mT)
-    if bias is not None:
-        y = y + bias.reshape(groups, 1, o // groups)
-    return y.reshape(groups, n, math.prod(places), o // groups).permute(
-        1, 0, 3, 2).reshape(n, o, math.prod(places))
-
-
-def by_lines(x: Tensor, weight: Tensor, bias: Tensor | None,
-             margins: Margins, how: Sweep, groups: int) -> Tensor:
-    """(N, O, places): a tap is a row, of lines of pixels."""
-    (n, c, *size), o = x.shape, len(weight)
-    x = Tensor.apply(PAD, x.reshape(n * c, *size), arg=(
-        (0, 0, 1), (*margins[0], 1), (*margins[1], 1)))
-    (kh, kw), (sh, sw), (dh, dw) = how
-    h, (oh, ow) = x.shape[1], how.places((x.shape[1], x.shape[2]))
-    across = sliding(x, 2, kw, ow, sw, dw).permute(0, 2, 1, 3)
-    index = (steps(n * c * kw, h, 2, x) + steps(kh, dh, 1, x)
-             + steps(oh, sh, 0, x))
-    lines = Tensor.apply(
-        GATHER, across.reshape(n * c * kw * h, ow), index, arg=0)
-    k = math.prod(weight.shape[1:])
-    y = (weight.permute(0, 1, 3, 2).reshape(groups, o // groups, k)
-         @ lines.reshape(n, groups, k, oh * ow)).reshape(n, o, oh * ow)
-    return y if bias is None else y + bias.reshape(o, 1)
-
-
-NARROW = 5  # channels below which lines are quicker; measured
-TILE = 1 << 24  # bytes of columns at a time, where no gradient keeps them
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None,
+                windows: tuple[Window, ...]) -> Tensor:
+    """CONV of (N, G · C, H, W) and (G, O, C, kh, kw), as (N, G · O, …)."""
+    (n, _, *size), (groups, o, c, *_) = x.shape, weight.shape
+    x, weight = same_dtype(x, weight)
+    y = Tensor.apply(CONV, x.reshape(n, groups, c, *size), weight,
+                     arg=windows)
+    y = y.reshape(n, groups * o, *y.shape[3:])
+    return y if bias is None else y + bias.reshape(groups * o, 1, 1)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
@@ -191,14 +117,11 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     how = Sweep(pair("kernel", weight.shape[2:], 1),
                 pair("stride", stride, 1), pair("dilation", dilation, 1))
     margins = margins_of(padding, how)
-    places = how.places(padded_size(x, margins))
-    way = by_lines if weight.shape[1] < NARROW else by_pixels
-
-    def convolve(part: Tensor) -> Tensor:
-        y = way(part, weight, bias, margins, how, groups)
-        return y.reshape(len(part), len(weight), *places)
-    row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
-    return in_tiles(convolve, row * math.prod(places), x, weight, bias)
+    how.places(padded_size(x, margins))
+    o, *rest = weight.shape
+    return convolution(x, weight.reshape(groups, o // groups, *rest), bias,
+                       tuple([Window(s, d, 1, *m) for s, d, m in zip(
+                           how.stride, how.dilation, margins)]))
 
 
 def check_operands(name: str, axes: int, x: Any, weight: Any,
@@ -234,26 +157,6 @@ def check_channels(name: str, x: Tensor, weight: Tensor,
                          f"each channel, got {bias.shape}")
 
 
-def in_tiles(convolve: Callable[[Tensor], Tensor], columns: int, x: Tensor,
-             *others: Tensor | None) -> Tensor:
-    """`convolve` of x; of parts of the batch where nothing is recorded.
-
-    `columns`: bytes of one picture's columns. At most TILE are made at a
-    time, or one picture's. `others`: what else may want a gradient.
-    """
-    most = max(TILE // max(columns, 1), 1)
-    recorded = RECORDING.get() and any(
-        t is not None and t.requires_grad for t in (x, *others))
-    if recorded or len(x) <= most:
-        return convolve(x)
-    first = convolve(x[:most])
-    y = zeros(len(x), *first.shape[1:], dtype=first.dtype, device=x.device)
-    y[:most] = first
-    for start in range(most, len(x), most):
-        y[start:start + most] = convolve(x[start:start + most])
-    return y
-
-
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
            stride: Any = 1, padding: Any = 0, dilation: Any = 1,
            groups: int = 1) -> Tensor:
@@ -269,22 +172,6 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                   groups).squeeze(2)
 
 
-def by_spreading(x: Tensor, weight: Tensor, bias: Tensor | None,
-                 edge: Pair, size: Pair, how: Sweep, groups: int) -> Tensor:
-    """Each pixel times the kernel, added up on pictures of `size`."""
-    (n, c, *places), (h, w), o = x.shape, size, weight.shape[1]
-    taps = math.prod(how.kernel)
-    index = pixels_under(x, n * groups, size, (places[0], places[1]), how)
-    rows = (x.reshape(n, groups, c // groups, math.prod(places)).mT
-            @ weight.reshape(groups, c // groups, o, taps).mT.reshape(
-                groups, c // groups, taps * o))
-    y = Tensor.apply(SCATTER, rows.reshape(*index.shape, o), index,
-                     arg=(0, n * groups * h * w)).reshape(n, groups, h, w, o)
-    y = y[:, :, edge[0]:h - edge[0], edge[1]:w - edge[1]]
-    y = y.permute(0, 1, 4, 2, 3).reshape(n, groups * o, *y.shape[2:4])
-    return y if bias is None else y + bias.reshape(groups * o, 1, 1)
-
-
 def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
                      stride: Any = 1, padding: Any = 0,
                      output_padding: Any = 0, groups: int = 1,
@@ -294,20 +181,22 @@ def conv_transpose2d(x: Tensor, weight: Tensor, bias: Tensor | None = None,
     (N, C, H, W) and (C, O / groups, kh, kw) make (N, O, H', W') with
     H' = (H - 1)·stride - 2·padding + reach + output_padding.
     """
-    how, edge, size = spreading(x, weight, bias, stride, padding,
+    how, edge, more = spreading(x, weight, bias, stride, padding,
                                 output_padding, groups, dilation)
-
-    def spread(part: Tensor) -> Tensor:
-        return by_spreading(part, weight, bias, edge, size, how, groups)
-    row = math.prod(weight.shape[1:]) * groups * x.dtype.itemsize
-    return in_tiles(spread, row * math.prod(x.shape[2:]), x, weight, bias)
+    c, *rest = weight.shape
+    turned = weight.reshape(groups, c // groups, *rest).transpose(
+        1, 2).flip((3, 4))
+    return convolution(x, turned, bias, tuple([
+        Window(1, d, s, r - 1 - e, r - 1 - e + m)
+        for (s, d), r, e, m in zip(zip(how.stride, how.dilation), how.reach,
+                                   edge, more)]))
 
 
 def spreading(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
               padding: Any, output_padding: Any, groups: int, dilation: Any,
               ) -> tuple[Sweep, Pair, Pair]:
-    """How conv_transpose2d sweeps, its margins, and what it adds up on
-    before they are cut off; checked."""
+    """How conv_transpose2d sweeps, its margins and what it adds behind;
+    checked."""
     name = "conv_transpose2d"
     check_operands(name, 4, x, weight, bias)
     for_axes("groups", groups, 1, 1)
@@ -327,7 +216,7 @@ def spreading(x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any,
     if h <= 2 * edge[0] or w <= 2 * edge[1]:
         raise ValueError(f"{name}: a padding of {edge} on each side leaves "
                          f"nothing of {(h, w)} pixels; pad less")
-    return how, edge, (h, w)
+    return how, edge, more
 
 
 def taps_along(x: Tensor, axis: int, k: int, stride: int,

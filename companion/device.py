@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:f4d1914eea84  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:c761257c8447  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -7,18 +7,27 @@ import contextvars
 import ctypes
 import functools
 import math
+import operator
 import os
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import import_module
-from itertools import chain
+from itertools import chain, product
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from companion.blas import FLAVOURS, WIDE, ceil, matmul
+from companion.blas import (
+    FLAVOURS,
+    MR,
+    WIDE,
+    WORTH_SHARING,
+    cast_copy,
+    ceil,
+    matmul,
+)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, float32, float64, int64
 from companion.native import POOL, kernel_or_tell
@@ -29,6 +38,7 @@ from companion.ops import (
     ATTENTION_GRADIENT,
     CAST,
     CONST,
+    CONV,
     DIV,
     DTYPE,
     EQUAL,
@@ -61,6 +71,7 @@ from companion.ops import (
     WHERE,
     WRITE,
     Op,
+    Window,
     known,
 )
 from companion.view import Shape, View, coalesce
@@ -634,6 +645,185 @@ MAKING = threading.Lock()
 os.register_at_fork(before=MAKING.acquire,
                     after_in_parent=MAKING.release,
                     after_in_child=MAKING.release)
+
+
+class Meeting(NamedTuple):
+    """Places along an axis, and the taps that meet pixels from there."""
+
+    places: range
+    taps: range
+    first: int  # the pixel under the first tap at the first place
+    step: int  # pixels from place to place
+    apart: int  # pixels from tap to tap
+
+
+def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
+    """All places of an axis, in sets that meet pixels with the same taps.
+
+    Where nothing is spread there is one set. The others see zeros, whose
+    products nobody needs. `window.before` is not positive.
+    """
+    stride, dilation, spread, before, _ = window
+    turn = spread // math.gcd(stride, spread)
+    skip = spread // math.gcd(dilation, spread)
+    found = []
+    for r in range(min(turn, places)):
+        first = next((i for i in range(min(skip, taps)) if (
+            r * stride + i * dilation - before) % spread == 0), taps)
+        found.append(Meeting(
+            range(r, places, turn), range(first, taps, skip),
+            (r * stride + first * dilation - before) // spread,
+            turn * stride // spread, skip * dilation // spread))
+    return found
+
+
+MOST_PLACES = 1020  # MC in kernels/conv.c
+CONVOLUTION = struct.Struct("34qP")
+
+
+def shares(places: int, taps: int, groups: int) -> tuple[int, int, int, int]:
+    """Places in a chunk, chunks, taps in a piece, pieces."""
+    # By the shape, not by the threads: the bits stay the same. Sixteen
+    # tasks are enough for all, and 120 places to pack kernels for.
+    wanted = max(ceil(places, MOST_PLACES),
+                 min(ceil(16, max(groups, 1)), ceil(places, 120)), 1)
+    rows = max(ceil(ceil(places, MR), wanted), 1) * MR
+    chunks = ceil(places, rows)
+    pieces = max(min(16 // max(chunks * groups, 1), taps >> 10), 1)
+    depth = max(ceil(taps, pieces), 1)
+    return rows, chunks, depth, max(ceil(taps, depth), 1)
+
+
+def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
+           ) -> tuple[tuple[tuple[int, int, int], ...], tuple[Window, ...]]:
+    """What to PAD, and the windows on that, which need no more margin."""
+    margins, found = [(0, 0, 1)] * 3, []
+    for (s, d, t, before, _), n, k, m in zip(windows, x[3:], w[3:], y[3:]):
+        lead = ceil(max(before, 0), t)
+        start, last = lead * t - before, (m - 1) * s + d * (k - 1)
+        behind = max((start + last) // t + 1 - lead - n, 0)
+        end = (lead + n + behind - 1) * t
+        margins.append((lead, behind, 1))
+        found.append(Window(s, d, t, -start, start + last - end))
+    return tuple(margins), tuple(found)
+
+
+def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
+                     more: int, threads: int) -> bytes:
+    """A `struct conv` for the places that meet the same taps."""
+    (n, groups, c, *_), o = x.shape, w.shape[1]
+    (xn, xg, xc, *xs), (wg, wo, wc, *ws) = x.strides, w.strides
+    yn, yg, yo, *ys = y.strides
+    places = [(n, xn, yn), *[
+        (len(a.places), a.step * i, a.places.step * j)
+        for a, i, j in zip(meet, xs, ys)]]
+    taps = [(c, xc, wc), *[(len(a.taps), a.apart * i, a.taps.step * j)
+                           for a, i, j in zip(meet, xs, ws)]]
+    starts = [sum(map(operator.mul, ats, steps)) for ats, steps in (
+        ([a.first for a in meet], xs), ([a.taps.start for a in meet], ws),
+        ([a.places.start for a in meet], ys))]
+    m, k = [math.prod([n for n, *_ in axes]) for axes in (places, taps)]
+    # The nearest innermost: neighbours share a line of the cache.
+    for axes in (places, taps):
+        axes.sort(key=lambda axis: -abs(axis[1]))
+    return CONVOLUTION.pack(
+        groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
+        *shares(m, k, groups), more,
+        threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
+
+
+FRAME = struct.Struct("14qP")
+
+
+def frame_part(x: View, margins: Sequence[tuple[int, int, int]],
+               threads: int) -> bytes:
+    """A `struct frame`, for pictures that get `margins`."""
+    (top, bottom, _), (left, behind, _) = margins[3:]
+    (h, w), wide = x.shape[3:], left + x.shape[4] + behind
+    return FRAME.pack(
+        *x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
+        (top + h + bottom) * wide, wide, top * wide + left,
+        threads if x.size > 1 << 14 else 1, POOL.address)
+
+
+@functools.lru_cache(maxsize=4096)
+def convolution_job(x: View, w: View, windows: tuple[Window, ...],
+                    threads: int) -> bytes:
+    """What `convolve` in C is told."""
+    y = View.dense(SHAPE[CONV](x, w, windows))
+    margins, windows = framed(windows, x.shape, w.shape, y.shape)
+    frame = FRAME.pack(*[0] * 15)
+    if any(edge[:2] != (0, 0) for edge in margins):
+        frame = frame_part(x, margins, threads)
+        x = View.dense(SHAPE[PAD](x, margins))
+    sets = [*product(*[meetings(*each) for each in zip(
+        windows, y.shape[3:], w.shape[3:])])]
+    return frame + b"".join([
+        convolution_part(x, w, y, meet, len(sets) - i, threads)
+        for i, meet in enumerate(sets, 1)])
+
+
+@functools.cache
+def convolver(dtype: DType, narrow: bool) -> Callable[..., int] | None:
+    """`convolve` in C; `narrow`: for answers of few channels."""
+    flags = ("-DNARROW",) if narrow else ()
+    library = kernel_or_tell("convolutions are products of columns",
+                             "kernels/conv.c", *flags, *FLAVOURS[dtype])
+    if library is None:
+        return None
+    function: Any = unchecked(library, "convolve", 3)
+    function.restype = ctypes.c_int  # whether there was memory enough
+    return function
+
+
+def convolver_of(w: Shape, dtype: DType) -> Callable[..., int] | None:
+    # Of a vector of 64 bytes eight floats would leave half unused.
+    return convolver(dtype, w[1] * dtype.itemsize <= 32)
+
+
+def convolve_by_columns(device: Device, out: Buffer, x: Buffer, w: Buffer,
+                        windows: Sequence[Window]) -> None:
+    """CONV where it is no kernel: windows copied, a product a group."""
+    margins = [(max(a.before, 0), max(a.after, 0), a.spread) for a in windows]
+    x = device.run(PAD, x, arg=((0, 0, 1),) * 3 + tuple(margins))
+    (n, groups, _, *places), (_, o, c, *kernel) = out.shape, w.shape
+    xn, xg, xc, *steps = x.view.strides
+    columns = x.moved(View(
+        (groups, c, *kernel, n, *places),
+        (xg, xc, *[a.dilation * i for a, i in zip(windows, steps)],
+         xn, *[a.stride * i for a, i in zip(windows, steps)]),
+        x.view.offset + sum([
+            max(-a.before, 0) * i for a, i in zip(windows, steps)])))
+    taps, size = c * math.prod(kernel), n * math.prod(places)
+    rows = device.run(CAST, columns, arg=x.dtype).moved(
+        View.dense((groups, taps, size)))
+    y = device.run(MATMUL, device.run(RESHAPE, w, arg=(groups, o, taps)),
+                   rows).moved(View.dense((groups, o, n, *places)))
+    device.kernels[CAST](out, y.moved(y.view.permute((2, 0, 1, 3, 4))),
+                         out.dtype)
+
+
+def convolve(out: Buffer, x: Buffer, w: Buffer,
+             windows: tuple[Window, ...]) -> None:
+    """The kernel of CONV: in C, or by columns."""
+    dtype = WIDE.get(out.dtype, out.dtype)
+    function = convolver_of(w.shape, dtype)
+    if function is None:
+        convolve_by_columns(CPU, out, x, w, windows)
+        return
+    narrow, total = dtype is not out.dtype, out
+    if narrow:  # rounded once, at the end
+        x, w = cast_copy(x, dtype), cast_copy(w, dtype)
+        total = Buffer.empty(out.shape, dtype)
+    job = convolution_job(x.view, w.view, windows, POOL.threads)
+    if not function(job, x.address, w.address, total.address):
+        raise MemoryError(f"CONV: no memory for a frame around {x.shape}, or "
+                          f"for the parts of {out.shape}")
+    if narrow:
+        copy(out, total)
+
+
+KERNELS |= {CONV: convolve}
 
 SUMS = struct.Struct("5qP")
 

@@ -1,4 +1,4 @@
-# Tangled from gpu, attention, launches: edit there, `make tangle`. sha256:8e0566e2e278  # noqa: E501
+# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:81787113356a  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -29,6 +29,7 @@ from companion.device import (
     READERS,
     Device,
     attention_layout,
+    convolve_by_columns,
     least_index,
     named,
 )
@@ -52,6 +53,7 @@ from companion.ops import (
     ATTENTION_GRADIENT,
     CAST,
     CONST,
+    CONV,
     DIV,
     EQUAL,
     ERF,
@@ -761,6 +763,9 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
         yield common | {"unit": "GB/s"} | line
     for line in products(device, side):
         yield common | {"unit": "TFLOP/s"} | line
+
+
+LAUNCH[CONV] = convolve_by_columns
 
 
 @functools.cache

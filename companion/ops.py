@@ -1,11 +1,11 @@
-# Tangled from operations, attention, graphs: edit there, `make tangle`. sha256:0773b738df84  # noqa: E501
+# Tangled from operations, convolution, attention, graphs: edit there, `make tangle`. sha256:a5c33ae8d5b5  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from companion.dtype import DType, bool_, float32, float64, int64, promote
 from companion.view import Shape
@@ -255,6 +255,46 @@ DTYPE[CAST] = lambda x, dtype: known(dtype)
 DTYPE[LESS], DTYPE[EQUAL] = compared(LESS), compared(EQUAL)
 DTYPE[WHERE] = chosen
 DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
+
+
+class Window(NamedTuple):
+    """How a kernel sees one axis of a picture.
+
+    Elements lie `spread` apart, with zeros between them, `before` and
+    `after` them; of a negative number so many are cut off. The kernel's
+    taps lie `dilation` apart, and from place to place it moves `stride`.
+    """
+
+    stride: int = 1
+    dilation: int = 1
+    spread: int = 1
+    before: int = 0
+    after: int = 0
+
+    def places(self, n: int, taps: int) -> int:
+        """How many places so many taps have on n elements."""
+        length = max((n - 1) * self.spread + 1, 0) + self.before + self.after
+        return (length - self.dilation * (taps - 1) - 1) // self.stride + 1
+
+
+CONV = Op("CONV", 2)
+
+
+def convolved(x: Shaped, w: Shaped, windows: Sequence[Window]) -> Shape:
+    """(N, G, C, H, W) and (G, O, C, kh, kw) make (N, G, O, H', W')."""
+    alike = len(x.shape) == len(w.shape) == 5 and len(windows) == 2 and (
+        x.shape[1:3] == (w.shape[0], w.shape[2]))
+    places = [each.places(n, k) for each, n, k in zip(
+        windows, x.shape[3:], w.shape[3:])] if alike else []
+    if min(places, default=0) < 1 or min(w.shape[3:]) < 1:
+        raise ValueError(
+            f"CONV: pictures {x.shape} and kernels {w.shape} through "
+            f"{windows}; expected (N, G, C, H, W) and (G, O, C, kh, kw), and "
+            f"two windows in which the kernel has a place")
+    return (x.shape[0], *w.shape[:2], *places)
+
+
+SHAPE[CONV], DTYPE[CONV] = convolved, kept(CONV)
 
 ATTENTION = Op("ATTENTION", 5)
 ATTENTION_GRADIENT = Op("ATTENTION_GRADIENT", 7)

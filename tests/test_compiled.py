@@ -51,6 +51,7 @@ from companion.ops import (
     ADD,
     ATTENTION,
     BUFFER,
+    CONV,
     EXP,
     GATHER,
     IOTA,
@@ -60,6 +61,7 @@ from companion.ops import (
     RESHAPE,
     SCATTER,
     SHRINK,
+    Window,
 )
 from companion.tensor import leaf
 from companion.tensor.random import feed
@@ -810,6 +812,9 @@ def attention_of(q):
 WEIGHT = OpNode(BUFFER, (), CPU.adopt(np.eye(12, 5, dtype=np.float32)))
 PLACES = OpNode(BUFFER, (), CPU.adopt(np.array([1, 0, 1])))
 SPREAD = OpNode(BUFFER, (), CPU.adopt(np.arange(4)[::2]))
+KERNEL = OpNode(BUFFER, (), CPU.adopt(
+    np.arange(24, dtype=np.float32).reshape(3, 1, 2, 2, 2).swapaxes(0, 1)))
+SEEN = Window(2, 1, 2, 1, 0), Window(1, 2, 1, 2, -1)
 
 
 @pytest.mark.parametrize("make", [
@@ -825,8 +830,12 @@ SPREAD = OpNode(BUFFER, (), CPU.adopt(np.arange(4)[::2]))
     lambda x: attention_of(OpNode(PERMUTE, (x,), (1, 0))),
     lambda x: attention_of(turned(6, 4)),
     lambda x: OpNode(RANDOM, (SPREAD,), (3, 5)),
+    lambda x: OpNode(CONV, (OpNode(RESHAPE, (x,), (2, 1, 2, 2, 3)), KERNEL),
+                     SEEN),
+    lambda x: OpNode(CONV, (OpNode(PERMUTE, (OpNode(
+        RESHAPE, (x,), (1, 1, 2, 3, 4)),), (0, 1, 2, 4, 3)), KERNEL), SEEN),
 ], ids="reshape matmul exp gather gather-reshaped scatter scatter-leaf "
-       "attention attention-leaf random".split())
+       "attention attention-leaf random conv conv-turned".split())
 def test_leaves_that_lie_otherwise(make, monkeypatch):
     root = make(turned(4, 6))
     program = check([root], monkeypatch)

@@ -18,24 +18,29 @@ from companion import (
     Sequential,
     Tensor,
     conv2d,
-    convolution,
     cross_entropy,
     jit,
     manual_seed,
     no_grad,
+    ones,
     relu,
+    zeros,
 )
-from companion.dtype import float32
+from companion.dtype import bool_, float16, float32, float64, int32
+from companion.literate import message
+from companion.ops import CONV, Window
 
 LAYERS = {
-    "lines": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
-    "pixels": (lambda: Conv2d(8, 4, 3, stride=2, padding=1), (2, 8, 5, 6)),
+    "margins": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
+    "strides": (lambda: Conv2d(8, 4, 3, stride=2, padding=1), (2, 8, 5, 6)),
     "groups": (lambda: Conv2d(16, 4, 2, dilation=2, groups=2),
                (1, 16, 5, 5)),
     "depthwise": (lambda: Conv2d(4, 4, 3, padding="same", groups=4),
                   (2, 4, 4, 5)),
     "a line": (lambda: Conv1d(3, 2, 3, padding=1), (2, 3, 7)),
     "transposed": (lambda: ConvTranspose2d(4, 2, 3, 2, 1, 1), (2, 4, 3, 3)),
+    "transposed, dilated": (lambda: ConvTranspose2d(
+        4, 6, 2, 3, 0, 2, groups=2, dilation=2), (2, 4, 3, 2)),
     "largest": (lambda: MaxPool2d(3, 2, 1), (2, 2, 7, 6)),
     "mean": (lambda: AvgPool2d(2), (2, 2, 6, 4)),
     "adaptive": (lambda: AdaptiveAvgPool2d((2, 3)), (2, 2, 5, 7)),
@@ -64,16 +69,17 @@ def test_layers(device, name):
         np.testing.assert_allclose(found, expected, 1e-4, 1e-5)
 
 
-def test_tiles(device, monkeypatch):
-    """A tile for each picture, and the last one alone."""
+@pytest.mark.parametrize("dtype", [float16, float64, int32, bool_], ids=str)
+def test_every_dtype(device, dtype):
+    """Whole numbers, so that every device has the same answer."""
     rng = np.random.default_rng(0)
-    x, weight = [Tensor(rng.standard_normal(s), float32, device)
-                 for s in ((5, 8, 6, 6), (4, 8, 3, 3))]
-    with no_grad():
-        whole = conv2d(x, weight).numpy().copy()
-        monkeypatch.setattr(convolution, "TILE", 2 * 8 * 9 * 16 * 4)
-        np.testing.assert_allclose(conv2d(x, weight).numpy(), whole, 1e-5,
-                                   1e-5)
+    x, weight = [Tensor(rng.integers(0, 2, s), dtype, device) for s in (
+        (2, 4, 6, 5), (6, 2, 3, 2))]
+    y = conv2d(x, weight, None, 2, 1, (1, 2), 2)
+    wide = conv2d(*[t.to("cpu").cast(float64) for t in (x, weight)], None, 2,
+                  1, (1, 2), 2)
+    assert y.dtype is dtype
+    assert (y.numpy() == wide.cast(dtype).numpy()).all()
 
 
 def network():
@@ -109,10 +115,47 @@ def losses(device, wrap):
         return found, model(x).numpy().copy()
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, jit], ids=["steps", "jit"])
-def test_a_network_learns_the_same_on_the_compiler(wrap):
+@pytest.mark.parametrize("device, wrap", [
+    ("lazy", lambda f: f), ("lazy", jit),
+    pytest.param("lazy emulated", lambda f: jit(f, "lazy emulated"),
+                 marks=pytest.mark.slow)], ids=["steps", "jit", "launches"])
+def test_a_network_learns_the_same_on_the_compiler(device, wrap):
     """Batch norm's running statistics are writes inside the program."""
-    found, scores = losses("lazy", wrap)
+    found, scores = losses(device, wrap)
     expected, expected_scores = losses("cpu", lambda f: f)
     np.testing.assert_allclose(found, expected, 1e-3)
     np.testing.assert_allclose(scores, expected_scores, 1e-2, 1e-3)
+
+
+def seen(x, w, *windows):
+    return Tensor.apply(CONV, x, w, arg=windows)
+
+
+def test_what_does_not_fit_is_one_line(device):
+    x, w = [zeros(*s, device=device) for s in (
+        (2, 1, 3, 4, 4), (1, 5, 3, 3, 3))]
+    plain = Window(), Window()
+    for call in (lambda: seen(x, w[:, :, :2], *plain),
+                 lambda: seen(x[0], w, *plain), lambda: seen(x, w[0], *plain),
+                 lambda: seen(x, w, Window()),
+                 lambda: seen(x, w, Window(after=-2), Window()),
+                 lambda: seen(x[..., :0], w, *plain)):
+        text = message(call)
+        assert "expected (N, G, C, H, W)" in text and "\n" not in text, text
+    text = message(lambda: seen(x, w.cast(float64), *plain), TypeError)
+    assert "cast both to float64" in text and "\n" not in text
+
+
+def test_nothing_to_add_up_is_zero(device):
+    for pictures, kernels in (((2, 1, 0, 4, 4), (1, 5, 0, 3, 3)),
+                              ((0, 2, 3, 4, 4), (2, 5, 3, 3, 3)),
+                              ((2, 2, 3, 4, 4), (2, 0, 3, 3, 3))):
+        y = seen(zeros(*pictures, device=device),
+                 zeros(*kernels, device=device), Window(1, 1, 2, 1, 1),
+                 Window())
+        assert y.shape == (pictures[0], *kernels[:2], 7, 2)
+        assert not y.numpy().any()
+    # Only zeros of the margin are under the taps.
+    one = ones(1, 1, 1, 1, 1, device=device)
+    y = seen(one, one, Window(1, 1, 1, 3, 0), Window(1, 1, 1, -1, 4))
+    assert y.tolist() == [[[[[0.0] * 4] * 4]]]

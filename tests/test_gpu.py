@@ -53,6 +53,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     CAST,
+    CONV,
     EXPAND,
     FAMILIES,
     FLIP,
@@ -140,7 +141,7 @@ def test_every_primitive_has_a_launch():
     leaves_here = {op for op in FAMILIES["leaves"] if op.name == "BUFFER"}
     wanted = {op for ops in FAMILIES.values() for op in ops}
     moved = {RESHAPE, PERMUTE, EXPAND, SHRINK, FLIP}
-    made_of_them = {ATTENTION, ATTENTION_GRADIENT}
+    made_of_them = {ATTENTION, ATTENTION_GRADIENT, CONV}
     assert set(LAUNCH) == (wanted - moved - leaves_here) | made_of_them
 
 

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:51779609deba
+# Tangled from codegen: edit there, `make tangle`. sha256:075d2e6e2c16
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from companion.device import (
     attender,
     attention_layout,
     check_index,
+    convolution_job,
+    convolver_of,
     least_index,
     scatterer,
 )
@@ -52,6 +54,7 @@ from companion.ops import (
     ATTENTION_GRADIENT,
     BUFFER,
     CAST,
+    CONV,
     GATHER,
     MATMUL,
     RANDOM,
@@ -138,6 +141,15 @@ def kernel_of(out: OpNode) -> Any:
     return product(out.dtype)
 
 
+def convolution_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    x, w = [o.view for o in operands]
+
+    def job() -> bytes:
+        return convolution_job(x, w, out.arg, POOL.threads)
+    return Task("((call3 *)FUNCTION)(JOB, {1}, {2}, {0})", job,
+                lambda: convolver_of(w.shape, out.dtype))
+
+
 def attention_task(name: str) -> Callable[..., Task]:
     def task(out: OpNode, operands: Sequence[Operand]) -> Task:
         n = len(operands)
@@ -197,7 +209,8 @@ def uniform_task(out: OpNode, operands: Sequence[Operand]) -> Task:
 
 
 TASKS: dict[Op, Callable[..., Task]] = {
-    MATMUL: product_task, GATHER: gather_task, SCATTER: scatter_task,
+    MATMUL: product_task, CONV: convolution_task, GATHER: gather_task,
+    SCATTER: scatter_task,
     RANDOM: uniform_task, ATTENTION: attention_task("attend"),
     ATTENTION_GRADIENT: attention_task("attend_back")}
 CHECKED = {GATHER, SCATTER}  # may refuse an index

@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:62053a796e08  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:d507a71599be  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     BUFFER,
+    CONV,
     DIV,
     EQUAL,
     ERF,
@@ -305,12 +306,16 @@ def in_float32(op: Op) -> Rule:
 
 ROUNDED = (EXP, LOG, SIN, SQRT, ERF, ADD, SUB, MUL, DIV, POW, MAXIMUM, IDIV,
            MOD, LESS, EQUAL, *FAMILIES["reduce"])
-matmul = word(MATMUL)
+
+matmul, conv = word(MATMUL), word(CONV)
 LOWERING = [
     # What does not depend on the loop is read ahead of it, from nowhere.
     rule(x.sum(p), 0, is_empty(x)),
     rule(matmul(x, y), matmul(
         x.cast(wide_of(x)), y.cast(wide_of(x))).cast(dtype_of(x)),
+        is_narrow(x)),
+    rule(conv(x, y, p), conv(
+        x.cast(wide_of(x)), y.cast(wide_of(x)), p).cast(dtype_of(x)),
         is_narrow(x)),
     rule(x.gather(j, p), x.gather(j.cast(int64), p), is_not_int64(j)),
     rule(x.scatter(j, p), x.scatter(j.cast(int64), p), is_not_int64(j)),

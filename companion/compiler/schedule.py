@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:0a40e875d0be
+# Tangled from fusion: edit there, `make tangle`. sha256:0ed08b6600cb
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from companion.ops import (
     ATTENTION,
     ATTENTION_GRADIENT,
     BUFFER,
+    CONV,
     ERF,
     EXP,
     FAMILIES,
@@ -49,12 +50,14 @@ from companion.ops import (
 )
 from companion.view import View
 
-LIBRARY = {MATMUL, GATHER, SCATTER, RANDOM, ATTENTION, ATTENTION_GRADIENT}
+LIBRARY = {MATMUL, CONV, GATHER, SCATTER, RANDOM, ATTENTION,
+           ATTENTION_GRADIENT}
 # What a call asks of each operand's memory: anything, rows side by side,
 # or all in order.
 ANY, ROWS, DENSE = "any", "rows", "dense"
 ASKS: dict[Op, tuple[str, ...]] = {
-    MATMUL: (ANY, ANY), GATHER: (DENSE, DENSE), SCATTER: (DENSE, DENSE),
+    MATMUL: (ANY, ANY), CONV: (ANY, ANY), GATHER: (DENSE, DENSE),
+    SCATTER: (DENSE, DENSE),
     RANDOM: (DENSE,), ATTENTION: (ROWS, ROWS, ROWS, ANY, ANY),
     ATTENTION_GRADIENT: (DENSE, DENSE, ROWS, ROWS, ROWS, ANY, ANY)}
 

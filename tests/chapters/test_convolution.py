@@ -1,14 +1,11 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:0b08bf91be9d
+# Tangled from convolution: edit there, `make tangle`. sha256:5641d3849f37
 from __future__ import annotations
 
 import math
-import tracemalloc
 
 import numpy as np
 
-from companion.autograd import no_grad
 from companion.convolution import (
-    TILE,
     AdaptiveAvgPool2d,
     AvgPool2d,
     BatchNorm1d,
@@ -26,8 +23,11 @@ from companion.convolution import (
     conv_transpose2d,
     max_pool2d,
 )
+from companion.device import CPU, convolve_by_columns
 from companion.dtype import float16, float32, float64
 from companion.literate import message
+from companion.native import POOL, set_threads
+from companion.ops import CONV, Window
 from companion.tensor import Tensor
 from companion.tensor.creation import ones, zeros
 from companion.tensor.gradients import grad, gradcheck
@@ -152,34 +152,104 @@ def test_all_other_layers_have_their_gradients():
     gradcheck(normalized, weight, bias)
 
 
-def test_parts_of_a_batch_are_the_batch():
-    manual_seed(5)
-    for c, size in ((1, 200), (8, 80)):
-        x, kernel = randn(7, c, size, size), randn(24, c, 5, 5)
-        assert 7 * c * 25 * (size - 4) ** 2 * 4 > TILE
-        kernel.requires_grad_()
-        whole = conv2d(x, kernel)
-        with no_grad():
-            parts = conv2d(x, kernel)
-        assert np.allclose(whole.numpy(), parts.numpy(), atol=1e-4)
-    # A bias alone may want a gradient: then nothing is done in parts.
-    bias = zeros(24).requires_grad_()
-    conv2d(x, kernel.detach(), bias).sum().backward()
-    assert bias.grad.tolist() == [7.0 * 76 * 76] * 24
-    assert conv2d(zeros(0, 8, 5, 5), randn(2, 8, 3, 3)).shape == (0, 2, 3, 3)
-    assert conv2d(zeros(0, 1, 5, 5), randn(2, 1, 3, 3)).shape == (0, 2, 3, 3)
+def seen(x, w, windows):
+    """CONV by its definition, in NumPy: spread, framed, tap by tap."""
+    (n, groups, c, *size), (_, o, _, kh, kw) = x.shape, w.shape
+    wide = np.zeros((n, groups, c, *[
+        max((m - 1) * a.spread + 1, 0) for m, a in zip(size, windows)]))
+    wide[..., ::windows[0].spread, ::windows[1].spread] = x
+    for axis, a in zip((3, 4), windows):
+        wide = np.pad(wide, [(0, 0)] * axis + [
+            (max(a.before, 0), max(a.after, 0))] + [(0, 0)] * (4 - axis))
+        wide = np.moveaxis(np.moveaxis(wide, axis, 0)[
+            max(-a.before, 0):len(np.moveaxis(wide, axis, 0))
+            - max(-a.after, 0)], 0, axis)
+    places = [a.places(m, k) for a, m, k in zip(windows, size, (kh, kw))]
+    y = np.zeros((n, groups, o, *places))
+    for i, j in np.ndindex(kh, kw):
+        down, right = [slice(k * a.dilation, k * a.dilation
+                             + (m - 1) * a.stride + 1, a.stride)
+                       for k, m, a in zip((i, j), places, windows)]
+        y += np.einsum("ngcpq,goc->ngopq", wide[..., down, right],
+                       w[..., i, j])
+    return y
 
 
-def test_what_spreads_is_bounded_too():
-    x, kernel = randn(40, 4, 40, 40), randn(4, 8, 5, 5).requires_grad_()
-    assert TILE < 40 * 8 * 25 * 40 * 40 * 4
-    whole = conv_transpose2d(x, kernel)
-    tracemalloc.start()
-    parts = conv_transpose2d(x, kernel.detach())
-    # The answer, and three of a tile: products, numbers, what is added.
-    assert tracemalloc.get_traced_memory()[1] < whole.size * 4 + 3.5 * TILE
-    tracemalloc.stop()
-    assert np.allclose(whole.detach().numpy(), parts.numpy(), atol=1e-4)
+def windows_drawn(rng):
+    """A picture, kernels and windows in which they have a place."""
+    while True:
+        found = tuple([Window(*map(int, (
+            *rng.integers(1, 4, 3), *rng.integers(-2, 4, 2))))
+            for _ in range(2)])
+        n, groups, c, o, *sizes = map(int, rng.integers(1, 6, 8))
+        taps = [(k - 1) % 3 + 1 for k in sizes[2:]]
+        if all(a.places(m, k) > 0 for a, m, k in zip(found, sizes, taps)):
+            return ((n, groups, c, *sizes[:2]), (groups, o, c, *taps), found)
+
+
+def test_every_window_sees_what_it_should():
+    rng = np.random.default_rng(11)
+    for dtype in (np.float64, np.float32, np.int64, np.int32):
+        for _ in range(40):
+            *shapes, windows = windows_drawn(rng)
+            x, w = [rng.integers(-9, 9, s).astype(dtype) for s in shapes]
+            y = Tensor.apply(CONV, Tensor(x), Tensor(w), arg=windows)
+            assert y.dtype.numpy == dtype
+            assert (y.numpy() == seen(x, w, windows)).all(), windows
+            columns = Tensor(np.zeros(y.shape, dtype)).buffer
+            convolve_by_columns(CPU, columns, Tensor(x).buffer,
+                                Tensor(w).buffer, windows)
+            assert (columns.array == y.numpy()).all(), windows
+
+
+def test_gradients_of_every_window_are_windows():
+    """<CONV(x, w), g> is linear in both: against each other, exactly."""
+    rng = np.random.default_rng(12)
+    for _ in range(60):
+        *shapes, windows = windows_drawn(rng)
+        x, w = [Tensor(rng.integers(-9, 9, s), float64).requires_grad_()
+                for s in shapes]
+        y = Tensor.apply(CONV, x, w, arg=windows)
+        g = Tensor(rng.integers(-9, 9, y.shape), float64).requires_grad_()
+        found = grad(y, [x, w], g, create_graph=True)
+        for leaf, slope in zip((x, w), found):
+            assert slope.shape == leaf.shape
+            assert (slope * leaf).sum().item() == (y * g).sum().item()
+        other = Tensor(rng.integers(-9, 9, x.shape), float64)
+        mixed = grad(found[0], [g, w], other)
+        seen_so = Tensor.apply(CONV, other, w, arg=windows)
+        assert (mixed[0].numpy() == seen_so.detach().numpy()).all()
+        assert (mixed[1] * w).sum().item() == (seen_so * g).sum().item()
+
+
+def test_views_and_threads_change_no_answer():
+    rng = np.random.default_rng(13)
+    x, w = [Tensor(rng.integers(-9, 9, s), float32) for s in (
+        (40, 30, 31, 8), (5, 5, 8, 70))]
+    a, b = x.permute(0, 3, 1, 2), w.flip((0, 1)).permute(3, 2, 0, 1)
+    threads, answers = POOL.threads, []
+    for count in (1, 2):
+        set_threads(count)
+        leaves = [(t / 7).requires_grad_() for t in (a, b)]
+        y = conv2d(*leaves, stride=2, padding=(2, 1))
+        y.square().sum().backward()
+        answers.append([y.detach(), *[t.grad for t in leaves]])
+    set_threads(threads)
+    for one, two in zip(*answers):
+        assert (one.numpy() == two.numpy()).all()
+    one = ones(1, 1, 1, 1).expand(3, 8, 9, 9)
+    y = conv2d(one, ones(1, 1, 1, 1).expand(2, 8, 3, 3))
+    assert y.tolist() == [[[[72.0] * 7] * 7] * 2] * 3
+    assert (conv2d(a, b).numpy() == conv2d(
+        a.contiguous(), b.contiguous()).numpy()).all()
+
+
+def test_batches_may_be_empty():
+    x, kernel = zeros(0, 8, 5, 5).requires_grad_(), randn(2, 8, 3, 3)
+    y = conv2d(x, kernel.requires_grad_())
+    assert y.shape == (0, 2, 3, 3)
+    y.sum().backward()
+    assert x.grad.shape == x.shape and kernel.grad.square().sum().item() == 0
 
 
 def test_pools_have_the_values_of_their_windows():
