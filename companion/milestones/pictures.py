@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:f9a589aed21c
+# Tangled from pictures: edit there, `make tangle`. sha256:7623faefe6ed
 from __future__ import annotations
 
 import time
@@ -162,11 +162,11 @@ def standard(images: Tensor) -> Normalize:
                      tuple(spread.tolist()))
 
 
-def convolved(inputs: int, outputs: int, stride: int = 1) -> Sequential:
-    """A convolution of 3 by 3, a norm, a rectifier."""
+def bent(inputs: int, outputs: int, stride: int = 1) -> Sequential:
+    """A norm, a rectifier, and a convolution of 3 by 3."""
     return Sequential(
-        Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-        BatchNorm2d(outputs), relu)
+        BatchNorm2d(inputs), relu,
+        Conv2d(inputs, outputs, 3, stride, padding=1, bias=False))
 
 
 class Residual(Module):
@@ -181,13 +181,13 @@ class Residual(Module):
 
 def residual_net(width: int = 16, kinds: int = 10) -> Sequential:
     """Photographs (B, 3, 32, 32) to logits: three sizes, a block each."""
-    layers: list[Any] = []
-    for inputs, outputs in ((3, width), (width, 2 * width),
-                            (2 * width, 4 * width)):
-        layers += [convolved(inputs, outputs, stride=2),
-                   Residual(convolved(outputs, outputs))]
-    return Sequential(*layers, AdaptiveAvgPool2d(1), Flatten(),
-                      Linear(4 * width, kinds))
+    w = width
+    return Sequential(
+        Conv2d(3, w, 3, 2, padding=1, bias=False), Residual(bent(w, w)),
+        bent(w, 2 * w, 2), Residual(bent(2 * w, 2 * w)),
+        bent(2 * w, 4 * w, 2), Residual(bent(4 * w, 4 * w)),
+        BatchNorm2d(4 * w), relu, AdaptiveAvgPool2d(1), Flatten(),
+        Linear(4 * w, kinds))
 
 
 def smoothed_loss(model: Module, x: Tensor, t: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:ca338f9326aa
+# Tangled from pictures: edit there, `make tangle`. sha256:5b19a0ba4318
 from __future__ import annotations
 
 import tempfile
@@ -22,7 +22,7 @@ from companion.milestones.pictures import (
     Subsampling,
     TableConv2d,
     beginning,
-    convolved,
+    bent,
     framed,
     genuine,
     lenet5,
@@ -126,9 +126,9 @@ def test_a_squashed_one_is_one():
 
 def test_a_residual_block_begins_with_its_input():
     manual_seed(1)
-    inside = convolved(4, 4)
+    inside = bent(4, 4)
     x = randn(3, 4, 6, 6)
-    inside[0].weight.detach().assign(zeros(4, 4, 3, 3))
+    inside[2].weight.detach().assign(zeros(4, 4, 3, 3))
     assert np.array_equal(Residual(inside)(x).numpy(), x.numpy())
     x = x.requires_grad_()
     Residual(inside)(x).sum().backward()
