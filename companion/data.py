@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:c4d5678047bb
+# Tangled from data, pictures: edit there, `make tangle`. sha256:3752ed2fb7e5
 from __future__ import annotations
 
 import contextlib
@@ -34,6 +34,8 @@ from companion.device import LOW, threefry
 from companion.dtype import float32, uint8
 from companion.native import cache, tell
 from companion.tensor import Tensor, from_numpy
+from companion.tensor.creation import arange
+from companion.tensor.operands import where
 from companion.tensor.random import Generator, rand, randperm
 from companion.training import Batches
 
@@ -375,11 +377,13 @@ class RandomShift:
     def __call__(self, chance: Chance, x: Tensor,
                  *rest: Tensor) -> Batch:
         margin = [(0, 0)] * (x.ndim - 2) + [(self.reach, self.reach)] * 2
-        windows = np.lib.stride_tricks.sliding_window_view(
-            np.pad(x.numpy(), margin), x.shape[-2:], (-2, -1))
-        down, right = (chance(2).T * (2 * self.reach + 1)).astype(int)
-        moved = windows[np.arange(len(x)), ..., down, right, :, :]
-        return from_numpy(moved).to(x.device), *rest
+        moved = x.pad(margin)
+        by = (chance(2) * (2 * self.reach + 1)).astype(np.int64)
+        for axis, part in ((-2, by[:, :1]), (-1, by[:, 1:])):
+            begin = Tensor(part, device=x.device)
+            along = arange(x.shape[axis], device=x.device)
+            moved = taken(moved, x.ndim + axis, begin + along)
+        return moved, *rest
 
 
 @dataclass(frozen=True)
@@ -390,10 +394,8 @@ class RandomFlip:
 
     def __call__(self, chance: Chance, x: Tensor,
                  *rest: Tensor) -> Batch:
-        turned = x.numpy().copy()
-        chosen = chance()[:, 0] < self.p
-        turned[chosen] = turned[chosen][..., ::-1]
-        return from_numpy(turned).to(x.device), *rest
+        turn = chance()[:, 0].reshape(-1, *[1] * (x.ndim - 1)) < self.p
+        return where(Tensor(turn, device=x.device), x.flip(-1), x), *rest
 
 
 class Compose:
@@ -826,3 +828,37 @@ def shakespeare() -> str:
 def names() -> list[str]:
     """32,033 first names in lower case (Karpathy 2022)."""
     return load_text("names/names.txt").split()
+
+
+def taken(x: Tensor, axis: int, places: Tensor) -> Tensor:
+    """x (B, …), each example at its own places (B, n) along an axis."""
+    # The axis goes to the front: whole lines are gathered, not numbers.
+    order = [0, axis, *(i for i in range(1, x.ndim) if i != axis)]
+    front = x.permute(*order)
+    b, n = front.shape[:2]
+    first = (arange(b, device=x.device) * n).unsqueeze(1)
+    lines = front.reshape(b * n, *front.shape[2:])[first + places]
+    return lines.permute(*np.argsort(order).tolist())
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """Set a square of each image (B, …, H, W) to zero (DeVries, 2017).
+
+    Its middle lies anywhere, so a part of it may lie outside.
+    """
+
+    side: int
+
+    def __call__(self, chance: Chance, x: Tensor,
+                 *rest: Tensor) -> Batch:
+        middle, inside = chance(2), []
+        for axis in (-2, -1):
+            n = x.shape[axis]
+            shape = [-1, *[1] * (x.ndim - 1)]
+            first = np.floor(middle[:, axis] * n) - self.side // 2
+            begin = Tensor(first.astype(np.int64), device=x.device)
+            at = arange(n, device=x.device).reshape(-1, *[1] * (-1 - axis))
+            begin = begin.reshape(shape)
+            inside.append((at >= begin) & (at < begin + self.side))
+        return where(inside[0] & inside[1], 0, x), *rest

@@ -1,7 +1,6 @@
-# Tangled from language, capture: edit there, `make tangle`. sha256:cc9fc6ed1242  # noqa: E501
+# Tangled from language, capture: edit there, `make tangle`. sha256:5726c4dcd9db  # noqa: E501
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from companion.data import SPARE, Arrays, DataLoader, shakespeare
 from companion.device import named
 from companion.layers import Module
 from companion.losses import cross_entropy
-from companion.milestones.report import Report, Unmeasured
+from companion.milestones.report import Report, Unmeasured, judged, tasks_done
 from companion.optim import AdamW, decay_groups
 from companion.tensor import Tensor
 from companion.tensor.indexing import cat
@@ -194,18 +193,6 @@ def learner(recipe: Recipe, text: Text, seed: int = 0,
     return model, run
 
 
-HOLDS = {"≥": operator.ge, "≤": operator.le}
-
-
-def judged(task: str, found: float, sign: str, asked: float,
-           start: float) -> dict[str, Any]:
-    """A row of the report: what was found, and whether it is enough."""
-    return {"task": task, "found": round(found, 4),
-            "asked": f"{sign} {asked}",
-            "done": "yes" if HOLDS[sign](found, asked) else "no",
-            "seconds": round(time.perf_counter() - start, 1)}
-
-
 def turning() -> list[dict[str, Any]]:
     """Turning rows round, with attention and without it."""
     train, held = reversal()
@@ -229,18 +216,11 @@ def reading(recipe: Recipe, text: Text,
                   recipe.target, start)
 
 
-def verdict(rows: list[dict[str, Any]]) -> Report:
-    """All of what was asked has to be done."""
-    done = [row["done"] == "yes" for row in rows]
-    return Report("language", "share of tasks done", sum(done) / len(done),
-                  1.0, rows, sum(row["seconds"] for row in rows))
-
-
 def milestone() -> Report:
     """Rows turned round, and 2,000 steps on tiny Shakespeare."""
     text = plays()
-    return verdict([*turning(), reading(RECIPES["cpu"], text,
-                                        [ProgressBar()])])
+    return tasks_done("language", [
+        *turning(), reading(RECIPES["cpu"], text, [ProgressBar()])])
 
 
 COMPILERS: dict[str, str] = {
