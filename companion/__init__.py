@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization: edit there, `make tangle`. sha256:430c2d982c70  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization: edit there, `make tangle`. sha256:659feafcc071  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ EXPORTS: dict[str, str] = {
         "Conv1d", "Conv2d", "ConvTranspose2d", "Dropout2d", "Flatten",
         "MaxPool2d", "adaptive_avg_pool2d", "avg_pool2d", "conv1d", "conv2d",
         "conv_transpose2d", "max_pool2d"), "companion.convolution"),
+    "Cutout": "companion.data",
     **dict.fromkeys(
         ("CharTokenizer", "Tokenizer"), "companion.tokenizer"),
     **dict.fromkeys(
