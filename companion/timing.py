@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:1f364905fee4  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:8e7632d4e14d  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -148,7 +148,9 @@ def turns(one: Callable[[], float], other: Callable[[], float],
     pairs = [(one(), other()) for _ in range(rounds + 1)][1:]
     low, middle, high = quantiles([p / o for o, p in pairs], n=4)
     a, b = zip(*pairs)
-    return Comparison(min(a), min(b), middle, high - low)
+    # A rival kept waiting at most of its turns is slow by the median alone.
+    apart = abs(middle - min(b) / min(a))
+    return Comparison(min(a), min(b), middle, max(high - low, apart))
 
 
 def compare(ours: Setup, peer: Setup, rounds: int = 15, tries: int = 1,
@@ -190,8 +192,8 @@ def judged(found: dict) -> dict:
     limit = found["limit_fraction"]
     if ratio is None:
         return found
-    if spread > max(0.1, abs(ratio - 1)):
-        reason = f"its spread, {spread:.2f}, exceeds its effect"
+    if spread > max(0.1, abs(ratio - 1) / 2):
+        reason = f"its spread, {spread:.2f}, exceeds half its effect"
     elif limit is not None and limit / ratio < 0.1:
         reason = (f"{found['peer_name']} reaches {limit / ratio:.0%} "
                   f"of the limit")

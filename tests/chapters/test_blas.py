@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:60972f686837
+# Tangled from blas: edit there, `make tangle`. sha256:3c711dc341e5
 from __future__ import annotations
 
 import contextlib
@@ -25,7 +25,7 @@ from companion.buffer import adopt
 from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor
 from companion.tensor.random import rand
-from companion.timing import FORK, MISSING, compare, judged, row_of
+from companion.timing import FORK, MISSING, compare, judged, row_of, turns
 from companion.view import View
 
 SIZES = st.sampled_from(
@@ -248,11 +248,18 @@ def test_what_cannot_be_trusted_is_refused():
            "peer": 1.0, "ratio": 0.67, "spread": 0.02,
            "limit_fraction": 0.5, "peer_name": "numpy"}
     assert judged(row) == row and judged(row | MISSING) == row | MISSING
-    for fault, reason in (({"spread": 0.4}, "exceeds its effect"),
+    for fault, reason in (({"spread": 0.4}, "exceeds half its effect"),
                           ({"ratio": 473.0, "spread": 9.0},
                            "reaches 0% of the limit")):
         found = judged(row | fault)
         assert found["ratio"] is None and reason in row_of(found)
+
+
+def test_a_rival_that_was_kept_waiting_decides_nothing():
+    waiting = iter([1.0, 300.0, 1.1, 300.0, 300.0, 300.0, 300.0, 300.0])
+    found = turns(lambda: 1.0, lambda: next(waiting), 7)
+    row = found.line(lambda s: s) | {"peer_name": "a library"}
+    assert judged(row)["ratio"] is None
 
 
 def test_rivals_run_apart_and_agree():
