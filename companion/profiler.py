@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:c77c0f35ca84
+# Tangled from profiling: edit there, `make tangle`. sha256:53770857a5c2
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Layers = tuple[str, ...]  # the outermost first
 class Where(NamedTuple):
     """Who asked for an operation."""
 
-    phase: str  # forward, backward or update
+    phase: str  # backward, update (of an Optimizer), or else forward
     layers: Layers
     line: Line | None  # the nearest outside of the library
 
