@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:36114ce1ae6c
+# Tangled from profiling: edit there, `make tangle`. sha256:53770857a5c2
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from types import FrameType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary, WeakSet, finalize
+from weakref import WeakKeyDictionary, finalize, ref
 
 import numpy as np
 
@@ -25,9 +25,9 @@ from companion.buffer import Buffer, Storage
 from companion.compiler.capture import Capture
 from companion.compiler.draw import svg
 from companion.compiler.lazy import Promise
-from companion.compiler.program import Code, Plan, Program, by_turn
+from companion.compiler.program import RUN, Code, Plan, Program, by_turn
 from companion.compiler.schedule import Call, prepared, size_of
-from companion.device import CPU
+from companion.device import CPU, named
 from companion.layers import Module
 from companion.milestones.gpt_bench import training_step
 from companion.ops import (
@@ -58,7 +58,7 @@ Layers = tuple[str, ...]  # the outermost first
 class Where(NamedTuple):
     """Who asked for an operation."""
 
-    phase: str  # forward, backward or update
+    phase: str  # backward, update (of an Optimizer), or else forward
     layers: Layers
     line: Line | None  # the nearest outside of the library
 
@@ -74,21 +74,23 @@ def local(frame: FrameType, name: str) -> Any:
     """A variable of a function that is on its way; None if it has none."""
     found = frame.f_locals
     value = found.get(name)
-    if sys.version_info < (3, 13):
-        found.clear()  # a copy, which would keep all its values alive
+    if sys.version_info < (3, 13) and not (sys.gettrace()
+                                           or sys.getprofile()):
+        found.clear()  # a copy; a debugger's would be written back
     return value
 
 
-def asked(frame: FrameType | None, homes: Mapping[int, Layers],
-          named: Names) -> Where:
-    """Who is on the stack; `homes`: by its id, who made each buffer."""
+def asked(frame: FrameType | None, homes: Homes,
+          named: dict[int, Names]) -> Where:
+    """Who is on the stack; `homes`: who asked for each buffer."""
     frames = list(callers(frame))
     line = next(((f.f_code.co_filename, f.f_lineno) for f in frames
                  if not in_library(f)), None)
     for f in frames:
         if f.f_code is sweep.__code__:
-            made = id(local(f, "y").buffer)
-            return Where("backward", homes.get(made, ()), line)
+            made = local(f, "y").buffer
+            near = homes.get(made.storage, {})
+            return Where("backward", near.get(id(made), ()), line)
     # Only of methods: a class's own frame would be its name space.
     own = [local(f, "self") for f in frames if f.f_code.co_name in METHODS
            and f.f_code.co_varnames[:1] == ("self",)]
@@ -98,7 +100,9 @@ def asked(frame: FrameType | None, homes: Mapping[int, Layers],
     return Where(phase, layers(modules, named), line)
 
 
-METHODS = "forward", "backward", "step"
+# By memory: an id may be another buffer's, once its own has died.
+Homes = WeakKeyDictionary[Storage, dict[int, Layers]]
+METHODS = "__call__", "forward", "backward", "step"
 PHASES = {Tensor: "backward", Optimizer: "update", Module: "forward"}
 
 
@@ -107,19 +111,30 @@ def in_library(frame: FrameType) -> bool:
     return name.partition(".")[0] == "companion"
 
 
-Names = WeakKeyDictionary[Module, dict[int, str]]
+Names = dict[int, tuple[ref[Module], str]]  # not all modules have a hash
 
 
-def layers(modules: list[Module], named: Names) -> Layers:
-    """Names as in the state_dict of the first, which has its class's."""
+def known(names: Names, module: Module) -> bool:
+    """Whether it is this one that has the name, and not one before it."""
+    return id(module) in names and names[id(module)][0]() is module
+
+
+def layers(modules: list[Module], named: dict[int, Names]) -> Layers:
+    """Names as in the state_dict of the first, which has its class's;
+    what it does not contain goes by its own class."""
     if not modules:
         return ()
     top = modules[0]
-    if any(id(m) not in named.get(top, {}) for m in modules):
-        named[top] = {id(m): name for name, m in named_modules(top)}
-        named[top][id(top)] = type(top).__name__
-    return tuple([named[top].get(id(m), type(m).__name__)
-                  for m in modules])
+    names = named.get(id(top), {})
+    if not all(known(names, m) for m in modules):
+        found = [(type(m).__name__, m) for m in modules]
+        found += [*named_modules(top), (type(top).__name__, top)]
+        # Another dictionary, since threads may be reading the last one.
+        names = named[id(top)] = (names if known(names, top) else {}) | {
+            id(m): (ref(m), name) for name, m in found}
+    # A method that calls its like is the same layer still.
+    return tuple([names[id(m)][1] for i, m in enumerate(modules)
+                  if i == 0 or m is not modules[i - 1]])
 
 
 def pairs(times: int, q: int) -> Callable[..., int]:
@@ -178,27 +193,28 @@ class Event(NamedTuple):
 
 
 class Traced(Timed):
-    """A device that also remembers who asked, how much work it was, and
-    how long the memory of each result has lived."""
+    """A device, or its name, that also remembers who asked, how much
+    work it was, and how long the memory of each result has lived.
+
+    Memory that does not come from it, as that of a deepcopy, is not
+    seen. A pickle of it has no record yet.
+    """
 
     def __init__(self, device: Any):
-        super().__init__(device)
-        self.name = f"traced {device.name}"
+        super().__init__(named(device))
+        self.name = f"traced {self.device}"
         self.events: list[Event] = []
-        self.homes: dict[int, Layers] = {}
-        self.named: Names = WeakKeyDictionary()
+        self.homes: Homes = WeakKeyDictionary()
+        self.named: dict[int, Names] = {}  # by the id of a model
         self.allocations: list[Allocation] = []
-        self.tracked: WeakSet[Storage] = WeakSet()
         self.turns = count()  # what happened before what
 
     def track(self, storage: Storage, event: Event) -> None:
-        """Note the memory of a result, unless it is known, a constant,
-        which is kept for the next one that asks, or only promised."""
-        if (event.op is CONST or isinstance(storage, Promise)
-                or storage in self.tracked):
+        """Note the memory of a result, unless it is a constant, which is
+        kept for the next one that asks, or only promised."""
+        if event.op is CONST or isinstance(storage, Promise):
             return
         made = Allocation(event, storage.nbytes, next(self.turns))
-        self.tracked.add(storage)
         self.allocations.append(made)
         finalize(storage, made.release, self.turns).atexit = False
 
@@ -206,13 +222,14 @@ class Traced(Timed):
              start: float, seconds: float) -> None:
         where = asked(sys._getframe(2), self.homes, self.named)
         if op is not WRITE:  # its target stays whose it was
-            self.homes[id(out)] = where.layers
+            self.homes.setdefault(out.storage, {})[id(out)] = where.layers
         event = Event(op, start, seconds, bytes_moved(op, out, src),
                       work(op, out, src), out.shape, where,
                       threading.get_ident())
         self.calls.append((op, seconds, event.nbytes))
         self.events.append(event)
-        self.track(out.storage, event)
+        if all(out.storage is not x.storage for x in src):
+            self.track(out.storage, event)
 
     def adopt(self, array: np.ndarray) -> Buffer:
         """Host memory, which is noted as a BUFFER."""
@@ -221,29 +238,40 @@ class Traced(Timed):
         self.note(BUFFER, out, (), start, perf_counter() - start)
         return out
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.device,)
+
     def watch(self, run: Callable[[], Any], rounds: int = 1) -> float:
         """Forget what was, and run: the seconds of the quickest round.
 
-        Kept is of each operation the event of its quickest round; all
-        rounds have to ask for the same, else a ValueError. The memory
-        is that of the last round.
+        Kept are the last round's events and memory, and as the seconds
+        of each operation those of its quickest round; all rounds have
+        to ask for the same, else a ValueError.
         """
+        check_rounds("watch", rounds, 1)
         times, found = list[float](), list[list[Event]]()
         for _ in range(rounds):
             self.calls.clear()
+            self.named.clear()
             self.events = []
-            self.allocations = [a for a in self.allocations
-                                if a.gone is None]
+            self.allocations = [
+                a for a in self.allocations if a.gone is None]
             times.append(best(run, 1))
             found.append(self.events)
-        if any([e.op for e in one] != [e.op for e in found[0]]
-               for one in found):
+        asks = [[(e.op, e.shape, e.where) for e in one] for one in found]
+        if any(one != asks[0] for one in asks):
             raise ValueError("watch: not all rounds ask for the same "
                              "operations; run it once before, or watch "
                              "one round")
-        self.events = [min(same, key=lambda e: e.seconds)
-                       for same in zip(*found)]
+        self.events = [same[-1]._replace(seconds=min(
+            e.seconds for e in same)) for same in zip(*found)]
         return min(times)
+
+
+def check_rounds(name: str, rounds: int, least: int) -> None:
+    if rounds < least:
+        raise ValueError(f"{name}: expected rounds of {least} or more, "
+                         f"got {rounds}")
 
 
 class Totals(NamedTuple):
@@ -309,6 +337,7 @@ def leaks(trace: Traced, run: Callable[[], Any],
           rounds: int = 6) -> list[Allocation]:
     """What the first half of some calls have made, and the second half
     have not let go; the first call of all warms up."""
+    check_rounds("leaks", rounds, 2)
     run()
     start = next(trace.turns)
     for _ in range(rounds // 2):
@@ -463,10 +492,9 @@ CLOCK = """
 double clock_at[{}];
 static double now(void) {{
   struct timespec t;
-  timespec_get(&t, TIME_UTC);
+  clock_gettime(CLOCK_MONOTONIC, &t);
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }}
-#line 1 "run"
 """
 
 
@@ -478,10 +506,9 @@ class Clocked(Code):
         marks = ["clock_at[0] = now();", *[
             f"{line} clock_at[{i}] = now();"
             for i, line in enumerate(self.lines, 1)]]
-        head, run = self.text.rsplit('#line 1 "run"', 1)
-        body = "\n  ".join(self.lines)
-        self.text = head + CLOCK.format(len(marks)) + run.replace(
-            body, "\n  ".join(marks))
+        head = self.text.removesuffix(RUN % "\n  ".join(self.lines))
+        self.text = head + CLOCK.format(len(marks)) + RUN % (
+            "\n  ".join(marks))
 
 
 class TimedProgram(Program):

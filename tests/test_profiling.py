@@ -3,10 +3,12 @@
 import gc
 import json
 import math
+import pickle
 import re
 import sys
 import threading
 import weakref
+from dataclasses import dataclass
 
 import jsonschema
 import numpy as np
@@ -18,6 +20,8 @@ from companion import (
     Module,
     Sequential,
     Tensor,
+    grad,
+    jit,
     manual_seed,
     parameter,
     profiler,
@@ -27,7 +31,7 @@ from companion import (
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, KERNELS, MOVE, Device, named
 from companion.native import POOL, set_threads
-from companion.ops import EXP, MATMUL, SHAPE
+from companion.ops import EXP, MATMUL, SHAPE, WRITE
 from companion.profiler import (
     COST,
     Traced,
@@ -393,3 +397,191 @@ def test_the_page_draws_no_lots(root):
     page = (root / "chapters/systems/profiling.md").read_text()
     assert not re.search(r"np\.random|default_rng|import random", page)
     assert "turns(" in page and "claim(\"foretold\", abs(measured" in page
+
+
+class Exp(Module):
+    def forward(self, x):
+        return x.exp()
+
+
+class Doubled(Exp):
+    """A layer that takes itself for its own part."""
+
+    def forward(self, x, times=2):
+        return self(x, times=times - 1) if times else super().forward(x)
+
+
+class Static(Module):
+    @staticmethod
+    def forward(x):
+        return x.exp()
+
+
+class Short(Module):
+    forward = lambda self, x: x.exp()  # noqa: E731
+
+
+class Otherwise(Module):
+    def forward(this, x):  # noqa: N805
+        return x.exp()
+
+
+class Generating(Module):
+    def forward(self, x):
+        yield x.exp()
+
+
+@dataclass
+class Unhashable(Exp):
+    width: int = 3
+
+
+@pytest.mark.parametrize("kind", [
+    Exp, Doubled, Static, Short, Otherwise, Generating, Unhashable])
+def test_a_layer_is_known_however_it_is_written(kind):
+    trace = Traced("cpu")
+    x = randn(3).to(trace)
+    list(kind()(x))
+    (event,) = [e for e in trace.events if e.op is EXP]
+    assert event.where.layers == (kind.__name__,)
+
+
+@pytest.mark.parametrize("watcher", [sys.settrace, sys.setprofile])
+def test_a_debugger_may_compute_in_the_middle(watcher):
+    """Up to Python 3.12 a frame's variables are written back behind it."""
+    trace, busy = Traced(CPU), []
+    x, net = randn(3).to(trace), Sequential(Exp(), Exp())
+
+    def look(frame, event, arg):
+        if not busy:
+            busy.append(x)
+            x + x
+            busy.clear()
+        return look
+    before = sys.gettrace(), sys.getprofile()
+    watcher(look)
+    try:
+        y = net(x)
+    finally:
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+    assert y.tolist() == x.exp().exp().tolist()
+
+
+def test_who_made_a_buffer_is_forgotten_with_it():
+    """Another's may be given its id, and made elsewhere."""
+    trace, net = Traced(CPU), Exp()
+    x, w = randn(300).to(trace), parameter(randn(3))
+    for _ in range(3):
+        net(x)  # gone at once
+    before = len(trace.homes)
+    stolen = []
+    for _ in range(300):
+        net(x)
+        y = (w.to(trace).exp().to("cpu") * 2).sum()
+        trace.events.clear()
+        y.backward()
+        stolen += [e for e in trace.events if e.where.layers]
+    assert stolen == []
+    del y
+    assert len(trace.homes) <= before + 3  # w's, in its gradient
+
+
+def test_names_are_of_the_modules_that_live():
+    trace = Traced(CPU)
+    x, walks = randn(3).to(trace), []
+
+    class Both(Module):
+        def forward(self, x):
+            return Static()(Exp()(x))  # the second may get the first's id
+
+        def parts(self, kinds=None):
+            walks.append(self)
+            return super().parts(kinds)
+    net = Both()
+    trace.watch(lambda: net(x))
+    assert [layer(e) for e in trace.events] == ["Exp", "Static"]
+    net.left = Exp()
+    net.forward = net.left.__call__
+    net(x)
+    net.right = net.left
+    del net.left
+    trace.watch(lambda: net(x))
+    assert layer(trace.events[0]) == "right"
+
+    outer, inner = Both(), Exp()  # a part that nothing says it has
+    outer.forward = lambda x: inner(x)
+    outer(x)
+    walks.clear()
+    outer(x)
+    assert layer(trace.events[-1]) == "Exp" and not walks
+
+
+def test_views_of_constants_are_no_memory():
+    trace = Traced(CPU)
+    w = parameter(randn(300).to(trace))
+    before = len(trace.allocations)
+    w.exp().sum().backward()  # begins with a view of the constant 1
+    assert [a.event.op.name for a in trace.allocations[before:]
+            if a.gone is None] == ["MUL"]
+    assert len(trace.allocations) == before + 3
+
+
+def test_a_write_within_its_own_memory_moves_bytes():
+    x = randn(8).to(Traced(CPU))
+    x[:4] = x[4:]
+    (event,) = [e for e in x.device.events if e.op is WRITE]
+    assert event.nbytes == 2 * 4 * x.dtype.itemsize
+
+
+def test_rounds_make_one_timeline(clock):
+    """The quickest seconds, in the last round's order of time."""
+    device = Planted(clock)
+    trace, costs = Traced(device), iter([(1.0, 9.0), (5.0, 2.0)])
+    x = randn(4).to(trace)
+
+    def step():
+        device.seconds["EXP"], device.seconds["SIN"] = next(costs)
+        x.exp().sin()
+    trace.watch(step, 2)
+    first, second = trace.events
+    assert (first.seconds, second.seconds) == (1.0, 2.0)
+    assert (first.start, second.start) == (10.0, 15.0)
+    nets = iter([Exp(), Static()])
+    with pytest.raises(ValueError, match="not all rounds ask for the same"):
+        trace.watch(lambda: next(nets)(x), 2)
+
+
+def test_too_few_rounds_are_refused():
+    trace = Traced(CPU)
+    with pytest.raises(ValueError, match="watch: .* 1 or more, got 0"):
+        trace.watch(lambda: None, 0)
+    with pytest.raises(ValueError, match="leaks: .* 2 or more, got 1"):
+        leaks(trace, lambda: None, 1)
+
+
+def test_a_pickled_tensor_takes_no_record_along():
+    x = randn(3).to(Traced(CPU))
+    y = pickle.loads(pickle.dumps(x))
+    assert y.tolist() == x.tolist() and y.device.events == []
+
+
+def test_the_second_derivative_has_owners():
+    trace = Traced(CPU)
+    net = Sequential(Linear(3, 3), Tensor.tanh, Linear(3, 1)).to(trace)
+    x = parameter(randn(2, 3).to(trace))
+    (g,) = grad(net(x).sum(), x, create_graph=True)
+    trace.events.clear()
+    g.square().sum().backward()
+    assert {layer(e) for e in trace.events if e.op is MATMUL} == {
+        "layers.0", "layers.2"}
+
+
+def test_a_program_of_no_lines_has_no_parts():
+    run, x = jit(lambda x: x.reshape(4)), randn(2, 2)
+    for _ in range(3):
+        run(x)
+    if run.programs:  # without a C compiler nothing is compiled
+        program = profiler.clocked(run.programs[0])
+        program()
+        assert program.parts() == {}

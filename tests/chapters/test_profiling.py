@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:72f750d47538
+# Tangled from profiling: edit there, `make tangle`. sha256:57ae04466f5b
 from __future__ import annotations
 
 import json
@@ -181,7 +181,8 @@ def test_percentiles_and_predictions_by_hand():
 
 def test_a_trace_is_nested_and_complete():
     trace, c = Traced(CPU), GPTConfig(8, 11, 2, 2, 8, bias=False)
-    trace.watch(training_step(c, 2, POOL.threads, trace))
+    step = training_step(c, 2, POOL.threads, trace)
+    trace.watch(step)
     found = json.loads(json.dumps(chrome_trace(trace)))["traceEvents"]
     whole = [e for e in found if e["ph"] == "X"]
     assert all(e["ts"] >= 0 and e["dur"] >= 0 and e["pid"] == 1
