@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:8e7632d4e14d  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:87e0c9332782  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -357,12 +357,21 @@ class Timed:
 ONCE.add("gpu")
 
 
+def beside(ours: Setup, peer: Setup, quick: bool, unit: float,
+           **agree: Any) -> dict[str, Any]:
+    """A measurement of both, in seconds divided by `unit`."""
+    if importlib.util.find_spec("torch") is None:
+        return MISSING
+    found = compare(ours, peer, rounds=3 if quick else 15, **agree)
+    return found.line(lambda s: s / unit)
+
+
 def bytes_moved(op: Op, out: Buffer, src: tuple[Buffer, ...]) -> int:
     """What `op` has to read and to write; 0 for a view."""
-    read = src[1:] if op is WRITE else src  # a target is not read
-    if any(out.storage is x.storage for x in read):
+    if op is not WRITE and any(out.storage is x.storage for x in src):
         return 0
-    read = (out, *src[1:]) if op is GATHER else read  # rows, no table
+    # The target of a WRITE is not read; of a table the rows are.
+    read = {WRITE: src[1:], GATHER: (out, *src[1:])}.get(op, src)
     return sum(map(bytes_seen, (out, *read)))
 
 

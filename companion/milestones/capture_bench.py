@@ -1,9 +1,8 @@
-# Tangled from capture: edit there, `make tangle`. sha256:21bb086602bc
+# Tangled from capture: edit there, `make tangle`. sha256:66eea35c6e45
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -16,12 +15,16 @@ from companion.activations import gelu, relu
 from companion.compiler.capture import jit
 from companion.layers import LayerNorm, Linear, Sequential
 from companion.losses import cross_entropy
+from companion.milestones.conv_bench import (
+    photograph_step,
+    torch_photograph_step,
+)
 from companion.milestones.gpt_bench import torch_step
 from companion.native import set_threads
 from companion.optim import SGD, AdamW
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed, rand, randint, randn
-from companion.timing import MISSING, compare, stamp
+from companion.timing import beside, stamp
 from companion.transformer import CONFIGS, GPT, GPTConfig, next_token_loss
 
 
@@ -73,15 +76,6 @@ def captured_step(config: GPTConfig, batch: int = 12,
         optimizer.step()
         return loss.detach()
     return lambda: float(step(x, y).item())
-
-
-def beside(ours: Any, peer: Any, quick: bool, unit: float,
-           **agree: Any) -> dict[str, Any]:
-    """A measurement of both, in seconds divided by `unit`."""
-    if importlib.util.find_spec("torch") is None:
-        return MISSING
-    found = compare(ours, peer, rounds=3 if quick else 15, **agree)
-    return found.line(lambda s: s / unit)
 
 
 def captured_rows(name: str, rows: int, threads: int) -> Callable[[], None]:
@@ -161,6 +155,9 @@ def smaller(threads: int, quick: bool) -> Iterator[dict[str, Any]]:
     yield {"unit": "ms", "case": "an epoch of 784-128-10", **beside(
         partial(captured_epoch, threads), partial(torch_epoch, threads),
         quick, 1e-3)}
+    yield {"unit": "ms", "case": "a step on photographs", **beside(
+        partial(photograph_step, threads, "lazy", jit),
+        partial(torch_photograph_step, threads), quick, 1e-3)}
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:988e3daa0839
+# Tangled from convolution, pictures: edit there, `make tangle`. sha256:c074ff747a3c  # noqa: E501
 from __future__ import annotations
 
 import importlib.util
@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 
 from companion.convolution import conv2d
+from companion.losses import cross_entropy
+from companion.milestones.pictures import residual_net
 from companion.native import set_threads
+from companion.optim import SGD
 from companion.tensor import Tensor
-from companion.timing import MISSING, compare, stamp
+from companion.tensor.random import manual_seed, randint, randn
+from companion.timing import MISSING, beside, compare, stamp
 
 LAYERS = {  # batch, channels, size, channels out, kernel, stride, padding
     "LeNet, first": (64, 1, 28, 6, 5, 1, 2),
@@ -87,10 +91,89 @@ def race(layer: tuple[int, ...], back: bool, threads: int,
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:
-    """Layers of LeNet and of a small ResNet, forwards, and with back."""
+    """Layers, forwards and with back; and a step of a residual network."""
     line = {"bench": "conv", "threads": threads, "unit": "ms",
             **stamp("torch")}
     for name, layer in list(LAYERS.items())[::4 if quick else 1]:
         for back in (False, True):
             case = f"{name}, there{' and back' if back else ''}"
             yield {**line, "case": case, **race(layer, back, threads, quick)}
+    yield {**line, "case": "a step on photographs", **beside(
+        partial(photograph_step, threads),
+        partial(torch_photograph_step, threads), quick, 1e-3,
+        agree=partial(np.testing.assert_allclose, rtol=1e-4))}
+
+
+def as_it_is(step: Callable[..., Any]) -> Callable[..., Any]:
+    return step
+
+
+def pictures() -> list[Tensor]:
+    """A batch of noise, and what it is called."""
+    return [randn(128, 3, 32, 32), randint(0, 10, (128,))]
+
+
+def photograph_step(threads: int, device: str = "cpu",
+                    wrap: Callable[..., Any] = as_it_is) -> Ready:
+    """A step of the residual network on 128 pictures; gives the loss."""
+    set_threads(threads)
+    manual_seed(0)
+    net = residual_net().to(device)
+    x, y = [t.to(device) for t in pictures()]
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+
+    @wrap
+    def step(x: Tensor, y: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x), y, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+    return lambda: float(step(x, y).item())
+
+
+def torch_residual_net(torch: Any, w: int) -> Any:
+    """The same layers of PyTorch, under the same names."""
+    nn = torch.nn
+
+    class Residual(nn.Module):
+        def __init__(self, inside: Any):
+            super().__init__()
+            self.inside = inside
+
+        def forward(self, x: Any) -> Any:
+            return x + self.inside(x)
+
+    def bent(c: int, o: int, stride: int = 1) -> Any:
+        return nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(
+            c, o, 3, stride, padding=1, bias=False))
+    return nn.Sequential(
+        nn.Conv2d(3, w, 3, 2, padding=1, bias=False), Residual(bent(w, w)),
+        bent(w, 2 * w, 2), Residual(bent(2 * w, 2 * w)),
+        bent(2 * w, 4 * w, 2), Residual(bent(4 * w, 4 * w)),
+        nn.BatchNorm2d(4 * w), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(4 * w, 10))
+
+
+def torch_photograph_step(threads: int) -> Ready:
+    """PyTorch's step, from the same weights, channels last."""
+    torch: Any = import_module("torch")
+    torch.set_num_threads(threads)
+    manual_seed(0)
+    state = residual_net().state_dict()
+    x, y = [torch.tensor(t.numpy()) for t in pictures()]
+    net, last = torch_residual_net(torch, 16), torch.channels_last
+    net.load_state_dict({name: torch.tensor(t.numpy())
+                         for name, t in state.items()})
+    net, x = net.to(memory_format=last), x.to(memory_format=last)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9,
+                                nesterov=True)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            net(x), y, label_smoothing=0.1)
+        loss.backward()
+        optimizer.step()
+        return float(loss.item())
+    return step
