@@ -1,4 +1,4 @@
-# Tangled from convolution, pictures: edit there, `make tangle`. sha256:0d5955733388  # noqa: E501
+# Tangled from convolution, pictures: edit there, `make tangle`. sha256:7bd3dfb0b3d6  # noqa: E501
 from __future__ import annotations
 
 import importlib.util
@@ -162,7 +162,7 @@ def torch_photograph_step(threads: int) -> Ready:
     state = residual_net().state_dict()
     x, y = [torch.tensor(t.numpy()) for t in pictures()]
     net, last = torch_residual_net(torch, 16), torch.channels_last
-    net.load_state_dict({name: torch.tensor(t.numpy())
+    net.load_state_dict({name.replace("layers.", ""): torch.tensor(t.numpy())
                          for name, t in state.items()})
     net, x = net.to(memory_format=last), x.to(memory_format=last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9,
