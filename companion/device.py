@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:c761257c8447  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:3f4d55a9e4b9  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import operator
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -666,10 +667,11 @@ def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
     stride, dilation, spread, before, _ = window
     turn = spread // math.gcd(stride, spread)
     skip = spread // math.gcd(dilation, spread)
+    met = {(before - i * dilation) % spread: i
+           for i in range(min(skip, taps))}
     found = []
     for r in range(min(turn, places)):
-        first = next((i for i in range(min(skip, taps)) if (
-            r * stride + i * dilation - before) % spread == 0), taps)
+        first = met.get(r * stride % spread, taps)
         found.append(Meeting(
             range(r, places, turn), range(first, taps, skip),
             (r * stride + first * dilation - before) // spread,
@@ -699,6 +701,7 @@ def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
     """What to PAD, and the windows on that, which need no more margin."""
     margins, found = [(0, 0, 1)] * 3, []
     for (s, d, t, before, _), n, k, m in zip(windows, x[3:], w[3:], y[3:]):
+        s, d = s if m > 1 else 1, d if k > 1 else 1  # the lone go nowhere
         lead = ceil(max(before, 0), t)
         start, last = lead * t - before, (m - 1) * s + d * (k - 1)
         behind = max((start + last) // t + 1 - lead - n, 0)
@@ -723,8 +726,10 @@ def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
         ([a.first for a in meet], xs), ([a.taps.start for a in meet], ws),
         ([a.places.start for a in meet], ys))]
     m, k = [math.prod([n for n, *_ in axes]) for axes in (places, taps)]
-    # The nearest innermost: neighbours share a line of the cache.
+    # The nearest innermost: neighbours share a line of the cache. A lone
+    # one has no next, however far away that would be.
     for axes in (places, taps):
+        axes[:] = [axis if axis[0] > 1 else (axis[0], 0, 0) for axis in axes]
         axes.sort(key=lambda axis: -abs(axis[1]))
     return CONVOLUTION.pack(
         groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
@@ -754,8 +759,12 @@ def convolution_job(x: View, w: View, windows: tuple[Window, ...],
     margins, windows = framed(windows, x.shape, w.shape, y.shape)
     frame = FRAME.pack(*[0] * 15)
     if any(edge[:2] != (0, 0) for edge in margins):
-        frame = frame_part(x, margins, threads)
-        x = View.dense(SHAPE[PAD](x, margins))
+        wide = View.dense(SHAPE[PAD](x, margins))
+        if wide.size > sys.maxsize >> 3:  # C would count on from zero
+            raise MemoryError(f"CONV: expected pictures that fit into "
+                              f"memory, got {wide.shape} with their "
+                              f"margins; pad less")
+        frame, x = frame_part(x, margins, threads), wide
     sets = [*product(*[meetings(*each) for each in zip(
         windows, y.shape[3:], w.shape[3:])])]
     return frame + b"".join([

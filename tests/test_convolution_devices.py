@@ -146,6 +146,24 @@ def test_what_does_not_fit_is_one_line(device):
     assert "cast both to float64" in text and "\n" not in text
 
 
+@pytest.mark.parametrize("edge", [2**30 - 1, 2**31 - 4, 2**40])
+def test_a_frame_beyond_all_memory_is_one_line(edge):
+    """The first has 2**64 bytes, which are 0 to a word of the machine."""
+    text = message(lambda: conv2d(ones(1, 1, 2, 2), ones(1, 1, 1, 1),
+                                  stride=2 * edge + 1, padding=edge),
+                   MemoryError)
+    assert "pad less" in text and "\n" not in text
+
+
+def test_a_lone_place_goes_nowhere():
+    """However long its next step would be; so does a lone tap."""
+    x, w = [ones(*s).requires_grad_() for s in ((1, 1, 2, 3), (1, 1, 1, 1))]
+    y = conv2d(x, w, stride=2**63, dilation=2**64)
+    y.backward()
+    assert y.tolist() == [[[[1.0]]]] and w.grad.item() == 1
+    assert x.grad.tolist() == [[[[1.0, 0.0, 0.0], [0.0] * 3]]]
+
+
 def test_nothing_to_add_up_is_zero(device):
     for pictures, kernels in (((2, 1, 0, 4, 4), (1, 5, 0, 3, 3)),
                               ((0, 2, 3, 4, 4), (2, 5, 3, 3, 3)),
