@@ -139,6 +139,9 @@ def test_what_does_not_fit_is_one_line(device):
                  lambda: seen(x[0], w, *plain), lambda: seen(x, w[0], *plain),
                  lambda: seen(x, w, Window()),
                  lambda: seen(x, w, Window(after=-2), Window()),
+                 lambda: seen(x, w, Window(stride=0), Window()),
+                 lambda: seen(x, w, Window(), Window(dilation=-1)),
+                 lambda: seen(x, w, Window(), Window(spread=0)),
                  lambda: seen(x[..., :0], w, *plain)):
         text = message(call)
         assert "expected (N, G, C, H, W)" in text and "\n" not in text, text
