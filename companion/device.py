@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:3f4d55a9e4b9  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:006a234e1a58  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -661,7 +661,7 @@ class Meeting(NamedTuple):
 def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
     """All places of an axis, in sets that meet pixels with the same taps.
 
-    Where nothing is spread there is one set. The others see zeros, whose
+    Where nothing is spread there is one set. Other taps see zeros, whose
     products nobody needs. `window.before` is not positive.
     """
     stride, dilation, spread, before, _ = window

@@ -1,4 +1,4 @@
-# Tangled from operations, convolution, attention, graphs: edit there, `make tangle`. sha256:a11929e9b346  # noqa: E501
+# Tangled from operations, convolution, attention, graphs: edit there, `make tangle`. sha256:3a0bdb8887d4  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -260,9 +260,9 @@ DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
 class Window(NamedTuple):
     """How a kernel sees one axis of a picture.
 
-    Elements lie `spread` apart, with zeros between them, `before` and
-    `after` them; of a negative number so many are cut off. The kernel's
-    taps lie `dilation` apart, and from place to place it moves `stride`.
+    Elements lie `spread` apart, with zeros between them. `before` and
+    `after` count zeros at the two ends; below 0, elements to cut off.
+    The kernel's taps lie `dilation` apart, and it moves by `stride`.
     """
 
     stride: int = 1
