@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:006a234e1a58  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:b45968bddfb7  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -680,7 +680,7 @@ def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
 
 
 MOST_PLACES = 1020  # MC in kernels/conv.c
-CONVOLUTION = struct.Struct("34qP")
+CONVOLUTION = struct.Struct("33qP")
 
 
 def shares(places: int, taps: int, groups: int) -> tuple[int, int, int, int]:
@@ -712,7 +712,7 @@ def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
 
 
 def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
-                     more: int, threads: int) -> bytes:
+                     threads: int) -> bytes:
     """A `struct conv` for the places that meet the same taps."""
     (n, groups, c, *_), o = x.shape, w.shape[1]
     (xn, xg, xc, *xs), (wg, wo, wc, *ws) = x.strides, w.strides
@@ -733,22 +733,21 @@ def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
         axes.sort(key=lambda axis: -abs(axis[1]))
     return CONVOLUTION.pack(
         groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
-        *shares(m, k, groups), more,
+        *shares(m, k, groups),
         threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
 
 
-FRAME = struct.Struct("14qP")
+FRAME = struct.Struct("16qP")
 
 
 def frame_part(x: View, margins: Sequence[tuple[int, int, int]],
-               threads: int) -> bytes:
-    """A `struct frame`, for pictures that get `margins`."""
+               threads: int) -> tuple[int, ...]:
+    """A `struct frame` from `n` on, for pictures that get `margins`."""
     (top, bottom, _), (left, behind, _) = margins[3:]
     (h, w), wide = x.shape[3:], left + x.shape[4] + behind
-    return FRAME.pack(
-        *x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
-        (top + h + bottom) * wide, wide, top * wide + left,
-        threads if x.size > 1 << 14 else 1, POOL.address)
+    return (*x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
+            (top + h + bottom) * wide, wide, top * wide + left,
+            threads if x.size > 1 << 14 else 1, POOL.address)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -757,7 +756,7 @@ def convolution_job(x: View, w: View, windows: tuple[Window, ...],
     """What `convolve` in C is told."""
     y = View.dense(SHAPE[CONV](x, w, windows))
     margins, windows = framed(windows, x.shape, w.shape, y.shape)
-    frame = FRAME.pack(*[0] * 15)
+    frame: tuple[int, ...] = (0,) * 15
     if any(edge[:2] != (0, 0) for edge in margins):
         wide = View.dense(SHAPE[PAD](x, margins))
         if wide.size > sys.maxsize >> 3:  # C would count on from zero
@@ -765,11 +764,14 @@ def convolution_job(x: View, w: View, windows: tuple[Window, ...],
                               f"memory, got {wide.shape} with their "
                               f"margins; pad less")
         frame, x = frame_part(x, margins, threads), wide
-    sets = [*product(*[meetings(*each) for each in zip(
-        windows, y.shape[3:], w.shape[3:])])]
-    return frame + b"".join([
-        convolution_part(x, w, y, meet, len(sets) - i, threads)
-        for i, meet in enumerate(sets, 1)])
+    found = [meetings(*each) for each in zip(
+        windows, y.shape[3:], w.shape[3:])]
+    # A stride longer than its kernel leaves most pixels without a message.
+    sets = [*product(*[[meet for meet in axis if meet.taps]
+                       for axis in found])]
+    blank = y.size if len(sets) < math.prod(map(len, found)) else 0
+    return FRAME.pack(len(sets), blank, *frame) + b"".join([
+        convolution_part(x, w, y, meet, threads) for meet in sets])
 
 
 @functools.cache

@@ -26,9 +26,11 @@ from companion import (
     relu,
     zeros,
 )
+from companion.device import CONVOLUTION, FRAME, convolution_job
 from companion.dtype import bool_, float16, float32, float64, int32
 from companion.literate import message
 from companion.ops import CONV, Window
+from companion.view import View
 
 LAYERS = {
     "margins": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
@@ -156,6 +158,22 @@ def test_a_frame_beyond_all_memory_is_one_line(edge):
                                   stride=2 * edge + 1, padding=edge),
                    MemoryError)
     assert "pad less" in text and "\n" not in text
+
+
+def test_places_that_meet_no_tap_are_no_work():
+    """Four pixels of each 224 × 224 get a message, so there are four
+    sets of places, and all others are cleared together."""
+    windows = (Window(spread=224, before=1, after=222),) * 2
+    x, w = View.dense((1, 1, 1, 2, 2)), View.dense((1, 1, 1, 2, 2))
+    job = convolution_job(x, w, windows, 1)
+    assert (len(job) - FRAME.size) // CONVOLUTION.size == 4
+    y = seen(ones(*x.shape), ones(*w.shape), *windows).numpy()[0, 0, 0]
+    assert y.shape == (447, 447) and y.sum() == 16
+    assert y[:2, :2].all() and y[224:226, 224:226].all()
+    # In a gap there is nothing at all.
+    gap = Window(stride=3, spread=3, before=-1, after=1)
+    assert not seen(ones(1, 1, 1, 3, 3), ones(1, 1, 1, 1, 1), gap,
+                    Window()).numpy().any()
 
 
 def test_a_lone_place_goes_nowhere():

@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:40028c2f1e14 */
+/* Tangled from convolution: edit there, `make tangle`. sha256:28684ea51ee0 */
 #line 623 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ struct axis { long n, x, other; };
 struct conv {
   long groups, xg, wg, yg, x, w, y;
   struct axis place[3], tap[3];
-  long o, wo, yo, rows, chunks, depth, pieces, more, threads;
+  long o, wo, yo, rows, chunks, depth, pieces, threads;
   pool *parallel;
 };
 
@@ -204,10 +204,11 @@ static void join(void *job, long t) {
 }
 
 #line 858 "chapters/gradients/convolution.md"
-/* pictures along three axes; `size` elements make one with its margin,
+/* how many sets of places follow, and elements of y to clear before them;
+   pictures along three axes; `size` elements make one with its margin,
    in which it begins at `first`; no size: no margin */
 struct frame {
-  long n[3], step[3], h, w, down, right, size, wide, first, threads;
+  long sets, blank, n[3], step[3], h, w, down, right, size, wide, first, threads;
   pool *parallel;
 };
 struct canvas { struct frame p; const REAL *x; REAL *y; };
@@ -223,7 +224,7 @@ static void picture(void *job, long t) {
     else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
 }
 
-#line 881 "chapters/gradients/convolution.md"
+#line 882 "chapters/gradients/convolution.md"
 /* all places that meet the same taps; 0 without memory */
 static int meet(const struct conv *p, const REAL *x, const REAL *w,
                 REAL *y) {
@@ -240,18 +241,19 @@ static int meet(const struct conv *p, const REAL *x, const REAL *w,
   return 1;
 }
 
-#line 901 "chapters/gradients/convolution.md"
+#line 902 "chapters/gradients/convolution.md"
 /* a frame, and behind it a `struct conv` for each set of places */
 int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
   const struct conv *p = (const struct conv *)(f + 1);
   struct canvas g = {*f, x};
-  long fine = 1, more = 1, n = f->n[0] * f->n[1] * f->n[2];
+  long fine = 1, n = f->n[0] * f->n[1] * f->n[2];
   if (f->size && n) {
     x = g.y = malloc(n * f->size * sizeof *y);
     if (!x) return 0;
     f->parallel(picture, &g, n, f->threads);
   }
-  for (; more && fine; more = p++->more) fine = meet(p, x, w, y);
+  memset(y, 0, f->blank * sizeof *y);
+  for (long i = 0; fine && i < f->sets; i++) fine = meet(p + i, x, w, y);
   free(g.y);
   return fine;
 }
