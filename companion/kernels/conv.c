@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:28684ea51ee0 */
+/* Tangled from convolution: edit there, `make tangle`. sha256:b16ec6e5722e */
 #line 623 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -208,7 +208,8 @@ static void join(void *job, long t) {
    pictures along three axes; `size` elements make one with its margin,
    in which it begins at `first`; no size: no margin */
 struct frame {
-  long sets, blank, n[3], step[3], h, w, down, right, size, wide, first, threads;
+  long sets, blank, n[3], step[3], h, w, down, right;
+  long size, wide, first, threads;
   pool *parallel;
 };
 struct canvas { struct frame p; const REAL *x; REAL *y; };
@@ -224,7 +225,7 @@ static void picture(void *job, long t) {
     else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
 }
 
-#line 882 "chapters/gradients/convolution.md"
+#line 883 "chapters/gradients/convolution.md"
 /* all places that meet the same taps; 0 without memory */
 static int meet(const struct conv *p, const REAL *x, const REAL *w,
                 REAL *y) {
@@ -241,7 +242,7 @@ static int meet(const struct conv *p, const REAL *x, const REAL *w,
   return 1;
 }
 
-#line 902 "chapters/gradients/convolution.md"
+#line 903 "chapters/gradients/convolution.md"
 /* a frame, and behind it a `struct conv` for each set of places */
 int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
   const struct conv *p = (const struct conv *)(f + 1);
