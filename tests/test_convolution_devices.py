@@ -1,5 +1,7 @@
 """Convolutions are the same on every device, and inside a program."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -198,3 +200,25 @@ def test_nothing_to_add_up_is_zero(device):
     one = ones(1, 1, 1, 1, 1, device=device)
     y = seen(one, one, Window(1, 1, 1, 3, 0), Window(1, 1, 1, -1, 4))
     assert y.tolist() == [[[[[0.0] * 4] * 4]]]
+
+
+def test_what_is_no_number_stays_where_it_is_seen(device):
+    """Neither margins nor unused rows and columns of a block carry it."""
+    for dtype, o in ((float32, 3), (float64, 17)):
+        pixels = np.zeros((1, 2, 5, 7))
+        pixels[0, 1, 0, 0], pixels[0, 0, 4, 6] = np.nan, np.nan
+        y = conv2d(Tensor(pixels, dtype, device),
+                   ones(o, 2, 3, 3, dtype=dtype, device=device), padding=1)
+        lost = np.zeros((5, 7), bool)
+        lost[:2, :2] = lost[3:, 5:] = True
+        assert (np.isnan(y.numpy()) == lost).all()
+
+
+def test_many_callers_at_once():
+    """The room for a panel belongs to a thread."""
+    x, w = ones(2, 16, 12, 12), ones(20, 16, 3, 3)
+    expected = conv2d(x, w, padding=1).numpy().copy()
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda n: conv2d(x * n, w, padding=1).numpy(),
+                         range(24))
+    assert all((y == n * expected).all() for n, y in enumerate(found))
