@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:c761257c8447  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:b45968bddfb7  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import operator
 import os
 import struct
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -660,16 +661,17 @@ class Meeting(NamedTuple):
 def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
     """All places of an axis, in sets that meet pixels with the same taps.
 
-    Where nothing is spread there is one set. The others see zeros, whose
+    Where nothing is spread there is one set. Other taps see zeros, whose
     products nobody needs. `window.before` is not positive.
     """
     stride, dilation, spread, before, _ = window
     turn = spread // math.gcd(stride, spread)
     skip = spread // math.gcd(dilation, spread)
+    met = {(before - i * dilation) % spread: i
+           for i in range(min(skip, taps))}
     found = []
     for r in range(min(turn, places)):
-        first = next((i for i in range(min(skip, taps)) if (
-            r * stride + i * dilation - before) % spread == 0), taps)
+        first = met.get(r * stride % spread, taps)
         found.append(Meeting(
             range(r, places, turn), range(first, taps, skip),
             (r * stride + first * dilation - before) // spread,
@@ -678,7 +680,7 @@ def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
 
 
 MOST_PLACES = 1020  # MC in kernels/conv.c
-CONVOLUTION = struct.Struct("34qP")
+CONVOLUTION = struct.Struct("33qP")
 
 
 def shares(places: int, taps: int, groups: int) -> tuple[int, int, int, int]:
@@ -699,6 +701,7 @@ def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
     """What to PAD, and the windows on that, which need no more margin."""
     margins, found = [(0, 0, 1)] * 3, []
     for (s, d, t, before, _), n, k, m in zip(windows, x[3:], w[3:], y[3:]):
+        s, d = s if m > 1 else 1, d if k > 1 else 1  # the lone go nowhere
         lead = ceil(max(before, 0), t)
         start, last = lead * t - before, (m - 1) * s + d * (k - 1)
         behind = max((start + last) // t + 1 - lead - n, 0)
@@ -709,7 +712,7 @@ def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
 
 
 def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
-                     more: int, threads: int) -> bytes:
+                     threads: int) -> bytes:
     """A `struct conv` for the places that meet the same taps."""
     (n, groups, c, *_), o = x.shape, w.shape[1]
     (xn, xg, xc, *xs), (wg, wo, wc, *ws) = x.strides, w.strides
@@ -723,27 +726,28 @@ def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
         ([a.first for a in meet], xs), ([a.taps.start for a in meet], ws),
         ([a.places.start for a in meet], ys))]
     m, k = [math.prod([n for n, *_ in axes]) for axes in (places, taps)]
-    # The nearest innermost: neighbours share a line of the cache.
+    # The nearest innermost: neighbours share a line of the cache. A lone
+    # one has no next, however far away that would be.
     for axes in (places, taps):
+        axes[:] = [axis if axis[0] > 1 else (axis[0], 0, 0) for axis in axes]
         axes.sort(key=lambda axis: -abs(axis[1]))
     return CONVOLUTION.pack(
         groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
-        *shares(m, k, groups), more,
+        *shares(m, k, groups),
         threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
 
 
-FRAME = struct.Struct("14qP")
+FRAME = struct.Struct("16qP")
 
 
 def frame_part(x: View, margins: Sequence[tuple[int, int, int]],
-               threads: int) -> bytes:
-    """A `struct frame`, for pictures that get `margins`."""
+               threads: int) -> tuple[int, ...]:
+    """A `struct frame` from `n` on, for pictures that get `margins`."""
     (top, bottom, _), (left, behind, _) = margins[3:]
     (h, w), wide = x.shape[3:], left + x.shape[4] + behind
-    return FRAME.pack(
-        *x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
-        (top + h + bottom) * wide, wide, top * wide + left,
-        threads if x.size > 1 << 14 else 1, POOL.address)
+    return (*x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
+            (top + h + bottom) * wide, wide, top * wide + left,
+            threads if x.size > 1 << 14 else 1, POOL.address)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -752,15 +756,22 @@ def convolution_job(x: View, w: View, windows: tuple[Window, ...],
     """What `convolve` in C is told."""
     y = View.dense(SHAPE[CONV](x, w, windows))
     margins, windows = framed(windows, x.shape, w.shape, y.shape)
-    frame = FRAME.pack(*[0] * 15)
+    frame: tuple[int, ...] = (0,) * 15
     if any(edge[:2] != (0, 0) for edge in margins):
-        frame = frame_part(x, margins, threads)
-        x = View.dense(SHAPE[PAD](x, margins))
-    sets = [*product(*[meetings(*each) for each in zip(
-        windows, y.shape[3:], w.shape[3:])])]
-    return frame + b"".join([
-        convolution_part(x, w, y, meet, len(sets) - i, threads)
-        for i, meet in enumerate(sets, 1)])
+        wide = View.dense(SHAPE[PAD](x, margins))
+        if wide.size > sys.maxsize >> 3:  # C would count on from zero
+            raise MemoryError(f"CONV: expected pictures that fit into "
+                              f"memory, got {wide.shape} with their "
+                              f"margins; pad less")
+        frame, x = frame_part(x, margins, threads), wide
+    found = [meetings(*each) for each in zip(
+        windows, y.shape[3:], w.shape[3:])]
+    # A stride longer than its kernel leaves most pixels without a message.
+    sets = [*product(*[[meet for meet in axis if meet.taps]
+                       for axis in found])]
+    blank = y.size if len(sets) < math.prod(map(len, found)) else 0
+    return FRAME.pack(len(sets), blank, *frame) + b"".join([
+        convolution_part(x, w, y, meet, threads) for meet in sets])
 
 
 @functools.cache

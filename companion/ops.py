@@ -1,4 +1,4 @@
-# Tangled from operations, convolution, attention, graphs: edit there, `make tangle`. sha256:a5c33ae8d5b5  # noqa: E501
+# Tangled from operations, convolution, attention, graphs: edit there, `make tangle`. sha256:3a0bdb8887d4  # noqa: E501
 """The primitives, and what each makes of shapes and dtypes."""
 
 from __future__ import annotations
@@ -260,9 +260,9 @@ DTYPE[GATHER], DTYPE[SCATTER] = indexed(GATHER), indexed(SCATTER)
 class Window(NamedTuple):
     """How a kernel sees one axis of a picture.
 
-    Elements lie `spread` apart, with zeros between them, `before` and
-    `after` them; of a negative number so many are cut off. The kernel's
-    taps lie `dilation` apart, and from place to place it moves `stride`.
+    Elements lie `spread` apart, with zeros between them. `before` and
+    `after` count zeros at the two ends; below 0, elements to cut off.
+    The kernel's taps lie `dilation` apart, and it moves by `stride`.
     """
 
     stride: int = 1
@@ -283,14 +283,15 @@ CONV = Op("CONV", 2)
 def convolved(x: Shaped, w: Shaped, windows: Sequence[Window]) -> Shape:
     """(N, G, C, H, W) and (G, O, C, kh, kw) make (N, G, O, H', W')."""
     alike = len(x.shape) == len(w.shape) == 5 and len(windows) == 2 and (
-        x.shape[1:3] == (w.shape[0], w.shape[2]))
+        x.shape[1:3] == (w.shape[0], w.shape[2])) and (
+        min([min(each[:3]) for each in windows]) >= 1)
     places = [each.places(n, k) for each, n, k in zip(
         windows, x.shape[3:], w.shape[3:])] if alike else []
     if min(places, default=0) < 1 or min(w.shape[3:]) < 1:
         raise ValueError(
             f"CONV: pictures {x.shape} and kernels {w.shape} through "
             f"{windows}; expected (N, G, C, H, W) and (G, O, C, kh, kw), and "
-            f"two windows in which the kernel has a place")
+            f"two windows of steps >= 1 in which the kernel has a place")
     return (x.shape[0], *w.shape[:2], *places)
 
 

@@ -1,5 +1,7 @@
 """Convolutions are the same on every device, and inside a program."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -26,9 +28,11 @@ from companion import (
     relu,
     zeros,
 )
+from companion.device import CONVOLUTION, FRAME, convolution_job
 from companion.dtype import bool_, float16, float32, float64, int32
 from companion.literate import message
 from companion.ops import CONV, Window
+from companion.view import View
 
 LAYERS = {
     "margins": (lambda: Conv2d(2, 3, 3, padding=1), (2, 2, 5, 6)),
@@ -139,11 +143,48 @@ def test_what_does_not_fit_is_one_line(device):
                  lambda: seen(x[0], w, *plain), lambda: seen(x, w[0], *plain),
                  lambda: seen(x, w, Window()),
                  lambda: seen(x, w, Window(after=-2), Window()),
+                 lambda: seen(x, w, Window(stride=0), Window()),
+                 lambda: seen(x, w, Window(), Window(dilation=-1)),
+                 lambda: seen(x, w, Window(), Window(spread=0)),
                  lambda: seen(x[..., :0], w, *plain)):
         text = message(call)
         assert "expected (N, G, C, H, W)" in text and "\n" not in text, text
     text = message(lambda: seen(x, w.cast(float64), *plain), TypeError)
     assert "cast both to float64" in text and "\n" not in text
+
+
+@pytest.mark.parametrize("edge", [2**30 - 1, 2**31 - 4, 2**40])
+def test_a_frame_beyond_all_memory_is_one_line(edge):
+    """The first has 2**64 bytes, which are 0 to a word of the machine."""
+    text = message(lambda: conv2d(ones(1, 1, 2, 2), ones(1, 1, 1, 1),
+                                  stride=2 * edge + 1, padding=edge),
+                   MemoryError)
+    assert "pad less" in text and "\n" not in text
+
+
+def test_places_that_meet_no_tap_are_no_work():
+    """Four pixels of each 224 × 224 get a message, so there are four
+    sets of places, and all others are cleared together."""
+    windows = (Window(spread=224, before=1, after=222),) * 2
+    x, w = View.dense((1, 1, 1, 2, 2)), View.dense((1, 1, 1, 2, 2))
+    job = convolution_job(x, w, windows, 1)
+    assert (len(job) - FRAME.size) // CONVOLUTION.size == 4
+    y = seen(ones(*x.shape), ones(*w.shape), *windows).numpy()[0, 0, 0]
+    assert y.shape == (447, 447) and y.sum() == 16
+    assert y[:2, :2].all() and y[224:226, 224:226].all()
+    # In a gap there is nothing at all.
+    gap = Window(stride=3, spread=3, before=-1, after=1)
+    assert not seen(ones(1, 1, 1, 3, 3), ones(1, 1, 1, 1, 1), gap,
+                    Window()).numpy().any()
+
+
+def test_a_lone_place_goes_nowhere():
+    """However long its next step would be; so does a lone tap."""
+    x, w = [ones(*s).requires_grad_() for s in ((1, 1, 2, 3), (1, 1, 1, 1))]
+    y = conv2d(x, w, stride=2**63, dilation=2**64)
+    y.backward()
+    assert y.tolist() == [[[[1.0]]]] and w.grad.item() == 1
+    assert x.grad.tolist() == [[[[1.0, 0.0, 0.0], [0.0] * 3]]]
 
 
 def test_nothing_to_add_up_is_zero(device):
@@ -159,3 +200,25 @@ def test_nothing_to_add_up_is_zero(device):
     one = ones(1, 1, 1, 1, 1, device=device)
     y = seen(one, one, Window(1, 1, 1, 3, 0), Window(1, 1, 1, -1, 4))
     assert y.tolist() == [[[[[0.0] * 4] * 4]]]
+
+
+def test_what_is_no_number_stays_where_it_is_seen(device):
+    """Neither margins nor unused rows and columns of a block carry it."""
+    for dtype, o in ((float32, 3), (float64, 17)):
+        pixels = np.zeros((1, 2, 5, 7))
+        pixels[0, 1, 0, 0], pixels[0, 0, 4, 6] = np.nan, np.nan
+        y = conv2d(Tensor(pixels, dtype, device),
+                   ones(o, 2, 3, 3, dtype=dtype, device=device), padding=1)
+        lost = np.zeros((5, 7), bool)
+        lost[:2, :2] = lost[3:, 5:] = True
+        assert (np.isnan(y.numpy()) == lost).all()
+
+
+def test_many_callers_at_once():
+    """The room for a panel belongs to a thread."""
+    x, w = ones(2, 16, 12, 12), ones(20, 16, 3, 3)
+    expected = conv2d(x, w, padding=1).numpy().copy()
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda n: conv2d(x * n, w, padding=1).numpy(),
+                         range(24))
+    assert all((y == n * expected).all() for n, y in enumerate(found))

@@ -20,6 +20,7 @@ from companion import (
     Module,
     Sequential,
     Tensor,
+    conv2d,
     grad,
     jit,
     manual_seed,
@@ -31,7 +32,7 @@ from companion import (
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, KERNELS, MOVE, Device, named
 from companion.native import POOL, set_threads
-from companion.ops import EXP, MATMUL, SHAPE, WRITE
+from companion.ops import CONV, EXP, MATMUL, SHAPE, WRITE
 from companion.profiler import (
     COST,
     Traced,
@@ -335,6 +336,20 @@ def test_a_part_that_is_exchanged_has_the_name_of_its_place():
 
 def test_every_primitive_has_a_cost():
     assert set(COST) == set(SHAPE) >= set(KERNELS) | set(MOVE)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_way_back_of_a_convolution_is_twice_the_way(stride):
+    """Zeros between the messages of a stride are no work."""
+    trace = Traced(CPU)
+    x, kernel = [randn(*s).to(trace).requires_grad_() for s in (
+        (2, 6, 8, 10), (4, 3, 3, 5))]
+    y = conv2d(x, kernel, stride=stride, padding=(1, 2), groups=2)
+    y.sum().backward()
+    there = 2 * y.size * 3 * 3 * 5
+    assert y.shape == (2, 4, 8 // stride, 10 // stride)
+    assert [e.flop for e in trace.events if e.op is CONV] == [there] * 3
+    assert CONV in profiler.PRODUCTS
 
 
 def test_memory_is_the_sum_of_what_is_there():

@@ -11,6 +11,8 @@ from safetensors.numpy import save_file
 from companion import (
     GPT,
     AdamW,
+    Conv2d,
+    ConvTranspose2d,
     Dropout,
     GPTConfig,
     Linear,
@@ -20,6 +22,7 @@ from companion import (
     jit,
     load_program,
     manual_seed,
+    relu,
     save_program,
 )
 
@@ -44,6 +47,16 @@ def test_a_gpt_in_a_file(tmp_path):
     with pytest.raises(IndexError, match="the index 11 is out of range"):
         after(Tensor(np.full((3, 8), 11)))
     np.testing.assert_array_equal(after(ids).numpy(), step(ids).numpy())
+
+
+def test_a_convolution_in_a_file(tmp_path):
+    """The fields of a window come back with their names."""
+    net = Sequential(Conv2d(2, 3, 3, stride=2, padding=1), relu,
+                     ConvTranspose2d(3, 1, 2, stride=2)).to("lazy")
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 2, 5, 6)),
+               float32)
+    step, after = saved(net, tmp_path / "conv", x)
+    np.testing.assert_array_equal(after(x).numpy(), step(x).numpy())
 
 
 def test_another_process_needs_no_class(tmp_path):

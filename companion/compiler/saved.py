@@ -1,10 +1,12 @@
-# Tangled from capture: edit there, `make tangle`. sha256:bd6501c72307
+# Tangled from capture: edit there, `make tangle`. sha256:e3d57a622202
 """Captured calls in files."""
 
 from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from companion.compiler.lazy import along
 from companion.compiler.program import compile_graph
 from companion.device import CPU
 from companion.dtype import DTYPES, DType
-from companion.ops import BUFFER
+from companion.ops import BUFFER, Window
 from companion.tensor import Tensor, wrap
 from companion.training import (
     packed,
@@ -61,6 +63,11 @@ def understood(arg: Any) -> Any:
     if isinstance(arg, str):
         return DTYPES[arg]
     return tuple(map(understood, arg)) if isinstance(arg, tuple) else arg
+
+
+# Arguments whose tuples have names, which a file does not keep.
+READ: dict[str, Callable[[Any], Any]] = {
+    "CONV": lambda windows: tuple(starmap(Window, windows))}
 
 
 def save_program(step: Jit, path: str | Path) -> None:
@@ -123,7 +130,7 @@ def read_nodes(nodes: Any) -> list[OpNode]:
             raise ValueError(f"operation {i} reads {src}")
         if op != "BUFFER":
             made.append(OpNode(getattr(ops, op), tuple(
-                [made[j] for j in src]), understood(arg)))
+                [made[j] for j in src]), READ.get(op, understood)(arg)))
             continue
         array = arg if isinstance(arg, np.ndarray) else np.zeros(
             arg[1], DTYPES[arg[0]].numpy)

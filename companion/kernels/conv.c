@@ -1,5 +1,5 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:34c1b545c85e */
-#line 621 "chapters/gradients/convolution.md"
+/* Tangled from convolution: edit there, `make tangle`. sha256:b16ec6e5722e */
+#line 623 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,11 +26,11 @@ struct axis { long n, x, other; };
 struct conv {
   long groups, xg, wg, yg, x, w, y;
   struct axis place[3], tap[3];
-  long o, wo, yo, rows, chunks, depth, pieces, more, threads;
+  long o, wo, yo, rows, chunks, depth, pieces, threads;
   pool *parallel;
 };
 
-#line 655 "chapters/gradients/convolution.md"
+#line 657 "chapters/gradients/convolution.md"
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define AT(i) const REAL *a##i = x + place[i < m ? i : 0];
@@ -51,7 +51,7 @@ static INLINE void micro(const int m, const int v, int more, long k,
   EACH(STORE)
 }
 
-#line 681 "chapters/gradients/convolution.md"
+#line 683 "chapters/gradients/convolution.md"
 #define ON(m, v) case 8 * m + v: \
   micro(m, v, more, k, x, place, tap, b, c); break;
 #define CASES(v) ON(1, v) ON(2, v) ON(3, v) ON(4, v) ON(5, v) ON(6, v)
@@ -78,7 +78,7 @@ void addresses(const struct axis *a, long i, long n, long *x, long *other) {
   }
 }
 
-#line 711 "chapters/gradients/convolution.md"
+#line 713 "chapters/gradients/convolution.md"
 typedef __typeof__(_Generic((REAL)0, float: 0, int: 0, default: 0L)) INT;
 typedef INT I4 __attribute__((vector_size(4 * sizeof(REAL))));
 typedef REAL V4 __attribute__((vector_size(4 * sizeof(REAL)), aligned(4),
@@ -106,7 +106,7 @@ static INLINE int abreast(const long *at) {
   return at[1] == at[0] + 1 && at[2] == at[0] + 2 && at[3] == at[0] + 3;
 }
 
-#line 742 "chapters/gradients/convolution.md"
+#line 744 "chapters/gradients/convolution.md"
 /* out[k, w] = the weights of n kernels under k taps, and zeros */
 void pack(const REAL *x, const long *at, long step, long k, long n, long w,
           REAL *out) {
@@ -123,7 +123,7 @@ void pack(const REAL *x, const long *at, long step, long k, long n, long w,
       }
 }
 
-#line 762 "chapters/gradients/convolution.md"
+#line 764 "chapters/gradients/convolution.md"
 /* n channels of so many places, from rows to where each place is in y */
 void unpack(const REAL *x, long w, long n, long places, const long *at,
             REAL *y, long step) {
@@ -139,7 +139,7 @@ void unpack(const REAL *x, long w, long n, long places, const long *at,
       }
 }
 
-#line 783 "chapters/gradients/convolution.md"
+#line 785 "chapters/gradients/convolution.md"
 struct job { struct conv p; const REAL *x, *w; REAL *y, *parts; long slot; };
 
 static _Thread_local struct room {
@@ -170,7 +170,7 @@ static void panel(const struct job *g, struct room *r, long rows, long p,
   }
 }
 
-#line 817 "chapters/gradients/convolution.md"
+#line 819 "chapters/gradients/convolution.md"
 /* a chunk of places, and a piece of the taps, for all kernels of a group */
 static void block(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -186,7 +186,7 @@ static void block(void *job, long t) {
   }
 }
 
-#line 836 "chapters/gradients/convolution.md"
+#line 838 "chapters/gradients/convolution.md"
 /* the pieces of a chunk, added up in their order */
 static void join(void *job, long t) {
   struct job g = *(struct job *)job;
@@ -203,11 +203,13 @@ static void join(void *job, long t) {
   }
 }
 
-#line 856 "chapters/gradients/convolution.md"
-/* pictures along three axes; `size` elements make one with its margin,
+#line 858 "chapters/gradients/convolution.md"
+/* how many sets of places follow, and elements of y to clear before them;
+   pictures along three axes; `size` elements make one with its margin,
    in which it begins at `first`; no size: no margin */
 struct frame {
-  long n[3], step[3], h, w, down, right, size, wide, first, threads;
+  long sets, blank, n[3], step[3], h, w, down, right;
+  long size, wide, first, threads;
   pool *parallel;
 };
 struct canvas { struct frame p; const REAL *x; REAL *y; };
@@ -223,7 +225,7 @@ static void picture(void *job, long t) {
     else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
 }
 
-#line 879 "chapters/gradients/convolution.md"
+#line 883 "chapters/gradients/convolution.md"
 /* all places that meet the same taps; 0 without memory */
 static int meet(const struct conv *p, const REAL *x, const REAL *w,
                 REAL *y) {
@@ -240,18 +242,19 @@ static int meet(const struct conv *p, const REAL *x, const REAL *w,
   return 1;
 }
 
-#line 899 "chapters/gradients/convolution.md"
+#line 903 "chapters/gradients/convolution.md"
 /* a frame, and behind it a `struct conv` for each set of places */
 int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
   const struct conv *p = (const struct conv *)(f + 1);
   struct canvas g = {*f, x};
-  long fine = 1, more = 1, n = f->n[0] * f->n[1] * f->n[2];
+  long fine = 1, n = f->n[0] * f->n[1] * f->n[2];
   if (f->size && n) {
     x = g.y = malloc(n * f->size * sizeof *y);
     if (!x) return 0;
     f->parallel(picture, &g, n, f->threads);
   }
-  for (; more && fine; more = p++->more) fine = meet(p, x, w, y);
+  memset(y, 0, f->blank * sizeof *y);
+  for (long i = 0; fine && i < f->sets; i++) fine = meet(p + i, x, w, y);
   free(g.y);
   return fine;
 }
