@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:53770857a5c2
+# Tangled from profiling: edit there, `make tangle`. sha256:106e75ac37e9
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from companion.ops import (
     BUFFER,
     CAST,
     CONST,
+    CONV,
     FAMILIES,
     GATHER,
     MATMUL,
@@ -143,6 +144,16 @@ def pairs(times: int, q: int) -> Callable[..., int]:
                               * src[q + 1].shape[-2])
 
 
+def windows_met(out: Any, x: Any, w: Any) -> int:
+    """Products of pixels and weights: a tap meets a place's pixel once.
+
+    Of (N, G, O, H', W'), (N, G, C, H, W) and (G, O, C, kh, kw). Zeros
+    between spread pixels do not count, so a pixel meets a tap once too.
+    """
+    places = map(min, out.shape[3:], x.shape[3:])
+    return 2 * math.prod((*out.shape[:3], *places, *w.shape[2:]))
+
+
 def elements_made(out: Any, *src: Any) -> int:
     return math.prod(out.shape)
 
@@ -158,8 +169,9 @@ COST: dict[Op, Callable[..., int]] = {
     CAST: lambda *_: 0,
     **dict.fromkeys((*FAMILIES["reduce"], SCATTER), elements_read),
     MATMUL: lambda out, a, b: 2 * math.prod(out.shape) * a.shape[-1],
+    CONV: windows_met,
     ATTENTION: pairs(2, 0), ATTENTION_GRADIENT: pairs(5, 2)}
-PRODUCTS = MATMUL, ATTENTION, ATTENTION_GRADIENT
+PRODUCTS = MATMUL, CONV, ATTENTION, ATTENTION_GRADIENT
 
 
 def work(op: Op, out: Any, src: Iterable[Any]) -> int:
