@@ -865,6 +865,8 @@ EXCLUDED = {
         Module MultiHeadAttention Sequential parameter""",
     "beside PyTorch's: test_embedding_peers": """
         Embedding rotary sinusoidal""",
+    "keeps what was computed: test_memoization": """
+        CachedGPT KVCache PagedCache Request Server""",
     "of pictures: test_convolution_devices, test_convolution_peers": """
         AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv1d Conv2d
         ConvTranspose2d Dropout2d Flatten MaxPool2d adaptive_avg_pool2d
@@ -875,8 +877,8 @@ EXCLUDED = {
         Observer ProgressBar LossPlot accuracy clip_grad_norm_ evaluate
         one_cycle warmup_cosine""",
     "loads: test_data_properties, chapters": """
-        Arrays Compose DataLoader Dataset Normalize RandomFlip RandomShift
-        cifar10 collate mnist names prefetch shakespeare""",
+        Arrays Compose Cutout DataLoader Dataset Normalize RandomFlip
+        RandomShift cifar10 collate mnist names prefetch shakespeare""",
     "a language model: test_transformer_peers, chapters": """
         GPT GPTConfig next_token_loss spoken windows""",
     "no operation": """
