@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:57ae04466f5b
+# Tangled from profiling: edit there, `make tangle`. sha256:7989a1f23dfc
 from __future__ import annotations
 
 import json
@@ -234,4 +234,4 @@ def test_a_program_with_clocks_is_the_same_program():
     found = program.parts()
     assert set(found) == {"MATMUL", "fused kernels"}
     assert found["MATMUL"].flop == 2 * 8 ** 3
-    assert all(t.seconds >= 0 and t.nbytes > 0 for t in found.values())
+    assert all(t.calls > 0 and t.nbytes > 0 for t in found.values())
