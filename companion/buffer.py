@@ -1,4 +1,4 @@
-# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:eff345bb9165  # noqa: E501
+# Tangled from arrays, native, autograd: edit there, `make tangle`. sha256:b6c463535341  # noqa: E501
 """Storage, and the typed windows on it: arrays that know no arithmetic."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from companion.dtype import DTYPES, DType, as_dtype, bfloat16
+from companion.sharing import once
 from companion.view import Shape, View
 
 
@@ -22,19 +23,16 @@ class Storage:
     def __init__(self, memory: np.ndarray):
         self.memory = memory
 
-    @property
+    @once
     def address(self) -> int:
         """Of the first byte in the machine; looked up once."""
-        # Not a cached_property: Python 3.11 takes a lock for each of them.
-        if self.start is None:
-            self.start = address_of(self.memory)
-        return self.start
+        return address_of(self.memory)
 
     @property
     def nbytes(self) -> int:
         return self.memory.nbytes
 
-    @functools.cached_property
+    @once
     def bytes(self) -> np.ndarray:
         """The memory one byte after another."""
         return self.memory.reshape(-1).view(np.uint8)
@@ -50,8 +48,6 @@ class Storage:
     def __reduce__(self) -> tuple[Any, ...]:
         # The memory alone: a copy may be written to, with `bytes` of its own.
         return type(self), (self.memory,)
-
-    start: int | None = None
 
     version = 0
 

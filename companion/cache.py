@@ -1,11 +1,10 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:3a4ab1b87b99
+# Tangled from memoization: edit there, `make tangle`. sha256:7bc365bbf406
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import takewhile
 from time import perf_counter
 from typing import Any
@@ -18,6 +17,7 @@ from companion.compiler.capture import jit
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, Device
 from companion.ops import RANDOM
+from companion.sharing import once
 from companion.tensor import Tensor
 from companion.tensor.creation import arange, zeros
 from companion.tensor.indexing import stack
@@ -113,7 +113,7 @@ class KVCache:
             stream = (m.wte(ids) + m.wpe(at)).unsqueeze(1)
             return m.logits(through(m, stream, attend).squeeze(1)), new
 
-    @cached_property
+    @once
     def decoded(self) -> Any:
         return self.program(self.decode)
 
@@ -179,7 +179,7 @@ class KVCache:
         row, at = self.padded(ids, slot)
         return self.read(row, at).numpy()[0]
 
-    @cached_property
+    @once
     def read(self) -> Any:
         return self.program(self.fill)
 

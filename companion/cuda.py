@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:d48a7e660afb  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:e285f6346db3  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -25,6 +25,7 @@ from companion.native import (
     compiler,
     complaint,
 )
+from companion.sharing import once
 from companion.view import View
 
 KERNEL = re.compile(r"__global__\s+(?:\w+\s+)*?void\s+(\w+)")
@@ -459,7 +460,7 @@ class Card:
         return Program(source, flags, lambda name: functools.partial(
             launch_on_card, module.get_function(name)))
 
-    @functools.cached_property
+    @once
     def processors(self) -> int:
         """How many streaming multiprocessors the card has."""
         return self.arrays.cuda.Device().attributes["MultiProcessorCount"]
@@ -511,7 +512,7 @@ class Card:
         free, total = self.arrays.cuda.runtime.memGetInfo()
         return Memory(pool.used_bytes(), pool.free_bytes(), free, total)
 
-    @functools.cached_property
+    @once
     def bus(self) -> Any:
         """The stream of copies that nobody waits for."""
         return self.arrays.cuda.Stream(non_blocking=True)

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:b45968bddfb7  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:8be95e01f28e  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import ctypes
 import functools
 import math
 import operator
-import os
 import struct
 import sys
 import threading
@@ -75,6 +74,7 @@ from companion.ops import (
     Window,
     known,
 )
+from companion.sharing import forkable
 from companion.view import Shape, View, coalesce
 
 
@@ -642,10 +642,7 @@ def rows_by_pool(otherwise: Kernel) -> Kernel:
 KERNELS |= {GATHER: rows_by_pool(KERNELS[GATHER])}
 
 DRIVERS = {"cuda": "companion.gpu", "emulated": "companion.gpu"}
-MAKING = threading.Lock()
-os.register_at_fork(before=MAKING.acquire,
-                    after_in_parent=MAKING.release,
-                    after_in_child=MAKING.release)
+MAKING = forkable(threading.Lock())
 
 
 class Meeting(NamedTuple):

@@ -1,4 +1,4 @@
-# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:81787113356a  # noqa: E501
+# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:588ba1ec398a  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -80,6 +80,7 @@ from companion.ops import (
     WRITE,
     Op,
 )
+from companion.sharing import once
 from companion.tensor import Tensor, wrap
 from companion.tensor.operands import where
 from companion.tensor.random import rand, randn
@@ -186,7 +187,7 @@ class GPU(Device):
 
     asked = False  # whether an index may have been wrong
 
-    @functools.cached_property
+    @once
     def fault(self) -> Buffer:
         """Where kernels note a wrong index: whether, which; the axis."""
         return self.adopt(np.zeros(4, np.int64))

@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:6ee897974fe1  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:fac027c21d9e  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -24,6 +24,7 @@ import platformdirs
 
 from companion.buffer import Buffer, adopt
 from companion.dtype import float32, float64, int32, int64
+from companion.sharing import forkable, once
 
 
 class CompileError(RuntimeError):
@@ -225,12 +226,7 @@ def address(value: Any, kind: str) -> Any:
     return value.address
 
 
-LOADING = threading.Lock()  # of two threads, one compiles
-# A fork waits for it: the child would inherit a lock that no thread
-# is left to open.
-os.register_at_fork(before=LOADING.acquire,
-                    after_in_parent=LOADING.release,
-                    after_in_child=LOADING.release)
+LOADING = forkable(threading.Lock())  # of two threads, one compiles
 
 
 def load(source: str, *flags: str) -> ctypes.CDLL:
@@ -310,7 +306,7 @@ class Pool:
     def __init__(self) -> None:
         self.threads = available()
 
-    @functools.cached_property
+    @once
     def address(self) -> int:
         """Of the C function `parallel`, for kernels to call."""
         keep_freed(1 << 29)

@@ -1,13 +1,18 @@
 """What threads share is safe, however often they take turns."""
 
+import functools
+import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import companion
 from companion import (
     Adam,
     Arrays,
@@ -24,6 +29,7 @@ from companion import (
 )
 from companion.device import DEVICES, named
 from companion.dtype import float64
+from companion.sharing import once
 from companion.tensor.random import GENERATOR
 from companion.view import View
 
@@ -154,12 +160,13 @@ def test_batches_of_one_dataset_in_many_loops():
 
 FORK = """
 import os, sys, threading
-from companion import manual_seed, rand
+from companion import jit, manual_seed, rand
 from companion.device import DEVICES, named
 from companion.native import load
 
 sys.setswitchinterval(1e-6)
 stop = threading.Event()
+twice = jit(lambda x: x + x)
 
 
 def busy():
@@ -173,13 +180,18 @@ def make():
         DEVICES.pop("emulated", None), named("emulated")
 
 
-threads = [threading.Thread(target=run) for run in (busy, busy, make)]
+def replay():
+    while not stop.is_set():
+        twice(rand(4))
+
+
+threads = [threading.Thread(target=run) for run in (busy, busy, make, replay)]
 [thread.start() for thread in threads]
 for _ in range(30):
     child = os.fork()
     if not child:
         rand(4), load("int one(void) { return 1; }")
-        DEVICES.pop("emulated", None), named("emulated")
+        DEVICES.pop("emulated", None), named("emulated"), twice(rand(4))
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 stop.set()
@@ -206,7 +218,67 @@ def test_blocks_of_rows_leave_no_row_out(shape):
         native.set_threads(before)
 
 
-def test_a_fork_finds_no_lock_taken():
+def test_a_fork_finds_no_lock_taken(tmp_path):
+    # An empty cache: the first child comes while all is made.
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORK],
-                          capture_output=True, text=True, timeout=120)
+                          env=os.environ | {"COMPANION_CACHE": str(tmp_path)},
+                          capture_output=True, text=True, timeout=300)
     assert done.stdout == "thirty children\n", done.stderr
+
+
+def library():
+    """The modules of the library that users import."""
+    folder = Path(companion.__file__).parent
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder.parent).with_suffix("").parts
+        if not {"literate", "__main__", "__init__"} & {*parts}:
+            yield import_module(".".join(parts))
+
+
+LOCKS = type(threading.Lock()), type(threading.RLock())
+
+
+def test_a_child_finds_every_lock_open():
+    """Though another thread holds it in the moment of the fork."""
+    locks = {f"{module.__name__}.{name}": lock for module in library()
+             for name, lock in vars(module).items()
+             if isinstance(lock, LOCKS)}
+    assert len(locks) > 4
+    for name, lock in locks.items():
+        held, done = threading.Event(), threading.Event()
+
+        def hold(lock=lock, held=held, done=done):
+            with lock:
+                held.set()
+                done.wait(0.1)  # a fork that does not wait comes earlier
+
+        threading.Thread(target=hold).start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            os._exit(not lock.acquire(timeout=1))
+        done.set()
+        assert os.waitpid(child, 0)[1] == 0, name
+
+
+def test_no_property_hides_a_lock():
+    """functools.cached_property has one in Python 3.11, for all objects."""
+    hidden = [f"{kind.__name__}.{name}" for module in library()
+              for kind in vars(module).values() if isinstance(kind, type)
+              for name, value in vars(kind).items()
+              if isinstance(value, functools.cached_property)]
+    assert not hidden
+
+
+def test_what_is_made_once_is_one_object():
+    """Though two threads made it."""
+    class Slow:
+        @once
+        def made(self):
+            """What a reader is told."""
+            barrier.wait()
+            return object()
+
+    barrier, slow = threading.Barrier(MANY), Slow()
+    assert len(set(together(lambda i: slow.made))) == 1
+    assert Slow.made.__doc__ == "What a reader is told."

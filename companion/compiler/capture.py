@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:35fa717fa8a7
+# Tangled from capture: edit there, `make tangle`. sha256:fc53f61aaab0
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from companion.layers import Module
 from companion.native import CompileError, tell
 from companion.ops import BUFFER, CONST, WRITE
 from companion.optim import Optimizer
+from companion.sharing import forkable, once
 from companion.tensor import Tensor, wrap
 from companion.training import Trainer
 
@@ -148,7 +149,7 @@ class Capture:
                 if self.before.get(p) is not node
                 and node.op is not CONST and node not in self.inputs]
 
-    @functools.cached_property
+    @once
     def kept(self) -> list[tuple[Promise, OpNode]]:
         """The same, without those that nobody can reach."""
         gc.collect()
@@ -493,7 +494,7 @@ class Jit:
         return list(self.made.values())
 
 
-LOCK = threading.RLock()  # one program at a time writes to the names
+LOCK = forkable(threading.RLock())  # one program at a time writes to the names
 UNLIKE, MANY = 5, 16
 
 

@@ -1,9 +1,8 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:bebe824861fe
+# Tangled from graphs: edit there, `make tangle`. sha256:b3e96e4ad9ba
 """Operations that remember themselves, and a loop that runs them."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Container, Mapping, Sequence
 from itertools import count
@@ -17,6 +16,7 @@ from companion.buffer import Buffer
 from companion.device import Device
 from companion.dtype import DType
 from companion.ops import BUFFER, CONST, DTYPE, EXPAND, SHAPE, Op
+from companion.sharing import forkable
 from companion.view import Shape
 
 
@@ -74,10 +74,7 @@ def identity(op: Op, arg: Any) -> Any:
 # Weak: a node lives as long as a tensor or a reader needs it.
 NODES: WeakValueDictionary[Any, OpNode] = WeakValueDictionary()
 # Garbage may be collected inside, and its last act may be an operation.
-INTERNING = threading.RLock()
-os.register_at_fork(before=INTERNING.acquire,
-                    after_in_parent=INTERNING.release,
-                    after_in_child=INTERNING.release)
+INTERNING = forkable(threading.RLock())
 
 
 def interned(key: Any, node: OpNode) -> OpNode:

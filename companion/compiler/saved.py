@@ -1,10 +1,9 @@
-# Tangled from capture: edit there, `make tangle`. sha256:e3d57a622202
+# Tangled from capture: edit there, `make tangle`. sha256:cc1c904fcfdd
 """Captured calls in files."""
 
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from itertools import starmap
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.numpy import save
 
 from companion import ops
 from companion.compiler.capture import (
+    LOCK,
     NESTS,
     Capture,
     Jit,
@@ -147,7 +147,7 @@ class SavedProgram:
         roots = [nodes[i] for i in about["results"]]
         self.arguments, self.result = about["arguments"], about["result"]
         self.inputs = [nodes[i] for i in about["inputs"]]
-        self.count, self.lock = len(roots), threading.Lock()
+        self.count = len(roots)
         self.program = compile_graph(
             [*roots, *[new for _, new in changed]],
             {len(roots) + i: old for i, (old, _) in enumerate(changed)})
@@ -160,7 +160,7 @@ class SavedProgram:
                             f"got {given}")
         values = [x.device.host(x.buffer).dense()
                   for x in tensors_in([args, named])]
-        with self.lock:
+        with LOCK:
             found = self.program(dict(zip(self.inputs, values)),
                                  range(self.count))
         new = [wrap(x, CPU) for x in found[:self.count]]

@@ -1,5 +1,5 @@
-/* Tangled from native: edit there, `make tangle`. sha256:75629ff0981e */
-#line 829 "chapters/tensors/native.md"
+/* Tangled from native: edit there, `make tangle`. sha256:248d29b434f7 */
+#line 820 "chapters/tensors/native.md"
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ static struct pool {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER}, fresh;
 
-#line 862 "chapters/tensors/native.md"
+#line 853 "chapters/tensors/native.md"
 static void drain(void) {
   for (long i; (i = pool.next++) < pool.n;) pool.f(pool.job, i);
 }
@@ -49,7 +49,7 @@ static long here(void) {
   return 0;
 }
 
-#line 895 "chapters/tensors/native.md"
+#line 886 "chapters/tensors/native.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
     /* about 0.1 ms: in a network the next kernel is rarely further away */
@@ -78,7 +78,7 @@ static void offer(long seats) {
   pthread_mutex_unlock(&pool.lock);
 }
 
-#line 929 "chapters/tensors/native.md"
+#line 920 "chapters/tensors/native.md"
 /* f(job, i) for every i < n, on so many threads */
 void parallel(task *f, void *job, long n, long threads) {
   /* nobody waits for a busy pool: the task of a job may start a job */

@@ -1,10 +1,9 @@
-# Tangled from indexing, data: edit there, `make tangle`. sha256:2abe74c5376e
+# Tangled from indexing, data: edit there, `make tangle`. sha256:5fdff63ea74e
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from companion.device import CPU, Device, named
 from companion.dtype import DType, bfloat16, float16, float32, float64, int64
 from companion.ops import RANDOM, check_kind
+from companion.sharing import forkable
 from companion.tensor import Tensor, from_numpy, unpack_ints, wrap
 from companion.view import Shape
 
@@ -24,6 +24,9 @@ def feed(numbers: Callable[[], dict[str, np.ndarray]],
     place = named(device)
     return {name: wrap(buffer, place)
             for name, buffer in place.feed(numbers).items()}
+
+
+DRAWING = forkable(threading.Lock())
 
 
 class Generator:
@@ -69,11 +72,6 @@ class Generator:
         return Tensor.apply(RANDOM, fed["key"], arg=shape)
 
 
-DRAWING = threading.Lock()
-# Or a child, forked while another thread draws, would wait for ever.
-os.register_at_fork(before=DRAWING.acquire,
-                    after_in_parent=DRAWING.release,
-                    after_in_child=DRAWING.release)
 GENERATOR = Generator()
 manual_seed = GENERATOR.manual_seed
 
