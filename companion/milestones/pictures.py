@@ -1,12 +1,10 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:43cb0e470008
+# Tangled from pictures: edit there, `make tangle`. sha256:b5a6a20b3528
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from companion.activations import relu
 from companion.convolution import (
@@ -33,13 +31,13 @@ from companion.data import (
 from companion.dtype import float32
 from companion.layers import Linear, Module, Sequential, parameter, xavier
 from companion.losses import cross_entropy
-from companion.milestones.mnist import BATCH, loss_of, read_right
+from companion.milestones.mnist import BATCH, loss_of, taught
 from companion.milestones.report import Report, Unmeasured, judged, tasks_done
 from companion.optim import SGD, Optimizer, decay_groups
 from companion.tensor import Tensor
 from companion.tensor.creation import ones, zeros
 from companion.tensor.random import manual_seed
-from companion.training import Observer, ProgressBar, Trainer, one_cycle
+from companion.training import ProgressBar, Trainer, one_cycle
 
 
 def squash(x: Tensor) -> Tensor:
@@ -113,21 +111,6 @@ def beginning(data: Arrays, n: int) -> Arrays:
     """The first n examples of a dataset."""
     return Arrays(*[column[:n] for column in data.columns],
                   transform=data.transform, source=data.source)
-
-
-def taught(run: Trainer, epochs: int, test: Arrays,
-           observers: Sequence[Observer] = ()) -> list[dict[str, Any]]:
-    """Run for some epochs; after each, the share of `test` read right."""
-    run.observers.extend(observers)
-    seen, steps = Arrays(*test[:]), run.batches.examples // BATCH
-    rows, start = [], time.perf_counter()
-    for epoch in range(1, epochs + 1):
-        run.fit(epoch * steps)
-        losses = [row["loss"] for row in run.history[-steps:]]
-        rows.append({"epoch": epoch, "loss": round(np.mean(losses), 4),
-                     "right": round(read_right(run.model, seen), 4),
-                     "seconds": round(time.perf_counter() - start, 1)})
-    return rows
 
 
 def run_of(model: Module, train: Arrays, recipe: Recipe,

@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:5b19a0ba4318
+# Tangled from pictures: edit there, `make tangle`. sha256:3161695d03ea
 from __future__ import annotations
 
 import tempfile
@@ -16,6 +16,7 @@ from companion.data import (
 )
 from companion.dtype import float32
 from companion.literate import message
+from companion.milestones.mnist import taught
 from companion.milestones.pictures import (
     Recipe,
     Residual,
@@ -30,7 +31,6 @@ from companion.milestones.pictures import (
     residual_net,
     squash,
     standard,
-    taught,
 )
 from companion.milestones.report import Unmeasured, judged, tasks_done
 from companion.tensor import Tensor, from_numpy
