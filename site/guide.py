@@ -10,7 +10,7 @@ from html import escape
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
-from companion.literate.lint import proofs, words as spoken
+from companion.literate.lint import proofs
 from companion.literate.loom import LOOM, cell_id, page_of, uri
 from companion.literate.source import SourceError
 
@@ -74,7 +74,7 @@ def minutes(chapter):
     shown = [c for c in chapter.cells if FOLDED.isdisjoint(c.tags)]
     lines = sum(cell.source.count("\n") + 1 for cell in shown)
     asked = sum("solution" in cell.tags for cell in chapter.cells)
-    read = sum(spoken(b.body) for b in chapter.blocks if not b.name)
+    read = sum(len(b.body.split()) for b in chapter.blocks if not b.name)
     return read / WORDS + lines / LINES, asked * EXERCISE
 
 

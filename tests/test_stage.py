@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate.stage import main, replace_file, stage
+from companion.literate.stage import main, stage
+from companion.literate.write import replace_file
 
 FIRST = page("first", cell("def one():\n    return 1", "tangle"))
 SECOND = page("second", cell("def two():\n    return 2 * one()", "tangle"))

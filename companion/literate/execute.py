@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:c9688a79698e
+# Tangled from record: edit there, `make tangle`. sha256:f95b8a44e525
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -53,17 +53,16 @@ from companion.literate.source import (
     Chapter,
     SourceError,
     compared,
-    read_book,
 )
 from companion.literate.stage import (
     chapter_parser,
     chosen,
     lent,
-    replace_file,
     reported,
     stage,
 )
-from companion.literate.tangle import tangle
+from companion.literate.tangle import tangle, tangled
+from companion.literate.write import replace_file
 
 
 def as_notebook(chapter: Chapter) -> nbformat.NotebookNode:
@@ -621,7 +620,7 @@ def duration(seconds: float) -> str:
 
 def run_chapters(options) -> int:
     """Execute the chosen chapters, as many at once as can run."""
-    book = read_book()
+    book, _ = tangled()
     runs = [Run(book, name, options.library)
             for name in chosen(book, options)]
     waiting = []

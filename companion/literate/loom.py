@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:53a0e84f59c3
+# Tangled from weave: edit there, `make tangle`. sha256:bab6b6327088
 """What a build of the site knows of the book and its library."""
 
 import hashlib
@@ -11,8 +11,7 @@ from docutils import nodes
 from sphinx.util.osutil import relative_uri
 
 from companion.literate.execute import EXECUTED, RECORD, bare, bare_files
-from companion.literate.source import read_book
-from companion.literate.tangle import tangle
+from companion.literate.tangle import tangled
 
 
 class Loom:
@@ -20,8 +19,7 @@ class Loom:
 
     def load(self, root):
         """Read the book that stands in `root`, and tangle it."""
-        self.book = read_book(root)
-        self.library = tangle(self.book)
+        self.book, self.library = tangled(root)
         self.chapters = {
             page_of(c.path): c for c in self.book.chapters if c.cells}
         found = self.library.definitions

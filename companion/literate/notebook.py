@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:dd2a42bed34a
+# Tangled from record: edit there, `make tangle`. sha256:2a4103680af7
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -27,12 +27,8 @@ from companion.literate.execute import (
 from companion.literate.markdown import Addresses, Page, addresses, page_of
 from companion.literate.runtime import PREFIX
 from companion.literate.source import Book, Chapter, compared, read_book
-from companion.literate.stage import (
-    chapter_parser,
-    chosen,
-    replace_file,
-    reported,
-)
+from companion.literate.stage import chapter_parser, chosen, reported
+from companion.literate.write import replace_file
 
 INSTALL = """\
 # On Colab: install the library. Where it is installed, do nothing.

@@ -1,16 +1,15 @@
-# Tangled from record: edit there, `make tangle`. sha256:c3dc0fa51204
+# Tangled from record: edit there, `make tangle`. sha256:2c4a47f308ec
 """A chapter's stage: the library as it stood before that chapter."""
 
 import argparse
 import inspect
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from companion.literate.source import Book, SourceError, read_book
 from companion.literate.tangle import tangle
+from companion.literate.write import PART, replace_file
 
 STAGES = "_build/stage"
 
@@ -39,25 +38,6 @@ def stage(book: Book, name: str | None, out: str = STAGES) -> Path:
     folder = book.root / out / (name or "final")
     sync(folder, package_files(book, name))
     return folder
-
-
-PART = ".part"  # the suffix of a file being written
-
-
-def replace_file(target: Path, text: str) -> None:
-    """Write a file whole or not at all, even if others write it too."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(PART, dir=target.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            error.filename = str(target)
-        raise
 
 
 def sync(folder: Path, files: dict[str, str]) -> None:

@@ -1,16 +1,18 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:f460275df599
+# Tangled from tangle: edit there, `make tangle`. sha256:83a3f7f9de22
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
 import ast
 import difflib
 import gc
+import hashlib
+import pickle
 import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -48,10 +50,11 @@ from companion.literate.source import (
     Chapter,
     SourceError,
     clash,
+    files_below,
     read_book,
     read_chapter,
 )
-from companion.literate.write import check, with_header, write
+from companion.literate.write import check, replace_file, with_header, write
 
 
 @dataclass(eq=False)
@@ -697,8 +700,12 @@ def run(options: argparse.Namespace) -> int | None:
     if options.sources and not options.out:
         message = "is not the whole book: say `--out DIR`"
         raise SourceError(options.sources[0], 1, message)
-    book = book_of(options.sources)
-    files = tangle(book, options.upto).written
+    if options.sources or options.upto:
+        book = book_of(options.sources)
+        library = tangle(book, options.upto)
+    else:
+        book, library = tangled()
+    files = library.written
     check_kernels(book, files, Path(out))
     if options.check:
         found = check(files, out)
@@ -790,3 +797,37 @@ def card(files: dict[str, str]) -> str:
     ours = Path(__file__).parents[1] / CARD
     there = ours.read_text() if ours.exists() else ""
     return files.get(f"companion/{CARD}", there)
+
+
+KEPT = "_build/tangled"
+
+
+def tangled(root: str | Path = ".") -> tuple[Book, Library]:
+    """The book in `root` and its library, kept from run to run."""
+    path, key = Path(root, KEPT), state_of(Path(root))
+    old = path.read_bytes() if path.exists() else b""
+    # Nothing is unpickled that this function has not written, and whole.
+    if old[:128] == (key + hashlib.sha256(old[128:]).hexdigest()).encode():
+        book, library = pickle.loads(old[128:])
+        return replace(book, root=Path(root)), library
+    book = read_book(root)
+    library = tangle(book)
+    body = pickle.dumps((book, library), pickle.HIGHEST_PROTOCOL)
+    # In a folder that may only be read, every run begins anew.
+    with suppress(OSError):
+        head = key + hashlib.sha256(body).hexdigest()
+        replace_file(path, head.encode() + body)
+    return book, library
+
+
+def state_of(root: Path) -> str:
+    """A hash of all that a tangled book depends on."""
+    pages = [*root.glob("*.*"), *files_below(root / "chapters")]
+    files = {p.relative_to(root): p for p in pages
+             if p.suffix in (".md", ".yml", ".ipynb")}
+    files |= {Path(p.name): p for p in Path(__file__).parent.glob("*.py")}
+    found = hashlib.sha256(sys.version.encode())
+    for name, path in sorted(files.items()):
+        data = path.read_bytes()
+        found.update(f"{name} {len(data)}\n".encode() + data)
+    return found.hexdigest()

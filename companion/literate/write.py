@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:4b1966855abc
+# Tangled from tangle: edit there, `make tangle`. sha256:6332c1ceb795
 """Files written all or none, and those that somebody edited."""
 
 import difflib
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -195,3 +196,23 @@ def finish(out: Path) -> None:
         (out / file).unlink(missing_ok=True)
     os.replace(journal, waiting)
     shutil.rmtree(waiting)
+
+
+PART = ".part"  # the suffix of a file being written
+
+
+def replace_file(target: Path, content: str | bytes) -> None:
+    """Write a file whole or not at all, even if others write it too."""
+    data = content if isinstance(content, bytes) else content.encode()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(PART, dir=target.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(data)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(target)
+        raise
