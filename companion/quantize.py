@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:e4580db6e998
+# Tangled from quantization: edit there, `make tangle`. sha256:900d71f20eea
 from __future__ import annotations
 
 import copy
@@ -120,7 +120,7 @@ def least_squares(x: np.ndarray, scheme: Scheme,
     """The part of the whole range with the least square error."""
     low, high = minmax(x, scheme)
     part, least = np.ones_like(high), np.full(high.shape, np.inf)
-    for factor in np.linspace(1, 0.2, 33, dtype=np.float32):
+    for factor in np.linspace(1, 0.2, 17, dtype=np.float32):
         g = covering(low * factor, high * factor, scheme)
         error = np.square(g.values(g.codes(x)) - x, dtype=np.float64)
         total = error.sum(-1, keepdims=True)
@@ -537,13 +537,17 @@ def calibrate(model: Module, batches: Iterable[Tensor],
                if isinstance(w, IntegerWeight)]
     for weight in weights:
         weight.fixed, weight.seen = Tensor([math.nan, 0]), []
-    with evaluating(model):
-        for batch in batches:
-            model(batch)
-    for weight in weights:
-        seen, weight.seen = weight.seen, None
-        if seen:
-            every = np.concatenate([rows.reshape(1, -1) for rows in seen], 1)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
+    finally:
+        seen = [(weight, weight.seen) for weight in weights]
+        for weight in weights:
+            weight.seen = None
+    for weight, parts in seen:
+        if parts:
+            every = np.concatenate([x.reshape(1, -1) for x in parts], 1)
             g = grid(every, Scheme(affine=True, rule=rule))
             # Codes of activations go from 0 to 255.
             weight.fixed = Tensor([g.scale.item(), g.zero.item() + 128])
