@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:d26d8d805102
+# Tangled from quantization: edit there, `make tangle`. sha256:4c148d0f2d0f
 """Products of few bits, beside floats and beside PyTorch's int8."""
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def bench(threads: int, quick: bool) -> Iterator[dict]:
             found = compare(
                 partial(ours, SHAPES[case], kind, threads),
                 partial(setup, SHAPES[case], other, threads),
-                rounds=5 if quick else 15,
+                rounds=5 if quick else 15, tries=1 if quick else 4,
                 agree=agree) if there or setup is ours else None
             yield {"bench": "quantize", "case": f"{case}, {kind}",
                    "threads": threads, "unit": "ms", **about,
