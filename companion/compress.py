@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:5a8c52dd9087
+# Tangled from compression: edit there, `make tangle`. sha256:dc7d6c1dc6e6
 from __future__ import annotations
 
 import math
@@ -142,7 +142,7 @@ def saved_bytes(model: Module) -> int:
                      for name, tensor in model.state_dict().items()}))
 
 
-def strongest(layer: Module, keep: int) -> np.ndarray:
+def strongest(layer: Any, keep: int) -> np.ndarray:
     """Bools (outputs,): the `keep` units with the largest Σ |weight|."""
     w = np.abs(np.asarray(layer.weight.numpy(), np.float64))
     return largest(w.reshape(len(w), -1).sum(1), keep)
@@ -163,7 +163,8 @@ def keeps_zero(step: Any) -> bool:
     """Whether a silenced unit is still silent behind `step`."""
     if isinstance(step, Module):
         norm = len(SIZES.get(type(step), ())) == 1
-        return type(step) in KEEP_ZERO or norm and step.weight is not None
+        return type(step) in KEEP_ZERO or (
+            norm and getattr(step, "weight", None) is not None)
     return step(zeros(1, 2)).tolist() == [[0.0, 0.0]]
 
 

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:3a723b3574bf
+# Tangled from compression: edit there, `make tangle`. sha256:9b7bb8f3161a
 from __future__ import annotations
 
 import math
@@ -267,13 +267,13 @@ def test_what_cannot_be_followed_is_refused():
             ((Conv2d(2, 2, 1, groups=2), Conv2d(2, 2, 1)), "groups"),
             ((Conv2d(2, 2, 1), Conv2d(2, 2, 1, groups=2)), "groups")):
         assert words in message(
-            lambda: shrunk(Sequential(*layers), 0, some)), words
+            partial(shrunk, Sequential(*layers), 0, some)), words
     twice = Linear(2, 2)
     assert "as well" in message(
         lambda: shrunk(Sequential(twice, relu, twice), 0, some))
     net = Sequential(Linear(2, 2), relu, Linear(2, 2))
     for wrong in (some[:1], some & False):
-        assert "a bool for each" in message(lambda: shrunk(net, 0, wrong))
+        assert "a bool for each" in message(partial(shrunk, net, 0, wrong))
 
 
 def test_a_frozen_layer_stays_frozen():
@@ -316,10 +316,10 @@ def test_a_damaged_matrix_is_refused():
     for name, value in (("columns", 3), ("columns", -1), ("starts", 9)):
         csr = CSR(Tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]))
         getattr(csr, name)[1] = value
-        assert "damaged" in message(lambda: csr @ Tensor([1.0] * 3))
+        assert "damaged" in message(partial(csr, Tensor([1.0] * 3)))
     csr = CSR(Tensor([[1.0, 0.0]]))
     for x in (Tensor([1.0]), Tensor([1, 2]), zeros(2, 2, 2)):
-        assert "expected float32 (2, …)" in message(lambda: csr @ x)
+        assert "expected float32 (2, …)" in message(partial(csr, x))
 
 
 def test_rank_by_rank_it_comes_nearer():
@@ -339,7 +339,7 @@ def test_rank_by_rank_it_comes_nearer():
     assert two.count() == 2 * 12 + 7
     assert low_rank(Linear(3, 2, bias=False), 1)[1].bias is None
     for rank in (0, 6):
-        assert "1 to 5" in message(lambda: low_rank(layer, rank))
+        assert "1 to 5" in message(partial(low_rank, layer, rank))
 
 
 def test_a_teacher_pulls_towards_itself():
@@ -354,8 +354,9 @@ def test_a_teacher_pulls_towards_itself():
         optimizer.zero_grad()
         loss(student, x, t).backward()
         optimizer.step()
-    assert np.allclose(student.weight.numpy(), teacher[0].weight.numpy(),
-                       atol=0.05)
+    # Not the weights: to all logits a number may be added.
+    said = [net(x).softmax(-1).numpy() for net in (student, teacher[0])]
+    assert np.abs(said[0] - said[1]).max() < 0.03
     assert teacher.training and all(p.grad is None
                                     for p in teacher.parameters())
     assert all(np.array_equal(a, p.numpy()) for a, p in zip(
@@ -365,7 +366,7 @@ def test_a_teacher_pulls_towards_itself():
                         loss_of(student, x, t).item(), rel_tol=1e-5)
     for wrong in ((0, 0.5), (1, 1.5)):
         assert "expected a temperature" in message(
-            lambda: distilled(teacher, *wrong))
+            partial(distilled, teacher, *wrong))
 
 
 def test_the_front_is_not_dominated():
