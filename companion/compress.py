@@ -1,6 +1,7 @@
-# Tangled from compression: edit there, `make tangle`. sha256:dc7d6c1dc6e6
+# Tangled from compression: edit there, `make tangle`. sha256:610116eb72e5
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
@@ -282,19 +283,26 @@ class CSR(Module):
                                                         int64]):
             raise ValueError(f"CSR: expected float32 ({n}, …) on cpu, got "
                              f"{x.dtype} {x.shape} on {x.device}")
-        library = kernel_or_tell("sparse products are dense, by NumPy",
-                                 "kernels/sparse.c", "-O3")
-        if library is None:
+        product = sparse_product()
+        if product is None:
             return self.dense() @ x
         y = np.empty((m, *x.shape[1:]), np.float32)
-        if library.product(*arrays, np.ascontiguousarray(x.numpy()), y, m, n,
-                           math.prod(x.shape[1:]), len(arrays[0]),
-                           POOL.threads, POOL.address):
+        if product(*arrays, np.ascontiguousarray(x.numpy()), y, m, n,
+                   math.prod(x.shape[1:]), len(arrays[0]), POOL.threads,
+                   POOL.address):
             raise ValueError("CSR: columns or starts lie outside of the "
                              "matrix; the file it came from is damaged")
         return from_numpy(y)
 
     __matmul__ = forward
+
+
+@functools.cache
+def sparse_product() -> Callable[..., int] | None:
+    """The compiled `product`; None without a C compiler."""
+    library = kernel_or_tell("sparse products are dense, by NumPy",
+                             "kernels/sparse.c", "-O3")
+    return library and library.product
 
 
 class SparseLinear(Module):

@@ -1,5 +1,5 @@
-/* Tangled from compression: edit there, `make tangle`. sha256:c2b2af6b00e6 */
-#line 632 "chapters/systems/compression.md"
+/* Tangled from compression: edit there, `make tangle`. sha256:deb09f9ad467 */
+#line 635 "chapters/systems/compression.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct job {
@@ -27,7 +27,7 @@ static void part(void *job, long i) {
       piece(g, r, j, g->n - j < PIECE ? g->n - j : PIECE);
 }
 
-#line 663 "chapters/systems/compression.md"
+#line 666 "chapters/systems/compression.md"
 /* y (m, n) = a sparse matrix (m, inner), of `count` values, times
    x (inner, n); returns 0, and else there are no such places */
 long product(const float *values, const int *columns, const long *starts,
