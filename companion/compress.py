@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:610116eb72e5
+# Tangled from compression: edit there, `make tangle`. sha256:19ae2ac00f42
 from __future__ import annotations
 
 import functools
@@ -109,7 +109,9 @@ class Masks(Observer):
                 raise ValueError(f"Masks: {name} is {place} in the model, "
                                  f"and the mask {mask.shape}; expected "
                                  f"masks made for this model")
-        self.masks = dict(state["masks"])
+        # Where the model is: a captured step may not bring them along.
+        self.masks = {name: mask.to(own[name].device)
+                      for name, mask in state["masks"].items()}
         self.apply()
 
     @property
@@ -298,11 +300,11 @@ class CSR(Module):
 
 
 @functools.cache
-def sparse_product() -> Callable[..., int] | None:
+def sparse_product() -> Callable[..., Any] | None:
     """The compiled `product`; None without a C compiler."""
     library = kernel_or_tell("sparse products are dense, by NumPy",
                              "kernels/sparse.c", "-O3")
-    return library and library.product
+    return None if library is None else library.product
 
 
 class SparseLinear(Module):

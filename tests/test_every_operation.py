@@ -867,7 +867,7 @@ EXCLUDED = {
         Embedding rotary sinusoidal""",
     "keeps what was computed: test_memoization": """
         CachedGPT KVCache PagedCache Request Server""",
-    "makes smaller: test_compression, chapters": """
+    "makes smaller: chapters": """
         CSR Masks SparseLinear distilled layerwise low_rank magnitude
         pareto_front prunable shrunk strongest svd two_of_four unit_masks""",
     "of pictures: test_convolution_devices, test_convolution_peers": """

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:9b7bb8f3161a
+# Tangled from compression: edit there, `make tangle`. sha256:969bd58d9397
 from __future__ import annotations
 
 import math
@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from companion.activations import relu
+from companion.compiler.capture import jit
 from companion.compress import (
     CSR,
     Masks,
@@ -199,6 +200,31 @@ def test_masks_are_saved_and_loaded():
     twin = deepcopy(again)  # a copy has masks of its own
     twin.fit(12)
     assert stays(twin.model, masks) and twin.observers[0].model is twin.model
+
+
+def test_masks_hold_in_a_captured_step():
+    net = drawn_net()
+    net.to("lazy")
+    optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
+    keeper = Masks(net, magnitude(prunable(net), 0.7))
+    x, t = randn(32, 6), Tensor(np.arange(32) % 3)
+
+    @jit
+    def step(x, t):
+        optimizer.zero_grad()
+        loss_of(net, x, t).backward()
+        optimizer.step()
+        keeper.apply()
+
+    for _ in range(5):
+        step(x.to("lazy"), t.to("lazy"))
+    assert len(step.programs) == 1 and stays(net, keeper.masks)
+    net.to("cpu")  # moved, with masks that were made elsewhere
+    net[0].weight.detach().assign(randn(8, 6))
+    keeper.apply()
+    assert stays(net, keeper.masks)
+    small = shrunk(net.to("lazy"), 0, strongest(net[0], 3))
+    assert str(small(x.to("lazy")).device) == "lazy"
 
 
 def test_masks_fit_their_model():
