@@ -870,6 +870,9 @@ EXCLUDED = {
     "of few bits: test_quantization": """
         HalfWeight IntegerWeight QuantizedWeight RoundedWeight Scheme
         calibrate load_quantized quantized""",
+    "makes smaller: chapters": """
+        CSR Masks SparseLinear distilled layerwise low_rank magnitude
+        pareto_front prunable shrunk strongest svd two_of_four unit_masks""",
     "of pictures: test_convolution_devices, test_convolution_peers": """
         AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv1d Conv2d
         ConvTranspose2d Dropout2d Flatten MaxPool2d adaptive_avg_pool2d
