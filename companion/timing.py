@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization: edit there, `make tangle`. sha256:7a4e6c205c26  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression: edit there, `make tangle`. sha256:ba59a1ca7fa1  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -388,4 +388,5 @@ BENCHES = {
     "profile": "companion.profiler",
     "decode": "companion.milestones.decode_bench",
     "quantize": "companion.milestones.quantize_bench",
+    "sparse": "companion.milestones.sparse_bench",
 }
