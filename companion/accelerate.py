@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:a8a40bb538d2
+# Tangled from acceleration: edit there, `make tangle`. sha256:737a0e865886
 from __future__ import annotations
 
 import json
@@ -246,6 +246,20 @@ def repeating(kept: Iterable[Tensor]) -> Callable[[Key], Tensor]:
 CHECKPOINT = Op("CHECKPOINT", 0)
 
 
+def as_leaf(x: Tensor) -> Tensor:
+    """The same memory, and no past."""
+    return x.detach().requires_grad_() if x.requires_grad else x
+
+
+def leaves_behind(y: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
+    """What y was computed from and asks for a gradient, but `given`."""
+    read = [y, *[x for _, record in lineage(y) for x in record.src]]
+    known = set(map(id, given))
+    return list(dict.fromkeys([
+        x for x in read if x.requires_grad and x.record is None
+        and id(x) not in known]))
+
+
 def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), of which only the inputs are kept.
 
@@ -274,20 +288,6 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     y.record = Record(CHECKPOINT, src, (function, len(inputs), kept), [
         (i, version(x)) for i, x in enumerate(src)], version(y))
     return y
-
-
-def as_leaf(x: Tensor) -> Tensor:
-    """The same memory, and no past."""
-    return x.detach().requires_grad_() if x.requires_grad else x
-
-
-def leaves_behind(y: Tensor, given: Iterable[Tensor]) -> list[Tensor]:
-    """What y was computed from and asks for a gradient, but `given`."""
-    read = [y, *[x for _, record in lineage(y) for x in record.src]]
-    known = set(map(id, given))
-    return list(dict.fromkeys([
-        x for x in read if x.requires_grad and x.record is None
-        and id(x) not in known]))
 
 
 class Rules:

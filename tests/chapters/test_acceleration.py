@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:0d427670bef8
+# Tangled from acceleration: edit there, `make tangle`. sha256:c44578dbd279
 from __future__ import annotations
 
 import math
@@ -24,48 +24,22 @@ from companion.accelerate import (
     winner,
     winners_file,
 )
+from companion.activations import gelu
 from companion.autograd import no_grad
 from companion.blas import product
 from companion.buffer import Buffer, Storage
 from companion.compiler.capture import jit
-from companion.device import CPU
 from companion.dtype import bfloat16, float32, float64
 from companion.layers import Dropout, LayerNorm, Linear, Sequential, parameter
 from companion.literate import message
 from companion.losses import cross_entropy
-from companion.optim import SGD, AdamW
-from companion.profiler import Traced, timeline
+from companion.optim import SGD
 from companion.tensor import Tensor
 from companion.tensor.gradients import grad, gradcheck
 from companion.tensor.random import manual_seed, rand, randint, randn
 from companion.timing import FORK
-from companion.transformer import CONFIGS, GPT, GPTConfig, next_token_loss
+from companion.transformer import GPT, GPTConfig
 from companion.view import View
-
-
-def whole(net, x, y):
-    loss = next_token_loss(net, x, y)
-    loss.backward()
-    return loss.detach()
-
-
-def training(device, change=lambda net: None, backward=whole,
-             config=CONFIGS["cpu"]):
-    """A step of AdamW, ready to run."""
-    manual_seed(0)
-    net = GPT(config).to(device)
-    change(net)
-    x, y = [randint(0, 65, (12, config.block_size)).to(device)
-            for _ in "xy"]
-    optimizer = AdamW(net.parameters(), 1e-3)
-
-    def step(x, y):
-        loss = backward(net, x, y)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-    run = jit(step) if device == "lazy" else step
-    return lambda: run(x, y), run
 
 
 def test_a_lucky_run_does_not_win():
@@ -184,28 +158,6 @@ def test_two_processes_do_no_harm():
         assert [p.name for p in folder.iterdir()] == ["tuned.json"]
 
 
-def watched(change=lambda net: None, backward=whole,
-            config=CONFIGS["cpu"]):
-    """Bytes over the turns of a step, besides what was there before."""
-    trace = Traced(CPU)
-    step, _ = training(trace, change, backward, config)
-    step()  # makes the optimizer's memory
-    before = sum(a.nbytes for a in trace.allocations if a.gone is None)
-    start = next(trace.turns)
-    trace.watch(step)
-    return [size - before for turn, size in timeline(trace.allocations)
-            if turn > start]
-
-
-def megabytes(*how, **options):
-    return max(watched(*how, **options)) / 1e6
-
-
-def forget_blocks(net):
-    for block in net.h:
-        block.forward = partial(checkpoint, block.forward)
-
-
 def test_parts_weigh_what_they_hold():
     manual_seed(0)
     logits = randn(6, 4, 5).detach().requires_grad_()
@@ -225,12 +177,12 @@ def test_parts_weigh_what_they_hold():
     assert not np.allclose(logits.grad.numpy(), right, atol=1e-3)
     for counts in ([1], [1, 1, 1, -1], [0, 0, 0, 0]):
         assert "expected for each of 4" in message(
-            lambda: accumulate(print, parts, counts))
+            partial(accumulate, print, parts, counts))
 
 
 def network(width=8, p=0.5):
-    return Sequential(Linear(width, width), LayerNorm(width),
-                      Dropout(p), Linear(width, width), Dropout(p))
+    return Sequential(LayerNorm(width), Linear(width, 4 * width), gelu,
+                      Dropout(p), Linear(4 * width, width), Dropout(p))
 
 
 def gradients(way, parts, x):
@@ -360,17 +312,22 @@ def test_any_function_of_tensors():
 
 
 def test_programs_compute_again():
-    tiny = GPTConfig(16, 65, 4, 2, 32, dropout=0.2, bias=False)
     found = {}
-    for change in (lambda net: None, forget_blocks):
-        step, run = training("lazy", change, config=tiny)
-        losses = [float(step().item()) for _ in range(6)]
-        found[change] = losses, [c.program.plan.room for c in run.programs]
+    for way in (kept, forgotten):
+        manual_seed(0)
+        parts, x = [network() for _ in range(6)], randn(200, 8)
+        for part in parts:
+            part.to("lazy")
+        step = jit(lambda x, way=way, parts=parts: grad(
+            way(parts, x).square().sum(), parts[0].parameters()))
+        slopes = [[g.numpy() for g in step(x)] for _ in range(5)]
+        found[way] = slopes, [c.program.plan.room for c in step.programs]
     (one, rooms), (two, less) = found.values()
-    assert np.allclose(one, two, rtol=1e-4)  # masks included, at each call
+    for a, b in zip(one, two):  # with other masks at each call
+        assert all(np.allclose(*pair, rtol=1e-3, atol=1e-3)
+                   for pair in zip(a, b))
+    assert not np.allclose(one[3][0], one[4][0])
     assert not rooms or less[0] < 0.7 * rooms[0]
-    assert megabytes(forget_blocks, config=tiny) < 0.7 * megabytes(
-        config=tiny)
 
 
 def test_weights_return_to_their_places():
@@ -409,7 +366,7 @@ def test_a_factor_is_found():
     scaler.step(optimizer, max_norm=5.0)
     assert np.allclose(w.numpy(), before - [1.5, 2.0])
     for bad in ((0.0,), (1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 2.0, 0.5, 0)):
-        assert "GradScaler" in message(lambda: GradScaler(*bad))
+        assert "GradScaler" in message(partial(GradScaler, *bad))
 
 
 def test_a_program_asks_for_the_factor():
