@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:737a0e865886
+# Tangled from acceleration: edit there, `make tangle`. sha256:9e98db77ae64
 from __future__ import annotations
 
 import json
@@ -67,12 +67,16 @@ def fastest(runs: Runs, rounds: int = 9) -> str:
     return winner(timed_rounds(final, rounds))
 
 
-def timed_rounds(runs: Runs, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each in every round, in turn; the first warms up."""
+def timed_rounds(runs: Runs, rounds: int,
+                 burst: int = 3) -> dict[str, list[float]]:
+    """Seconds of each in every round, the best of some runs; in turn.
+
+    A round more than that warms up.
+    """
     found: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds + 1):
         for name, run in runs.items():
-            found[name].append(best(run, 3))
+            found[name].append(best(run, burst))
     return {name: times[1:] for name, times in found.items()}
 
 
@@ -129,7 +133,8 @@ class Product(NamedTuple):
 def memory_for(view: View, dtype: DType) -> Buffer:
     """Ones, lying as a view says."""
     room = view.offset + 1 + sum(
-        [(n - 1) * max(s, 0) for n, s in zip(view.shape, view.strides)])
+        [max(n - 1, 0) * max(s, 0)
+         for n, s in zip(view.shape, view.strides)])
     return Buffer(Storage(np.ones(room, dtype.numpy)), view, dtype)
 
 

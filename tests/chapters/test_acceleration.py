@@ -1,10 +1,11 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:c44578dbd279
+# Tangled from acceleration: edit there, `make tangle`. sha256:5a00b82d1810
 from __future__ import annotations
 
 import math
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -124,12 +125,13 @@ def test_a_record_decides_without_a_clock():
 
 
 def test_damaged_files_are_ignored():
-    with own_cache() as folder:
+    with own_cache() as folder, redirect_stderr(StringIO()) as told:
         path = folder / "tuned.json"
         for text in (b"", b"{", b"\xff\xfe", b"[1]", b'{"a": "depth -1"}',
                      b'{"a": ["b"]}', b'{"a": 3}', b"null"):
             path.write_bytes(text)
             assert read_winners(path) == {}, text
+            assert "is ignored" in told.getvalue()
         keep_winners(path, {"a": "as ever"})
         assert read_winners(path) == {"a": "as ever"}
         path.unlink()
