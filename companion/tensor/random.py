@@ -1,11 +1,13 @@
-# Tangled from indexing, data: edit there, `make tangle`. sha256:5fdff63ea74e
+# Tangled from indexing, data, acceleration: edit there, `make tangle`. sha256:a3ef464cac76  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -67,9 +69,12 @@ class Generator:
                 device: Device | str = CPU) -> Tensor:
         """float32 in [0, 1), multiples of 2**-24."""
         numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
+
         # Fed, so that a device that replays a program draws new numbers.
-        fed = feed(lambda: {"key": np.array(self.advance(numbers))}, device)
-        return Tensor.apply(RANDOM, fed["key"], arg=shape)
+        def draw() -> Tensor:
+            return feed(lambda: {"key": np.array(self.advance(numbers))},
+                        device)["key"]
+        return Tensor.apply(RANDOM, KEYS.get()(draw), arg=shape)
 
 
 GENERATOR = Generator()
@@ -125,3 +130,19 @@ def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)
     return from_numpy(np.argsort(keys.numpy(), kind="stable"))
+
+
+Key = Callable[[], Tensor]
+# Who answers when a generator is asked for its next key: it, by default.
+KEYS: ContextVar[Callable[[Key], Tensor]] = ContextVar(
+    "keys", default=lambda draw: draw())
+
+
+@contextmanager
+def keys_from(answer: Callable[[Key], Tensor]) -> Iterator[None]:
+    """Inside the block `answer(draw)` gives the keys, for all generators."""
+    token = KEYS.set(answer)
+    try:
+        yield
+    finally:
+        KEYS.reset(token)
