@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression: edit there, `make tangle`. sha256:8a12c03f9d2e  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration: edit there, `make tangle`. sha256:8ecd3116cd61  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -102,4 +102,7 @@ EXPORTS: dict[str, str] = {
         "CSR", "Masks", "SparseLinear", "distilled", "layerwise", "low_rank",
         "magnitude", "pareto_front", "prunable", "shrunk", "strongest", "svd",
         "two_of_four", "unit_masks"), "companion.compress"),
+    **dict.fromkeys((
+        "GradScaler", "accumulate", "checkpoint", "computing_in", "tune"),
+        "companion.accelerate"),
 }
