@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:87e0c9332782  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, scaling: edit there, `make tangle`. sha256:a6c6ba45a257  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -387,4 +387,7 @@ BENCHES = {
     "capture": "companion.milestones.capture_bench",
     "profile": "companion.profiler",
     "decode": "companion.milestones.decode_bench",
+    "scale": "companion.milestones.scale_bench",
 }
+
+ONCE.add("scale")  # a worker has one thread; there are more workers
