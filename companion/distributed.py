@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:61e51eb581c2
+# Tangled from scaling: edit there, `make tangle`. sha256:25b662866ecb
 from __future__ import annotations
 
 import math
@@ -31,6 +31,7 @@ from companion.native import POOL, set_threads
 from companion.ops import Op
 from companion.optim import Optimizer
 from companion.tensor import Tensor
+from companion.tensor.creation import zeros_like
 from companion.timing import FORK
 from companion.training import (
     Gradients,
@@ -130,6 +131,14 @@ def check_length(group: Group, wanted: int, got: int, source: int) -> None:
             f"{source}, got {got}; are models and data the same on all?")
 
 
+def connected(size: int) -> list[dict[int, socket.socket]]:
+    """For each worker its ends of sockets, by the other's rank."""
+    pairs = {(i, j): socket.socketpair() for i in range(size)
+             for j in range(i)}
+    return [{j: pairs[max(i, j), min(i, j)][i < j] for j in range(size)
+             if j != i} for i in range(size)]
+
+
 def spawn(size: int, work: Callable[..., Any], *args: Any,
           patience: float = 60.0) -> list[Any]:
     """`work(group, *args)` in so many processes: what they return.
@@ -138,10 +147,7 @@ def spawn(size: int, work: Callable[..., Any], *args: Any,
     """
     if size < 1:
         raise ValueError(f"spawn: expected 1 worker or more, got {size}")
-    pairs = {(i, j): socket.socketpair() for i in range(size)
-             for j in range(i)}
-    lines = [{j: pairs[max(i, j), min(i, j)][i < j] for j in range(size)
-              if j != i} for i in range(size)]
+    lines = connected(size)
     pipes = [FORK.Pipe(duplex=False) for _ in range(size)]
     workers = [FORK.Process(target=worked, daemon=True, args=(
         i, lines, pipes, patience, work, args)) for i in range(size)]
@@ -193,18 +199,17 @@ def results(workers: Sequence[Any], pipes: list[Any],
     found: dict[int, Any] = {}
     limit: float | None = None  # until one fails they may take their time
     while len(found) < len(pipes):
-        there = wait([p for i, p in enumerate(pipes) if i not in found],
-                     limit)
-        for i in [pipes.index(pipe) for pipe in there]:
-            found[i] = heard(workers[i], pipes[i])
-        failed = {i: x[1:] for i, x in sorted(found.items()) if not x[0]}
-        if failed:
-            limit = 2 * patience
+        there = wait([pipe for i, pipe in enumerate(pipes)
+                      if i not in found], limit)
         if not there:
             break
+        found |= {i: heard(workers[i], pipe) for i, pipe
+                  in enumerate(pipes) if pipe in there}
+        if not all(done for done, *_ in found.values()):
+            limit = 2 * patience  # by then the others have noticed
+    failed = [(x[1], i, x[2:]) for i, x in found.items() if not x[0]]
     if failed:
-        rank = min(failed, key=lambda i: failed[i][0])
-        _, kind, text, trace = failed[rank]
+        _, rank, (kind, text, trace) = min(failed)
         error = RuntimeError(f"worker {rank}: {kind}: {text}")
         error.add_note(trace)
         raise error
@@ -305,12 +310,14 @@ class Mpi(Group):
 
     def finish(self, request: Any, other: int) -> int:
         """Wait until it is done; how many bytes have come."""
-        end, status = time.monotonic() + self.patience, self.mpi.Status()
+        start, status = time.monotonic(), self.mpi.Status()
         try:
             while not request.Test(status):
-                if time.monotonic() > end:
+                waited = time.monotonic() - start
+                if waited > self.patience:
                     raise Lost(silence(self, other))
-                os.sched_yield()  # the other may need this processor
+                # The other may need this processor.
+                time.sleep(1e-4 if waited > 1e-3 else 0)
         except self.mpi.Exception as error:  # such as a message too long
             raise ValueError(f"worker {self.rank}, with worker {other}: "
                              f"{error}; are models and data the same on "
@@ -424,7 +431,7 @@ def sum_gradients(group: Group, parameters: Sequence[Tensor],
     count = np.array([p.grad is not None for p in parameters], np.float32)
     all_reduce(group, count)
     for bucket in buckets([p for p, n in zip(parameters, count) if n], most):
-        x = row_of([p.grad if p.grad is not None else p * 0
+        x = row_of([zeros_like(p) if p.grad is None else p.grad
                     for p in bucket])
         all_reduce(group, x)
         for p, g in zip(bucket, pieces(x, bucket)):

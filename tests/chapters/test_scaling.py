@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:717af9c93cc3
+# Tangled from scaling: edit there, `make tangle`. sha256:5e71be62a2ac
 from __future__ import annotations
 
 import math
@@ -15,12 +15,14 @@ from companion.data import DataLoader
 from companion.distributed import (
     ALONE,
     ColumnParallel,
+    Cost,
     DataParallel,
     Group,
     Lost,
     RowParallel,
     Sharded,
     all_reduce,
+    fitted,
     spawn,
     sum_gradients,
 )
@@ -246,6 +248,16 @@ def test_a_run_goes_on_with_other_workers():
             for found in spawn(then, partial(kept, share=Sharded), path):
                 assert len(found) == 6
                 assert np.allclose(found, plain, rtol=1e-4)
+
+
+def test_the_costs_of_exact_times_are_found_again():
+    cost = Cost(2e-5, 3e-10)
+    rows = [(p, n, cost.all_reduce(p, n)) for p in (2, 4)
+            for n in (10, 10 ** 4, 10 ** 7)]
+    assert np.allclose(fitted(rows), cost, rtol=1e-6, atol=0)
+    assert cost.all_reduce(1, 10) == 0
+    # What would be less than nothing costs nothing.
+    assert fitted([(2, 10, 1.0), (2, 1000, 0.5)]).per_byte == 0
 
 
 class Stops(Observer):
