@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:25b662866ecb
+# Tangled from scaling: edit there, `make tangle`. sha256:fbd17d042599
 from __future__ import annotations
 
 import math
@@ -139,6 +139,16 @@ def connected(size: int) -> list[dict[int, socket.socket]]:
              if j != i} for i in range(size)]
 
 
+def heard(worker: Any, pipe: Any) -> Any:
+    """A worker's last words, or what its end says."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        worker.join(1)
+        how = f"it ended with status {worker.exitcode}"
+        return False, (False, 0.0), "killed", how, how
+
+
 def spawn(size: int, work: Callable[..., Any], *args: Any,
           patience: float = 60.0) -> list[Any]:
     """`work(group, *args)` in so many processes: what they return.
@@ -214,16 +224,6 @@ def results(workers: Sequence[Any], pipes: list[Any],
         error.add_note(trace)
         raise error
     return [found[i][1] for i in range(len(pipes))]
-
-
-def heard(worker: Any, pipe: Any) -> Any:
-    """A worker's last words, or what its end says."""
-    try:
-        return pipe.recv()
-    except EOFError:
-        worker.join(1)
-        how = f"it ended with status {worker.exitcode}"
-        return False, (False, 0.0), "killed", how, how
 
 
 def part(n: int, i: int, size: int) -> slice:

