@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:fbd17d042599
+# Tangled from scaling: edit there, `make tangle`. sha256:405a1d92d7b1
 from __future__ import annotations
 
 import math
@@ -317,7 +317,7 @@ class Mpi(Group):
                 if waited > self.patience:
                     raise Lost(silence(self, other))
                 # The other may need this processor.
-                time.sleep(1e-4 if waited > 1e-3 else 0)
+                os.sched_yield() if waited < 1e-3 else time.sleep(1e-4)
         except self.mpi.Exception as error:  # such as a message too long
             raise ValueError(f"worker {self.rank}, with worker {other}: "
                              f"{error}; are models and data the same on "
@@ -353,6 +353,7 @@ def world() -> Iterator[Group]:
 HERE = {
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm"}
 
 

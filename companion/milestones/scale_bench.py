@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:d1b9898bbb73
+# Tangled from scaling: edit there, `make tangle`. sha256:f8921cd24348
 """All-reduces beside gloo's, and training steps, on two processes."""
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def races(group: Group, store: str, quick: bool) -> list[dict]:
     peer = gloo(group, store) if find_spec("torch") else None
     found = []
     for name, n in list(ROWS.items())[:3 if quick else 4]:
-        x, calls = np.zeros(n, np.float32), max(1, min(50, (1 << 20) // n))
+        x, calls = np.zeros(n, np.float32), max(2, min(400, (1 << 23) // n))
         ours = partial(clocked, group, partial(all_reduce, group, x), calls)
         line = turns(ours, partial(clocked, group, partial(peer, x), calls),
-                     3 if quick else 15).line(
+                     7 if quick else 15).line(
             lambda s: x.nbytes / s / 1e9) if peer else MISSING  # noqa: B023
         found.append({"case": f"all-reduce of {name}", **line})
     return found

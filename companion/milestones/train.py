@@ -1,4 +1,4 @@
-# Tangled from language, scaling: edit there, `make tangle`. sha256:c1106f42cb5f  # noqa: E501
+# Tangled from language, scaling: edit there, `make tangle`. sha256:973253bb8f22  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -172,14 +172,17 @@ def conclude(now: Session) -> None:
 STOPPED = 128 + signal.SIGINT  # as every program that Ctrl-C ends
 
 
-def announce(now: Session, each: float) -> None:
+def announce(now: Session, each: float, group: Group) -> None:
     """What will be done, and about how long it will take."""
     job, left = now.job, now.recipe.steps - now.run.steps
+    many = f", on {group.size} processes" if group.size > 1 else ""
+    # A key that mpiexec hears ends all at once.
+    key = f"stops: {job.again}" if many else "saves and stops."
     print(f"{job.config}: {now.model.config.parameters:,} parameters, "
           f"{left:,} steps of {now.recipe.batch} x "
-          f"{now.model.config.block_size} letters on {job.device}, about "
-          f"{duration(each * left)}.\n"
-          f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
+          f"{now.model.config.block_size} letters on {job.device}{many}, "
+          f"about {duration(each * left)}.\n"
+          f"All goes to {job.folder}; Ctrl-C {key}", flush=True)
 
 
 def work(job: Job, group: Group) -> int:
@@ -189,7 +192,7 @@ def work(job: Job, group: Group) -> int:
     each = seconds_a_step(replace(
         recipe, batch=-(-recipe.batch // group.size)), text, job.device)
     now = shared(job, text, group)
-    announce(now, each)
+    announce(now, each, group)
     first = group.rank == 0
     if first:
         about = {n: getattr(job, n) for n in ("config", "seed", "device")}
