@@ -29,6 +29,10 @@ TOOLS = {
         lambda: importlib.util.find_spec("torch"),
         "install PyTorch (.venv/bin/pip install torch==2.13.0)",
     ),
+    "mpi": (
+        lambda: importlib.import_module("companion.distributed").mpiexec(),
+        "run on Linux and x86-64, for which MPI has wheels",
+    ),
     "network": (
         lambda: not subprocess.run(ASK, capture_output=True).returncode,
         "connect to a network",

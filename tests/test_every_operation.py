@@ -875,6 +875,8 @@ EXCLUDED = {
         pareto_front prunable shrunk strongest svd two_of_four unit_masks""",
     "trains in less memory or with fewer bits: test_acceleration": """
         GradScaler accumulate checkpoint computing_in tune""",
+    "of several workers: test_distributed, chapters": """
+        ColumnParallel DataParallel RowParallel Sharded spawn world""",
     "of pictures: test_convolution_devices, test_convolution_peers": """
         AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv1d Conv2d
         ConvTranspose2d Dropout2d Flatten MaxPool2d adaptive_avg_pool2d

@@ -1,14 +1,16 @@
-# Tangled from language: edit there, `make tangle`. sha256:eb52671ebbb1
+# Tangled from language, scaling: edit there, `make tangle`. sha256:973253bb8f22  # noqa: E501
 from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
 import math
+import os
 import platform
 import shlex
 import signal
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from companion.device import DEVICES, DRIVERS
+from companion.distributed import Group, barrier, parallel, world
 from companion.milestones.language import (
     RECIPES,
     Recipe,
@@ -169,31 +172,39 @@ def conclude(now: Session) -> None:
 STOPPED = 128 + signal.SIGINT  # as every program that Ctrl-C ends
 
 
-def announce(now: Session, each: float) -> None:
+def announce(now: Session, each: float, group: Group) -> None:
     """What will be done, and about how long it will take."""
     job, left = now.job, now.recipe.steps - now.run.steps
+    many = f", on {group.size} processes" if group.size > 1 else ""
+    # A key that mpiexec hears ends all at once.
+    key = f"stops: {job.again}" if many else "saves and stops."
     print(f"{job.config}: {now.model.config.parameters:,} parameters, "
           f"{left:,} steps of {now.recipe.batch} x "
-          f"{now.model.config.block_size} letters on {job.device}, about "
-          f"{duration(each * left)}.\n"
-          f"All goes to {job.folder}; Ctrl-C saves and stops.", flush=True)
+          f"{now.model.config.block_size} letters on {job.device}{many}, "
+          f"about {duration(each * left)}.\n"
+          f"All goes to {job.folder}; Ctrl-C {key}", flush=True)
 
 
-def work(job: Job) -> int:
+def work(job: Job, group: Group) -> int:
     """Train until it is done, or Ctrl-C stops it."""
     recipe, text = RECIPES[job.config], plays()
     print("three steps to see how long it takes ...", flush=True)
-    each = seconds_a_step(recipe, text, job.device)
-    now = prepared(job, text)
-    announce(now, each)
-    about = {n: getattr(job, n) for n in ("config", "seed", "device")}
-    write_atomically(job.file("run.json"), json.dumps(about).encode())
-    text.tokenizer.save(job.file("tokenizer.json"))
+    each = seconds_a_step(replace(
+        recipe, batch=-(-recipe.batch // group.size)), text, job.device)
+    now = shared(job, text, group)
+    announce(now, each, group)
+    first = group.rank == 0
+    if first:
+        about = {n: getattr(job, n) for n in ("config", "seed", "device")}
+        write_atomically(job.file("run.json"), json.dumps(about).encode())
+        text.tokenizer.save(job.file("tokenizer.json"))
     try:
         now.run.fit(recipe.steps, job.file(CHECKPOINT))
-        keep(now)
+        if first:
+            keep(now)
         if now.run.steps == recipe.steps:
-            conclude(now)
+            if first:
+                conclude(now)
             return 0
     except KeyboardInterrupt:
         print("\nstopped at once", end=": ")
@@ -213,7 +224,7 @@ def resumed(folder: Path, device: str | None) -> Job:
     """The run of a folder, on the device that it had, or another."""
     try:
         job = Job(folder, **json.loads((folder / "run.json").read_text()))
-        RECIPES[job.config]
+        varied(job.config)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{folder} holds no run to go on with ({error!r}); begin one: "
@@ -227,7 +238,10 @@ def job_of(options: argparse.Namespace) -> Job:
     if options.resume:
         return resumed(options.resume, options.device)
     config = options.config or "cpu"
-    return begun(Job(options.out or Path(f"_build/gpt-{config}"), config,
+    others = [f"{name}={getattr(options, name)}"
+              for name in ("steps", "batch") if getattr(options, name)]
+    return begun(Job(options.out or Path(f"_build/gpt-{config}"),
+                     varied(" ".join([config, *others])),
                      options.seed or 0, options.device or "cpu"))
 
 
@@ -239,23 +253,70 @@ def options_of(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="FOLDER",
                         help="where it is kept (_build/gpt-CONFIG)")
     parser.add_argument("--seed", type=int, help="of a new run (0)")
+    parser.add_argument("--steps", type=count, help="as in the recipe")
+    parser.add_argument("--batch", type=count, help="rows of all workers")
     parser.add_argument("--device", choices=DEVICES | DRIVERS,
                         help="where it runs (cpu)")
     parser.add_argument("--resume", type=Path, metavar="FOLDER",
                         help="go on with the run in there")
     options = parser.parse_args(argv)
-    given = [options.config, options.out, options.seed]
-    if options.resume and given != [None] * 3:
-        parser.error("--resume takes config, seed and folder from the run; "
-                     "beside it only --device can be given")
+    given = [options.config, options.out, options.seed, options.steps,
+             options.batch]
+    if options.resume and given != [None] * 5:
+        parser.error("--resume takes config, seed, steps, batch and folder "
+                     "from the run; beside it only --device can be given")
     return options
 
 
 def main(argv: list[str]) -> int:
     """Train a GPT on Shakespeare, or go on: train gpt --config cpu."""
     options = options_of(argv)
+    with world() as group, open(os.devnull, "w") as nobody:
+        with redirect_stdout(nobody if group.rank else sys.stdout):
+            status = obeyed(options, group)
+        if status == 2 and group.size > 1:
+            raise SystemExit(status)  # inside: it ends the others as well
+        return status
+
+
+def shared(job: Job, text: Text, group: Group) -> Session:
+    """A job that begins or goes on, on the workers of a group."""
+    if group.size == 1:
+        return prepared(job, text)
+    if group.rank:
+        barrier(group)  # worker 0 reads first, and clears up before
+    now = prepared(job, text)
+    if group.rank == 0:
+        barrier(group)
+    watching = now.run.observers
+    now.run.observers = [x for x in watching if group.rank == 0
+                         or not isinstance(x, ProgressBar)]
+    return now._replace(run=parallel(now.run, group))
+
+
+def varied(name: str) -> str:
+    """A recipe's name, such as "cpu" or "cpu steps=9"; makes it known."""
+    if name not in RECIPES:
+        base, *others = str(name).split()
+        changes: dict[str, Any] = {
+            key: int(n) for key, n in (x.split("=") for x in others)}
+        RECIPES[name] = replace(RECIPES[base], **changes)
+    return name
+
+
+def count(text: str) -> int:
+    """A number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {text!r}")
+    return int(text)
+
+
+def obeyed(options: argparse.Namespace, group: Group) -> int:
+    """Do what was typed; what cannot be done is one line."""
     try:
-        return work(job_of(options))
+        job = job_of(options)
+        barrier(group)  # before anybody writes what others look for
+        return work(job, group)
     except (OSError, RuntimeError, ValueError) as error:
         print(f"train: {error}", file=sys.stderr)
         return 2

@@ -1,0 +1,581 @@
+"""Workers agree: over sockets, over MPI, and when one of them is lost."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from importlib.metadata import distribution
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from companion import (
+    SGD,
+    AdamW,
+    ColumnParallel,
+    DataLoader,
+    DataParallel,
+    Linear,
+    Sequential,
+    Sharded,
+    Tensor,
+    Trainer,
+    distributed,
+    manual_seed,
+    mse_loss,
+    parameter,
+    randn,
+    spawn,
+    timing,
+)
+from companion.compiler.capture import compiled
+from companion.data import Arrays
+from companion.distributed import (
+    ALONE,
+    Lost,
+    Nccl,
+    all_gather,
+    all_reduce,
+    barrier,
+    broadcast,
+    buckets,
+    launch,
+    parallel,
+    part,
+    reduce_scatter,
+    world,
+)
+from companion.milestones import language, scale_bench, train
+from companion.training import NotFinite
+from companion.transformer import GPTConfig
+
+mpi = pytest.mark.needs("mpi")
+
+
+def drawn(rank, n, dtype):
+    return np.random.default_rng(rank).integers(0, 9, n).astype(dtype)
+
+
+def collectives(group, n, dtype):
+    """All of them, on whole numbers, which no order of a sum changes."""
+    x = [drawn(group.rank, n, dtype) for _ in range(3)]
+    mine = reduce_scatter(group, x[0]).copy()
+    all_reduce(group, x[1])
+    broadcast(group, x[2])
+    every = np.full(n, -1, dtype)
+    every[part(n, group.rank, group.size)] = mine
+    all_gather(group, every)
+    barrier(group)
+    return [y.tolist() for y in (x[1], every, x[2])]
+
+
+def expected(size, n, dtype):
+    total = sum(drawn(rank, n, dtype) for rank in range(size)).tolist()
+    return [total, total, drawn(0, n, dtype).tolist()]
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 20),
+       st.sampled_from(["f2", "f4", "f8", "i8"]))
+def test_collectives_over_sockets(size, n, dtype):
+    assert spawn(size, collectives, n, dtype) == [
+        expected(size, n, dtype)] * size
+
+
+def test_messages_larger_than_what_the_system_keeps():
+    found = spawn(3, lambda group: (
+        all_reduce(group, x := np.ones(3_000_000, np.float32)),
+        float(x.min()), float(x.max())))
+    assert found == [(None, 3.0, 3.0)] * 3
+
+
+def test_parts_are_all_of_it_once():
+    for n in range(12):
+        for size in range(1, 7):
+            parts = [part(n, i, size) for i in range(size)]
+            places = [i for p in parts for i in range(n)[p]]
+            assert places == list(range(n))
+            widths = [p.stop - p.start for p in parts]
+            assert max(widths) - min(widths) <= 1
+
+
+def test_buckets_hold_all_tensors_in_order():
+    tensors = [Tensor(np.zeros(n, d)) for n, d in (
+        (3, "f4"), (5, "f4"), (1, "f8"), (9, "f4"), (0, "f4"), (2, "f4"))]
+    found = buckets(tensors, 8)
+    assert [[t.size for t in b] for b in found] == [[3, 5], [1], [9], [0, 2]]
+
+
+# What the processes of mpiexec run: a function of this file, and of what
+# it returns the first worker prints a line.
+PROGRAM = """
+import json, sys
+from pathlib import Path
+sys.path[:0] = ["tests"]
+from companion.distributed import world
+import test_distributed as tests
+with world() as group:
+    found = getattr(tests, {name!r})(group, *{args!r})
+    if group.rank == 0:
+        print(json.dumps(found))
+"""
+
+
+def by_mpi(size, name, *args, **options):
+    return launch(size, "-c", PROGRAM.format(name=name, args=args),
+                  **options)
+
+
+def answer(ran):
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+@mpi
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_collectives_over_mpi(size):
+    found = answer(by_mpi(size, "several_lengths"))
+    assert found == [expected(size, n, "f4") for n in (0, 1, 2, 7)]
+
+
+def several_lengths(group):
+    return [collectives(group, n, "f4") for n in (0, 1, 2, 7)]
+
+
+MOMENTUM = partial(SGD, momentum=0.5)
+
+
+def a_run(group=ALONE, kind=MOMENTUM, share=None, rows=6,
+          accumulate=1, seed=0):
+    manual_seed(seed)
+    x, y = randn(30, 4), randn(30, 2)
+    model = Sequential(Linear(4, 7), Tensor.tanh, Linear(7, 2))
+    optimizer = kind(model.parameters(), lr=0.05)
+    batches = DataLoader(Arrays(x, y), batch_size=rows, shuffle=True)
+    return DataParallel(
+        model, share(optimizer, group) if share else optimizer, batches,
+        lambda model, x, y: mse_loss(model(x), y), clip=0.5,
+        accumulate=accumulate, group=group)
+
+
+def losses(group=ALONE, steps=6, path=None, **options):
+    run = a_run(group, **options)
+    run.fit(steps, path, every=2)
+    return [row["loss"] for row in run.history]
+
+
+@pytest.mark.parametrize("options", [
+    {"accumulate": 2}, {"rows": 5}, {"kind": AdamW, "share": Sharded},
+    {"share": Sharded}])
+def test_losses_over_sockets(options):
+    plain = losses(**options | {"share": None})
+    assert plain[-1] != plain[0]
+    for size in (2, 5):
+        for found in spawn(size, partial(losses, **options)):
+            np.testing.assert_allclose(found, plain, rtol=1e-4)
+
+
+@mpi
+def test_losses_over_mpi():
+    found = answer(by_mpi(2, "losses"))
+    np.testing.assert_allclose(found, losses(), rtol=1e-4)
+
+
+def test_one_worker_is_a_trainer():
+    """To the last bit: there is nothing to be added in another order."""
+    plain = a_run()
+    given = {f: getattr(plain, f) for f in (
+        "model", "optimizer", "batches", "loss_of", "clip")}
+    run = Trainer(**given)
+    run.fit(6)
+    np.testing.assert_allclose([row["loss"] for row in run.history],
+                               losses(), rtol=1e-6)
+
+
+def test_a_shared_state_is_the_plain_one():
+    """Either can go on from the other's."""
+    plain, ours = a_run(kind=AdamW), a_run(kind=AdamW, share=Sharded)
+    for run in (plain, ours):
+        run.fit(3)
+    states = [run.optimizer.state_dict() for run in (plain, ours)]
+    for place, memory in states[0]["state"].items():
+        for name, x in memory.items():
+            np.testing.assert_allclose(
+                states[1]["state"][place][name], x, rtol=1e-5, atol=1e-8)
+    plain.optimizer.load_state_dict(states[1])
+    ours.optimizer.load_state_dict(states[0])
+    fresh = a_run(share=Sharded)
+    assert fresh.optimizer.state_dict()["state"] == {}
+    with pytest.raises(ValueError, match="expected groups"):
+        ours.optimizer.load_state_dict({"state": {}, "param_groups": []})
+
+
+def test_a_step_of_all_weights_in_fewer_numbers_than_workers():
+    """Some workers have an empty part."""
+    def tiny(group):
+        p = parameter(Tensor([1.0, 2.0]))
+        optimizer = Sharded(AdamW([p]), group)
+        p.grad = Tensor([1.0, -1.0])
+        optimizer.step()
+        return p.tolist(), len(optimizer.state_dict()["state"])
+    found = spawn(4, tiny)
+    assert found == [found[0]] * 4
+    assert found[0][1] == 1 and found[0][0] != [1.0, 2.0]
+
+
+def test_layers_without_a_bias_and_an_uneven_cut():
+    def outputs(group):
+        manual_seed(0)
+        whole = Linear(3, 5, bias=False)
+        cut = ColumnParallel(whole, group)
+        x = randn(2, 3)
+        wanted = whole(x).numpy()[:, part(5, group.rank, group.size)]
+        return bool(np.allclose(cut(x).numpy(), wanted, atol=1e-6))
+    assert spawn(3, outputs) == [True] * 3
+
+
+class Ends(train.Observer):
+    """Worker 1 ends after the third step: killed, or by an error."""
+
+    def __init__(self, group, how):
+        self.group, self.how = group, how
+
+    def look(self, run, row):
+        if self.group.rank == 1 and run.steps == 3:
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise KeyError("somebody stumbled")
+
+
+def ended(group, how, path):
+    run = a_run(group)
+    run.observers.append(Ends(group, how))
+    run.fit(6, path, every=2)
+
+
+def left(path):
+    return sorted(p.name for p in path.parent.iterdir())
+
+
+@mpi
+@pytest.mark.parametrize("how", ["killed", "raises"])
+def test_a_lost_process_of_mpi_ends_all_and_the_run_goes_on(how, tmp_path):
+    path = tmp_path / "run"
+    ran = by_mpi(3, "ended", how, str(path))
+    assert ran.returncode
+    assert (how == "killed") or "somebody stumbled" in ran.stderr
+    found = answer(by_mpi(2, "losses", 6, str(path)))
+    np.testing.assert_allclose(found, losses(), rtol=1e-4)
+    assert left(path) == ["run", "run.jsonl"]
+
+
+def mismatched(group, difference):
+    """Worker 1 has a row of another length."""
+    all_reduce(group, np.zeros(8 + difference * group.rank))
+
+
+@mpi
+@pytest.mark.parametrize("difference", [-4, 4])
+def test_other_lengths_over_mpi(difference):
+    ran = by_mpi(2, "mismatched", difference)
+    assert ran.returncode and "the same on all?" in ran.stderr
+
+
+def silent(group):
+    group.patience = 0.5
+    if group.rank == 1:
+        time.sleep(60)
+    all_reduce(group, np.zeros(3))
+
+
+@mpi
+def test_a_silent_process_of_mpi_is_told():
+    ran = by_mpi(2, "silent")
+    assert ran.returncode
+    assert "worker 0 has waited 0.5 s for worker 1" in ran.stderr
+
+
+def test_without_mpi_it_is_said(monkeypatch):
+    monkeypatch.setattr(distributed, "find_spec", lambda name: None)
+    assert distributed.mpiexec() is None
+    with pytest.raises(RuntimeError, match=r"companion\[mpi\]"):
+        launch(2, "-c", "pass")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(RuntimeError, match="mpi4py is missing"), world():
+        pytest.fail("the block must not run")
+
+
+def test_without_mpiexec_one_is_alone():
+    with world() as group:
+        assert group is ALONE and (group.rank, group.size) == (0, 1)
+    with pytest.raises(KeyError), world():
+        raise KeyError("goes through as it is")
+
+
+def test_ctrl_c_ends_all_workers():
+    """As a shell does it: the signal goes to all processes at once."""
+    code = ("import os, time\nfrom companion import spawn\n"
+            "def work(group):\n"
+            "    print(os.getpid(), flush=True)\n    time.sleep(300)\n"
+            "spawn(2, work)")
+    with subprocess.Popen([sys.executable, "-c", code], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          start_new_session=True) as run:
+        workers = [int(run.stdout.readline()) for _ in range(2)]
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    assert run.returncode and said.count("KeyboardInterrupt") == 1
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+def test_a_result_that_cannot_travel():
+    with pytest.raises(RuntimeError, match="pickle"):
+        spawn(2, lambda group: lambda: None)
+
+
+def test_an_error_tells_where_it_was_raised():
+    with pytest.raises(RuntimeError, match="worker 0: ZeroDivisionError"
+                       ) as raised:
+        spawn(2, lambda group: 1 / group.rank)
+    assert "test_distributed.py" in raised.value.__notes__[0]
+
+
+def test_who_was_first_is_told_not_who_followed():
+    """Neighbours of a worker that is gone fail as well, a little later."""
+    def fall(group):
+        group.patience = 30
+        if group.rank == 2:
+            raise Lost("I was the first")
+        barrier(group)
+    with pytest.raises(RuntimeError, match="worker 2: Lost: I was"):
+        spawn(4, fall)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    def spoiled(group):
+        run = a_run(group)
+        if group.rank == 0:
+            p = next(iter(run.model.parameters())).detach()
+            p.assign(p * math.nan)
+        if group.rank:
+            group.patience = 20
+        run.save(tmp_path / "run")
+    with pytest.raises(RuntimeError, match=NotFinite.__name__):
+        spawn(2, spoiled)
+    assert not list(tmp_path.iterdir())
+
+
+def test_half_written_files_are_cleared_away(tmp_path):
+    path = tmp_path / "run"
+    (tmp_path / ".run.123").write_bytes(b"half")
+    plain = losses(path=tmp_path / "other" / "run")
+    found = spawn(3, partial(losses, path=path))
+    np.testing.assert_allclose(found, [plain] * 3, rtol=1e-4)
+    assert left(path) == ["other", "run", "run.jsonl"]
+
+
+def test_a_run_of_captured_steps_is_refused():
+    run = a_run()
+    model = run.model.to("lazy")
+    whole = Trainer(model, SGD(model.parameters()), run.batches, run.loss_of)
+    with pytest.raises(ValueError, match="not lazy"):
+        parallel(compiled(whole), ALONE)
+
+
+def test_a_run_that_has_begun_goes_on_in_parallel():
+    def going_on(group):
+        run = a_run()
+        run.fit(3)
+        on = parallel(run, group)
+        on.fit(6)
+        return [row["loss"] for row in on.history]
+    np.testing.assert_allclose(spawn(2, going_on), [losses()] * 2, rtol=1e-4)
+
+
+class Wire:
+    """CuPy's interface to NCCL, answered by a group of sockets.
+
+    As there, a send and a recv do nothing until the group ends; the
+    address of a row stands for its memory.
+    """
+
+    NCCL_UINT8 = 1
+
+    def __init__(self, group, memory):
+        self.group, self.memory, self.queue = group, memory, []
+        self.depth, self.asked = 0, []
+
+    def get_unique_id(self):
+        return tuple(range(-64, 64))
+
+    def NcclCommunicator(self, size, name, rank):
+        assert name == tuple(range(-64, 64))
+        assert (size, rank) == (self.group.size, self.group.rank)
+        return self
+
+    def groupStart(self):
+        self.depth += 1
+
+    def groupEnd(self):
+        self.depth -= 1
+        self.flush()
+
+    def flush(self):
+        if self.depth == 0:
+            queue, self.queue = self.queue, []
+            sent = [self.group.send(x, to) for way, x, to in queue
+                    if way == "send"]
+            for way, x, source in queue:
+                if way == "recv":
+                    self.group.recv(x, source)
+            for done in sent:
+                done()
+
+    def call(self, way, pointer, count, kind, other, stream):
+        assert kind == self.NCCL_UINT8 and stream == 7
+        x = self.memory[pointer]
+        assert x.nbytes == count
+        self.queue.append((way, x, other))
+        self.flush()
+
+    def send(self, *args):
+        self.call("send", *args)
+
+    def recv(self, *args):
+        self.call("recv", *args)
+
+
+class Row(np.ndarray):
+    """An array whose .data.ptr can be asked, as a CuPy array's."""
+
+    memory: dict[int, np.ndarray] = {}
+
+    @property
+    def data(self):
+        plain = np.asarray(self)
+        pointer = plain.__array_interface__["data"][0], plain.nbytes
+        Row.memory[pointer] = plain
+        return SimpleNamespace(ptr=pointer)
+
+
+def on_cards(group):
+    wire = Wire(group, Row.memory)
+    cuda = SimpleNamespace(
+        nccl=wire, Stream=SimpleNamespace(null=SimpleNamespace(ptr=7)),
+        Device=lambda i: SimpleNamespace(use=lambda: None),
+        runtime=SimpleNamespace(getDeviceCount=lambda: 2))
+    sys.modules["cupy"] = SimpleNamespace(cuda=cuda)
+    cards = Nccl(group)
+    x = np.arange(7, dtype=np.float32).view(Row) + group.rank
+    all_reduce(cards, x)
+    y = np.full(3, group.rank, np.float32).view(Row)
+    broadcast(cards, y)
+    return x.tolist(), y.tolist()
+
+
+def test_the_ring_on_a_stand_in_for_cards():
+    wanted = [3.0 * i + 3 for i in range(7)], [0.0] * 3
+    assert spawn(3, on_cards) == [wanted] * 3
+
+
+@pytest.mark.needs("cupy")
+def test_cupy_has_what_the_cards_ask_for():
+    """Its own use of NCCL, read; the library itself needs a card."""
+    file = distribution("cupy-cuda12x").locate_file(
+        "cupyx/distributed/_nccl_comm.py")
+    text = Path(str(file)).read_text()
+    for call in ("nccl.NcclCommunicator(", "nccl.get_unique_id()",
+                 "nccl.groupStart()", "nccl.groupEnd()", "nccl.NCCL_UINT8"):
+        assert call in text, call
+
+
+@pytest.mark.slow
+def test_a_line_of_the_bench_has_all_its_fields(capsys):
+    assert timing.main(["scale", "--json", "--quick"]) == 0
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert {x["bench"] for x in lines} == {"scale"}
+    assert {x["threads"] for x in lines} == {1}
+    cases = [x["case"] for x in lines]
+    assert "1 process" in cases and "2 processes, sockets" in cases
+    assert "all-reduce of 4 MB, sockets" in cases
+    assert ("2 processes, MPI" in cases) == bool(distributed.mpiexec())
+    for x in lines:
+        assert {"ours", "peer", "ratio", "unit", "peer_name"} <= set(x)
+
+
+TINY = language.Recipe(GPTConfig(8, 65, 1, 2, 8), batch=4, steps=12,
+                       lr=1e-2, warmup=2, target=9.0)
+LINES = "It is the cause, it is the cause, my soul:\n" * 40
+
+
+def command(*words):
+    """`train gpt`, of a recipe of seconds, on a few lines."""
+    language.RECIPES["tiny"] = TINY
+    language.shakespeare = lambda: LINES
+    raise SystemExit(train.main(["gpt", *words]))
+
+
+def train_by_mpi(size, *words):
+    return launch(size, "-c", f"import sys; sys.path[:0] = ['tests']\n"
+                              f"from test_distributed import command\n"
+                              f"command(*{words!r})")
+
+
+def journal(folder):
+    rows = (folder / "checkpoint.safetensors.jsonl").read_text()
+    return [json.loads(row)["loss"] for row in rows.splitlines()]
+
+
+@mpi
+def test_the_command_trains_on_two_as_on_one(tmp_path, monkeypatch, capsys):
+    words = ("--config", "tiny", "--steps", "9", "--batch", "5", "--out")
+    ran = train_by_mpi(2, *words, str(tmp_path / "two"))
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("loss on letters held back") == 1
+    assert "9 steps of 5 x 8 letters on cpu" in ran.stdout
+    assert ran.stderr.count("9/9") >= 1
+    recipes = language.RECIPES | {"tiny": TINY}
+    monkeypatch.setattr(language, "RECIPES", recipes)
+    monkeypatch.setattr(train, "RECIPES", recipes)
+    monkeypatch.setattr(language, "shakespeare", lambda: LINES)
+    assert train.main(["gpt", *words, str(tmp_path / "one")]) == 0
+    one, two = journal(tmp_path / "one"), journal(tmp_path / "two")
+    assert len(one) == 9
+    np.testing.assert_allclose(two, one, rtol=1e-4)
+    assert left(tmp_path / "one" / "x") == left(tmp_path / "two" / "x")
+    # It can be gone on with by one alone, which reads what was asked for.
+    capsys.readouterr()
+    assert train.main(["gpt", "--resume", str(tmp_path / "two")]) == 0
+    assert "0 steps of 5 x 8" in capsys.readouterr().out
+    again = train_by_mpi(2, *words, str(tmp_path / "two"))
+    assert again.returncode == 2 and "holds a run" in again.stderr
+
+
+@pytest.mark.parametrize("words, said", [
+    (("--steps", "0"), "1 or more"), (("--batch", "x"), "1 or more"),
+    (("--resume", "x", "--steps", "3"), "only --device"),
+    (("--resume", "x", "--batch", "3"), "only --device")])
+def test_what_cannot_be_asked_of_the_command(words, said, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["gpt", *words])
+    assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+@pytest.mark.needs("torch")
+def test_both_all_reduces_of_the_bench_have_the_same_sum(tmp_path):
+    def both(group):
+        found = [np.arange(5, dtype=np.float32) * (group.rank + 1)
+                 for _ in range(2)]
+        all_reduce(group, found[0])
+        scale_bench.gloo(group, str(tmp_path / "store"))(found[1])
+        return [x.tolist() for x in found]
+    assert spawn(2, both) == [[[0.0, 3.0, 6.0, 9.0, 12.0]] * 2] * 2
