@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration: edit there, `make tangle`. sha256:8ecd3116cd61  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling: edit there, `make tangle`. sha256:e1978cd496e8  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -105,4 +105,7 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "GradScaler", "accumulate", "checkpoint", "computing_in", "tune"),
         "companion.accelerate"),
+    **dict.fromkeys((
+        "ColumnParallel", "DataParallel", "RowParallel", "Sharded", "spawn",
+        "world"), "companion.distributed"),
 }

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression: edit there, `make tangle`. sha256:ba59a1ca7fa1  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression, scaling: edit there, `make tangle`. sha256:fada41c2dd53  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -389,4 +389,7 @@ BENCHES = {
     "decode": "companion.milestones.decode_bench",
     "quantize": "companion.milestones.quantize_bench",
     "sparse": "companion.milestones.sparse_bench",
+    "scale": "companion.milestones.scale_bench",
 }
+
+ONCE.add("scale")  # a worker has one thread; there are more workers
