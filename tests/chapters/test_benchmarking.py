@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:ceec323f7753
+# Tangled from benchmarking: edit there, `make tangle`. sha256:c782abe4c339
 from __future__ import annotations
 
 import math
@@ -13,10 +13,10 @@ from companion.suite import (
     Refused,
     attempt,
     check_run,
+    coins,
     in_turn,
     interval,
     rehearsal,
-    signed_ranks,
     times,
     verdict,
 )
@@ -58,26 +58,13 @@ def test_a_result_that_was_changed_is_refused():
         assert words in message(check, Refused)
 
 
-def by_hand(values):
-    """Both tails over all signs; ranks of ties by their mean."""
-    size = np.abs(values)
-    ranks = np.array([(size < s).sum() + ((size == s).sum() + 1) / 2
-                      for s in size])
-    signs = np.arange(2 ** len(size))[:, None] >> np.arange(len(size)) & 1
-    sums, here = signs @ ranks, ranks[np.array(values) > 0].sum()
-    tail = min((sums <= here).mean(), (sums >= here).mean())
-    return min(1, 2 * tail)
-
-
-def test_ranks_are_counted_exactly():
-    draw = np.random.default_rng(0)
+def test_coins_are_counted_exactly():
     for n in range(1, 11):
-        for values in (draw.normal(0.3, 1, n), draw.integers(1, 4, n)
-                       * draw.choice([-1, 1], n)):
-            assert math.isclose(signed_ranks(values)[1], by_hand(values))
-    assert signed_ranks([0, 0.0]) == (0, 1)
-    assert signed_ranks([0, 1, 2]) == signed_ranks([1, 2])
-    assert 0 < signed_ranks(np.ones(1000))[1] < 1e-200
+        heads = np.array([bin(i).count("1") for i in range(2 ** n)])
+        for k in range(n + 1):
+            tail = min((heads <= k).mean(), (heads >= k).mean())
+            assert math.isclose(coins(k, n - k), min(1, 2 * tail))
+    assert coins(0, 0) == 1 and 0 < coins(0, 1000) < 1e-299
 
 
 def test_a_coin_says_who_goes_first():
