@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:24cb60b6f99d
+# Tangled from benchmarking: edit there, `make tangle`. sha256:3179f82d7bc4
 """How do we know? Verdicts on times, and results that can be checked."""
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ def coins(above: int, below: int) -> float:
 
     The chance that so many coins fall as unevenly, or more so.
     """
-    n = above + below
-    tail = sum(math.comb(n, k) for k in range(min(above, below) + 1))
+    # Python's whole numbers: 2 ** 64 is 0 to NumPy's.
+    n, least = int(above) + int(below), int(min(above, below))
+    tail = sum(math.comb(n, k) for k in range(least + 1))
     return min(1.0, 2 * tail / 2 ** n)
 
 
@@ -148,7 +149,7 @@ def verdict(ours: Any, other: Any, error: float = 0.05) -> Verdict:
                          f"got {len(a)} and {len(b)}, the least "
                          f"{min(a.min(), b.min()):g}")
     logs, above, below = np.log(b / a), (a < b).sum(), (a > b).sum()
-    chance = coins(int(above), int(below))  # a tie tells nothing
+    chance = coins(above, below)  # a tie tells nothing
     word = "cannot tell" if chance > error else (
         "faster" if above > below else "slower")
     # Of a single pair nothing is known but that it was so.

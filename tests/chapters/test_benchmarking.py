@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:c782abe4c339
+# Tangled from benchmarking: edit there, `make tangle`. sha256:c86713b8d2f7
 from __future__ import annotations
 
 import math
@@ -64,6 +64,7 @@ def test_coins_are_counted_exactly():
         for k in range(n + 1):
             tail = min((heads <= k).mean(), (heads >= k).mean())
             assert math.isclose(coins(k, n - k), min(1, 2 * tail))
+    assert coins(*np.array([100, 0])) == 2 / 2 ** 100
     assert coins(0, 0) == 1 and 0 < coins(0, 1000) < 1e-299
 
 
