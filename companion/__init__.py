@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization: edit there, `make tangle`. sha256:659feafcc071  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, serving: edit there, `make tangle`. sha256:baef064fe068  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -94,4 +94,5 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "CachedGPT", "KVCache", "PagedCache", "Request", "Server"),
         "companion.cache"),
+    **dict.fromkeys(("Engine", "Host", "Stream"), "companion.serve"),
 }

@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron, language: edit there, `make tangle`. sha256:7bfca20411e9  # noqa: E501
+# Tangled from tangle, record, blas, perceptron, language, serving: edit there, `make tangle`. sha256:44da7a4f8eb3  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ COMMANDS = {
     "milestone": "companion.milestones.report",
     "train": "companion.milestones.train",
     "generate": "companion.milestones.generate",
+    "host": "companion.serve",
 }
 
 
