@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:5f3d99471ad3
+# Tangled from serving: edit there, `make tangle`. sha256:129f028f338e
 from __future__ import annotations
 
 import argparse
@@ -210,23 +210,11 @@ class Host(ThreadingHTTPServer):
         self.ended, self.replies = Event(), set[Thread]()
         self.decoder = Thread(target=self.decode, daemon=True)
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.address}:{self.server_port}"
-
     def decode(self) -> None:
         try:
             self.engine.run()
         finally:
             self.ended.set()
-
-    def health(self) -> dict[str, Any]:
-        """What the engine has done, and is busy with."""
-        server, seconds = self.engine.server, self.engine.seconds
-        return {"slots": len(server.slots), "waiting": len(server.waiting),
-                "busy": sum(map(bool, server.slots)),
-                "tokens": server.tokens,
-                "tokens_a_second": server.tokens / seconds if seconds else 0}
 
     def __enter__(self) -> Host:
         self.decoder.start()
@@ -242,6 +230,18 @@ class Host(ThreadingHTTPServer):
                 thread.join(max(end - time.monotonic(), 0))
         self.shutdown()
         self.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}:{self.server_port}"
+
+    def health(self) -> dict[str, Any]:
+        """What the engine has done, and is busy with."""
+        server, seconds = self.engine.server, self.engine.seconds
+        return {"slots": len(server.slots), "waiting": len(server.waiting),
+                "busy": sum(map(bool, server.slots)),
+                "tokens": server.tokens,
+                "tokens_a_second": server.tokens / seconds if seconds else 0}
 
     def handle_error(self, request: Any, address: Any) -> None:
         """A client that is gone is no error of ours."""
@@ -275,12 +275,6 @@ class Handler(BaseHTTPRequestHandler):
         finally:
             self.server.replies.discard(current_thread())
 
-    def answer(self, status: int, found: dict[str, Any]) -> None:
-        """One object, as JSON."""
-        body = json.dumps(found).encode() + b"\n"
-        self.head(status, "Content-Length", str(len(body)))
-        self.wfile.write(body)
-
     def head(self, status: int, name: str, value: str) -> None:
         """What comes before an answer; after it the line is closed."""
         self.send_response(status)
@@ -289,8 +283,20 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(*pair)
         self.end_headers()
 
+    def answer(self, status: int, found: dict[str, Any]) -> None:
+        """One object, as JSON."""
+        body = json.dumps(found).encode() + b"\n"
+        self.head(status, "Content-Length", str(len(body)))
+        self.wfile.write(body)
+
     def log_message(self, *_: Any) -> None:
         """Nothing: /health says how it goes."""
+
+    def ids(self, text: str) -> list[int]:
+        try:
+            return self.server.tokenizer.encode(text)
+        except ValueError as error:
+            raise Refused(400, str(error)) from None
 
     def question(self) -> Asked:
         """What is asked for; Refused, if it is not clear."""
@@ -304,12 +310,6 @@ class Handler(BaseHTTPRequestHandler):
                                f"most {LARGEST}")
         try:
             return read_question(self.rfile.read(int(size)))
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-
-    def ids(self, text: str) -> list[int]:
-        try:
-            return self.server.tokenizer.encode(text)
         except ValueError as error:
             raise Refused(400, str(error)) from None
 
