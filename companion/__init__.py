@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, serving: edit there, `make tangle`. sha256:baef064fe068  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, serving: edit there, `make tangle`. sha256:e53c154e115d  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -94,5 +94,9 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "CachedGPT", "KVCache", "PagedCache", "Request", "Server"),
         "companion.cache"),
+    **dict.fromkeys((
+        "HalfWeight", "IntegerWeight", "QuantizedWeight", "RoundedWeight",
+        "Scheme", "calibrate", "load_quantized", "quantize"),
+        "companion.quantize"),
     **dict.fromkeys(("Engine", "Host", "Stream"), "companion.serve"),
 }

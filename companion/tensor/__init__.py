@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:8307ace2785e  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization: edit there, `make tangle`. sha256:dfdb2f6d8c86  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -759,6 +759,9 @@ class Tensor:
         return c.reshape(stack + a.shape[-2:-1] + last)
 
     def __matmul__(self, other: Any) -> Tensor:
+        # Not a tensor, and knows how to be multiplied: Python asks it.
+        if hasattr(other, "times"):
+            return NotImplemented
         return self.matmul(other)
 
     def __rmatmul__(self, other: Any) -> Tensor:
