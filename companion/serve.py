@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:129f028f338e
+# Tangled from serving: edit there, `make tangle`. sha256:dc6b20299b00
 from __future__ import annotations
 
 import argparse
@@ -128,6 +128,7 @@ class Engine:
             for stream in [*self.server.waiting]:
                 if isinstance(stream, Stream) and stream.left():
                     self.server.waiting.remove(stream)
+                    stream.end("left")
             return not self.cut and (self.busy or not self.closing)
 
     def run(self) -> None:
@@ -188,7 +189,9 @@ def read_question(body: bytes) -> Asked:
             raise ValueError(f"no field {name!r}; expected some of "
                              f"{', '.join(FIELDS)}")
         kinds, words = FIELDS[name]
-        if type(value) not in kinds:  # nor is True a number here
+        # True is no number here, nor is what no float can hold.
+        if type(value) not in kinds or (
+                type(value) is int and value.bit_length() > 64):
             raise ValueError(f"{name}: expected {words}, got "
                              f"{json.dumps(value)[:40]}")
     return Asked(**found)

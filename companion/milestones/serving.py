@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:d5034be4f493
+# Tangled from serving: edit there, `make tangle`. sha256:6f638bef7b71
 from __future__ import annotations
 
 import os
@@ -29,9 +29,11 @@ from companion.milestones.language import (
 )
 from companion.milestones.report import Report, judged
 from companion.native import POOL
+from companion.quantize import lightened
 from companion.serve import ask
 from companion.tensor import Tensor
 from companion.timing import best, limits
+from companion.tokenizer import CharTokenizer
 from companion.training import Observer, ProgressBar, evaluate
 from companion.transformer import CONFIGS, GPT, GPTConfig
 
@@ -40,9 +42,11 @@ CLIENTS = (1, 4, 16)
 
 def questions(text: Text, size: int, count: int) -> list[dict[str, Any]]:
     """Prompts of 8 held-out letters; answers that leave 8 places free."""
-    starts = range(0, count * 8, 8)
+    most = len(text.held) - 8
+    starts = [i * 8 % most for i in range(count)]
     return [{"prompt": text.tokenizer.decode(text.held[i:i + 8].tolist()),
-             "tokens": size - 16, "seed": i} for i in starts]
+             "tokens": size - 16, "seed": seed}
+            for seed, i in enumerate(starts)]
 
 
 def answer_times(url: str, question: dict[str, Any]) -> np.ndarray:
@@ -112,7 +116,7 @@ def baseline(folder: Path, text: Text, every: int = 1) -> Baseline:
     nats = evaluate(model, letters_loss, Tensor(rows[:, :-1]),
                     Tensor(rows[:, 1:]), size=32)
     return Baseline(
-        model.config, folder_bytes(folder),
+        model.config, (folder / "model.safetensors").stat().st_size,
         max(written_rate(m, text) for m in (model, CachedGPT(model))), nats)
 
 
@@ -164,14 +168,22 @@ RECIPES = {
 SHORT = TARGETS | {"faster": ("≥", 2.0), "nats": ("≤", 2.6)}
 
 
-def trained(folder: Path, recipe: Recipe, text: Text,
-            observers: Sequence[Observer] = ()) -> None:
-    """Train a GPT by `jit`, and keep it and its tokenizer."""
+def keep(model: GPT, tokenizer: CharTokenizer, folder: Path) -> Path:
+    """Write both to a folder, for `host` and `generate`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder / "model.safetensors")
+    tokenizer.save(folder / "tokenizer.json")
+    return folder
+
+
+def trained(recipe: Recipe, text: Text,
+            observers: Sequence[Observer] = ()) -> GPT:
+    """A GPT that was trained by `jit`, on the CPU."""
     model, run = learner(recipe, text, device="lazy")
     run.observers.extend(observers)
     run.fit(recipe.steps)
-    model.save(folder / "model.safetensors")
-    text.tokenizer.save(folder / "tokenizer.json")
+    model.to("cpu")
+    return model
 
 
 @contextmanager
@@ -217,8 +229,10 @@ def hosted(folder: Path) -> list[str]:
 def milestone() -> Report:
     """Our entry: the GPT of `train gpt`, or one that is trained here."""
     with tempfile.TemporaryDirectory() as home:
-        plain = Path("_build/gpt-cpu")
-        if not (plain / "model.safetensors").exists():
-            plain = Path(home)
-            trained(plain, RECIPES["long"], plays(), [ProgressBar()])
-        return entered(plain, hosted(plain), plain)
+        text, found = plays(), Path("_build/gpt-cpu/model.safetensors")
+        model = GPT.load(found) if found.exists() else trained(
+            RECIPES["long"], text, [ProgressBar()])
+        plain, small = [
+            keep(one, text.tokenizer, Path(home, name)) for name, one in (
+                ("plain", model), ("small", lightened(model)))]
+        return entered(small, hosted(small), plain)

@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:c44d639951a3
+# Tangled from serving: edit there, `make tangle`. sha256:c2aa8680e86a
 from __future__ import annotations
 
 import math
@@ -110,7 +110,8 @@ def test_those_who_leave_are_not_served():
         engine.submit(stream)
     engine.close()
     engine.run()
-    assert [len(s.new) for s in asked] == [5, 0, 5]
+    assert [len(list(s)) for s in asked] == [5, 0, 5]
+    assert [s.why for s in asked] == ["length", "left", "length"]
 
 
 def test_a_broken_step_keeps_nobody_waiting():
