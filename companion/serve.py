@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:dc6b20299b00
+# Tangled from serving: edit there, `make tangle`. sha256:8ea7c7e59c90
 from __future__ import annotations
 
 import argparse
@@ -75,10 +75,29 @@ class Refused(Exception):
         self.status = status
 
 
-class Counted(Server):
-    """A server that counts the tokens it has handed out."""
+class Fitting(Server):
+    """A server of up to so many slots, in the smallest of its caches that
+    has room for all; `tokens` counts what it has handed out."""
 
-    tokens = 0
+    def __init__(self, model: GPT, slots: int):
+        smaller = [4 ** i for i in range(slots.bit_length() // 2 + 1)]
+        self.caches = [KVCache(model, n) for n in smaller if n < slots]
+        self.caches.append(KVCache(model, slots))
+        super().__init__(self.caches[0])
+        self.tokens = 0
+
+    def step(self) -> None:
+        texts = [request for request in self.slots if request]
+        wanted = len(texts) + len(self.waiting)
+        fitting = [c for c in self.caches if c.slots >= wanted]
+        cache = (fitting or self.caches[-1:])[0]
+        if cache is not self.cache:
+            self.cache, self.slots = cache, [None] * cache.slots
+            for slot, request in enumerate(texts):
+                self.slots[slot] = request
+                # The last token is the next step's.
+                cache.prefill([*request.prompt, *request.new[:-1]], slot)
+        super().step()
 
     def hand(self, slot: int, logits: np.ndarray) -> None:
         super().hand(slot, logits)
@@ -88,20 +107,20 @@ class Counted(Server):
 class Engine:
     """Decodes for all, in the one thread that calls `run`.
 
-    `slots` texts share a step, and `queue` more may wait.
+    `slots` texts are written at once, and `queue` more may wait.
     """
 
     def __init__(self, model: GPT, slots: int = 8, queue: int = 32):
         if queue < 1:
             raise ValueError(f"Engine: expected a queue of 1 or more, got "
                              f"{queue}")
-        self.server, self.queue = Counted(KVCache(model, slots)), queue
+        self.server, self.queue = Fitting(model, slots), queue
         self.changed, self.seconds = Condition(), 0.0
         self.closing = self.cut = False
-        # The third call of a kind is the first of a program.
-        for _ in range(3):
-            self.server.run([Request([0], 2)])
-        self.server.tokens = 0
+        for cache in self.server.caches:
+            # The third call of a kind is the first of a program.
+            for _ in range(3):
+                Server(cache).run([Request([0], 2)])
 
     @property
     def busy(self) -> bool:
@@ -241,9 +260,9 @@ class Host(ThreadingHTTPServer):
     def health(self) -> dict[str, Any]:
         """What the engine has done, and is busy with."""
         server, seconds = self.engine.server, self.engine.seconds
-        return {"slots": len(server.slots), "waiting": len(server.waiting),
+        return {"slots": server.caches[-1].slots,
                 "busy": sum(map(bool, server.slots)),
-                "tokens": server.tokens,
+                "waiting": len(server.waiting), "tokens": server.tokens,
                 "tokens_a_second": server.tokens / seconds if seconds else 0}
 
     def handle_error(self, request: Any, address: Any) -> None:
@@ -364,10 +383,13 @@ def ask(url: str, path: str = "/generate",
     try:
         line.request("POST", path, json.dumps(question))
         answer = line.getresponse()
-        for found in map(json.loads, answer):
-            if answer.status != 200:
-                raise Refused(answer.status, found["error"])
-            yield found
+        rest = b""
+        while part := answer.read1():  # far quicker than by lines
+            *lines, rest = (rest + part).split(b"\n")
+            for found in map(json.loads, lines):
+                if answer.status != 200:
+                    raise Refused(answer.status, found["error"])
+                yield found
     finally:
         line.close()
 

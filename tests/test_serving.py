@@ -326,7 +326,9 @@ def test_a_server_is_started_and_ended(folder):
 
 @pytest.mark.parametrize("code, said", [
     ("print('hello')", "expected the address"),
-    ("print('http://127.0.0.1:1'); raise SystemExit(3)", "ended with 3")])
+    ("import signal; signal.signal(15, lambda *_: exit(3)); "
+     "print('http://127.0.0.1:1', flush=True); signal.pause()",
+     "ended with 3")])
 def test_a_command_that_serves_nothing_is_named(code, said):
     with (pytest.raises(RuntimeError, match=said),
           serving.started([sys.executable, "-c", code]) as url):
@@ -340,3 +342,26 @@ def test_no_plays_no_verdict(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(language, "shakespeare", lambda: stand_in)
     assert report.main(["2024", "--out", str(tmp_path / "out")]) == 1
     assert "2024 NOT MEASURED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("slots, wanted", [
+    (1, [1]), (2, [1, 2]), (4, [1, 4]), (5, [1, 4, 5]), (16, [1, 4, 16]),
+    (17, [1, 4, 16, 17])])
+def test_the_caches_of_a_server(slots, wanted):
+    found = serve.Fitting(model(), slots)
+    assert [cache.slots for cache in found.caches] == wanted
+
+
+def test_one_client_computes_one_slot():
+    """More come, and texts move to another cache, and back, unharmed."""
+    engine, sizes = Engine(model(), slots=5), []
+    streams = [Stream([1], 9 - i, seed=i) for i in range(7)]
+    coming = {0: streams[:1], 1: streams[1:2], 3: streams[2:]}
+    for at in range(40):
+        for stream in coming.get(at, ()):
+            engine.submit(stream)
+        engine.step()
+        sizes.append(engine.server.cache.slots)
+    assert sizes[:5] == [1, 4, 4, 5, 5] and sizes[-1] == 1
+    assert [LETTERS.decode(s) for s in streams] == [
+        alone("b", 9 - i, i, 1.0) for i in range(7)]
