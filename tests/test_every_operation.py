@@ -868,6 +868,9 @@ EXCLUDED = {
     "keeps what was computed: test_memoization": """
         CachedGPT KVCache PagedCache Request Server""",
     "serves texts: test_serving": "Engine Host Stream",
+    "of few bits: test_quantization": """
+        HalfWeight IntegerWeight QuantizedWeight RoundedWeight Scheme
+        calibrate load_quantized quantized""",
     "of pictures: test_convolution_devices, test_convolution_peers": """
         AdaptiveAvgPool2d AvgPool2d BatchNorm1d BatchNorm2d Conv1d Conv2d
         ConvTranspose2d Dropout2d Flatten MaxPool2d adaptive_avg_pool2d

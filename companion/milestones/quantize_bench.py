@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:9ca0c785d054
+# Tangled from quantization: edit there, `make tangle`. sha256:d26d8d805102
 """Products of few bits, beside floats and beside PyTorch's int8."""
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ def torchs(shape: tuple[int, int, int], kind: str,
     if kind != "float32":
         with warnings.catch_warnings():
             # That its successor lies in another package.
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore")
             layer = torch.ao.quantization.quantize_dynamic(
                 torch.nn.Sequential(layer), {torch.nn.Linear})
 
@@ -82,23 +81,22 @@ def agree(one: np.ndarray, other: np.ndarray) -> None:
         raise AssertionError(f"products differ by {away:.0%} of their size")
 
 
-RACES = {"512 rows, 768 to 3072": ("whole numbers",),
-         "512 rows, 3072 to 768": ("whole numbers",),
-         "1 row, 4096 to 4096": ("bfloat16", "int8", "int4")}
+READ, TOKEN = "512 rows, 768 to 3072", "1 row, 4096 to 4096"
+QUICK = ((READ, "whole numbers"), (TOKEN, "int8"))
+RACES = (*QUICK, ("512 rows, 3072 to 768", "whole numbers"),
+         (TOKEN, "bfloat16"), (TOKEN, "int4"))
 
 
 def bench(threads: int, quick: bool) -> Iterator[dict]:
     """Milliseconds of products, beside floats and beside PyTorch's int8."""
     there = importlib.util.find_spec("torch") is not None
     about = stamp("torch")  # loads it, once for all that are forked below
-    for case, kinds in list(RACES.items())[1 if quick else 0:]:
-        for kind, (peer, setup) in product(kinds, {
-                "our float32": ours, "torch int8": torchs}.items()):
-            other = "float32" if setup is ours else "int8"
-            shape = SHAPES[case]
+    for case, kind in QUICK if quick else RACES:
+        for peer, setup, other in (("our float32", ours, "float32"),
+                                   ("torch int8", torchs, "int8")):
             found = compare(
-                partial(ours, shape, kind, threads),
-                partial(setup, shape, other, threads),
+                partial(ours, SHAPES[case], kind, threads),
+                partial(setup, SHAPES[case], other, threads),
                 rounds=5 if quick else 15,
                 agree=agree) if there or setup is ours else None
             yield {"bench": "quantize", "case": f"{case}, {kind}",

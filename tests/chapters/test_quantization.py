@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:fa1927a4df50
+# Tangled from quantization: edit there, `make tangle`. sha256:30c3d12ee530
 from __future__ import annotations
 
 import copy
@@ -32,7 +32,7 @@ from companion.quantize import (
     integer_product,
     load_quantized,
     minmax,
-    quantize,
+    quantized,
 )
 from companion.tensor import Tensor, from_numpy
 from companion.tensor.random import Generator, manual_seed, randn
@@ -126,7 +126,7 @@ def test_products_are_those_of_the_values():
             for bits in (2, 4, 8) for group in (None, 2, 64)
             for affine in (False, True)]]
         for q in kinds:
-            near = 0.05 if isinstance(q, IntegerWeight) else 1e-5
+            near = 0.05 if isinstance(q, IntegerWeight) else 1e-4
             for rows in (0, 1, 3, FEW + 1):
                 x = randn(2, rows, k, generator=draw)
                 wanted = x.numpy() @ q.values().T
@@ -171,7 +171,7 @@ def test_a_model_is_quantized_saved_and_copied():
                          (Scheme(), IntegerWeight),
                          (Scheme(4, 2, affine=True), QuantizedWeight),
                          (Scheme(), HalfWeight)):
-        small = quantize(net, scheme, kind)
+        small = quantized(net, scheme, kind)
         assert small.wte.weight is not net.wte.weight
         with no_grad(), tempfile.TemporaryDirectory() as folder:
             said = small(ids).numpy()
@@ -189,7 +189,7 @@ def test_a_convolution_is_that_of_its_values():
     for options in ({}, {"stride": 2, "padding": 1},
                     {"padding": "same", "dilation": (2, 1), "bias": False}):
         conv = Conv2d(3, 4, (3, 2), **options)
-        small = quantize(conv)
+        small = quantized(conv)
         x = randn(2, 3, 9, 8, generator=draw)
         near = Conv2d(3, 4, (3, 2), **options)
         near.load_state_dict({"weight": small.weight.values().reshape(
@@ -198,7 +198,7 @@ def test_a_convolution_is_that_of_its_values():
         with no_grad():
             assert np.allclose(small(x).numpy(), near(x).numpy(), atol=1e-4)
     grouped = Conv2d(4, 4, 3, groups=2)
-    assert type(quantize(grouped)) is Conv2d
+    assert type(quantized(grouped)) is Conv2d
 
 
 def trained(bits):
@@ -216,14 +216,14 @@ def test_training_knows_the_grid():
     model, data, held = trained(2)
     before = read_right(model, held)
     for kind in (QuantizedWeight, IntegerWeight):
-        assert abs(read_right(quantize(model, kind=kind), held)
+        assert abs(read_right(quantized(model, kind=kind), held)
                    - before) <= 0.005
     two = Scheme(2)
-    ruined = read_right(quantize(model, two), held)
-    run = learner(quantize(model, two, RoundedWeight),
+    ruined = read_right(quantized(model, two), held)
+    run = learner(quantized(model, two, RoundedWeight),
                   Arrays(*data[:1000]), epochs=6, lr=0.02)
     run.fit(6 * 7)
-    mended = read_right(quantize(run.model, two), held)
+    mended = read_right(quantized(run.model, two), held)
     assert np.isclose(mended, read_right(run.model, held), atol=0.005)
     assert ruined < before - 0.05 and mended > ruined + 0.03
 
@@ -238,15 +238,15 @@ def test_what_cannot_be_is_refused():
             (lambda: x @ q.T, "under no_grad", TypeError),
             (lambda: randn(2, 5) @ q.T, "expected (…, 6)", ValueError),
             (lambda: randn(2, 6).to("lazy") @ q.T, "eagerly", ValueError),
-            (lambda: quantize(broken), "finite", ValueError),
-            (lambda: quantize(quantize(Linear(2, 2))), "once", TypeError),
-            (lambda: quantize(Linear(2, 2).to("lazy")), "cpu", ValueError),
+            (lambda: quantized(broken), "finite", ValueError),
+            (lambda: quantized(quantized(Linear(2, 2))), "once", TypeError),
+            (lambda: quantized(Linear(2, 2).to("lazy")), "cpu", ValueError),
             (lambda: Scheme(9), "2 to 8 bits", ValueError),
             (lambda: Scheme(4, 3), "even group", ValueError),
             (lambda: Scheme(rule="best"), "a rule of", ValueError),
             (lambda: IntegerWeight(w, Scheme(4)), "8 bits", ValueError),
             (lambda: IntegerWeight(Tensor(np.zeros((1, MOST + 1), np.float32))
                                    ), "int32", ValueError),
-            (lambda: quantize(Embedding(3, 2))(Tensor([3])), "0 to 2",
+            (lambda: quantized(Embedding(3, 2))(Tensor([3])), "0 to 2",
              IndexError)):
         assert words in message(act, kind), words
