@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, serving: edit there, `make tangle`. sha256:e53c154e115d  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, serving: edit there, `make tangle`. sha256:0648368b384c  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ EXPORTS: dict[str, str] = {
         "companion.cache"),
     **dict.fromkeys((
         "HalfWeight", "IntegerWeight", "QuantizedWeight", "RoundedWeight",
-        "Scheme", "calibrate", "load_quantized", "quantize"),
+        "Scheme", "calibrate", "load_quantized", "quantized"),
         "companion.quantize"),
     **dict.fromkeys(("Engine", "Host", "Stream"), "companion.serve"),
 }

@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:359213e5a3e6  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:25c8d4071bc9  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -76,7 +76,7 @@ class Grid(NamedTuple):
 def grid(x: np.ndarray, scheme: Scheme) -> Grid:
     """A grid for each row of x (…, K), float32; scale and zero (…, 1)."""
     if not np.isfinite(x).all():
-        raise ValueError("quantize: expected finite numbers, got NaN or "
+        raise ValueError("quantized: expected finite numbers, got NaN or "
                          "infinity; this model is broken, or not trained")
     return covering(*RULES[scheme.rule](x, scheme), scheme)
 
@@ -120,7 +120,7 @@ def least_squares(x: np.ndarray, scheme: Scheme,
     """The part of the whole range with the least square error."""
     low, high = minmax(x, scheme)
     part, least = np.ones_like(high), np.full(high.shape, np.inf)
-    for factor in np.linspace(1, 0.2, 33, dtype=np.float32):
+    for factor in np.linspace(1, 0.2, 17, dtype=np.float32):
         g = covering(low * factor, high * factor, scheme)
         error = np.square(g.values(g.codes(x)) - x, dtype=np.float64)
         total = error.sum(-1, keepdims=True)
@@ -156,6 +156,7 @@ class QuantizedWeight(Module):
     """
 
     dtype: DType = float32  # of its values
+    scale: Any
 
     def __init__(self, weight: Tensor, scheme: Scheme = Scheme()):
         self.shape = n, k = matrix_shape(weight)
@@ -229,10 +230,10 @@ def matrix_shape(weight: Any) -> tuple[int, int]:
     """The shape of a matrix of floats on the CPU; else an error."""
     if not isinstance(weight, Tensor) or weight.ndim != 2 or not (
             weight.dtype.is_float):
-        raise TypeError(f"quantize: expected a matrix of floats, got "
+        raise TypeError(f"quantized: expected a matrix of floats, got "
                         f"{weight!r:.60}; a model is quantized once")
     if weight.device is not CPU:
-        raise ValueError(f"quantize: expected weights on the CPU, got "
+        raise ValueError(f"quantized: expected weights on the CPU, got "
                          f"{weight.device}; use model.to('cpu') first")
     n, k = weight.shape
     return n, k
@@ -482,7 +483,7 @@ LAYERS: dict[type, Swap] = {
     QuantizedEmbedding: QuantizedEmbedding, QuantizedConv2d: QuantizedConv2d}
 
 
-def quantize(model: Module, scheme: Scheme = Scheme(),
+def quantized(model: Module, scheme: Scheme = Scheme(),
              kind: Callable[..., Any] = QuantizedWeight,
              skip: Collection[str] = ()) -> Any:
     """A copy of `model` whose layers' weights are `kind`s, by `scheme`.
@@ -496,7 +497,7 @@ def quantize(model: Module, scheme: Scheme = Scheme(),
         if type(layer) not in LAYERS or name in skip or getattr(
                 layer, "groups", 1) != 1:
             continue
-        swap, weight = LAYERS[type(layer)], layer.weight
+        swap, weight = LAYERS[type(layer)], vars(layer)["weight"]
         if id(weight) not in memory:
             try:
                 memory[id(weight)] = kind(matrix_of(weight), scheme)
@@ -518,7 +519,7 @@ def load_quantized(path: str | Path, scheme: Scheme = Scheme(),
                    kind: Callable[..., Any] = QuantizedWeight) -> GPT:
     """A GPT that was saved quantized, by this scheme and kind."""
     arrays, about = read_safetensors(Path(path))
-    model = quantize(GPT(GPTConfig(**json.loads(about["config"]))),
+    model = quantized(GPT(GPTConfig(**json.loads(about["config"]))),
                      scheme, kind)
     try:
         model.load_state_dict(arrays)
@@ -536,13 +537,17 @@ def calibrate(model: Module, batches: Iterable[Tensor],
                if isinstance(w, IntegerWeight)]
     for weight in weights:
         weight.fixed, weight.seen = Tensor([math.nan, 0]), []
-    with evaluating(model):
-        for batch in batches:
-            model(batch)
-    for weight in weights:
-        seen, weight.seen = weight.seen, None
-        if seen:
-            every = np.concatenate([rows.reshape(1, -1) for rows in seen], 1)
+    try:
+        with evaluating(model):
+            for batch in batches:
+                model(batch)
+    finally:
+        seen = [(weight, weight.seen) for weight in weights]
+        for weight in weights:
+            weight.seen = None
+    for weight, parts in seen:
+        if parts:
+            every = np.concatenate([x.reshape(1, -1) for x in parts], 1)
             g = grid(every, Scheme(affine=True, rule=rule))
             # Codes of activations go from 0 to 255.
             weight.fixed = Tensor([g.scale.item(), g.zero.item() + 128])
@@ -551,8 +556,8 @@ def calibrate(model: Module, batches: Iterable[Tensor],
 class RoundedWeight(Module):
     """A weight that is rounded whenever it is used, and learns anyway.
 
-    For training: `quantize(model, scheme, RoundedWeight)`, and afterwards
-    `quantize` again, for the codes of what was learned.
+    For training: `quantized(model, scheme, RoundedWeight)`, and afterwards
+    `quantized` again, for the codes of what was learned.
     """
 
     def __init__(self, weight: Tensor, scheme: Scheme = Scheme()):
@@ -577,8 +582,8 @@ def lightened(model: GPT) -> GPT:
     """A copy for a small file: MLPs in 4 bits, all else in 8."""
     names = {name for name, _ in named_modules(model)}
     mlps = {name for name in names if ".mlp." in name}
-    some = quantize(model, Scheme(4, 32, rule="mse"), skip=names - mlps)
-    return quantize(some, skip=mlps)
+    some = quantized(model, Scheme(4, 32, rule="mse"), skip=names - mlps)
+    return quantized(some, skip=mlps)
 
 
 def thawed(model: GPT) -> GPT:
