@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:900d71f20eea
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:25c8d4071bc9  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -576,3 +576,38 @@ class RoundedWeight(Module):
 
     def rows(self, index: Tensor) -> Tensor:
         return look_up(self.straight(), index)
+
+
+def lightened(model: GPT) -> GPT:
+    """A copy for a small file: MLPs in 4 bits, all else in 8."""
+    names = {name for name, _ in named_modules(model)}
+    mlps = {name for name in names if ".mlp." in name}
+    some = quantized(model, Scheme(4, 32, rule="mse"), skip=names - mlps)
+    return quantized(some, skip=mlps)
+
+
+def thawed(model: GPT) -> GPT:
+    """The values of a quantized GPT's codes, as weights of float32."""
+    values = dict(model.state_dict())
+    for name, layer in named_modules(model):
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, QuantizedWeight):
+            values[f"{name}.weight"] = Tensor(weight.values())
+    plain = GPT(model.config)
+    plain.load_state_dict({name: values[name]
+                           for name in plain.state_dict()})
+    return plain
+
+
+def read_gpt(path: Path) -> GPT:
+    """A GPT from a file of `save`, plain or lightened, in float32."""
+    arrays, about = read_safetensors(path)
+    if not any(name.endswith(".codes") for name in arrays):
+        return GPT.load(path)
+    try:
+        model = lightened(GPT(GPTConfig(**json.loads(about["config"]))))
+        model.load_state_dict(arrays)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no GPT that `lightened` made "
+                         f"({type(error).__name__}: {error})") from None
+    return thawed(model)

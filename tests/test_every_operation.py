@@ -867,6 +867,7 @@ EXCLUDED = {
         Embedding rotary sinusoidal""",
     "keeps what was computed: test_memoization": """
         CachedGPT KVCache PagedCache Request Server""",
+    "serves texts: test_serving": "Engine Host Stream",
     "of few bits: test_quantization": """
         HalfWeight IntegerWeight QuantizedWeight RoundedWeight Scheme
         calibrate load_quantized quantized""",

@@ -1,4 +1,4 @@
-# Tangled from language, memoization: edit there, `make tangle`. sha256:a990756869d1  # noqa: E501
+# Tangled from language, memoization, serving: edit there, `make tangle`. sha256:2958a2fb2b15  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from companion.cache import Ahead, CachedGPT
 from companion.device import DEVICES, DRIVERS, named
+from companion.quantize import read_gpt
 from companion.tokenizer import CharTokenizer
 from companion.transformer import GPT, spoken
 
@@ -18,7 +19,7 @@ def loaded(path: Path, device: str) -> tuple[GPT, CharTokenizer]:
     if not file.exists():
         raise ValueError(f"there is no {file}; expected the folder of a "
                          f"run: python -m companion train gpt")
-    model = GPT.load(file)
+    model = read_gpt(file)
     tokenizer = CharTokenizer.load(file.with_name("tokenizer.json"))
     if tokenizer.n_vocab != model.config.vocab_size:
         raise ValueError(

@@ -1,4 +1,4 @@
-# Tangled from perceptron, xor, mnist, pictures, language: edit there, `make tangle`. sha256:db1b83725486  # noqa: E501
+# Tangled from perceptron, xor, mnist, pictures, language, serving: edit there, `make tangle`. sha256:f068096dde57  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -111,4 +111,5 @@ MILESTONES = {
     "1986": "companion.milestones.mnist",
     "1998": "companion.milestones.pictures",
     "2017": "companion.milestones.language",
+    "2024": "companion.milestones.serving",
 }

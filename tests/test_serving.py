@@ -1,0 +1,367 @@
+"""A server of tokens, on real sockets: its manners, and its end."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from companion import CharTokenizer, Generator, manual_seed, serve
+from companion.milestones import report, serving
+from companion.milestones.language import split
+from companion.serve import Engine, Handler, Host, Refused, Stream, ask
+from companion.timing import Limits
+from companion.transformer import GPT, GPTConfig
+
+LETTERS = CharTokenizer("abcdefghijk")
+CONFIG = GPTConfig(32, 11, 1, 2, 16, bias=False)
+
+
+def model():
+    manual_seed(0)
+    return GPT(CONFIG).eval()
+
+
+def host(**options):
+    return Host(Engine(model(), **options), LETTERS)
+
+
+def alone(prompt, tokens, seed=0, temperature=0.8):
+    return LETTERS.decode(model().generate(
+        LETTERS.encode(prompt), tokens, temperature,
+        generator=Generator(seed)))
+
+
+def text_of(lines):
+    return "".join(line.get("text", "") for line in lines)
+
+
+def wait_for(fact, seconds=20):
+    """Until it is so; an error if it never is."""
+    end = time.monotonic() + seconds
+    while not fact():
+        assert time.monotonic() < end, "it never came"
+        time.sleep(0.005)
+
+
+def spoken_to(server, data, half=False):
+    """All bytes that the server sends to a raw client."""
+    with socket.create_connection(("127.0.0.1", server.server_port),
+                                  timeout=20) as line:
+        line.sendall(data)
+        if half:
+            line.shutdown(socket.SHUT_WR)
+        found = b""
+        while part := line.recv(1 << 16):
+            found += part
+    return found
+
+
+def post(body, version="1.1", length=None):
+    size = len(body) if length is None else length
+    return (f"POST /generate HTTP/{version}\r\nHost: x\r\n"
+            f"Content-Length: {size}\r\n\r\n").encode() + body
+
+
+# ---------------------------------------------------------------- the wire
+
+
+def test_an_answer_is_chunks_of_lines_and_a_last_one():
+    with host() as server:
+        found = spoken_to(server, post(b'{"prompt": "a", "tokens": 3}'))
+    head, body = found.split(b"\r\n\r\n", 1)
+    assert b"200 OK" in head and b"Transfer-Encoding: chunked" in head
+    lines = []
+    while body:
+        size, body = body.split(b"\r\n", 1)
+        size = int(size, 16)
+        lines.append(body[:size])
+        assert body[size:size + 2] == b"\r\n"
+        body = body[size + 2:]
+    assert lines.pop() == b"" and len(lines) == 4
+    lines = [json.loads(line) for line in lines]
+    assert lines[-1] == {"end": "length", "tokens": 3}
+    assert text_of(lines) == alone("a", 3)
+
+
+def test_a_line_is_sent_when_its_token_is_drawn():
+    """The second token is not even begun when the first arrives."""
+    with host(slots=1) as server:
+        cache, gate = server.engine.server.cache, serve.Event()
+        step = cache.step
+        cache.step = lambda *x: (gate.wait(20), step(*x))[1]
+        lines = ask(server.url, prompt="a", tokens=4)
+        assert "text" in next(lines) and not gate.is_set()
+        gate.set()
+        assert len(list(lines)) == 4
+
+
+@pytest.mark.parametrize("data, status", [
+    (post(b"", "1.0"), b"505"),
+    (b"POST /generate HTTP/1.1\r\n\r\n", b"411"),
+    (post(b"", length="-1"), b"411"), (post(b"", length="1e3"), b"411"),
+    (post(b"", length=1 << 17), b"413"), (post(b"", length="9" * 99), b"413"),
+    (post(b"{"), b"400"), (post(b"[" * 9999), b"400"),
+    (post(b"\xff\xfe"), b"400"), (post(b'{"prompt": "\\ud800"}'), b"400"),
+    (post(b'{"prompt": "a", "tokens": 1e400}'), b"400"),
+    (post(b'{"prompt": "a", "tokens": ' + b"9" * 5000 + b"}"), b"400"),
+    (post(b'{"prompt": "a", "tokens": ' + b"9" * 99 + b"}"), b"400"),
+    (post(b'{"prompt": "a", "seed": ' + b"9" * 99 + b"}"), b"400"),
+    (post(b'{"prompt": "a", "temperature": ' + b"9" * 999 + b"}"), b"400"),
+    (b"PUT /generate HTTP/1.1\r\n\r\n", b"501"),
+    (b"GET /generate HTTP/1.1\r\n\r\n", b"404"),
+    (b"nonsense\r\n\r\n", b"400")])
+def test_what_is_wrong_gets_a_number_and_the_next_is_served(data, status):
+    with host() as server:
+        found = spoken_to(server, data, half=True)
+        assert status in found.split(b"\r\n", 1)[0] + found[:40]
+        assert text_of(ask(server.url, prompt="a", tokens=2)) == alone("a", 2)
+
+
+def test_one_who_says_nothing_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(Handler, "timeout", 0.05)
+    with host() as server:
+        assert spoken_to(server, b"") == b""
+        assert spoken_to(server, post(b"{", length=9)) == b""
+    assert not server.replies
+
+
+def test_health_counts_what_was_done():
+    with host(slots=3) as server:
+        (before,) = ask_health(server)
+        list(ask(server.url, prompt="a", tokens=5))
+        list(ask(server.url, prompt="ab", tokens=7))
+        (after,) = ask_health(server)
+    assert before == {"slots": 3, "waiting": 0, "busy": 0, "tokens": 0,
+                      "tokens_a_second": 0}
+    assert after["tokens"] == 12 and after["tokens_a_second"] > 0
+
+
+def ask_health(server):
+    found = spoken_to(server, b"GET /health HTTP/1.1\r\n\r\n")
+    return [json.loads(found.split(b"\r\n\r\n", 1)[1])]
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_too_many_are_told_so_over_http():
+    with host(slots=1, queue=1) as server:
+        engine, gate = server.engine, serve.Event()
+        prefill = engine.server.cache.prefill
+        engine.server.cache.prefill = lambda *x: (
+            gate.wait(20), prefill(*x))[1]
+        first, second = Stream([1], 2), Stream([1], 2)
+        engine.submit(first)
+        wait_for(lambda: not engine.server.waiting)
+        engine.submit(second)
+        with pytest.raises(Refused, match="1 requests are waiting") as no:
+            list(ask(server.url, prompt="a"))
+        assert no.value.status == 429
+        gate.set()
+        assert len(list(first)) == len(list(second)) == 2
+
+
+@pytest.mark.parametrize("when", ["reading", "waiting"])
+def test_one_who_hangs_up_frees_its_place(when):
+    with host(slots=1) as server:
+        engine, gate = server.engine, serve.Event()
+        step = engine.server.cache.step
+        engine.server.cache.step = lambda *x: (gate.wait(20), step(*x))[1]
+        lines = ask(server.url, prompt="a", tokens=30)
+        next(lines)
+        other = ask(server.url, prompt="b", tokens=2)
+        if when == "waiting":
+            data = post(b'{"prompt": "c", "tokens": 30}')
+            with socket.create_connection(
+                    ("127.0.0.1", server.server_port)) as gone:
+                gone.sendall(data)
+                wait_for(lambda: engine.server.waiting)
+        lines.close()
+        gate.set()
+        assert text_of(other) == alone("b", 2)
+        wait_for(lambda: not engine.busy)
+        assert engine.server.tokens <= 5  # of 62 that were asked for
+        wait_for(lambda: not server.replies)
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_a_closing_server_finishes_and_takes_no_more():
+    with host(slots=1) as server:
+        engine, gate = server.engine, serve.Event()
+        step = engine.server.cache.step
+        engine.server.cache.step = lambda *x: (gate.wait(20), step(*x))[1]
+        lines = ask(server.url, prompt="a", tokens=6)
+        first = next(lines)
+        engine.close()
+        with pytest.raises(Refused, match="closing") as no:
+            list(ask(server.url, prompt="a"))
+        assert no.value.status == 503
+        gate.set()
+        assert text_of([first, *lines]) == alone("a", 6)
+
+
+def test_closing_takes_no_longer_than_its_grace():
+    server = Host(Engine(model(), slots=1), LETTERS, grace=0.05)
+    streams = [Stream([1], 20) for _ in range(2)]
+    gate = serve.Event()
+    with server:
+        cache = server.engine.server.cache
+        step = cache.step
+        cache.step = lambda *x: (gate.wait(0.2), step(*x))[1]
+        for stream in streams:
+            server.engine.submit(stream)
+        start = time.monotonic()
+    assert time.monotonic() - start < 15  # and not 20 steps
+    assert [s.why for s in streams] == ["closing"] * 2
+    assert all(len(list(s)) < 20 for s in streams)
+
+
+def test_a_failure_is_said_to_all_and_ends_the_server(monkeypatch):
+    monkeypatch.setattr("threading.excepthook", lambda *_: None)
+    with host(slots=1) as server:
+        server.engine.server.cache.step = lambda *_: 1 / 0
+        *_, last = ask(server.url, prompt="a", tokens=4)
+        assert last["end"] == "error"
+        assert server.ended.wait(20)
+        with pytest.raises(Refused, match="closing"):
+            list(ask(server.url, prompt="a"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    model().save(tmp_path / "model.safetensors")
+    LETTERS.save(tmp_path / "tokenizer.json")
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_what_is_under_way(number, folder, root):
+    """In a process of its own; the answer is longer than a moment."""
+    with subprocess.Popen(
+            [sys.executable, "-m", "companion", "host", str(folder),
+             "--port", "0", "--device", "cpu"],
+            stdout=subprocess.PIPE, text=True, cwd=root) as process:
+        url = process.stdout.readline().split("/generate")[0]
+        lines = ask(url, prompt="a", tokens=31)
+        first = next(lines)
+        process.send_signal(number)
+        assert text_of([first, *lines]) == alone("a", 31)
+        assert process.wait(30) == 0
+        assert "closed" in process.stdout.read()
+
+
+def test_a_failure_is_an_exit_status(folder, monkeypatch, capsys):
+    def broken(self):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(Engine, "run", broken)
+    monkeypatch.setattr("threading.excepthook", lambda *_: None)
+    before = signal.getsignal(signal.SIGTERM)
+    assert serve.main([str(folder), "--port", "0", "--device", "cpu"]) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert "closed" in capsys.readouterr().out
+
+
+def test_what_cannot_be_hosted_is_one_line(folder, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, said in (
+                ([str(folder / "none")], "train gpt"),
+                ([str(folder), "--device", "cpu", "--port", port], "in use"),
+                ([str(folder), "--device", "cpu", "--port", "99999"],
+                 "port")):
+            assert serve.main(words) == 2
+            found = capsys.readouterr().err
+            assert said in found and found.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--slots", "0"], ["--queue", "-1"],
+                                   ["--grace", "x"], ["--device", "tpu"]])
+def test_what_cannot_be_asked_of_host(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        serve.main(words)
+    assert stop.value.code == 2
+
+
+# ---------------------------------------------------------------- the judge
+
+
+def test_the_judge_counts_what_is_there(monkeypatch):
+    text = split("abcdefghijk" * 60)
+    base = serving.Baseline(CONFIG, 4000, 1e-9, 2.0)
+    monkeypatch.setattr(serving, "limits", lambda _: Limits(1.0, 10.0))
+    net = GPT(GPTConfig(32, 11, 1, 2, 16, bias=False)).eval()
+    with Host(Engine(net, 16), text.tokenizer) as server:
+        found = serving.capstone(server.url, 1000, base, text)
+        alike = serving.heard_loss(server.url, text, 32)
+    rows = {row["task"]: row for row in found.rows}
+    assert [rows[n]["done"] for n in serving.TARGETS] == [
+        "yes", "yes", "no", "no"]
+    assert not found.passed and found.value == 0.5
+    ids = serving.pieces(text.held, 32, 1)
+    wanted = serving.evaluate(net, serving.letters_loss,
+                              serving.Tensor(ids[:, :-1]),
+                              serving.Tensor(ids[:, 1:]))
+    assert alike == pytest.approx(wanted, rel=1e-4)
+    assert rows["nats"]["found"] == pytest.approx(wanted, abs=1e-3)
+    assert rows["16 limit"]["found"] > 0
+    assert json.dumps(found._asdict())
+
+
+def test_a_server_is_started_and_ended(folder):
+    with serving.started([*serving.hosted(folder), "--device",
+                          "cpu"]) as url:
+        assert text_of(ask(url, prompt="a", tokens=4)) == alone("a", 4)
+    with pytest.raises(OSError):
+        list(ask(url, prompt="a"))
+
+
+@pytest.mark.parametrize("code, said", [
+    ("print('hello')", "expected the address"),
+    ("import signal; signal.signal(15, lambda *_: exit(3)); "
+     "print('http://127.0.0.1:1', flush=True); signal.pause()",
+     "ended with 3")])
+def test_a_command_that_serves_nothing_is_named(code, said):
+    with (pytest.raises(RuntimeError, match=said),
+          serving.started([sys.executable, "-c", code]) as url):
+        assert url == "http://127.0.0.1:1"
+
+
+def test_no_plays_no_verdict(tmp_path, monkeypatch, capsys):
+    from companion.milestones import language
+    monkeypatch.chdir(tmp_path)
+    stand_in = language.SPARE["tinyshakespeare/input.txt"]
+    monkeypatch.setattr(language, "shakespeare", lambda: stand_in)
+    assert report.main(["2024", "--out", str(tmp_path / "out")]) == 1
+    assert "2024 NOT MEASURED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("slots, wanted", [
+    (1, [1]), (2, [1, 2]), (4, [1, 4]), (5, [1, 4, 5]), (16, [1, 4, 16]),
+    (17, [1, 4, 16, 17])])
+def test_the_caches_of_a_server(slots, wanted):
+    found = serve.Fitting(model(), slots)
+    assert [cache.slots for cache in found.caches] == wanted
+
+
+def test_one_client_computes_one_slot():
+    """More come, and texts move to another cache, and back, unharmed."""
+    engine, sizes = Engine(model(), slots=5), []
+    streams = [Stream([1], 9 - i, seed=i) for i in range(7)]
+    coming = {0: streams[:1], 1: streams[1:2], 3: streams[2:]}
+    for at in range(40):
+        for stream in coming.get(at, ()):
+            engine.submit(stream)
+        engine.step()
+        sizes.append(engine.server.cache.slots)
+    assert sizes[:5] == [1, 4, 4, 5, 5] and sizes[-1] == 1
+    assert [LETTERS.decode(s) for s in streams] == [
+        alone("b", 9 - i, i, 1.0) for i in range(7)]
