@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling: edit there, `make tangle`. sha256:e1978cd496e8  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving: edit there, `make tangle`. sha256:3f497e23fb82  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -108,4 +108,5 @@ EXPORTS: dict[str, str] = {
     **dict.fromkeys((
         "ColumnParallel", "DataParallel", "RowParallel", "Sharded", "spawn",
         "world"), "companion.distributed"),
+    **dict.fromkeys(("Engine", "Host", "Stream"), "companion.serve"),
 }

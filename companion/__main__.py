@@ -1,4 +1,4 @@
-# Tangled from tangle, record, blas, perceptron, language, benchmarking: edit there, `make tangle`. sha256:ae3cd2f7e5c1  # noqa: E501
+# Tangled from tangle, record, blas, perceptron, language, benchmarking, serving: edit there, `make tangle`. sha256:833704a9dff4  # noqa: E501
 """The command line: `python -m companion COMMAND …`."""
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ COMMANDS = {
     "train": "companion.milestones.train",
     "generate": "companion.milestones.generate",
     "suite": "companion.suite",
+    "host": "companion.serve",
 }
 
 
