@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd: edit there, `make tangle`. sha256:8307ace2785e  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:6ec65ffd1a92  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -23,7 +23,17 @@ from companion.autograd import (
 )
 from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
-from companion.dtype import DType, as_dtype, bool_, float32, int64
+from companion.dtype import (
+    DType,
+    as_dtype,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int32,
+    int64,
+)
 from companion.ops import (
     ADD,
     CAST,
@@ -44,6 +54,7 @@ from companion.ops import (
     PERMUTE,
     POW,
     RESHAPE,
+    SCATTER,
     SHRINK,
     SIN,
     SQRT,
@@ -71,6 +82,32 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
                 f"does not fit into {self.dtype} {self.shape}; write "
                 f"x = x + y to make a new tensor")
         return self.copy_(result)
+    return method
+
+
+def overwriting(name: str) -> Callable[..., Tensor]:
+    """The method `name`, its result written where x lies."""
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        result = getattr(self, name)(*args, **options)
+        if result.shape != self.shape:
+            raise ValueError(f"{name}_: the result {result.shape} does not "
+                             f"fit into {self.shape}; use .{name}")
+        return self.copy_(result)
+    return method
+
+
+def smooth(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Computed in float32 or float64, answered in the dtype of x."""
+    @functools.wraps(method)
+    def wide(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        return narrowed(method(widened(self), *args, **options), self)
+    return wide
+
+
+def spelled(operation: Callable[..., Any]) -> Callable[..., Tensor]:
+    """x.add(y, alpha=a): `operation` on x and a · y."""
+    def method(self: Tensor, other: Any, alpha: Scalar = 1) -> Tensor:
+        return operation(self, other if alpha == 1 else other * alpha)
     return method
 
 
@@ -872,6 +909,596 @@ class Tensor:
         """The same memory, with no past and no wish for a gradient."""
         return detached(self)
 
+    @smooth
+    def log1p(self) -> Tensor:
+        """log(1 + x), and what 1 + x lost on the way (Kahan, 1987)."""
+        u = self + 1
+        lost = (detached(self) - (detached(u) - 1)) / detached(u)
+        return u.log() + where((u > 0) & (u < math.inf), lost, 0)
+
+    @smooth
+    def expm1(self) -> Tensor:
+        """exp(x) - 1; near 0, 2t / (1 - t) with t = tanh(x / 2)."""
+        t = (self.clamp(-0.5, 0.5) * 0.5).tanh()
+        return where(self.abs() < 0.5, t * 2 / (1 - t), self.exp() - 1)
+
+    @smooth
+    def sinh(self) -> Tensor:
+        """(exp(x) - exp(-x)) / 2; halves of x, which overflow later."""
+        near = self.clamp(-1, 1).expm1()
+        up, down = (self * 0.5).exp(), (self * -0.5).exp()
+        far = up * (up * 0.5) - down * (down * 0.5)
+        return where(self.abs() < 1, (near + near / (near + 1)) * 0.5, far)
+
+    @smooth
+    def cosh(self) -> Tensor:
+        """(exp(x) + exp(-x)) / 2."""
+        up, down = (self * 0.5).exp(), (self * -0.5).exp()
+        return up * (up * 0.5) + down * (down * 0.5)
+
+    @smooth
+    def tan(self) -> Tensor:
+        """sin(x) / cos(x) in float64: near a pole, cos has few digits."""
+        wide = self.cast(float64)
+        return (wide.sin() / wide.cos()).cast(self.dtype)
+
+    @smooth
+    def exp2(self) -> Tensor:
+        """2 ** x."""
+        return 2 ** self
+
+    @smooth
+    def log2(self) -> Tensor:
+        return self.log() / math.log(2)
+
+    @smooth
+    def log10(self) -> Tensor:
+        return self.log() / math.log(10)
+
+    @smooth
+    def asinh(self) -> Tensor:
+        return odd(arsinh, self)
+
+    @smooth
+    def acosh(self) -> Tensor:
+        """log(x + sqrt(x² - 1)), in terms of x - 1; NaN below 1."""
+        t = self.clamp(max=BEYOND) - 1
+        near = (t + (t * 2 + t * t).sqrt()).log1p()
+        far = self.clamp(min=1).log() + math.log(2)
+        return where(self > BEYOND, far, near)
+
+    @smooth
+    def atanh(self) -> Tensor:
+        return odd(artanh, self)
+
+    @smooth
+    def atan(self) -> Tensor:
+        """By Cephes' rational (Moshier, 1989)."""
+        return odd(arctan, self)
+
+    @smooth
+    def asin(self) -> Tensor:
+        root = ((1 - self) * (1 + self)).sqrt()
+        return (self / (root + 1)).atan() * 2
+
+    @smooth
+    def acos(self) -> Tensor:
+        return ((1 - self).sqrt() / (1 + self).sqrt()).atan() * 2
+
+    arcsinh, arccosh, arctanh = asinh, acosh, atanh
+    arcsin, arccos, arctan = asin, acos, atan
+
+    def trunc(self) -> Tensor:
+        """Rounded towards 0."""
+        return where(self < 0, self.ceil(), self.floor())
+
+    fix = trunc
+
+    def frac(self) -> Tensor:
+        return self - self.trunc()
+
+    def round(self, decimals: int = 0) -> Tensor:
+        """To the nearest whole number; from the middle, to the even."""
+        if not self.dtype.is_float:
+            return self
+        if decimals:
+            power = 10.0 ** decimals
+            return narrowed((widened(self) * power).round() / power, self)
+        floor = detached(self).floor()
+        above = detached(self) - floor
+        up = (above > 0.5) | (above == 0.5) & (floor % 2 == 1)
+        whole = where(above == above, floor + up.cast(self.dtype), floor)
+        # x · 0 keeps the sign of a zero, and is a slope of 0 everywhere.
+        return where(whole == 0, self * 0, whole)
+
+    def isinf(self) -> Tensor:
+        return self.abs() == math.inf
+
+    def isfinite(self) -> Tensor:
+        return self.abs() < math.inf
+
+    def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8,
+                equal_nan: bool = False) -> Tensor:
+        """|x - y| <= atol + rtol·|y|, or both the same infinity."""
+        _, y = align(self, required_operand(other, self))
+        near = (self - y).abs() <= y.abs() * rtol + atol
+        close = (self == y) | near & y.isfinite()
+        both = self.isnan() & y.isnan()
+        return close | both if equal_nan else close
+
+    def nan_to_num(self, nan: float = 0.0, posinf: float | None = None,
+                   neginf: float | None = None) -> Tensor:
+        """NaN and infinities replaced; by the largest numbers of x."""
+        most = largest_number(self.dtype)
+        x = self.masked_fill(self.isnan(), nan)
+        x = x.masked_fill(x == math.inf, most if posinf is None else posinf)
+        low = -most if neginf is None else neginf
+        return x.masked_fill(x == -math.inf, low)
+
+    def copysign(self, other: Any) -> Tensor:
+        """|x| with the sign of `other`, also of -0."""
+        other = same_dtype(self, required_operand(other, self))[1]
+        size = self.abs()
+        return where(has_minus(other), -size, size)
+
+    def atan2(self, x: Tensor) -> Tensor:
+        """The angle of the point (x, self), in (-π, π]."""
+        wide, x = map(widened, same_dtype(self, x))
+        return narrowed(angle(wide, x), self)
+
+    arctan2 = atan2
+
+    def hypot(self, other: Tensor) -> Tensor:
+        """sqrt(x² + y²), without squares that overflow."""
+        a, b = self.abs(), required_operand(other, self).abs()
+        large = a.maximum(b)
+        scale = detached(where((large > 0) & large.isfinite(), large, 1))
+        return ((a / scale).square() + (b / scale).square()).sqrt() * scale
+
+    def logaddexp(self, other: Tensor) -> Tensor:
+        """log(exp(x) + exp(y)), safe at any size."""
+        peak = detached(self.maximum(other))
+        peak = where(peak.isinf(), 0, peak)
+        return ((self - peak).exp() + (other - peak).exp()).log() + peak
+
+    def lerp(self, end: Tensor, weight: Any) -> Tensor:
+        """From x to `end`; both ends are exact."""
+        weight = required_operand(weight, self)
+        way = end - self
+        if not isinstance(weight, Tensor):
+            return (self + way * weight if abs(weight) < 0.5
+                    else end - way * (1 - weight))
+        return where(weight.abs() < 0.5, self + way * weight,
+                     end - way * (1 - weight))
+
+    @torch_names
+    def gather(self, axis: int, index: Tensor) -> Tensor:
+        """Along `axis`, the elements at `index`; of its shape."""
+        at = axis_of(self, axis)
+        rows = fitted("gather", self, index, at).transpose(at, -1)
+        return pick(rows, index.transpose(at, -1)).transpose(at, -1)
+
+    @torch_names
+    def take_along_axis(self, index: Tensor, axis: int) -> Tensor:
+        """gather, with the axes beside `axis` broadcast."""
+        at = axis_of(self, axis)
+        both = [t.shape[:at] + (1,) + t.shape[at + 1:] for t in (
+            self, index)]
+        shape = broadcast_shape(*both)
+        x, i = [t.broadcast(shape[:at] + t.shape[at:at + 1]
+                            + shape[at + 1:]) for t in (self, index)]
+        return x.gather(at, i)
+
+    take_along_dim = take_along_axis
+
+    @torch_names
+    def index_select(self, axis: int, index: Tensor) -> Tensor:
+        """The slices of `axis` that the vector `index` names."""
+        at = axis_of(self, axis)
+        return self.transpose(0, at)[index].transpose(0, at)
+
+    @torch_names
+    def scatter_add(self, axis: int, index: Tensor, src: Tensor) -> Tensor:
+        """x, with `src` added along `axis` where `index` says."""
+        at = axis_of(self, axis)
+        n = self.shape[at]
+        fitted("scatter_add", self, index, at)
+        values = source("scatter_add", self, index, src)
+        sums = put(values.transpose(at, -1), index.transpose(at, -1), n)
+        return self + grown(sums.transpose(at, -1), self.shape)
+
+    @torch_names
+    def scatter(self, axis: int, index: Tensor, src: Any) -> Tensor:
+        """x, with `src` in its place where `index` says; the last wins."""
+        at = axis_of(self, axis)
+        fitted("scatter", self, index, at)
+        last, taken = [
+            t.transpose(at, -1) for t in last_writer(
+                index.transpose(at, -1), self.shape[at])]
+        taken = grown(taken, self.shape)
+        if not isinstance(src, Tensor):
+            return where(taken, cast_scalar(self, src), self)
+        if not index.size:
+            return self.clone()
+        found = source("scatter", self, index, src).gather(at, last)
+        return where(taken, grown(found, self.shape), self)
+
+    @torch_names
+    def index_add(self, axis: int, index: Tensor, src: Tensor) -> Tensor:
+        """x, with the slices of `src` added where a vector says."""
+        at = axis_of(self, axis)
+        sums = Tensor.apply(SCATTER, src.transpose(0, at), index,
+                            arg=(0, self.shape[at]))
+        return self + sums.transpose(0, at)
+
+    @torch_names
+    def argsort(self, axis: int = -1, descending: bool = False,
+                stable: bool = True) -> Tensor:
+        """The places along `axis` in sorted order; equals keep theirs."""
+        if not self.ndim:
+            return Tensor(0, device=self.device)
+        at = axis_of(self, axis)
+        return Tensor(order(self, at, descending), device=self.device)
+
+    @torch_names
+    def sort(self, axis: int = -1, descending: bool = False,
+             stable: bool = True) -> Sorted:
+        """Values and places; NaN counts as the largest."""
+        places = self.argsort(axis, descending)
+        return Sorted(self.gather(axis, places) if self.ndim else self,
+                      places)
+
+    @torch_names
+    def topk(self, k: int, axis: int = -1, largest: bool = True,
+             sorted: bool = True) -> Sorted:
+        """The k largest along `axis`, or the smallest, in order."""
+        at = axis_of(self, axis)
+        if not 0 <= as_int(k) <= self.shape[at]:
+            raise ValueError(f"topk: expected k from 0 to the "
+                             f"{self.shape[at]} of axis {axis}, got {k}")
+        places = Tensor(chosen(self, at, k, largest), device=self.device)
+        values = self.gather(at, places)
+        if not sorted:
+            return Sorted(values, places)
+        inner = values.argsort(at, descending=largest)
+        return Sorted(values.gather(at, inner), places.gather(at, inner))
+
+    @torch_names
+    def kthvalue(self, k: int, axis: int = -1,
+                 keepdim: bool = False) -> Sorted:
+        """The k-th smallest, counted from 1, and its place."""
+        if not 1 <= as_int(k) <= self.shape[axis]:
+            raise ValueError(f"kthvalue: expected k from 1 to the "
+                             f"{self.shape[axis]} of axis {axis}, got {k}")
+        found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
+        return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
+
+    def unique(self) -> Tensor:
+        """The values that occur, each once, in order."""
+        return Tensor(np.unique(self.numpy()), device=self.device)
+
+    def nonzero(self) -> Tensor:
+        """Where elements are not 0: a row of indices for each."""
+        found = np.argwhere(self.numpy() != 0)
+        return Tensor(found, int64, self.device)
+
+    def masked_select(self, mask: Tensor) -> Tensor:
+        """The elements where `mask` holds, in a row."""
+        shape = broadcast_shape(self.shape, mask.shape)
+        return self.broadcast(shape)[mask.broadcast(shape)]
+
+    @torch_names
+    def cumprod(self, axis: int) -> Tensor:
+        """Running products; integers and bools as int64."""
+        x = self if self.dtype.is_float else self.cast(int64)
+        return scan(operator.mul, x, axis, 1)
+
+    @torch_names
+    def logcumsumexp(self, axis: int) -> Tensor:
+        """Running log(sum(exp(x))), safe at any size."""
+        return narrowed(scan(Tensor.logaddexp, widened(self), axis,
+                             -math.inf), self)
+
+    @torch_names
+    def cummax(self, axis: int) -> Sorted:
+        """Running maxima, and where they stand."""
+        places = last_largest(self, axis_of(self, axis))
+        return Sorted(self.gather(axis, places), places)
+
+    @torch_names
+    def cummin(self, axis: int) -> Sorted:
+        """Running minima, and where they stand."""
+        places = last_largest(order_reversed(self), axis_of(self, axis))
+        return Sorted(self.gather(axis, places), places)
+
+    def diagonal(self, offset: int = 0, dim1: int = 0,
+                 dim2: int = 1) -> Tensor:
+        """The diagonal of two axes, as the last axis; a view of steps."""
+        i, j = axis_of(self, dim1), axis_of(self, dim2)
+        rest = [k for k in range(self.ndim) if k not in (i, j)]
+        x = self.permute([*rest, i, j])
+        r, c = max(-offset, 0), max(offset, 0)
+        n = max(min(x.shape[-2] - r, x.shape[-1] - c), 0)
+        square = x[..., r:r + n, c:c + n]
+        # One along the diagonal is n + 1 along the memory.
+        return square.reshape(*square.shape[:-2], n * n)[..., ::n + 1]
+
+    def trace(self) -> Tensor:
+        return self.diagonal().sum(-1)
+
+    def diag(self, diagonal: int = 0) -> Tensor:
+        """A matrix's diagonal; of a vector, the matrix that has it."""
+        if self.ndim != 1:
+            return self.diagonal(diagonal)
+        n, before = len(self), max(-diagonal, 0)
+        wide = (arange(n, device=self.device).unsqueeze(1)
+                == arange(n, device=self.device))
+        square = where(wide, self, False)
+        return square.pad([(before, max(diagonal, 0)),
+                           (max(diagonal, 0), before)])
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def t(self) -> Tensor:
+        """The transposed matrix; a vector is what it was."""
+        if self.ndim > 2:
+            raise ValueError(f"t: expected at most two axes, got shape "
+                             f"{self.shape}; use .mT or .permute")
+        return self.T
+
+    swapaxes = swapdims = transpose
+
+    def movedim(self, source: Any, destination: Any) -> Tensor:
+        """Axes moved to other places; the rest keep their order."""
+        old = [axis_of(self, a) for a in unpack_ints([source])]
+        new = [axis_of(self, a) for a in unpack_ints([destination])]
+        if len({*old}) != len({*new}) or len({*old}) != len(old):
+            raise ValueError(f"movedim: expected as many places as axes, "
+                             f"got {source} and {destination}")
+        rest = iter([a for a in range(self.ndim) if a not in old])
+        come = dict(zip(new, old))
+        return self.permute([come[i] if i in come else next(rest)
+                             for i in range(self.ndim)])
+
+    moveaxis = movedim
+
+    def ravel(self) -> Tensor:
+        return self.reshape(-1)
+
+    @torch_names
+    def unflatten(self, axis: int, sizes: Sequence[int]) -> Tensor:
+        """One axis as several; one -1 is worked out."""
+        at = axis_of(self, axis)
+        known = -math.prod(sizes)
+        parts = [self.shape[at] // known if n == -1 and known > 0 else n
+                 for n in sizes]
+        if math.prod(parts) != self.shape[at]:
+            raise ValueError(f"unflatten: {tuple(sizes)} do not fill the "
+                             f"{self.shape[at]} of axis {axis}")
+        return self.reshape(*self.shape[:at], *parts, *self.shape[at + 1:])
+
+    @torch_names
+    def select(self, axis: int, index: int) -> Tensor:
+        """One slice of an axis, without that axis."""
+        at = axis_of(self, axis)
+        return self[(slice(None),) * at + (as_int(index),)]
+
+    @torch_names
+    def unfold(self, axis: int, size: int, step: int) -> Tensor:
+        """Windows of `size` along `axis`, `step` apart; a last axis."""
+        at = axis_of(self, axis)
+        if not 0 < size <= self.shape[at] or step < 1:
+            raise ValueError(f"unfold: expected a size of 1 to the "
+                             f"{self.shape[at]} of axis {axis} and a step "
+                             f">= 1, got {size} and {step}")
+        starts = arange(0, self.shape[at] - size + 1, step,
+                        device=self.device)
+        places = starts.unsqueeze(1) + arange(size, device=self.device)
+        return self.movedim(at, 0)[places].movedim((0, 1), (at, -1))
+
+    @torch_names
+    def repeat_interleave(self, repeats: Any,
+                          axis: int | None = None) -> Tensor:
+        """Each element so many times in a row; counts, or one for all."""
+        if axis is None:
+            return self.reshape(-1).repeat_interleave(repeats, 0)
+        at = axis_of(self, axis)
+        if isinstance(repeats, Tensor):
+            counts = np.broadcast_to(repeats.numpy(), self.shape[at])
+            places = np.repeat(np.arange(self.shape[at]), counts)
+            return self.index_select(at, Tensor(places, device=self.device))
+        apart = self.unsqueeze(at + 1)
+        wide = apart.broadcast(apart.shape[:at + 1] + (as_int(repeats),)
+                               + apart.shape[at + 2:])
+        return wide.flatten(at, at + 1)
+
+    @torch_names
+    def diff(self, n: int = 1, axis: int = -1) -> Tensor:
+        """Differences of neighbours, n times over."""
+        if n == 0:
+            return self
+        last = self.shape[axis_of(self, axis)] - 1
+        return (self.narrow(axis, 1, last) - self.narrow(axis, 0, last)
+                ).diff(n - 1, axis)
+
+    @torch_names
+    def norm(self, p: float | str = 2, axis: Axes = None,
+             keepdim: bool = False) -> Tensor:
+        """(sum |x| ** p) ** (1 / p); of a zero vector the slope is 0."""
+        size = widened(self).abs()
+        if p in ("fro", 2):
+            total = size.square().sum(axis, keepdim)
+            root = where(total == 0, 1, total).sqrt()
+            return narrowed(where(total == 0, 0, root), self)
+        if not isinstance(p, (int, float)):
+            raise ValueError(f"norm: expected a number or 'fro', got {p!r}")
+        if abs(p) == math.inf:
+            most = size.max if p > 0 else size.min
+            return narrowed(most(axis, keepdim), self)
+        if p == 0:
+            return narrowed((size != 0).sum(axis, keepdim), self)
+        return narrowed((size ** p).sum(axis, keepdim) ** (1 / p), self)
+
+    @torch_names
+    def std_mean(self, axis: Axes = None, correction: int = 1,
+                 keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        return (self.std(axis, correction, keepdim),
+                self.mean(axis, keepdim))
+
+    @torch_names
+    def var_mean(self, axis: Axes = None, correction: int = 1,
+                 keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        return (self.var(axis, correction, keepdim),
+                self.mean(axis, keepdim))
+
+    @torch_names
+    def amax(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return self.max(axis, keepdim)
+
+    @torch_names
+    def amin(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return self.min(axis, keepdim)
+
+    @torch_names
+    def count_nonzero(self, axis: Axes = None) -> Tensor:
+        return (self != 0).sum(axis)
+
+    def multinomial(self, num_samples: int, replacement: bool = False,
+                    ) -> Tensor:
+        """Places drawn with these weights along the last axis."""
+        return multinomial(self, num_samples, replacement)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, were they dense."""
+        return self.size * self.dtype.itemsize
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    def is_contiguous(self) -> bool:
+        return self.buffer.view.is_dense
+
+    def stride(self) -> tuple[int, ...]:
+        """Steps in elements, one for each axis."""
+        return self.buffer.view.strides
+
+    def bitcast(self, dtype: DType) -> Tensor:
+        """The same bits, read as another dtype of the same width."""
+        if dtype.itemsize != self.dtype.itemsize:
+            raise ValueError(f"bitcast: {self.dtype} and {dtype} differ in "
+                             f"width; choose one of {self.dtype.itemsize} "
+                             f"bytes")
+        bits = np.ascontiguousarray(self.detach().numpy())
+        return Tensor(bits.view(dtype.numpy), device=self.device)
+
+    def type_as(self, other: Tensor) -> Tensor:
+        return self.to(other.device).cast(other.dtype)
+
+    add, sub, mul = map(spelled, (
+        operator.add, operator.sub, operator.mul))
+    pow, remainder, floor_divide = map(spelled, (
+        operator.pow, operator.mod, operator.floordiv))
+    eq, ne, lt, le, gt, ge = map(spelled, (
+        operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
+        operator.ge))
+    bitwise_and, bitwise_or, bitwise_xor = map(spelled, (
+        operator.and_, operator.or_, operator.xor))
+    mm = bmm = spelled(operator.matmul)
+    subtract, multiply, power = sub, mul, pow
+
+    def neg(self) -> Tensor:
+        return -self
+
+    def logical_not(self) -> Tensor:
+        return self == 0
+
+    def logical_and(self, other: Any) -> Tensor:
+        return (self != 0) & (required_operand(other, self) != 0)
+
+    def logical_or(self, other: Any) -> Tensor:
+        return (self != 0) | (required_operand(other, self) != 0)
+
+    def logical_xor(self, other: Any) -> Tensor:
+        return (self != 0) ^ (required_operand(other, self) != 0)
+
+    def fmod(self, other: Any) -> Tensor:
+        """The rest of x / y rounded towards 0: with the sign of x."""
+        x, y = same_dtype(self, required_operand(other, self))
+        rest = x.abs() % y.abs()
+        return where(x < 0, -rest, rest)
+
+    def div(self, other: Any, rounding_mode: str | None = None) -> Tensor:
+        """x / y; with "floor" or "trunc" rounded to whole numbers."""
+        return divided(self, required_operand(other, self), rounding_mode)
+
+    divide = true_divide = div
+    negative, absolute, clip = neg, abs, clamp
+
+    def allclose(self, other: Any, rtol: float = 1e-5,
+                 atol: float = 1e-8, equal_nan: bool = False) -> bool:
+        return bool(self.isclose(other, rtol, atol, equal_nan).all())
+
+    def equal(self, other: Tensor) -> bool:
+        """Whether shapes and all elements are the same."""
+        return self.shape == other.shape and bool((self == other).all())
+
+    add_, sub_, mul_, div_ = map(overwriting, ("add", "sub", "mul", "div"))
+    pow_, clamp_, lerp_, neg_ = map(overwriting, (
+        "pow", "clamp", "lerp", "neg"))
+    exp_, log_, sqrt_, square_ = map(overwriting, (
+        "exp", "log", "sqrt", "square"))
+    abs_, round_, floor_, ceil_ = map(overwriting, (
+        "abs", "round", "floor", "ceil"))
+    relu_, sigmoid_, tanh_ = map(overwriting, ("relu", "sigmoid", "tanh"))
+    masked_fill_, scatter_, scatter_add_, index_add_ = map(overwriting, (
+        "masked_fill", "scatter", "scatter_add", "index_add"))
+
+    def fill_(self, value: Scalar) -> Tensor:
+        return self.copy_(value)
+
+    def zero_(self) -> Tensor:
+        return self.copy_(0)
+
+    def detach_(self) -> Tensor:
+        """Forget how x came to be."""
+        self.requires_grad, self.record = False, None
+        return self
+
+    # At the end: below them `bool` and `int` would mean these methods.
+    def float(self) -> Tensor:
+        return self.cast(float32)
+
+    def double(self) -> Tensor:
+        return self.cast(float64)
+
+    def half(self) -> Tensor:
+        return self.cast(float16)
+
+    def bfloat16(self) -> Tensor:
+        return self.cast(bfloat16)
+
+    def long(self) -> Tensor:
+        return self.cast(int64)
+
+    def int(self) -> Tensor:
+        return self.cast(int32)
+
+    def bool(self) -> Tensor:
+        return self.cast(bool_)
+
+    def cpu(self) -> Tensor:
+        return self.to("cpu")
+
+    def cuda(self) -> Tensor:
+        return self.to("cuda")
+
 
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
@@ -1001,17 +1628,39 @@ def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
 
 
 # The rooms import what stands above: they are read last.
+from companion.tensor.along import (
+    Sorted,
+    chosen,
+    fitted,
+    grown,
+    last_largest,
+    last_writer,
+    order,
+    pick,
+    put,
+    scan,
+    source,
+)
 from companion.tensor.arithmetic import (
+    BEYOND,
     PRODUCTS,
     TANH_DENOMINATOR,
     TANH_NUMERATOR,
+    angle,
+    arctan,
+    arsinh,
+    artanh,
     bitwise_and,
     bitwise_op,
     bitwise_or,
     bitwise_xor,
+    divided,
+    has_minus,
     integer_power,
+    largest_number,
     maximum_of,
     minimum_of,
+    odd,
     order_reversed,
     polynomial,
     quotient,
@@ -1038,6 +1687,7 @@ from companion.tensor.indexing import (
     where_mask,
 )
 from companion.tensor.operands import (
+    align,
     as_float,
     as_operand,
     as_tensor,
@@ -1050,6 +1700,7 @@ from companion.tensor.operands import (
     where,
     widened,
 )
+from companion.tensor.random import multinomial
 from companion.tensor.reductions import (
     constant_max,
     detached,

@@ -1,4 +1,4 @@
-# Tangled from indexing, data: edit there, `make tangle`. sha256:2abe74c5376e
+# Tangled from indexing, data, vocabulary: edit there, `make tangle`. sha256:367cc36c8b65  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from companion.device import CPU, Device, named
 from companion.dtype import DType, bfloat16, float16, float32, float64, int64
 from companion.ops import RANDOM, check_kind
 from companion.tensor import Tensor, from_numpy, unpack_ints, wrap
+from companion.tensor.operands import widened
 from companion.view import Shape
 
 
@@ -127,3 +128,33 @@ def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
     """The numbers 0 to n - 1 in random order: sorted by random keys."""
     keys = rand(n, dtype=float64, generator=generator)
     return from_numpy(np.argsort(keys.numpy(), kind="stable"))
+
+
+def check_weights(weights: Tensor, n: int, replacement: bool) -> None:
+    """Weights of 0 and more, of which enough are above 0."""
+    found = weights.numpy()
+    fits = found.ndim in (1, 2) and np.isfinite(found).all() and (
+        found >= 0).all()
+    positive = (found > 0).sum(-1).min(initial=found.shape[-1] if fits else 0)
+    if not fits or not 0 < (n if not replacement else min(n, 1)) <= positive:
+        raise ValueError(
+            f"multinomial: expected one or two axes of finite weights >= 0, "
+            f"and enough above 0 to draw {n} (replacement={replacement})")
+
+
+def multinomial(weights: Tensor, num_samples: int, replacement: bool = False,
+                generator: Generator = GENERATOR) -> Tensor:
+    """Places (…, num_samples) drawn with `weights` along the last axis.
+
+    By Gumbel's noise; without replacement the largest few of one draw
+    (Vieira, 2014).
+    """
+    check_weights(weights, num_samples, replacement)
+    logs = widened(weights).log()
+    shape = logs.shape if not replacement else (
+        *logs.shape[:-1], num_samples, logs.shape[-1])
+    u = rand(*shape, device=weights.device, generator=generator)
+    noise = -(-u.log()).log()
+    if replacement:
+        return (logs.unsqueeze(-2) + noise).argmax(-1)
+    return (logs + noise).topk(num_samples).indices

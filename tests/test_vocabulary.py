@@ -1,0 +1,243 @@
+"""The vocabulary against PyTorch's: one line, typed for both.
+
+A new word is one row. Each row is evaluated twice, with x, y, z and the
+others as tensors of ours and as PyTorch's, and `m` as the package.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import companion
+from companion import Tensor, grad
+from companion.dtype import bfloat16, float16, float32, float64
+
+pytestmark = [pytest.mark.needs("torch")]
+
+# Elementwise: where the function is smooth.
+SMOOTH = {
+    "log1p": (-0.9, 5), "expm1": (-3, 3), "exp2": (-5, 5), "log2": (0.1, 9),
+    "log10": (0.1, 9), "sinh": (-3, 3), "cosh": (-3, 3), "tan": (-1.5, 1.5),
+    "asinh": (-5, 5), "acosh": (1.1, 9), "atanh": (-0.9, 0.9),
+    "atan": (-5, 5), "asin": (-0.9, 0.9), "acos": (-0.9, 0.9),
+    "arctan": (-1, 1), "arcsin": (-0.5, 0.5), "arccos": (-0.5, 0.5),
+    "neg": (-1, 1), "exp": (-2, 2), "sin": (-9, 9), "sqrt": (0.1, 4),
+    "sigmoid": (-5, 5), "tanh": (-3, 3), "erf": (-2, 2), "square": (-3, 3),
+}
+# Elementwise, constant between its steps, or bools.
+STEPS = ("round", "trunc", "fix", "floor", "ceil", "sign", "isinf",
+         "isfinite", "isnan", "nan_to_num", "abs", "logical_not", "frac")
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, -0.5,
+           1.5, 2.5, -2.5, 1e-7, -1e-7, 3e-3, 20.0, -20.0, 88.9, -88.9,
+           1e3, -1e3, 0.625, 0.66, 2.4142, 0.99999, 2.0, 4.0, 8.0, 1e10, 6e4]
+
+# x (3, 4), y (3, 4), z (4, 5), w (4,), v (3, 1), q (2, 3, 4): floats, and
+# p positive like x; i (3, 2) places along axis 1 of x, k (5,) along 0 of
+# z; b bools and n whole numbers like x.
+WORDS = """
+x.gather(1, i)                       gather
+x.gather(dim=1, index=i[:2])
+x.T.gather(0, i.T)
+m.take_along_dim(x, i[:1], 1)        take_along_axis
+z.index_select(0, k)                 index_select
+x.index_select(1, k)
+x.scatter_add(1, i, y)               scatter_add
+x.T.scatter_add(0, i.T, y.T)
+x.scatter_add(1, i[:2, :1], y)
+x.scatter(1, u, y)                   scatter
+x.scatter(1, u[:2], 3.0)
+x.T.scatter(0, u.T, y.T)
+z.index_add(0, k, z[k])              index_add
+x.sort(1)                            sort argsort
+x.sort(0, descending=True)
+x.T.sort()
+x.argsort(dim=-1, descending=True)
+x.topk(2)                            topk
+x.topk(3, 0, largest=False)
+x.topk(0), x.topk(4)
+x.kthvalue(2, 1)                     kthvalue
+x.isclose(x + 1e-7), x.isclose(y)    isclose
+m.tensor(x.allclose(x + 1e-9))       allclose
+x.cumprod(1), x.cumprod(0)           cumprod
+x.cumsum(1)
+x.logcumsumexp(1)                    logcumsumexp
+q.logcumsumexp(dim=1)
+x.cummax(1), x.cummin(0)             cummax cummin
+x.logsumexp(1), x.softmax(1)
+m.div(x, y), m.div(x, y, rounding_mode="floor")  div
+m.div(x, y, rounding_mode="trunc")
+n.div(n * 0 + 3, rounding_mode="trunc")
+n.div(n * 0 - 3, rounding_mode="floor")
+x.masked_select(b)                   masked_select
+b.nonzero(), n.nonzero()             nonzero
+x.repeat_interleave(3, 1)            repeat_interleave
+x.repeat_interleave(2)
+x.repeat_interleave(n[:, 0].abs(), 0)
+x.unfold(1, 3, 1), q.unfold(2, 2, 2)  unfold
+q.unfold(0, 1, 1)
+q.unflatten(2, (2, -1))              unflatten
+x.copysign(y)                        copysign
+x.lerp(y, 0.3), x.lerp(y, 0.7), x.lerp(y, p)   lerp
+x.std_mean(1), x.var_mean()          std_mean var_mean
+x.atan2(y), y.atan2(x)               atan2
+x.hypot(y)                           hypot
+x.logaddexp(y)                       logaddexp
+x.fmod(0.7), x.fmod(y), n.fmod(3)    fmod
+x.norm(), x.norm(dim=1), x.norm(1), x.norm(p=3, dim=0)   norm
+x.norm(math.inf), x.norm(0, dim=1), x.norm("fro")
+x.diff(), q.diff(2, dim=0)           diff
+x.diagonal(), q.diagonal(0, 1, 2), q.diagonal(1, 2, 0)   diagonal
+x.diagonal(-1), x.diagonal(9), x.trace()   trace
+x.diag(), w.diag(), w.diag(1), w.diag(-2)  diag
+q.movedim(0, 2), q.movedim((0, 2), (1, 0))  movedim
+x.select(1, 2), q.select(-1, -1)     select
+x.t(), x.swapaxes(0, 1), q.ravel()   t swapaxes ravel
+x.amax(1), x.amin((0, 1))            amax amin
+n.count_nonzero(), n.count_nonzero(1)  count_nonzero
+x.add(y, alpha=2), x.sub(y), x.mul(2), x.pow(2), p.pow(y)  add sub mul pow
+n.remainder(3), n.floor_divide(2)    remainder floor_divide
+x.eq(x), x.ne(y), x.lt(y), x.le(y), x.gt(y), x.ge(x)  eq ne lt le gt ge
+n.logical_and(b), n.logical_or(b), n.logical_xor(b)
+n.bitwise_and(3), n.bitwise_or(3), n.bitwise_xor(3)
+x.mm(z), q.bmm(q.mT)                 mm bmm
+x.clip(-0.5, 0.5), x.absolute(), x.negative()  clip absolute negative
+x.float(), x.double(), (x * 9).long(), b.int(), n.bool()
+m.tensor(x.dim()), m.tensor(x.element_size())
+x.unique(), n.unique()               unique
+m.einsum("ij,jk->ik", x, z)          einsum
+m.einsum("ij,jk", x, z), m.einsum("ij->ji", x), m.einsum("ij->", x)
+m.einsum("bij,bjk->bik", q, q.mT), m.einsum("bij,jk->bki", q, z)
+m.einsum("...ij,jk->...ik", q, z), m.einsum("i,j->ij", w, w)
+m.einsum("ii->i", x[:, :3]), m.einsum("ii", x[:, :3])
+m.einsum("ij,ij->i", x, y), m.einsum("ij,jk,lk->il", x, z, x @ z)
+m.einsum("bij,bkj->bik", q, q), m.einsum("ij,kj->ik", v, x)
+m.einsum("...i->...", q), m.einsum("bii->b", q[:, :, :3])
+"""
+ROWS = [line.partition("  ")[0].strip() for line in WORDS.splitlines() if line]
+
+
+def arrays(seed=0):
+    """The operands by name, the same for both."""
+    rng = np.random.default_rng(seed)
+    names = {"x": (3, 4), "y": (3, 4), "z": (4, 5), "w": (4,), "v": (3, 1),
+             "q": (2, 3, 4)}
+    found = {name: rng.standard_normal(s) for name, s in names.items()}
+    found["p"] = rng.random((3, 4)) + 0.1
+    return found, {
+        "i": rng.integers(0, 4, (3, 2)), "k": rng.integers(0, 3, 5),
+        "u": rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1)[:, :3],
+        "b": rng.random((3, 4)) < 0.5, "n": rng.integers(-4, 5, (3, 4))}
+
+
+class Package:
+    """Our package under the one name that is a folder's here."""
+
+    tensor = staticmethod(Tensor)
+
+    def __getattr__(self, name):
+        return getattr(companion, name)
+
+
+def results(value):
+    """All the tensors in what a row gives."""
+    if isinstance(value, tuple):
+        return [each for part in value for each in results(part)]
+    return [value]
+
+
+def evaluated(row, dtype):
+    """What a row gives here and there, with the floats it was given."""
+    import torch
+
+    floats, others = arrays()
+    mine = {k: Tensor(a, dtype).requires_grad_() for k, a in floats.items()}
+    wide = getattr(torch, str(dtype))
+    theirs = {k: torch.tensor(a).to(wide).requires_grad_()
+              for k, a in floats.items()}
+    ours = results(eval(row, {"m": Package(), "math": math}, mine | {
+        k: Tensor(a) for k, a in others.items()}))
+    peers = results(eval(row, {"m": torch, "math": math}, theirs | {
+        k: torch.tensor(a) for k, a in others.items()}))
+    return ours, peers, mine, theirs
+
+
+def agree(ours, theirs, tolerance):
+    assert str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
+    expected = theirs.detach().double().numpy()
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(
+        ours.detach().cast(float64).numpy(), expected, tolerance, tolerance)
+
+
+TOLERANCE = {float64: 1e-12, float32: 1e-5, bfloat16: 2e-2, float16: 2e-3}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_word_is_what_it_is_there(row):
+    for dtype in (float32, float64):
+        ours, peers, _, _ = evaluated(row, dtype)
+        for a, b in zip(ours, peers, strict=True):
+            agree(a, b, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_and_their_gradients(row):
+    import torch
+
+    ours, peers, mine, theirs = evaluated(row, float64)
+    y = sum((t * t).sum() for t in ours if t.requires_grad)
+    z = sum((t * t).sum() for t in peers if t.requires_grad)
+    assert isinstance(y, int) == isinstance(z, int), "asked of one only"
+    if isinstance(y, int):
+        return
+    first = grad(y, list(mine.values()), create_graph=True)
+    there = torch.autograd.grad(z, list(theirs.values()), create_graph=True,
+                                allow_unused=True)
+    for a, b in zip(first, there):
+        if a is not None or b is not None:
+            agree(a, b, 1e-9)
+    y = sum((g * g).sum() for g in first if g is not None)
+    z = sum((g * g).sum() for g in there if g is not None)
+    if not (y.requires_grad and z.requires_grad):
+        return
+    for a, b in zip(grad(y, list(mine.values())), torch.autograd.grad(
+            z, list(theirs.values()), allow_unused=True)):
+        if a is not None and b is not None:
+            agree(a, b, 1e-8)
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *STEPS])
+@pytest.mark.parametrize("dtype", [float64, float32, float16, bfloat16],
+                         ids=str)
+def test_special_values(name, dtype):
+    """NaN, infinities and corners, in every layout of memory."""
+    import torch
+
+    values = np.array(SPECIAL)
+    if name in ("sin", "tan"):
+        values = values[~(abs(values) > 100)]
+    x = Tensor(values, float64).cast(dtype)
+    t = torch.tensor(values).to(getattr(torch, str(dtype)))
+    for a, b in ((x, t), (x.reshape(-1, 2).T, t.reshape(-1, 2).T),
+                 (x[::3], t[::3]), (x[:0], t[:0]),
+                 (x[:1].expand(2, 3), t[:1].expand(2, 3))):
+        agree(getattr(a, name)(), getattr(b, name)(), TOLERANCE[dtype] / 10
+              if dtype in (float32, float64) else TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_slopes(name):
+    import torch
+
+    low, high = SMOOTH[name]
+    values = np.append(np.linspace(low, high, 41), [1.5][:low > 1])
+    x = Tensor(values, float64).requires_grad_()
+    t = torch.tensor(values, requires_grad=True)
+    y, z = getattr(x, name)(), getattr(t, name)()
+    (g,), (h,) = grad(y.sum(), [x], create_graph=True), torch.autograd.grad(
+        z.sum(), [t], create_graph=True)
+    agree(g, h, 1e-11)
+    if g.requires_grad and h.requires_grad:
+        (g,), (h,) = grad(g.sum(), [x]), torch.autograd.grad(h.sum(), [t])
+        agree(g, h, 1e-9)
