@@ -1,10 +1,11 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:917b1fef3b9f
+# Tangled from vocabulary: edit there, `make tangle`. sha256:5b40c88c924c
 """What users of PyTorch and NumPy type, beside the methods."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 from companion.tensor import Tensor
@@ -24,26 +25,37 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """A function for each method that has a name of its own here."""
-    if name not in FUNCTIONS:
-        raise AttributeError(f"there is no function {name}")
+    """Each method of a tensor is a function, too."""
+    if name.startswith("_") or not hasattr(Tensor, name):
+        raise AttributeError(f"a tensor has no method {name}")
     return function(name)
 
 
-FUNCTIONS = """
-    abs absolute acos acosh add all allclose amax amin any arccos arcsin
-    arctan argmax argmin argsort asin asinh atan atan2 atanh bitwise_and
-    bitwise_not bitwise_or bitwise_xor bmm ceil chunk clamp clip clone
-    copysign cos cosh count_nonzero cummax cummin cumprod cumsum detach diag
-    diagonal diff div divide dot eq equal erf exp exp2 expm1 fix flatten flip
-    floor floor_divide fmod frac gather ge gt hypot index_add index_select
-    isclose isfinite isinf isnan kthvalue le lerp log log10 log1p log2
-    log_softmax logaddexp logcumsumexp logical_and logical_not logical_or
-    logical_xor logsumexp lt masked_fill masked_select matmul max maximum
-    mean min minimum mm moveaxis movedim mul multiply nan_to_num narrow ne
-    neg negative nonzero norm numel outer permute pow prod ravel reciprocal
-    remainder repeat_interleave reshape roll round rsqrt scatter scatter_add
-    select sigmoid sign sin sinh softmax sort split sqrt square squeeze std
-    std_mean sub subtract sum swapaxes t take_along_axis take_along_dim tan
-    tanh topk trace transpose tril triu true_divide trunc unflatten unique
-    unsqueeze var var_mean""".split()
+def at(module: str, names: str = "", **others: str) -> dict[str, str]:
+    """A row "module:name" for each of the names, and for the others."""
+    same = {name: name for name in names.split()}
+    return {name: f"{module}:{own}" for name, own in (same | others).items()}
+
+
+def found(where: str, rows: Mapping[str, str], name: str) -> Any:
+    """What a row points at; of a word without one, what to type."""
+    if name not in rows:
+        hint = INSTEAD.get(name, "see the table in its chapter for what is")
+        raise AttributeError(f"{where} has no {name}: {hint}")
+    module, _, own = rows[name].partition(":")
+    return getattr(import_module(module), own)
+
+
+INSTEAD = {
+    "LSTM": "type nn.GRU, or nn.RNN",
+    "MultiheadAttention": "type MultiHeadAttention(width, heads), whose "
+    "first axis is the batch",
+    "TransformerEncoderLayer": "type companion.transformer.Block",
+    "DataParallel": "one process uses all processors already",
+    "tensor": "type Tensor(data)",
+    "compile": "type jit",
+    "save": "type Trainer.save, or safetensors on state_dict()",
+    "load": "type load_state_dict on what safetensors reads",
+    "device": "type the name, \"cpu\" or \"cuda\"",
+    "autocast": "type .to(bfloat16) on the module",
+}

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:6ec65ffd1a92  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:86d8de53036f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -112,18 +112,20 @@ def spelled(operation: Callable[..., Any]) -> Callable[..., Tensor]:
 
 
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
-    """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
+    """Also accept PyTorch's and NumPy's names of options."""
     @functools.wraps(method)
     def named(*args: Any, **options: Any) -> T:
-        if "dim" in options:
-            options["axis"] = options.pop("dim")
-        if "keepdims" in options:
-            options["keepdim"] = options.pop("keepdims")
-        return method(*args, **options)
+        if "unbiased" in options:
+            options["correction"] = int(options.pop("unbiased"))
+        ours = {OPTIONS.get(name, name): v for name, v in options.items()}
+        return method(*args, **ours)
     return named
 
 
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
+
+OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
+           "shifts": "shift", "ddof": "correction"}
 
 T = TypeVar("T")
 
@@ -139,9 +141,11 @@ class Tensor:
     __array_priority__ = 1000  # np_array + tensor asks the tensor
 
     def __init__(self, data: Any, dtype: DType | None = None,
-                 device: Device | str = CPU):
+                 device: Device | str = CPU, requires_grad: bool = False):
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
+        if requires_grad:
+            self.requires_grad_()
 
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
@@ -175,9 +179,11 @@ class Tensor:
         return len(self.buffer.view.shape)
 
     @property
-    def size(self) -> int:
-        """The number of elements (PyTorch: numel)."""
-        return math.prod(self.buffer.view.shape)
+    def size(self) -> Size:
+        """The number of elements; called, the shape, as in PyTorch."""
+        found = Size(math.prod(self.buffer.view.shape))
+        found.shape = self.buffer.view.shape
+        return found
 
     def numel(self) -> int:
         return self.size
@@ -335,14 +341,17 @@ class Tensor:
             return self
         return Tensor.apply(CAST, self, arg=dtype)
 
-    def to(self, target: DType | Device | str) -> Tensor:
+    def to(self, *targets: Any, dtype: DType | None = None,
+           device: Device | str | None = None) -> Tensor:
         """Another dtype; or a copy on another device (or its name)."""
-        if isinstance(target, DType):
-            return self.cast(target)
-        target = named(target)
-        if target is self.device:
-            return self
-        return Tensor.apply(RESHAPE, self, arg=self.shape, device=target)
+        x = self
+        for target in (*targets, device, dtype):
+            if isinstance(target, DType):
+                x = x.cast(target)
+            elif target is not None and named(target) is not x.device:
+                x = Tensor.apply(RESHAPE, x, arg=x.shape,
+                                 device=named(target))
+        return x
 
     def clone(self) -> Tensor:
         """A dense copy in memory of its own."""
@@ -546,10 +555,11 @@ class Tensor:
         return where(diagonal_offsets(self) >= diagonal, self, False)
 
     @torch_names
-    def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        """Integers and bools are summed as int64."""
+    def sum(self, axis: Axes = None, keepdim: bool = False,
+            dtype: DType | None = None) -> Tensor:
+        """In `dtype`; integers and bools, unless told, as int64."""
         x = self if self.dtype.is_float else self.cast(int64)
-        return reduce(SUM, x, axis, keepdim)
+        return reduce(SUM, self.cast(dtype) if dtype else x, axis, keepdim)
 
     @torch_names
     def max(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -740,12 +750,24 @@ class Tensor:
         return wide.reshape([c * n for c, n in zip(counts, shape)])
 
     @torch_names
-    def roll(self, shift: int, axis: int) -> Tensor:
-        """Moved by `shift`; what leaves at one end enters at the other."""
-        n = self.shape[axis_of(self, axis)]
-        cut = -shift % n if n else 0
-        front, back = self.split([cut, n - cut], axis)
-        return cat([back, front], axis)
+    def roll(self, shift: Any, axis: Any = None) -> Tensor:
+        """Moved by `shift`; what leaves at one end enters at the other.
+
+        Several shifts go with as many axes; without one the elements
+        are moved as a row.
+        """
+        if axis is None:
+            return self.reshape(-1).roll(shift, 0).reshape(self.shape)
+        x, shifts, axes = self, unpack_ints([shift]), unpack_ints([axis])
+        if len(shifts) != len(axes):
+            raise ValueError(f"roll: expected a shift for each axis, got "
+                             f"{shift} and {axis}")
+        for steps, each in zip(shifts, axes):
+            n = x.shape[axis_of(x, each)]
+            cut = -steps % n if n else 0
+            front, back = x.split([cut, n - cut], each)
+            x = cat([back, front], each)
+        return x
 
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
@@ -1625,6 +1647,15 @@ def complete_shape(x: Tensor, shape: Shape) -> Shape:
 def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     """`value` as a number among the elements of x: bools stay bools."""
     return bool(value) if x.dtype is bool_ else value
+
+
+class Size(int):
+    """NumPy's x.size, a number; PyTorch's x.size() and x.size(i)."""
+
+    shape: Shape
+
+    def __call__(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
 
 
 # The rooms import what stands above: they are read last.

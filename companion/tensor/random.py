@@ -1,4 +1,4 @@
-# Tangled from indexing, data, vocabulary: edit there, `make tangle`. sha256:367cc36c8b65  # noqa: E501
+# Tangled from indexing, data, vocabulary: edit there, `make tangle`. sha256:ddb698d41630  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -158,3 +158,16 @@ def multinomial(weights: Tensor, num_samples: int, replacement: bool = False,
     if replacement:
         return (logs.unsqueeze(-2) + noise).argmax(-1)
     return (logs + noise).topk(num_samples).indices
+
+
+def rand_like(x: Tensor) -> Tensor:
+    return rand(*x.shape, dtype=x.dtype, device=x.device)
+
+
+def randn_like(x: Tensor) -> Tensor:
+    return randn(*x.shape, dtype=x.dtype, device=x.device)
+
+
+def bernoulli(p: Tensor) -> Tensor:
+    """1 with the probability that x says, else 0."""
+    return (rand_like(p) < p).cast(p.dtype)
