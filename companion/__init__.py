@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, vocabulary: edit there, `make tangle`. sha256:1b010da76079  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, vocabulary: edit there, `make tangle`. sha256:574b685d8d34  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -115,4 +115,8 @@ EXPORTS |= dict.fromkeys((
     "true_divide trunc unflatten unique unsqueeze var var_mean"
     ).split(), "companion.vocabulary")
 EXPORTS["einsum"] = "companion.tensor.contraction"
-EXPORTS["multinomial"] = "companion.tensor.random"
+EXPORTS |= dict.fromkeys((
+    "multinomial", "rand_like", "randn_like", "bernoulli"),
+    "companion.tensor.random")
+EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
+EXPORTS["TensorDataset"] = "companion.data"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import companion
-from companion import Tensor, grad
+from companion import Tensor, grad, nn
 from companion.dtype import bfloat16, float16, float32, float64
 
 pytestmark = [pytest.mark.needs("torch")]
@@ -115,20 +115,84 @@ m.einsum("ij,ij->i", x, y), m.einsum("ij,jk,lk->il", x, z, x @ z)
 m.einsum("bij,bkj->bik", q, q), m.einsum("ij,kj->ik", v, x)
 m.einsum("...i->...", q), m.einsum("bii->b", q[:, :, :3])
 """
-ROWS = [line.partition("  ")[0].strip() for line in WORDS.splitlines() if line]
+# nn.functional is F; r (2, 3, 5, 6) pictures, c (2,) their classes, t (3,)
+# classes of x; g (2, 3, 4) is q's classes by its second axis, e (2, 4).
+NETWORKS = """
+F.relu6(x * 4), F.hardtanh(x), F.hardsigmoid(x * 3)
+F.hardswish(x * 3)
+F.softplus(x), F.softplus(x * 9, beta=3, threshold=2)
+F.logsigmoid(x), F.mish(x), F.silu(x), F.gelu(x), F.relu(x)
+F.elu(x), F.elu(x, 0.5), F.celu(x, 0.5), F.selu(x)
+F.softsign(x), F.tanhshrink(x), F.softshrink(x), F.hardshrink(x)
+F.threshold(x, 0.1, 7), F.prelu(x, w[:1]), F.prelu(x, w), F.leaky_relu(x)
+F.glu(x), F.glu(r.mT, dim=2), F.softmin(x, dim=1), F.softmax(x, dim=0)
+F.pad(x, (1, 2)), F.pad(x, (1, 0, 2, 3), value=5.0), F.pad(x, (-1, 1))
+F.pad(x, (2, 3), mode="reflect"), F.pad(r, (1, 2, 4, 3), "reflect")
+F.pad(x, (5, 1), mode="replicate"), F.pad(r, (4, 3, 0, 0), mode="circular")
+F.pad(r, (1, 2, 3, 4), mode="replicate"), F.pad(r, (1, 1, 1, 1), "circular")
+F.interpolate(r, scale_factor=2), F.interpolate(r, (7, 4)), F.interpolate(q, 9)
+F.interpolate(r, (7, 3), mode="bilinear"), F.interpolate(q, 7, mode="linear")
+F.interpolate(r, (9, 4), mode="bilinear", align_corners=True)
+F.interpolate(r, scale_factor=2.5, mode="bilinear")
+F.cross_entropy(x, t), F.cross_entropy(q, e), F.cross_entropy(x, t.masked_fill(t == t[0], -100))
+F.cross_entropy(x, t, weight=p[0].detach()), F.cross_entropy(x, p.softmax(1))
+F.cross_entropy(q, e, weight=p[0, :3].detach(), ignore_index=1, reduction="none")
+F.cross_entropy(q, e, label_smoothing=0.1, ignore_index=1)
+F.nll_loss(x, t), F.nll_loss(q, e, reduction="sum"), F.nll_loss(x, t, p[0].detach())
+F.l1_loss(x, y), F.huber_loss(x, y, delta=0.5), F.smooth_l1_loss(x, y, beta=0.3)
+F.smooth_l1_loss(x, y, beta=0.0), F.mse_loss(x, y, reduction="sum")
+F.binary_cross_entropy(x.sigmoid(), p.clamp(0, 1))
+F.binary_cross_entropy_with_logits(x, p.clamp(0, 1))
+F.kl_div(x, p), F.kl_div(x, y, log_target=True), F.kl_div(x, p, reduction="batchmean")
+F.normalize(x), F.normalize(x, p=1, dim=0), F.cosine_similarity(x, y)
+F.cosine_similarity(x, y, dim=0), F.linear(x, y), F.linear(x, y, w[:3])
+F.layer_norm(x, (4,)), F.layer_norm(q, (3, 4), x, y), F.dropout(x, 0.5, False)
+F.conv2d(r, q.unsqueeze(2)), F.max_pool2d(r, 2), F.avg_pool2d(r, 2)
+nn.ReLU()(x), nn.ReLU(inplace=True)(x * 1), nn.GELU()(x), nn.Sigmoid()(x)
+nn.Softmax(dim=1)(x), nn.Softmax(0)(x), nn.LogSoftmax(dim=-1)(x), nn.Tanh()(x)
+nn.LeakyReLU(0.2)(x), nn.LeakyReLU(negative_slope=0.3)(x), nn.ELU(0.4)(x)
+nn.Hardtanh(-0.3, 0.2)(x), nn.Softplus(2)(x), nn.GLU()(x), nn.Mish()(x)
+nn.CrossEntropyLoss()(x, t), nn.CrossEntropyLoss(label_smoothing=0.1)(x, t)
+nn.CrossEntropyLoss(weight=p[0].detach())(x, t), nn.MSELoss()(x, y), nn.L1Loss()(x, y)
+nn.BCEWithLogitsLoss()(x, p.clamp(0, 1)), nn.NLLLoss()(x, t), nn.HuberLoss()(x, y)
+nn.KLDivLoss(reduction="batchmean")(x, p), nn.SmoothL1Loss()(x, y)
+nn.Identity()(x), nn.Unflatten(1, (2, 2))(x), nn.Flatten()(q)
+nn.Upsample(scale_factor=2)(r), nn.Threshold(0.1, 2.0)(x), nn.ReLU6()(x)
+x.std(unbiased=False), x.var(1, unbiased=True), x.sum(dtype=m.float64)
+x.sum(1, dtype=m.float64), n.sum(dtype=m.int32), x.flip(dims=(0, 1)), q.flip([1])
+x.roll(1), x.roll(shifts=1, dims=1), x.roll((1, -2), (0, 1)), x.roll(5, -1)
+x.to(m.float64), x.to("cpu", m.float16), x.to(dtype=m.float16), x.half()
+m.tensor(x.size(0)), m.tensor(x.size(-1)), m.tensor(x.size())
+m.tensor([1.0, 2.0], requires_grad=True) * 2, m.tensor(x.nbytes)
+m.exp(x), m.softmax(x, dim=1), m.tril(x), m.matmul(x, z), m.flatten(q, 1)
+m.sum(x, dim=1), m.mean(x), m.abs(x), m.sqrt(p), m.maximum(x, y), m.clamp(x, 0, 1)
+m.sum(x, 1, keepdim=True), m.transpose(x, 0, 1), m.squeeze(v), m.norm(x)
+m.topk(x, 2), m.sort(x), m.argmax(x, dim=1), m.unsqueeze(x, 0), m.std(x)
+m.where(x > 0, x, y), m.cat([x, y], dim=1), m.stack([x, y]), m.outer(w, w)
+m.meshgrid(w, w[:3], indexing="ij"), m.meshgrid(w, w[:2], indexing="xy")
+x.clone().add_(y), x.clone().mul_(2), x.clone().zero_(), x.clone().fill_(3)
+x.clone().copy_(y), (x * 1).clamp_(min=0), (x * 1).relu_(), (p * 1).sqrt_()
+(x * 1).sub_(y, alpha=2), (x * 1).div_(2), (x * 1).masked_fill_(b, 0.0)
+(x * 1).exp_(), (x * 1).tanh_(), (x * 1).sigmoid_(), (x * 1).neg_()
+x.data * 2, x.detach_() if False else x.detach()
+"""
+FLOAT32_INSIDE = ["F.hardswish(x * 3)"]  # PyTorch's, also in float64
+ROWS = [line.partition("  ")[0].strip()
+        for line in (WORDS + NETWORKS).splitlines() if line]
 
 
 def arrays(seed=0):
     """The operands by name, the same for both."""
     rng = np.random.default_rng(seed)
     names = {"x": (3, 4), "y": (3, 4), "z": (4, 5), "w": (4,), "v": (3, 1),
-             "q": (2, 3, 4)}
+             "q": (2, 3, 4), "r": (2, 3, 5, 6)}
     found = {name: rng.standard_normal(s) for name, s in names.items()}
     found["p"] = rng.random((3, 4)) + 0.1
     return found, {
         "i": rng.integers(0, 4, (3, 2)), "k": rng.integers(0, 3, 5),
         "u": rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1)[:, :3],
-        "b": rng.random((3, 4)) < 0.5, "n": rng.integers(-4, 5, (3, 4))}
+        "b": rng.random((3, 4)) < 0.5, "t": rng.integers(0, 4, 3),
+        "e": rng.integers(0, 3, (2, 4)), "n": rng.integers(-4, 5, (3, 4))}
 
 
 class Package:
@@ -142,9 +206,19 @@ class Package:
 
 def results(value):
     """All the tensors in what a row gives."""
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [each for part in value for each in results(part)]
     return [value]
+
+
+def here(row, dtype, device="cpu"):
+    """What a row gives with our tensors, and the floats it was given."""
+    floats, others = arrays()
+    given = {k: Tensor(a, dtype, device).requires_grad_()
+             for k, a in floats.items()}
+    names = {"m": Package(), "math": math, "nn": nn, "F": nn.functional}
+    return results(eval(row, names, given | {
+        k: Tensor(a, device=device) for k, a in others.items()})), given
 
 
 def evaluated(row, dtype):
@@ -152,13 +226,12 @@ def evaluated(row, dtype):
     import torch
 
     floats, others = arrays()
-    mine = {k: Tensor(a, dtype).requires_grad_() for k, a in floats.items()}
     wide = getattr(torch, str(dtype))
     theirs = {k: torch.tensor(a).to(wide).requires_grad_()
               for k, a in floats.items()}
-    ours = results(eval(row, {"m": Package(), "math": math}, mine | {
-        k: Tensor(a) for k, a in others.items()}))
-    peers = results(eval(row, {"m": torch, "math": math}, theirs | {
+    ours, mine = here(row, dtype)
+    peers = results(eval(row, {"m": torch, "math": math, "nn": torch.nn,
+                               "F": torch.nn.functional}, theirs | {
         k: torch.tensor(a) for k, a in others.items()}))
     return ours, peers, mine, theirs
 
@@ -187,8 +260,8 @@ def test_gradients_and_their_gradients(row):
     import torch
 
     ours, peers, mine, theirs = evaluated(row, float64)
-    y = sum((t * t).sum() for t in ours if t.requires_grad)
-    z = sum((t * t).sum() for t in peers if t.requires_grad)
+    y, z = [sum((t * t).sum() for t in found if t.requires_grad)
+            for found in (ours, peers)]
     assert isinstance(y, int) == isinstance(z, int), "asked of one only"
     if isinstance(y, int):
         return
@@ -199,15 +272,15 @@ def test_gradients_and_their_gradients(row):
         if a is None or b is None:  # one of them knows no slope: of nothing
             assert all(t is None or not t.any() for t in (a, b))
         else:
-            agree(a, b, 1e-9)
-    y = sum((g * g).sum() for g in first if g is not None)
-    z = sum((g * g).sum() for g in there if g is not None)
-    if not (y.requires_grad and z.requires_grad):
+            agree(a, b, 1e-6 if row in FLOAT32_INSIDE else 1e-9)
+    y, z = [sum((g * g).sum() for g in found if g is not None)
+            for found in (first, there)]
+    if not (getattr(y, "requires_grad", 0) and z.requires_grad):
         return
     for a, b in zip(grad(y, list(mine.values())), torch.autograd.grad(
             z, list(theirs.values()), allow_unused=True)):
         if a is not None and b is not None:
-            agree(a, b, 1e-8)
+            agree(a, b, 1e-6 if row in FLOAT32_INSIDE else 1e-8)
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, *STEPS])
@@ -244,3 +317,25 @@ def test_slopes(name):
     if g.requires_grad and h.requires_grad:
         (g,), (h,) = grad(g.sum(), [x]), torch.autograd.grad(h.sum(), [t])
         agree(g, h, 1e-9)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_words_run_on_every_device(row, device):
+    """The same numbers there as here, and the same gradients."""
+    (mine, x), (others, y) = here(row, float32), here(row, float32, device)
+    for a, b in zip(mine, others, strict=True):
+        assert b.dtype is a.dtype and b.shape == a.shape
+        np.testing.assert_allclose(b.detach().cast(float64).numpy(),
+                                   a.detach().cast(float64).numpy(), 1e-5,
+                                   1e-5)
+    totals = [sum((t * t).sum() for t in found if t.requires_grad)
+              for found in (mine, others)]
+    if isinstance(totals[0], int):
+        return
+    for total in totals:
+        total.backward()
+    for name in x:
+        a, b = x[name].grad, y[name].grad
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(b.numpy(), a.numpy(), 1e-4, 1e-4)

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:2e3e39d48df0
+# Tangled from vocabulary: edit there, `make tangle`. sha256:45c87bddd9e7
 """PyTorch's nn: layers, and functions as modules."""
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ APPLIED = {
          Unflatten="unflatten"),
     **at("companion.losses", MSELoss="mse_loss",
          BCEWithLogitsLoss="bce_with_logits"),
-    **at(FUNCTIONAL, LeakyReLU="leaky_relu", ReLU6="relu6", ELU="elu",
+    **at(FUNCTIONAL, LeakyReLU="leaky_rectifier", ReLU6="relu6", ELU="elu",
          CELU="celu", SELU="selu", Mish="mish", Hardswish="hardswish",
          Hardsigmoid="hardsigmoid", Hardtanh="hardtanh", GLU="glu",
          Softplus="softplus", Softsign="softsign", Softmin="softmin",

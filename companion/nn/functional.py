@@ -1,15 +1,16 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:b16a3052086e
+# Tangled from vocabulary: edit there, `make tangle`. sha256:ee0ed2cf8731
 """PyTorch's nn.functional: what is not a method, under its name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from companion.dtype import float64, int64
 from companion.layers import Dropout
-from companion.losses import apply_reduction, cross_entropy, matched
+from companion.losses import apply_reduction, matched
 from companion.tensor import Scalar, Tensor, as_int, smooth, torch_names
 from companion.tensor.along import pick
 from companion.tensor.arithmetic import maximum_of, minimum_of
@@ -23,7 +24,9 @@ def bounded(x: Tensor, low: float, high: float) -> Tensor:
     return minimum_of(maximum_of(x, low, tie=1), high, tie=1)
 
 
-hardtanh = bounded
+def hardtanh(x: Tensor, min_val: float = -1.0,
+             max_val: float = 1.0) -> Tensor:
+    return bounded(x, min_val, max_val)
 
 
 def relu6(x: Tensor) -> Tensor:
@@ -81,7 +84,7 @@ def selu(x: Tensor) -> Tensor:
     return elu(x, 1.6732632423543772) * 1.0507009873554805
 
 
-def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+def leaky_rectifier(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where x > 0, else negative_slope · x."""
     return where(x > 0, x, x * negative_slope)
 
@@ -246,8 +249,9 @@ def second_axis_cross_entropy(
     if weight is None:
         if not target.dtype.is_float:
             options["ignore_index"] = ignore_index
-        return cross_entropy(classes_last(x), target, reduction=reduction,
-                             **options)
+        # Not by its name, which in this module means the one above.
+        ours = import_module("companion.losses").cross_entropy
+        return ours(classes_last(x), target, reduction=reduction, **options)
     if label_smoothing or target.dtype.is_float:
         raise ValueError("cross_entropy: weight= is for classes without "
                          "label_smoothing; weigh the losses of "
@@ -353,7 +357,8 @@ def __getattr__(name: str) -> Any:
 
 
 ELSEWHERE = {
-    **at("companion.nn.functional", cross_entropy="second_axis_cross_entropy"),
+    **at("companion.nn.functional", cross_entropy="second_axis_cross_entropy",
+         leaky_relu="leaky_rectifier"),
     **at("companion.activations", "relu gelu silu"),
     **at("companion.vocabulary", "sigmoid tanh softmax log_softmax"),
     **at("companion.losses", "mse_loss",

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:86d8de53036f  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:12eed9a22b20  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
 def overwriting(name: str) -> Callable[..., Tensor]:
     """The method `name`, its result written where x lies."""
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
-        result = getattr(self, name)(*args, **options)
+        # Of a copy: the gradient may read what is about to go.
+        recorded = self.requires_grad and RECORDING.get()
+        x = self.clone() if recorded else self
+        result = getattr(x, name)(*args, **options)
         if result.shape != self.shape:
             raise ValueError(f"{name}_: the result {result.shape} does not "
                              f"fit into {self.shape}; use .{name}")
