@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization: edit there, `make tangle`. sha256:87e0c9332782  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, vocabulary: edit there, `make tangle`. sha256:7c04e9a980f4  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -387,4 +387,5 @@ BENCHES = {
     "capture": "companion.milestones.capture_bench",
     "profile": "companion.profiler",
     "decode": "companion.milestones.decode_bench",
+    "vocabulary": "companion.milestones.vocabulary_bench",
 }

@@ -161,7 +161,7 @@ nn.Upsample(scale_factor=2)(r), nn.Threshold(0.1, 2.0)(x), nn.ReLU6()(x)
 x.std(unbiased=False), x.var(1, unbiased=True), x.sum(dtype=m.float64)
 x.sum(1, dtype=m.float64), n.sum(dtype=m.int32), x.flip(dims=(0, 1)), q.flip([1])
 x.roll(1), x.roll(shifts=1, dims=1), x.roll((1, -2), (0, 1)), x.roll(5, -1)
-x.to(m.float64), x.to("cpu", m.float16), x.to(dtype=m.float16), x.half()
+x.to(m.float64), x.to(x.device, m.float16), x.to(dtype=m.float16), x.half()
 m.tensor(x.size(0)), m.tensor(x.size(-1)), m.tensor(x.size())
 m.tensor([1.0, 2.0], requires_grad=True) * 2, m.tensor(x.nbytes)
 m.exp(x), m.softmax(x, dim=1), m.tril(x), m.matmul(x, z), m.flatten(q, 1)
@@ -339,3 +339,89 @@ def test_words_run_on_every_device(row, device):
         assert (a is None) == (b is None)
         if a is not None:
             np.testing.assert_allclose(b.numpy(), a.numpy(), 1e-4, 1e-4)
+
+
+# These look at values: where things go, or how many there are.
+READ = "sort kthvalue topk unique .nonzero masked_select repeat_interleave(n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [
+    r for r in ROWS if "m.tensor" not in r][::4])  # C is compiled for each
+def test_words_run_inside_a_program(row):
+    floats, others = arrays()
+    keys, names = [*floats, *others], {
+        "m": Package(), "math": math, "nn": nn, "F": nn.functional}
+
+    @companion.jit
+    def program(*given):
+        return results(eval(row, names, dict(zip(keys, given))))
+
+    given = [Tensor(a, None if k in others else float32)
+             for k, a in (floats | others).items()]
+    if any(word in row for word in READ.split()):
+        with pytest.raises(ValueError, match="a value was read inside"):
+            program(*given)
+        return
+    expected, _ = here(row, float32)
+    for _ in range(2):  # captured, and replayed
+        for a, b in zip(expected, program(*given), strict=True):
+            np.testing.assert_allclose(
+                b.cast(float64).numpy(), a.detach().cast(float64).numpy(),
+                1e-5, 1e-5)
+
+
+ORDERED = [
+    "x.sort(0)", "x.sort(0, descending=True)", "x.argsort(dim=0, stable=True)",
+    "x.argsort(dim=0, descending=True, stable=True)", "x.topk(3, 0).values",
+    "x.topk(4, 0, largest=False).values", "x.cummax(0)", "x.cummin(0)",
+    "x.cumprod(0)", "x.kthvalue(2, 0).values", "x.logcumsumexp(0)",
+    "x.cumsum(0)", "x.median()", "x.nan_to_num()", "x.amax(0)",
+]
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16, companion.int64],
+                         ids=str)
+@pytest.mark.parametrize("text", ORDERED)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_order_of_equals_and_of_nothing(text, dtype):
+    """Ties, NaN and infinities; of one element, and of none."""
+    import torch
+
+    ties = [2.0, 1.0, 2.0, 0.0, 1.0, 2.0, 0.0]
+    drawn = [ties] if not dtype.is_float else [
+        ties, [math.nan, 1.0, math.inf, math.nan, -math.inf, 1.0, -0.0],
+        [-math.inf, -math.inf, math.inf, 1.0, 2.0, math.nan, 3.0]]
+    if not dtype.is_float and "logcumsumexp" in text:
+        return
+    for values in drawn:
+        values = np.array(values)
+        x = Tensor(values, float64).cast(dtype)
+        t = torch.tensor(values).to(getattr(torch, str(dtype)))
+        for a, b in ((x, t), (x.flip(), t.flip(0)),
+                     (x.reshape(-1, 1).expand(7, 2), t.reshape(-1, 1).expand(
+                         7, 2))):
+            for ours, theirs in zip(results(eval(text, {"x": a})),
+                                    results(eval(text, {"x": b}))):
+                agree(ours, theirs, TOLERANCE.get(dtype, 0))
+    for shape in ((0, 3), (1, 3), (5, 0)):
+        x, t = Tensor(np.ones(shape), dtype), torch.ones(shape).to(
+            getattr(torch, str(dtype)))
+        if min(shape) and "cum" in text or "sort" in text:
+            for ours, theirs in zip(results(eval(text, {"x": x})),
+                                    results(eval(text, {"x": t}))):
+                agree(ours, theirs, 0)
+
+
+def test_of_several_who_write_to_a_place_the_last_one_wins():
+    """As NumPy's put_along_axis; PyTorch leaves it open."""
+    rng = np.random.default_rng(0)
+    for m, n in ((1, 1), (7, 3), (64, 5), (33, 40), (5, 1)):
+        x, src = rng.random((4, n)), rng.random((4, m))
+        index = rng.integers(0, n, (4, m))
+        expected = x.copy()
+        for j in range(m):
+            np.put_along_axis(expected, index[:, j:j + 1], src[:, j:j + 1], 1)
+        found = Tensor(x, float64).scatter(1, Tensor(index),
+                                           Tensor(src, float64))
+        np.testing.assert_array_equal(found.numpy(), expected)

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:12eed9a22b20  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:6df75a820a09  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1054,6 +1054,8 @@ class Tensor:
     def nan_to_num(self, nan: float = 0.0, posinf: float | None = None,
                    neginf: float | None = None) -> Tensor:
         """NaN and infinities replaced; by the largest numbers of x."""
+        if not self.dtype.is_float:
+            return self
         most = largest_number(self.dtype)
         x = self.masked_fill(self.isnan(), nan)
         x = x.masked_fill(x == math.inf, most if posinf is None else posinf)
@@ -1197,6 +1199,12 @@ class Tensor:
                              f"{self.shape[axis]} of axis {axis}, got {k}")
         found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
         return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
+
+    def median(self) -> Tensor:
+        """The middle of all values, of two the lower; NaN if one is."""
+        row = self.reshape(-1).sort().values
+        middle = row[(self.size - 1) // 2]
+        return where(row[-1].isnan(), row[-1], middle)
 
     def unique(self) -> Tensor:
         """The values that occur, each once, in order."""
