@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, vocabulary: edit there, `make tangle`. sha256:574b685d8d34  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, vocabulary: edit there, `make tangle`. sha256:f5901002b719  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -120,3 +120,4 @@ EXPORTS |= dict.fromkeys((
     "companion.tensor.random")
 EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
 EXPORTS["TensorDataset"] = "companion.data"
+EXPORTS["tensor"] = "companion.vocabulary"

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:5b40c88c924c
+# Tangled from vocabulary: edit there, `make tangle`. sha256:aaefd3bb4891
 """What users of PyTorch and NumPy type, beside the methods."""
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ def __getattr__(name: str) -> Any:
     return function(name)
 
 
+tensor = import_module("companion.tensor")
+
+
 def at(module: str, names: str = "", **others: str) -> dict[str, str]:
     """A row "module:name" for each of the names, and for the others."""
     same = {name: name for name in names.split()}
@@ -52,7 +55,6 @@ INSTEAD = {
     "first axis is the batch",
     "TransformerEncoderLayer": "type companion.transformer.Block",
     "DataParallel": "one process uses all processors already",
-    "tensor": "type Tensor(data)",
     "compile": "type jit",
     "save": "type Trainer.save, or safetensors on state_dict()",
     "load": "type load_state_dict on what safetensors reads",

@@ -118,8 +118,8 @@ m.einsum("...i->...", q), m.einsum("bii->b", q[:, :, :3])
 # nn.functional is F; r (2, 3, 5, 6) pictures, c (2,) their classes, t (3,)
 # classes of x; g (2, 3, 4) is q's classes by its second axis, e (2, 4).
 NETWORKS = """
-F.relu6(x * 4), F.hardtanh(x), F.hardsigmoid(x * 3)
-F.hardswish(x * 3)
+F.relu6(x * 4), F.hardtanh(x)
+F.hardswish(x * 3), F.hardsigmoid(x * 3)
 F.softplus(x), F.softplus(x * 9, beta=3, threshold=2)
 F.logsigmoid(x), F.mish(x), F.silu(x), F.gelu(x), F.relu(x)
 F.elu(x), F.elu(x, 0.5), F.celu(x, 0.5), F.selu(x)
@@ -176,7 +176,8 @@ x.clone().copy_(y), (x * 1).clamp_(min=0), (x * 1).relu_(), (p * 1).sqrt_()
 (x * 1).exp_(), (x * 1).tanh_(), (x * 1).sigmoid_(), (x * 1).neg_()
 x.data * 2, x.detach_() if False else x.detach()
 """
-FLOAT32_INSIDE = ["F.hardswish(x * 3)"]  # PyTorch's, also in float64
+FLOAT32_INSIDE = [
+    "F.hardswish(x * 3), F.hardsigmoid(x * 3)"]  # PyTorch's, also in float64
 ROWS = [line.partition("  ")[0].strip()
         for line in (WORDS + NETWORKS).splitlines() if line]
 
@@ -195,15 +196,6 @@ def arrays(seed=0):
         "e": rng.integers(0, 3, (2, 4)), "n": rng.integers(-4, 5, (3, 4))}
 
 
-class Package:
-    """Our package under the one name that is a folder's here."""
-
-    tensor = staticmethod(Tensor)
-
-    def __getattr__(self, name):
-        return getattr(companion, name)
-
-
 def results(value):
     """All the tensors in what a row gives."""
     if isinstance(value, (tuple, list)):
@@ -216,7 +208,7 @@ def here(row, dtype, device="cpu"):
     floats, others = arrays()
     given = {k: Tensor(a, dtype, device).requires_grad_()
              for k, a in floats.items()}
-    names = {"m": Package(), "math": math, "nn": nn, "F": nn.functional}
+    names = {"m": companion, "math": math, "nn": nn, "F": nn.functional}
     return results(eval(row, names, given | {
         k: Tensor(a, device=device) for k, a in others.items()})), given
 
@@ -351,7 +343,7 @@ READ = "sort kthvalue topk unique .nonzero masked_select repeat_interleave(n"
 def test_words_run_inside_a_program(row):
     floats, others = arrays()
     keys, names = [*floats, *others], {
-        "m": Package(), "math": math, "nn": nn, "F": nn.functional}
+        "m": companion, "math": math, "nn": nn, "F": nn.functional}
 
     @companion.jit
     def program(*given):
@@ -425,3 +417,31 @@ def test_of_several_who_write_to_a_place_the_last_one_wins():
         found = Tensor(x, float64).scatter(1, Tensor(index),
                                            Tensor(src, float64))
         np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_a_tournament_finds_what_sorting_finds():
+    """Long rows with NaN, infinities and ties."""
+    rng = np.random.default_rng(0)
+    for n, k in ((64, 1), (1000, 3), (4097, 50), (500, 7), (640, 0)):
+        x = rng.integers(-50, 50, (3, n)).astype(float)
+        x[rng.random((3, n)) < 0.01] = math.nan
+        x[rng.random((3, n)) < 0.01] = -math.inf
+        x[2, 0] = math.inf
+        t = Tensor(x, float64)
+        for largest in (True, False):
+            values, places = t.topk(k, largest=largest)
+            expected = t.sort(descending=largest).values[:, :k]
+            np.testing.assert_array_equal(values.numpy(), expected.numpy())
+            np.testing.assert_array_equal(
+                np.take_along_axis(x, places.numpy(), 1), values.numpy())
+            assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_words_that_are_not_known_name_their_neighbours():
+    x = Tensor([1.0])
+    for name, hint in {"sofmax": "softmax", "resize_": "reshape"}.items():
+        with pytest.raises(AttributeError, match=hint):
+            getattr(x, name)
+    with pytest.raises(AttributeError, match="nn has no LSTM: type nn.GRU"):
+        getattr(nn, "LSTM")
+    assert not hasattr(x, "__cuda_array_interface__")

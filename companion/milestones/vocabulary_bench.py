@@ -1,7 +1,6 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:30b835cae306
+# Tangled from vocabulary: edit there, `make tangle`. sha256:b23af18cc803
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
@@ -26,7 +25,6 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
 INDEX = np.random.default_rng(1).integers(0, 1000, (1000, 500))
 
 
-@functools.cache
 def places(m: Any) -> Any:
     """Where to gather, as a tensor of either package."""
     return m.from_numpy(INDEX)

@@ -1,13 +1,16 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:6df75a820a09  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:397bd3a787ea  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -125,12 +128,36 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     return named
 
 
+def unknown(x: Any, name: str) -> NoReturn:
+    """Of a word that no tensor knows: what to type instead."""
+    if name.startswith("__"):  # others ask in this way what x can do
+        raise AttributeError(name)
+    near = difflib.get_close_matches(name, dir(Tensor), 3)
+    hint = WORDS.get(name) or (
+        f"did you mean {', '.join(near)}?" if near else "see the vocabulary")
+    raise AttributeError(f"a Tensor has no {name}: {hint}", name=name, obj=x)
+
+
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
 OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
            "shifts": "shift", "ddof": "correction"}
 
 T = TypeVar("T")
+
+WORDS = {
+    "is_cuda": "ask x.device",
+    "retain_grad": "ask grad(y, [x])",
+    "register_hook": "ask grad(y, [x]), and change what it answers",
+    "resize_": "make a new tensor with reshape",
+    "as_strided": "index with slices and steps, or unfold",
+    "share_memory_": "pass NumPy arrays between processes",
+    "scatter_reduce": "type scatter_add, or scatter",
+    "put_": "type x.scatter or x[mask] = value",
+    "index_put_": "type x.scatter or x[mask] = value",
+    "cholesky": "matrices are factored by NumPy: x.numpy()",
+    "inverse": "matrices are factored by NumPy: x.numpy()",
+}
 
 
 class Tensor:
@@ -1183,7 +1210,8 @@ class Tensor:
         if not 0 <= as_int(k) <= self.shape[at]:
             raise ValueError(f"topk: expected k from 0 to the "
                              f"{self.shape[at]} of axis {axis}, got {k}")
-        places = Tensor(chosen(self, at, k, largest), device=self.device)
+        found = chosen(order_keys(self.transpose(at, -1)), k, largest)
+        places = Tensor(found, device=self.device).transpose(at, -1)
         values = self.gather(at, places)
         if not sorted:
             return Sorted(values, places)
@@ -1224,7 +1252,7 @@ class Tensor:
     def cumprod(self, axis: int) -> Tensor:
         """Running products; integers and bools as int64."""
         x = self if self.dtype.is_float else self.cast(int64)
-        return scan(operator.mul, x, axis, 1)
+        return scan(Tensor.__mul__, x, axis, 1)
 
     @torch_names
     def logcumsumexp(self, axis: int) -> Tensor:
@@ -1449,6 +1477,9 @@ class Tensor:
     def neg(self) -> Tensor:
         return -self
 
+    def bitwise_not(self) -> Tensor:
+        return ~self
+
     def logical_not(self) -> Tensor:
         return self == 0
 
@@ -1503,6 +1534,9 @@ class Tensor:
         """Forget how x came to be."""
         self.requires_grad, self.record = False, None
         return self
+
+    # Not a def: to a type checker, that would make every word right.
+    __getattr__ = unknown
 
     # At the end: below them `bool` and `int` would mean these methods.
     def float(self) -> Tensor:
@@ -1669,6 +1703,16 @@ class Size(int):
         return self.shape if dim is None else self.shape[dim]
 
 
+class Package(ModuleType):
+    """The folder `tensor`, which answers to torch.tensor(data), too."""
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        return Tensor(*args, **options)
+
+
+sys.modules[Tensor.__module__].__class__ = Package
+
+
 # The rooms import what stands above: they are read last.
 from companion.tensor.along import (
     Sorted,
@@ -1678,6 +1722,7 @@ from companion.tensor.along import (
     last_largest,
     last_writer,
     order,
+    order_keys,
     pick,
     put,
     scan,

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:c128f4e36600
+# Tangled from vocabulary: edit there, `make tangle`. sha256:cdb53ef3c3a4
 """Words that work along one axis: gather, sort, running folds."""
 
 from __future__ import annotations
@@ -111,18 +111,36 @@ def order_keys(x: Tensor) -> np.ndarray:
     return (widened(keys) if x.dtype.is_float else keys).numpy()
 
 
-def chosen(x: Tensor, axis: int, k: int, largest: bool) -> np.ndarray:
-    """The places of the k largest along `axis`, or the smallest."""
-    keys = order_keys(x)
-    n = keys.shape[axis]
+def parted(keys: np.ndarray, k: int, largest: bool) -> np.ndarray:
+    """Where the k largest of each row are, or the smallest; unordered."""
+    n = keys.shape[-1]
     if k in (0, n):
-        return np.arange(k).reshape([k if i == axis else 1 for i in range(
-            keys.ndim)]) + np.zeros(
-                [1 if i == axis else m for i, m in enumerate(keys.shape)],
-                np.int64)
-    parted = np.argpartition(keys, n - k if largest else k - 1, axis)
-    part = slice(n - k, n) if largest else slice(0, k)
-    return parted[(slice(None),) * axis + (part,)]
+        return np.argsort(keys)[..., :k]
+    found = np.argpartition(keys, n - k if largest else k - 1)
+    return found[..., n - k:] if largest else found[..., :k]
+
+
+def chosen(keys: np.ndarray, k: int, largest: bool) -> np.ndarray:
+    """parted, by way of a tournament where rows are long.
+
+    The k largest of a row are in the k blocks with the largest maxima.
+    """
+    n = keys.shape[-1]
+    width = math.isqrt(n // max(k, 1))
+    if width < 8:
+        return parted(keys, k, largest)
+    blocks = keys[..., :n // width * width].reshape(
+        *keys.shape[:-1], n // width, width)
+    # NaN is the largest: it wins a block, and never spoils a minimum.
+    best = (np.maximum if largest else np.fmin).reduce(blocks, -1)
+    winners = parted(best, min(k, n // width), largest)
+    places = (winners[..., None] * width + np.arange(width)).reshape(
+        *keys.shape[:-1], -1)
+    rest = np.arange(n // width * width, n)
+    places = np.concatenate([places, np.broadcast_to(
+        rest, (*keys.shape[:-1], len(rest)))], -1)
+    final = parted(np.take_along_axis(keys, places, -1), k, largest)
+    return np.take_along_axis(places, final, -1)
 
 
 def delayed(x: Tensor, axis: int, steps: int, fill: Scalar) -> Tensor:
