@@ -119,7 +119,7 @@ m.einsum("...i->...", q), m.einsum("bii->b", q[:, :, :3])
 # classes of x; g (2, 3, 4) is q's classes by its second axis, e (2, 4).
 NETWORKS = """
 F.relu6(x * 4), F.hardtanh(x)
-F.hardswish(x * 3), F.hardsigmoid(x * 3)
+F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)
 F.softplus(x), F.softplus(x * 9, beta=3, threshold=2)
 F.logsigmoid(x), F.mish(x), F.silu(x), F.gelu(x), F.relu(x)
 F.elu(x), F.elu(x, 0.5), F.celu(x, 0.5), F.selu(x)
@@ -134,16 +134,21 @@ F.interpolate(r, scale_factor=2), F.interpolate(r, (7, 4)), F.interpolate(q, 9)
 F.interpolate(r, (7, 3), mode="bilinear"), F.interpolate(q, 7, mode="linear")
 F.interpolate(r, (9, 4), mode="bilinear", align_corners=True)
 F.interpolate(r, scale_factor=2.5, mode="bilinear")
-F.cross_entropy(x, t), F.cross_entropy(q, e), F.cross_entropy(x, t.masked_fill(t == t[0], -100))
+F.cross_entropy(x, t), F.cross_entropy(q, e)
+F.cross_entropy(x, t.masked_fill(t == t[0], -100))
 F.cross_entropy(x, t, weight=p[0].detach()), F.cross_entropy(x, p.softmax(1))
+
 F.cross_entropy(q, e, weight=p[0, :3].detach(), ignore_index=1, reduction="none")
 F.cross_entropy(q, e, label_smoothing=0.1, ignore_index=1)
-F.nll_loss(x, t), F.nll_loss(q, e, reduction="sum"), F.nll_loss(x, t, p[0].detach())
-F.l1_loss(x, y), F.huber_loss(x, y, delta=0.5), F.smooth_l1_loss(x, y, beta=0.3)
+F.nll_loss(x, t), F.nll_loss(q, e, reduction="sum")
+F.nll_loss(x, t, p[0].detach())
+F.l1_loss(x, y), F.huber_loss(x, y, delta=0.5)
+F.smooth_l1_loss(x, y, beta=0.3)
 F.smooth_l1_loss(x, y, beta=0.0), F.mse_loss(x, y, reduction="sum")
 F.binary_cross_entropy(x.sigmoid(), p.clamp(0, 1))
 F.binary_cross_entropy_with_logits(x, p.clamp(0, 1))
-F.kl_div(x, p), F.kl_div(x, y, log_target=True), F.kl_div(x, p, reduction="batchmean")
+F.kl_div(x, p), F.kl_div(x, y, log_target=True)
+F.kl_div(x, p, reduction="batchmean")
 F.normalize(x), F.normalize(x, p=1, dim=0), F.cosine_similarity(x, y)
 F.cosine_similarity(x, y, dim=0), F.linear(x, y), F.linear(x, y, w[:3])
 F.layer_norm(x, (4,)), F.layer_norm(q, (3, 4), x, y), F.dropout(x, 0.5, False)
@@ -153,19 +158,23 @@ nn.Softmax(dim=1)(x), nn.Softmax(0)(x), nn.LogSoftmax(dim=-1)(x), nn.Tanh()(x)
 nn.LeakyReLU(0.2)(x), nn.LeakyReLU(negative_slope=0.3)(x), nn.ELU(0.4)(x)
 nn.Hardtanh(-0.3, 0.2)(x), nn.Softplus(2)(x), nn.GLU()(x), nn.Mish()(x)
 nn.CrossEntropyLoss()(x, t), nn.CrossEntropyLoss(label_smoothing=0.1)(x, t)
-nn.CrossEntropyLoss(weight=p[0].detach())(x, t), nn.MSELoss()(x, y), nn.L1Loss()(x, y)
-nn.BCEWithLogitsLoss()(x, p.clamp(0, 1)), nn.NLLLoss()(x, t), nn.HuberLoss()(x, y)
+nn.CrossEntropyLoss(weight=p[0].detach())(x, t), nn.MSELoss()(x, y)
+nn.L1Loss()(x, y)
+nn.BCEWithLogitsLoss()(x, p.clamp(0, 1)), nn.NLLLoss()(x, t)
+nn.HuberLoss()(x, y)
 nn.KLDivLoss(reduction="batchmean")(x, p), nn.SmoothL1Loss()(x, y)
 nn.Identity()(x), nn.Unflatten(1, (2, 2))(x), nn.Flatten()(q)
 nn.Upsample(scale_factor=2)(r), nn.Threshold(0.1, 2.0)(x), nn.ReLU6()(x)
 x.std(unbiased=False), x.var(1, unbiased=True), x.sum(dtype=m.float64)
-x.sum(1, dtype=m.float64), n.sum(dtype=m.int32), x.flip(dims=(0, 1)), q.flip([1])
+x.sum(1, dtype=m.float64), n.sum(dtype=m.int32), x.flip(dims=(0, 1))
+q.flip([1])
 x.roll(1), x.roll(shifts=1, dims=1), x.roll((1, -2), (0, 1)), x.roll(5, -1)
 x.to(m.float64), x.to(x.device, m.float16), x.to(dtype=m.float16), x.half()
 m.tensor(x.size(0)), m.tensor(x.size(-1)), m.tensor(x.size())
 m.tensor([1.0, 2.0], requires_grad=True) * 2, m.tensor(x.nbytes)
 m.exp(x), m.softmax(x, dim=1), m.tril(x), m.matmul(x, z), m.flatten(q, 1)
-m.sum(x, dim=1), m.mean(x), m.abs(x), m.sqrt(p), m.maximum(x, y), m.clamp(x, 0, 1)
+m.sum(x, dim=1), m.mean(x), m.abs(x), m.sqrt(p), m.maximum(x, y)
+m.clamp(x, 0, 1)
 m.sum(x, 1, keepdim=True), m.transpose(x, 0, 1), m.squeeze(v), m.norm(x)
 m.topk(x, 2), m.sort(x), m.argmax(x, dim=1), m.unsqueeze(x, 0), m.std(x)
 m.where(x > 0, x, y), m.cat([x, y], dim=1), m.stack([x, y]), m.outer(w, w)
@@ -174,10 +183,25 @@ x.clone().add_(y), x.clone().mul_(2), x.clone().zero_(), x.clone().fill_(3)
 x.clone().copy_(y), (x * 1).clamp_(min=0), (x * 1).relu_(), (p * 1).sqrt_()
 (x * 1).sub_(y, alpha=2), (x * 1).div_(2), (x * 1).masked_fill_(b, 0.0)
 (x * 1).exp_(), (x * 1).tanh_(), (x * 1).sigmoid_(), (x * 1).neg_()
-x.data * 2, x.detach_() if False else x.detach()
+x.data * 2, x.clone().detach_(), (x * 1).lerp_(y, 0.3), (p * 1).log_()
+(x * 1).square_(), (x * 1).abs_(), (p * 1).pow_(2), (x * 1).round_()
+(x * 1).floor_(), (x * 1).ceil_(), (x * 1).scatter_(1, u, 2.0)
+(x * 1).scatter_add_(1, i, y[:, :2]), (z * 1).index_add_(0, k, z[k])
+x.asinh(), x.arcsinh(), x.atan(), x.arctan(), x.tanh().atanh().sinh()
+x.tanh().asin(), x.tanh().arcsin(), x.tanh().acos(), x.tanh().arccos()
+(x.abs() + 1).acosh(), (x.abs() + 2).arccosh(), (x / 9).arctanh(), x.cosh()
+x.exp2(), x.expm1(), p.log1p(), p.log2(), p.log10(), x.tan(), x.neg()
+x.round(), x.round(decimals=1), x.trunc(), x.fix(), x.frac(), x.isfinite()
+x.isinf(), x.arctan2(y), x.logical_not(), b.bitwise_not(), n.bitwise_not()
+x.divide(2), x.true_divide(y), x.multiply(y), x.subtract(y), x.type_as(n)
+x.moveaxis(0, 1), x.swapdims(0, 1), x.bfloat16()
+m.tensor(x.detach().cpu().tolist())
+m.tensor(x.equal(x)), m.tensor(x.is_contiguous()), m.tensor(x.T.stride())
+m.empty(2, 3).fill_(1), m.rand_like(x) * 0, m.randn_like(x) * 0
+m.bernoulli(m.where(x > 0, 1.0, 0.0)), m.bernoulli(b.float())
 """
 FLOAT32_INSIDE = [
-    "F.hardswish(x * 3), F.hardsigmoid(x * 3)"]  # PyTorch's, also in float64
+    "F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)"]  # PyTorch's, also in float64
 ROWS = [line.partition("  ")[0].strip()
         for line in (WORDS + NETWORKS).splitlines() if line]
 
@@ -443,5 +467,32 @@ def test_words_that_are_not_known_name_their_neighbours():
         with pytest.raises(AttributeError, match=hint):
             getattr(x, name)
     with pytest.raises(AttributeError, match="nn has no LSTM: type nn.GRU"):
-        getattr(nn, "LSTM")
+        _ = nn.LSTM
     assert not hasattr(x, "__cuda_array_interface__")
+
+
+def test_bits_read_as_others():
+    import torch
+
+    x = np.array([1.0, -0.0, np.inf, 1e-40], np.float32)
+    bits = Tensor(x).bitcast(companion.int32)
+    assert bits.tolist() == torch.tensor(x).view(torch.int32).tolist()
+    assert bits.bitcast(float32).tolist() == x.tolist()
+    with pytest.raises(ValueError, match="differ in width"):
+        Tensor(x).bitcast(float64)
+
+
+def test_draws_are_as_likely_as_their_weights():
+    weights = Tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 0.0]])
+    companion.manual_seed(0)
+    many = weights.multinomial(4000, replacement=True).numpy()
+    assert many.shape == (2, 4000)
+    for row, expected in zip(many, ([0, 0.25, 0.75], [0.5, 0.5, 0])):
+        share = np.bincount(row, minlength=3) / 4000
+        # Four deviations of a share of 4000 draws.
+        np.testing.assert_allclose(share, expected, atol=4 * 0.5 / 4000**0.5)
+    pairs = companion.multinomial(weights, 2).numpy()
+    assert {*pairs[0]} == {1, 2} and {*pairs[1]} == {0, 1}
+    for wrong in (weights.multinomial, Tensor([-1.0, 2.0]).multinomial):
+        with pytest.raises(ValueError, match="enough above 0"):
+            wrong(3)

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:397bd3a787ea  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:4a9bea4bea0f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1472,7 +1472,7 @@ class Tensor:
     bitwise_and, bitwise_or, bitwise_xor = map(spelled, (
         operator.and_, operator.or_, operator.xor))
     mm = bmm = spelled(operator.matmul)
-    subtract, multiply, power = sub, mul, pow
+    subtract, multiply = sub, mul
 
     def neg(self) -> Tensor:
         return -self
