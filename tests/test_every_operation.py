@@ -881,7 +881,8 @@ EXCLUDED = {
         one_cycle warmup_cosine""",
     "loads: test_data_properties, chapters": """
         Arrays Compose Cutout DataLoader Dataset Normalize RandomFlip
-        RandomShift TensorDataset cifar10 collate mnist names prefetch shakespeare""",
+        RandomShift TensorDataset
+        cifar10 collate mnist names prefetch shakespeare""",
     "a language model: test_transformer_peers, chapters": """
         GPT GPTConfig next_token_loss spoken windows""",
     "no operation": """
