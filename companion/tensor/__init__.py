@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:4a9bea4bea0f  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:b29b2a764de3  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -72,6 +72,13 @@ from companion.ops import (
 from companion.view import Shape
 
 Scalar = bool | int | float
+
+
+def also(name: str) -> Callable[..., Any]:
+    """Another name for the method `name`."""
+    def method(self: Tensor, *args: Any, **options: Any) -> Any:
+        return getattr(self, name)(*args, **options)
+    return method
 
 
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
@@ -1037,14 +1044,9 @@ class Tensor:
     def acos(self) -> Tensor:
         return ((1 - self).sqrt() / (1 + self).sqrt()).atan() * 2
 
-    arcsinh, arccosh, arctanh = asinh, acosh, atanh
-    arcsin, arccos, arctan = asin, acos, atan
-
     def trunc(self) -> Tensor:
         """Rounded towards 0."""
         return where(self < 0, self.ceil(), self.floor())
-
-    fix = trunc
 
     def frac(self) -> Tensor:
         return self - self.trunc()
@@ -1100,8 +1102,6 @@ class Tensor:
         wide, x = map(widened, same_dtype(self, x))
         return narrowed(angle(wide, x), self)
 
-    arctan2 = atan2
-
     def hypot(self, other: Tensor) -> Tensor:
         """sqrt(x² + y²), without squares that overflow."""
         a, b = self.abs(), required_operand(other, self).abs()
@@ -1142,8 +1142,6 @@ class Tensor:
         x, i = [t.broadcast(shape[:at] + t.shape[at:at + 1]
                             + shape[at + 1:]) for t in (self, index)]
         return x.gather(at, i)
-
-    take_along_dim = take_along_axis
 
     @torch_names
     def index_select(self, axis: int, index: Tensor) -> Tensor:
@@ -1308,8 +1306,6 @@ class Tensor:
                              f"{self.shape}; use .mT or .permute")
         return self.T
 
-    swapaxes = swapdims = transpose
-
     def movedim(self, source: Any, destination: Any) -> Tensor:
         """Axes moved to other places; the rest keep their order."""
         old = [axis_of(self, a) for a in unpack_ints([source])]
@@ -1321,8 +1317,6 @@ class Tensor:
         come = dict(zip(new, old))
         return self.permute([come[i] if i in come else next(rest)
                              for i in range(self.ndim)])
-
-    moveaxis = movedim
 
     def ravel(self) -> Tensor:
         return self.reshape(-1)
@@ -1472,7 +1466,6 @@ class Tensor:
     bitwise_and, bitwise_or, bitwise_xor = map(spelled, (
         operator.and_, operator.or_, operator.xor))
     mm = bmm = spelled(operator.matmul)
-    subtract, multiply = sub, mul
 
     def neg(self) -> Tensor:
         return -self
@@ -1502,9 +1495,6 @@ class Tensor:
         """x / y; with "floor" or "trunc" rounded to whole numbers."""
         return divided(self, required_operand(other, self), rounding_mode)
 
-    divide = true_divide = div
-    negative, absolute, clip = neg, abs, clamp
-
     def allclose(self, other: Any, rtol: float = 1e-5,
                  atol: float = 1e-8, equal_nan: bool = False) -> bool:
         return bool(self.isclose(other, rtol, atol, equal_nan).all())
@@ -1523,6 +1513,16 @@ class Tensor:
     relu_, sigmoid_, tanh_ = map(overwriting, ("relu", "sigmoid", "tanh"))
     masked_fill_, scatter_, scatter_add_, index_add_ = map(overwriting, (
         "masked_fill", "scatter", "scatter_add", "index_add"))
+
+    arcsinh, arccosh, arctanh = map(also, ("asinh", "acosh", "atanh"))
+    arcsin, arccos, arctan = map(also, ("asin", "acos", "atan"))
+    fix, arctan2, take_along_dim = map(also, (
+        "trunc", "atan2", "take_along_axis"))
+    moveaxis, swapaxes, swapdims = map(also, (
+        "movedim", "transpose", "transpose"))
+    subtract, multiply, divide, true_divide = map(also, (
+        "sub", "mul", "div", "div"))
+    negative, absolute, clip = map(also, ("neg", "abs", "clamp"))
 
     def fill_(self, value: Scalar) -> Tensor:
         return self.copy_(value)
