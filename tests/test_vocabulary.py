@@ -138,7 +138,7 @@ F.cross_entropy(x, t), F.cross_entropy(q, e)
 F.cross_entropy(x, t.masked_fill(t == t[0], -100))
 F.cross_entropy(x, t, weight=p[0].detach()), F.cross_entropy(x, p.softmax(1))
 
-F.cross_entropy(q, e, weight=p[0, :3].detach(), ignore_index=1, reduction="none")
+F.cross_entropy(q, e, p[0, :3].detach(), ignore_index=1, reduction="none")
 F.cross_entropy(q, e, label_smoothing=0.1, ignore_index=1)
 F.nll_loss(x, t), F.nll_loss(q, e, reduction="sum")
 F.nll_loss(x, t, p[0].detach())
@@ -201,7 +201,7 @@ m.empty(2, 3).fill_(1), m.rand_like(x) * 0, m.randn_like(x) * 0
 m.bernoulli(m.where(x > 0, 1.0, 0.0)), m.bernoulli(b.float())
 """
 FLOAT32_INSIDE = [
-    "F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)"]  # PyTorch's, also in float64
+    "F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)"]  # in PyTorch's
 ROWS = [line.partition("  ")[0].strip()
         for line in (WORDS + NETWORKS).splitlines() if line]
 
