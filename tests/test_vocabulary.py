@@ -496,3 +496,79 @@ def test_draws_are_as_likely_as_their_weights():
     for wrong in (weights.multinomial, Tensor([-1.0, 2.0]).multinomial):
         with pytest.raises(ValueError, match="enough above 0"):
             wrong(3)
+
+
+SCHEDULES = {
+    "StepLR": (3, 0.5), "MultiStepLR": ([2, 5], 0.3), "LinearLR": (0.2, 1, 4),
+    "ExponentialLR": (0.9,), "CosineAnnealingLR": (8, 0.01),
+    "LambdaLR": (lambda i: 1 / (1 + i),)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_pytorchs(name):
+    import torch
+
+    from companion import lr_scheduler
+
+    ours = companion.SGD([Tensor([1.0], requires_grad=True)], lr=0.4)
+    theirs = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.4)
+    mine = getattr(lr_scheduler, name)(ours, *SCHEDULES[name])
+    peer = getattr(torch.optim.lr_scheduler, name)(theirs, *SCHEDULES[name])
+    for _ in range(8):
+        assert math.isclose(mine.get_last_lr()[0], peer.get_last_lr()[0])
+        theirs.step()
+        mine.step()
+        peer.step()
+    other = getattr(lr_scheduler, name)(ours, *SCHEDULES[name])
+    other.load_state_dict(mine.state_dict())
+    assert other.get_last_lr() == mine.get_last_lr()
+
+
+def test_first_values_have_pytorchs_bounds_and_deviations():
+    init, w = nn.init, Tensor(np.zeros((64, 8, 3, 3)), float32)
+    w.requires_grad_()
+    for fill, limit, deviation in (
+            (init.xavier_uniform_, (6 / 648) ** 0.5, (2 / 648) ** 0.5),
+            (init.kaiming_uniform_, (6 / 72) ** 0.5, (2 / 72) ** 0.5),
+            (lambda x: init.kaiming_normal_(x, mode="fan_out"), 1,
+             (2 / 576) ** 0.5),
+            (lambda x: init.trunc_normal_(x, std=0.5, a=-1, b=1), 1, 0.44),
+            (lambda x: init.normal_(x, 0, 0.1), 1, 0.1)):
+        assert fill(w) is w and w.requires_grad and w.is_leaf
+        assert abs(w.detach().numpy()).max() <= limit
+        assert math.isclose(w.detach().std().item(), deviation, rel_tol=0.1)
+    assert init.eye_(Tensor(np.ones((2, 3)))).tolist() == [
+        [1, 0, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match="two axes or more"):
+        init.xavier_normal_(Tensor([1.0]))
+
+
+def test_what_modules_are_asked():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", companion.zeros(1))
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
+            self.named = nn.ModuleDict({"a": nn.Identity(7)})
+
+    net, kinds = Net(), []
+    assert [type(m).__name__ for m in net.modules()] == [
+        "Net", "Linear", "ReLU", "Identity"]
+    assert len(net.buffers()) == 1
+    net.apply(lambda m: kinds.append(type(m).__name__))
+    assert kinds == ["Linear", "ReLU", "Identity", "Net"]
+    net.layers[0](companion.ones(1, 2)).sum().backward()
+    net.zero_grad(set_to_none=False)
+    assert all(not p.grad.any() for p in net.parameters())
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+    net.requires_grad_(False)
+    assert net.parameters() == [] and net.half().cpu().count.dtype is float16
+    with pytest.raises(ValueError, match="every tensor is part"):
+        net.register_buffer("x", companion.zeros(1), persistent=False)
+
+
+def test_a_data_set_of_tensors():
+    data = companion.TensorDataset(companion.arange(5), companion.ones(5, 2))
+    batches = list(companion.DataLoader(data, batch_size=2))
+    assert [x.tolist() for x, _ in batches] == [[0, 1], [2, 3], [4]]
