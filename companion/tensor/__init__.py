@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:b29b2a764de3  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, vocabulary: edit there, `make tangle`. sha256:997b418c94ea  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -162,6 +162,16 @@ WORDS = {
     "scatter_reduce": "type scatter_add, or scatter",
     "put_": "type x.scatter or x[mask] = value",
     "index_put_": "type x.scatter or x[mask] = value",
+    "astype": "type x.to(dtype)",
+    "copy": "type x.clone()",
+    "tile": "type x.repeat(…)",
+    "view_as": "type x.view(y.shape)",
+    "reshape_as": "type x.reshape(y.shape)",
+    "expand_as": "type x.expand(y.shape)",
+    "addmm": "type x + a @ b",
+    "baddbmm": "type x + a @ b",
+    "new_zeros": "type zeros(…, dtype=x.dtype, device=x.device)",
+    "new_tensor": "type Tensor(data, x.dtype, x.device)",
     "cholesky": "matrices are factored by NumPy: x.numpy()",
     "inverse": "matrices are factored by NumPy: x.numpy()",
 }
@@ -1204,6 +1214,8 @@ class Tensor:
     def topk(self, k: int, axis: int = -1, largest: bool = True,
              sorted: bool = True) -> Sorted:
         """The k largest along `axis`, or the smallest, in order."""
+        if not self.ndim:
+            return Sorted(*[t.squeeze() for t in self.reshape(1).topk(k)])
         at = axis_of(self, axis)
         if not 0 <= as_int(k) <= self.shape[at]:
             raise ValueError(f"topk: expected k from 0 to the "
@@ -1373,9 +1385,10 @@ class Tensor:
         """Differences of neighbours, n times over."""
         if n == 0:
             return self
-        last = self.shape[axis_of(self, axis)] - 1
-        return (self.narrow(axis, 1, last) - self.narrow(axis, 0, last)
-                ).diff(n - 1, axis)
+        length = self.shape[axis_of(self, axis)]
+        last = max(length - 1, 0)
+        return (self.narrow(axis, length - last, last)
+                - self.narrow(axis, 0, last)).diff(n - 1, axis)
 
     @torch_names
     def norm(self, p: float | str = 2, axis: Axes = None,
