@@ -1,4 +1,4 @@
-# Tangled from data, pictures: edit there, `make tangle`. sha256:3752ed2fb7e5
+# Tangled from data, pictures, vocabulary: edit there, `make tangle`. sha256:49352f146226  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -862,3 +862,10 @@ class Cutout:
             begin = begin.reshape(shape)
             inside.append((at >= begin) & (at < begin + self.side))
         return where(inside[0] & inside[1], 0, x), *rest
+
+
+class TensorDataset(Arrays):
+    """Tensors of one length: example i is element i of each."""
+
+    def __init__(self, *tensors: Tensor):
+        super().__init__(*tensors)

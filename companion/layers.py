@@ -1,4 +1,4 @@
-# Tangled from layers, autograd: edit there, `make tangle`. sha256:904ba77fbf3a
+# Tangled from layers, autograd, vocabulary: edit there, `make tangle`. sha256:b4eed30dfb3f  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from companion.device import CPU, Device
-from companion.dtype import DType, float32
+from companion.dtype import DType, bfloat16, float16, float32, float64
 from companion.tensor import Tensor, unpack_ints
-from companion.tensor.creation import ones, zeros
+from companion.tensor.creation import ones, zeros, zeros_like
 from companion.tensor.operands import narrowed, where, widened
 from companion.tensor.random import GENERATOR, Generator, rand, randn
 from companion.tensor.reductions import detached
@@ -139,10 +139,65 @@ class Module:
                     x.buffer, x.device = moved.buffer, moved.device
         return self
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of all parameters."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of all parameters, or fill in zeros."""
         for p in self.parameters():
-            p.grad = None
+            p.grad = cleared(p.grad, set_to_none)
+
+    def register_buffer(self, name: str, tensor: Tensor | None,
+                        persistent: bool = True) -> None:
+        """An attribute that is a tensor: here every one is kept."""
+        if not persistent:
+            raise ValueError("register_buffer: every tensor is part of the "
+                             "state here; keep this one as a NumPy array")
+        setattr(self, name, tensor)
+
+    register_parameter = setattr
+
+    def buffers(self) -> list[Tensor]:
+        """The tensors that training does not change."""
+        return [t for _, t in self.named_tensors() if not t.requires_grad]
+
+    def children(self) -> Iterator[Module]:
+        return (part for _, part in self.parts((Module,)))
+
+    def modules(self) -> Iterator[Module]:
+        """This module, and all below it."""
+        yield self
+        for part in self.children():
+            yield from part.modules()
+
+    def apply(self, function: Callable[[Module], Any]) -> Module:
+        """`function` of every module, the lowest first."""
+        for part in self.children():
+            part.apply(function)
+        function(self)
+        return self
+
+    def requires_grad_(self, on: bool = True) -> Module:
+        """Whether training may change the tensors below, floats only."""
+        for _, tensor in self.named_tensors():
+            if tensor.dtype.is_float:
+                tensor.requires_grad_(on)
+        return self
+
+    def cpu(self) -> Module:
+        return self.to("cpu")
+
+    def cuda(self) -> Module:
+        return self.to("cuda")
+
+    def double(self) -> Module:
+        return self.to(float64)
+
+    def half(self) -> Module:
+        return self.to(float16)
+
+    def bfloat16(self) -> Module:
+        return self.to(bfloat16)
+
+    def float(self) -> Module:
+        return self.to(float32)
 
 
 def named_leaves(name: str, value: Any,
@@ -341,3 +396,8 @@ def check_float_dtype(target: Device | DType | str) -> None:
     if isinstance(target, DType) and not target.is_float:
         raise TypeError(f"Module.to: expected a float dtype or a device, "
                         f"got {target}; {target} has no fractions")
+
+
+def cleared(g: Tensor | None, set_to_none: bool) -> Tensor | None:
+    """Nothing, or zeros in the place of a gradient."""
+    return None if set_to_none or g is None else zeros_like(g)

@@ -1,4 +1,4 @@
-# Tangled from optimizers: edit there, `make tangle`. sha256:ca423ff552c3
+# Tangled from optimizers, vocabulary: edit there, `make tangle`. sha256:1bfa212279fc  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from companion.autograd import no_grad
-from companion.layers import Module
+from companion.layers import Module, cleared
 from companion.tensor import Tensor
 from companion.tensor.creation import zeros_like
 from companion.tensor.random import feed
@@ -61,11 +61,11 @@ class Optimizer:
                     for name, n in self.numbers(p, group).items()}
         return feed(count, p.device)
 
-    def zero_grad(self) -> None:
-        """Forget the gradients of the last step."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients of the last step, or fill in zeros."""
         for group in self.param_groups:
             for p in group["params"]:
-                p.grad = None
+                p.grad = cleared(p.grad, set_to_none)
 
     def kept(self, p: Tensor, name: str) -> Tensor:
         """What is remembered of `p`, on its device; zeros at first."""

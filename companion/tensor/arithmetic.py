@@ -1,12 +1,15 @@
-# Tangled from tensors, activations: edit there, `make tangle`. sha256:b2cc5baf4bc5  # noqa: E501
+# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:a3496a7cdcd0  # noqa: E501
 """What the operators say in primitives: /, **, &, where, maximum."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from companion.dtype import bool_, float32, promote
+import numpy as np
+
+from companion.dtype import DType, bool_, float32, promote
 from companion.ops import AND, DIV, MAXIMUM, check_kind
 from companion.tensor import Tensor
 from companion.tensor.operands import (
@@ -124,3 +127,89 @@ def polynomial(x: Tensor, coefficients: tuple[float, ...]) -> Any:
     for coefficient in coefficients[1:]:
         value = x * value + coefficient
     return value
+
+
+def odd(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An odd function, by way of its values at |x|."""
+    negative = x < 0
+    # Not x.abs(): its slope at 0 is 0, and f's is not.
+    y = f(where(negative, -x, x))
+    return where(negative, -y, y)
+
+
+def arsinh(a: Tensor) -> Tensor:
+    """log(a + sqrt(a² + 1)) for a >= 0 (fdlibm, 1993)."""
+    small = a.clamp(max=BEYOND)
+    square = small * small
+    near = (small + square / ((square + 1).sqrt() + 1)).log1p()
+    return where(a > BEYOND, a.clamp(min=1).log() + math.log(2), near)
+
+
+def artanh(a: Tensor) -> Tensor:
+    return (a * 2 / (1 - a)).log1p() * 0.5
+
+
+BEYOND = 1e10  # of a² + 1, the 1 is lost
+
+ATAN_NUMERATOR = (
+    -8.750608600031904122785e-1, -1.615753718733365076637e1,
+    -7.500855792314704667340e1, -1.228866684490136173410e2,
+    -6.485021904942025371773e1)
+ATAN_DENOMINATOR = (
+    1.0, 2.485846490142306297962e1, 1.650270098316988542046e2,
+    4.328810604912902668951e2, 4.853903996359136964868e2,
+    1.945506571482613964425e2)
+
+
+def arctan(a: Tensor) -> Tensor:
+    """For a >= 0: turned to at most 0.66, then Cephes' rational."""
+    steep = a > 1 + math.sqrt(2)
+    middle = (a > 0.66) & ~steep
+    # Each branch sees numbers of its own only: no slope of another is NaN.
+    turned, mid = -1 / where(steep, a, 1), where(middle, a, 1)
+    near = where(steep | middle, 0, a)
+    r = where(steep, turned, where(middle, (mid - 1) / (mid + 1), near))
+    square = r * r
+    bend = (polynomial(square, ATAN_NUMERATOR)
+            / polynomial(square, ATAN_DENOMINATOR))
+    eighths = steep.cast(a.dtype) * 2 + middle.cast(a.dtype)
+    return eighths * (math.pi / 4) + (r + r * square * bend)
+
+
+def has_minus(x: Tensor) -> Tensor:
+    """Whether the sign is a minus; of -0 the reciprocal tells."""
+    below = x < 0
+    return below | (1 / x < 0) if x.dtype.is_float else below
+
+
+def largest_number(dtype: DType) -> float:
+    """The largest finite number of a float dtype."""
+    found = np.nextafter(dtype.numpy.type(math.inf), dtype.numpy.type(0))
+    return float(found)
+
+
+def angle(y: Tensor, x: Tensor) -> Tensor:
+    """The angle of points (x, y), from the half with x >= 0."""
+    rise, run = y.abs(), x.abs()
+    alike = (rise == run) & (rise.isinf() | (rise == 0))
+    # Of two infinities, and of two zeros, the quotient is NaN.
+    slope = (where(alike, 1, rise) / where(alike, 1, run)).atan()
+    slope = where(alike & (rise == 0), 0, slope)
+    whole = where(has_minus(x), math.pi - slope, slope)
+    return where(has_minus(y), -whole, whole)
+
+
+def divided(x: Any, y: Any, rounding_mode: str | None) -> Tensor:
+    """x / y, rounded by one of three rules."""
+    if rounding_mode is None:
+        return quotient(x, y)
+    if rounding_mode == "floor":
+        return x // y
+    if rounding_mode != "trunc":
+        raise ValueError(f"div: expected rounding_mode None, 'floor' or "
+                         f"'trunc', got {rounding_mode!r}")
+    x, y = align(x, y)
+    if x.dtype.is_float:
+        return quotient(x, y).trunc()
+    down = x // y
+    return down + ((down < 0) & (down * y != x)).cast(x.dtype)

@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:aba65a75bbc6
+# Tangled from indexing, vocabulary: edit there, `make tangle`. sha256:ca3c6f8854ea  # noqa: E501
 """Tensors made from a shape: full, arange, eye, one_hot."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from companion.dtype import DType, float32, float64, int64, scalar_dtype
 from companion.ops import IOTA
 from companion.tensor import Scalar, Tensor, as_int, leaf, unpack_ints
 from companion.tensor.operands import as_tensor, where
+from companion.view import Shape
 
 
 def full(shape: Any, value: Scalar, dtype: DType | None = None,
@@ -100,3 +101,30 @@ def diagonal_offsets(x: Tensor) -> Tensor:
                          f"shape {x.shape}")
     rows, columns = [arange(n, device=x.device) for n in x.shape[-2:]]
     return columns - rows.unsqueeze(1)
+
+
+def empty(*shape: Any, dtype: DType = float32,
+          device: Device | str = CPU) -> Tensor:
+    """Memory to write to; here it is cleared."""
+    return zeros(*shape, dtype=dtype, device=device)
+
+
+def along_axis(x: Tensor, axis: int, shape: Shape) -> Tensor:
+    """A vector along one axis of a grid."""
+    return x.reshape([-1 if i == axis else 1 for i in range(len(shape))]
+                     ).broadcast(shape)
+
+
+def meshgrid(*vectors: Tensor, indexing: str = "ij") -> list[Tensor]:
+    """The coordinates of a grid's points, one tensor for each axis.
+
+    "xy" has the first two axes exchanged, as pictures have.
+    """
+    if indexing not in ("ij", "xy"):
+        raise ValueError(f"meshgrid: expected indexing 'ij' or 'xy', got "
+                         f"{indexing!r}")
+    shape = tuple([v.size for v in vectors])
+    grids = [along_axis(v, i, shape) for i, v in enumerate(vectors)]
+    if indexing == "xy" and len(grids) > 1:
+        grids = [g.transpose(0, 1) for g in grids]
+    return grids

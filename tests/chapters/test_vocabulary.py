@@ -1,0 +1,90 @@
+# Tangled from vocabulary: edit there, `make tangle`. sha256:2ad3fc7bf3d5
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from companion.dtype import float32, float64
+from companion.literate import message
+from companion.tensor import Tensor
+from companion.tensor.contraction import einsum
+from companion.tensor.creation import zeros
+from companion.tensor.gradients import grad
+from companion.tensor.random import Generator, randn
+
+
+def test_small_numbers_keep_their_digits():
+    x = np.append(np.logspace(-12, 0, 60), -np.logspace(-12, -0.1, 60))
+    for dtype, digits in ((float32, 4e-7), (float64, 1e-15)):
+        values = x.astype(dtype.numpy)
+        exact = values.astype(np.longdouble)
+        for name in ("log1p", "expm1", "sinh"):
+            found = getattr(Tensor(values), name)().numpy()
+            right = getattr(np, name)(exact)
+            assert abs(found / right - 1).max() < digits, name
+
+
+def test_slopes_are_those_of_the_textbook():
+    x = Tensor(np.linspace(-0.9, 0.9, 19), float64).requires_grad_()
+    slopes = {"log1p": 1 / (1 + x), "expm1": x.exp(), "sinh": x.cosh(),
+              "cosh": x.sinh(), "tan": 1 + x.tan() * x.tan(),
+              "asinh": (1 + x * x).rsqrt(), "atanh": 1 / (1 - x * x),
+              "atan": 1 / (1 + x * x), "asin": (1 - x * x).rsqrt()}
+    for name, slope in slopes.items():
+        (g,) = grad(getattr(x, name)().sum(), [x])
+        assert np.allclose(g.numpy(), slope.detach().numpy(), 1e-13), name
+
+
+def test_rounding():
+    x = Tensor([-2.5, -0.4, 0.5, 1.5, math.inf, math.nan])
+    assert str(x.round().tolist()) == "[-2.0, -0.0, 0.0, 2.0, inf, nan]"
+    assert str(x.trunc().tolist()) == "[-2.0, -0.0, 0.0, 1.0, inf, nan]"
+    assert Tensor([3.0]).copysign(Tensor([-0.0])).tolist() == [-3.0]
+
+
+def test_the_last_writer_wins():
+    index = np.random.default_rng(0).integers(0, 9, (4, 33))
+    expected, source = np.zeros((4, 9)), np.arange(132.0).reshape(4, 33)
+    for j in range(33):
+        np.put_along_axis(expected, index[:, j:j + 1],
+                          source[:, j:j + 1], 1)
+    found = zeros(4, 9, dtype=float64).scatter(
+        1, Tensor(index), Tensor(source))
+    assert np.array_equal(found.numpy(), expected)
+
+
+def test_the_largest_few():
+    x = randn(3, 4097, dtype=float64, generator=Generator(0))
+    values, places = x.topk(50)
+    assert values.tolist() == x.sort(descending=True).values[
+        :, :50].tolist()
+    assert x.gather(1, places).tolist() == values.tolist()
+    assert "k from 0 to the 4097" in message(lambda: x.topk(5000))
+
+
+def test_letters():
+    rng = np.random.default_rng(0)
+    for text, *shapes in (("ij,jk->ik", (2, 3), (3, 4)), ("ij->ji", (2, 3)),
+                          ("bij,bkj->bik", (2, 3, 4), (2, 5, 4)),
+                          ("i,j->ij", (2,), (3,)), ("ii", (3, 3)),
+                          ("...ij,jk->...ik", (2, 2, 3), (3, 4)),
+                          ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2))):
+        arrays = [rng.random(shape) for shape in shapes]
+        found = einsum(text, *map(Tensor, arrays))
+        assert np.allclose(found.numpy(), np.einsum(text, *arrays)), text
+    assert "one length" in message(
+        lambda: einsum("ij,jk->ik", zeros(2, 3), zeros(4, 5)))
+
+
+def test_words_for_signs():
+    x = Tensor([-7, 7])
+    assert x.div(2, rounding_mode="trunc").tolist() == [-3, 3]
+    assert x.div(2, rounding_mode="floor").tolist() == [-4, 3]
+    assert "floor" in message(lambda: x.div(2, rounding_mode="up"))
+    w = Tensor([1.0, 2.0]).requires_grad_()
+    y = w * 3
+    y.exp_()
+    (g,) = grad(y.sum(), [w])
+    assert np.allclose(g.numpy(), 3 * np.exp([3, 6]))
+    assert "leaf" in message(lambda: w.add_(1), RuntimeError)

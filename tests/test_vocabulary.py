@@ -1,0 +1,594 @@
+"""The vocabulary against PyTorch's: one line, typed for both.
+
+A new word is one row. Each row is evaluated twice, with x, y, z and the
+others as tensors of ours and as PyTorch's, and `m` as the package.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import companion
+from companion import Tensor, grad, nn
+from companion.dtype import bfloat16, float16, float32, float64
+
+pytestmark = [pytest.mark.needs("torch")]
+
+# Elementwise: where the function is smooth.
+SMOOTH = {
+    "log1p": (-0.9, 5), "expm1": (-3, 3), "exp2": (-5, 5), "log2": (0.1, 9),
+    "log10": (0.1, 9), "sinh": (-3, 3), "cosh": (-3, 3), "tan": (-1.5, 1.5),
+    "asinh": (-5, 5), "acosh": (1.1, 9), "atanh": (-0.9, 0.9),
+    "atan": (-5, 5), "asin": (-0.9, 0.9), "acos": (-0.9, 0.9),
+    "arctan": (-1, 1), "arcsin": (-0.5, 0.5), "arccos": (-0.5, 0.5),
+    "neg": (-1, 1), "exp": (-2, 2), "sin": (-9, 9), "sqrt": (0.1, 4),
+    "sigmoid": (-5, 5), "tanh": (-3, 3), "erf": (-2, 2), "square": (-3, 3),
+}
+# Elementwise, constant between its steps, or bools.
+STEPS = ("round", "trunc", "fix", "floor", "ceil", "isinf",
+         "isfinite", "isnan", "nan_to_num", "abs", "logical_not", "frac")
+SPECIAL = [math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -1.0, 0.5, -0.5,
+           1.5, 2.5, -2.5, 1e-7, -1e-7, 3e-3, 20.0, -20.0, 88.9, -88.9,
+           1e3, -1e3, 0.625, 0.66, 2.4142, 0.99999, 2.0, 4.0, 8.0, 1e10, 6e4]
+
+# x (3, 4), y (3, 4), z (4, 5), w (4,), v (3, 1), q (2, 3, 4): floats, and
+# p positive like x; i (3, 2) places along axis 1 of x, k (5,) along 0 of
+# z; b bools and n whole numbers like x.
+WORDS = """
+x.gather(1, i)                       gather
+x.gather(dim=1, index=i[:2])
+x.T.gather(0, i.T)
+m.take_along_dim(x, i[:1], 1)        take_along_axis
+z.index_select(0, k)                 index_select
+x.index_select(1, k)
+x.scatter_add(1, i, y[:, :2])        scatter_add
+x.T.scatter_add(0, i.T, y.T[:2])
+x.detach().scatter_add(1, i[:2, :1], y.detach())
+x.scatter(1, u, y[:, :3])            scatter
+x.scatter(1, u[:2], 3.0)
+x.T.scatter(0, u.T, y.T[:3])
+x.detach().scatter(1, u[:2, :1], y.detach())
+z.index_add(0, k, z[k])              index_add
+x.sort(1)                            sort argsort
+x.sort(0, descending=True)
+x.T.sort()
+x.argsort(dim=-1, descending=True)
+x.topk(2)                            topk
+x.topk(3, 0, largest=False)
+x.topk(0), x.topk(4)
+x.kthvalue(2, 1)                     kthvalue
+x.isclose(x + 1e-7), x.isclose(y)    isclose
+m.tensor(x.allclose(x + 1e-9))       allclose
+x.cumprod(1), x.cumprod(0)           cumprod
+x.cumsum(1)
+x.logcumsumexp(1)                    logcumsumexp
+q.logcumsumexp(dim=1)
+x.cummax(1), x.cummin(0)             cummax cummin
+x.logsumexp(1), x.softmax(1)
+m.div(x, y), m.div(x, y, rounding_mode="floor")  div
+m.div(x, y, rounding_mode="trunc")
+n.div(n * 0 + 3, rounding_mode="trunc")
+n.div(n * 0 - 3, rounding_mode="floor")
+x.masked_select(b)                   masked_select
+b.nonzero(), n.nonzero()             nonzero
+x.repeat_interleave(3, 1)            repeat_interleave
+x.repeat_interleave(2)
+x.repeat_interleave(n[:, 0].abs(), 0)
+x.unfold(1, 3, 1), q.unfold(2, 2, 2)  unfold
+q.unfold(0, 1, 1)
+q.unflatten(2, (2, -1))              unflatten
+x.copysign(y)                        copysign
+x.lerp(y, 0.3), x.lerp(y, 0.7), x.lerp(y, p)   lerp
+m.std_mean(x, 1), m.var_mean(x)       std_mean var_mean
+x.atan2(y), y.atan2(x)               atan2
+x.hypot(y)                           hypot
+x.logaddexp(y)                       logaddexp
+x.fmod(0.7), x.fmod(y), n.fmod(3)    fmod
+x.norm(), x.norm(dim=1), x.norm(1), x.norm(p=3, dim=0)   norm
+x.norm(math.inf), x.norm(0, dim=1), x.norm("fro")
+x.diff(), q.diff(2, dim=0)           diff
+x.diagonal(), q.diagonal(0, 1, 2), q.diagonal(1, 2, 0)   diagonal
+x.diagonal(-1), x.diagonal(9), x.trace()   trace
+x.diag(), w.diag(), w.diag(1), w.diag(-2)  diag
+q.movedim(0, 2), q.movedim((0, 2), (1, 0))  movedim
+x.select(1, 2), q.select(-1, -1)     select
+x.t(), x.swapaxes(0, 1), q.ravel()   t swapaxes ravel
+x.amax(1), x.amin((0, 1))            amax amin
+n.count_nonzero(), n.count_nonzero(1)  count_nonzero
+x.add(y, alpha=2), x.sub(y), x.mul(2), x.pow(2), p.pow(y)  add sub mul pow
+n.remainder(3), n.floor_divide(2)    remainder floor_divide
+x.eq(x), x.ne(y), x.lt(y), x.le(y), x.gt(y), x.ge(x)  eq ne lt le gt ge
+n.logical_and(b), n.logical_or(b), n.logical_xor(b)
+n.bitwise_and(3), n.bitwise_or(3), n.bitwise_xor(3)
+x.mm(z), q.bmm(q.mT)                 mm bmm
+x.clip(-0.5, 0.5), x.absolute(), x.negative()  clip absolute negative
+x.float(), x.double(), (x * 9).long(), b.int(), n.bool()
+m.tensor(x.dim()), m.tensor(x.element_size())
+x.detach().unique(), n.unique()               unique
+m.einsum("ij,jk->ik", x, z)          einsum
+m.einsum("ij,jk", x, z), m.einsum("ij->ji", x), m.einsum("ij->", x)
+m.einsum("bij,bjk->bik", q, q.mT), m.einsum("bij,jk->bki", q, z)
+m.einsum("...ij,jk->...ik", q, z), m.einsum("i,j->ij", w, w)
+m.einsum("ii->i", x[:, :3]), m.einsum("ii", x[:, :3])
+m.einsum("ij,ij->i", x, y), m.einsum("ij,jk,lk->il", x, z, x @ z)
+m.einsum("bij,bkj->bik", q, q), m.einsum("ij,kj->ik", v, x)
+m.einsum("...i->...", q), m.einsum("bii->b", q[:, :, :3])
+"""
+# nn.functional is F; r (2, 3, 5, 6) pictures, c (2,) their classes, t (3,)
+# classes of x; g (2, 3, 4) is q's classes by its second axis, e (2, 4).
+NETWORKS = """
+F.relu6(x * 4), F.hardtanh(x)
+F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)
+F.softplus(x), F.softplus(x * 9, beta=3, threshold=2)
+F.logsigmoid(x), F.mish(x), F.silu(x), F.gelu(x), F.relu(x)
+F.elu(x), F.elu(x, 0.5), F.celu(x, 0.5), F.selu(x)
+F.softsign(x), F.tanhshrink(x), F.softshrink(x), F.hardshrink(x)
+F.threshold(x, 0.1, 7), F.prelu(x, w[:1]), F.prelu(x, w), F.leaky_relu(x)
+F.glu(x), F.glu(r.mT, dim=2), F.softmin(x, dim=1), F.softmax(x, dim=0)
+F.pad(x, (1, 2)), F.pad(x, (1, 0, 2, 3), value=5.0), F.pad(x, (-1, 1))
+F.pad(x, (2, 3), mode="reflect"), F.pad(r, (1, 2, 4, 3), "reflect")
+F.pad(x, (5, 1), mode="replicate"), F.pad(r, (4, 3, 0, 0), mode="circular")
+F.pad(r, (1, 2, 3, 4), mode="replicate"), F.pad(r, (1, 1, 1, 1), "circular")
+F.interpolate(r, scale_factor=2), F.interpolate(r, (7, 4)), F.interpolate(q, 9)
+F.interpolate(r, (7, 3), mode="bilinear"), F.interpolate(q, 7, mode="linear")
+F.interpolate(r, (9, 4), mode="bilinear", align_corners=True)
+F.interpolate(r, scale_factor=2.5, mode="bilinear")
+F.cross_entropy(x, t), F.cross_entropy(q, e)
+F.cross_entropy(x, t.masked_fill(t == t[0], -100))
+F.cross_entropy(x, t, weight=p[0].detach()), F.cross_entropy(x, p.softmax(1))
+
+F.cross_entropy(q, e, p[0, :3].detach(), ignore_index=1, reduction="none")
+F.cross_entropy(q, e, label_smoothing=0.1, ignore_index=1)
+F.nll_loss(x, t), F.nll_loss(q, e, reduction="sum")
+F.nll_loss(x, t, p[0].detach())
+F.l1_loss(x, y), F.huber_loss(x, y, delta=0.5)
+F.smooth_l1_loss(x, y, beta=0.3)
+F.smooth_l1_loss(x, y, beta=0.0), F.mse_loss(x, y, reduction="sum")
+F.binary_cross_entropy(x.sigmoid(), p.clamp(0, 1))
+F.binary_cross_entropy_with_logits(x, p.clamp(0, 1))
+F.kl_div(x, p), F.kl_div(x, y, log_target=True)
+F.kl_div(x, p, reduction="batchmean")
+F.normalize(x), F.normalize(x, p=1, dim=0), F.cosine_similarity(x, y)
+F.cosine_similarity(x, y, dim=0), F.linear(x, y), F.linear(x, y, w[:3])
+F.layer_norm(x, (4,)), F.layer_norm(q, (3, 4), x, y), F.dropout(x, 0.5, False)
+F.conv2d(r, q.unsqueeze(2)), F.max_pool2d(r, 2), F.avg_pool2d(r, 2)
+nn.ReLU()(x), nn.ReLU(inplace=True)(x * 1), nn.GELU()(x), nn.Sigmoid()(x)
+nn.Softmax(dim=1)(x), nn.Softmax(0)(x), nn.LogSoftmax(dim=-1)(x), nn.Tanh()(x)
+nn.LeakyReLU(0.2)(x), nn.LeakyReLU(negative_slope=0.3)(x), nn.ELU(0.4)(x)
+nn.Hardtanh(-0.3, 0.2)(x), nn.Softplus(2)(x), nn.GLU()(x), nn.Mish()(x)
+nn.CrossEntropyLoss()(x, t), nn.CrossEntropyLoss(label_smoothing=0.1)(x, t)
+nn.CrossEntropyLoss(weight=p[0].detach())(x, t), nn.MSELoss()(x, y)
+nn.L1Loss()(x, y)
+nn.BCEWithLogitsLoss()(x, p.clamp(0, 1)), nn.NLLLoss()(x, t)
+nn.HuberLoss()(x, y)
+nn.KLDivLoss(reduction="batchmean")(x, p), nn.SmoothL1Loss()(x, y)
+nn.Identity()(x), nn.Unflatten(1, (2, 2))(x), nn.Flatten()(q)
+nn.Upsample(scale_factor=2)(r), nn.Threshold(0.1, 2.0)(x), nn.ReLU6()(x)
+x.std(unbiased=False), x.var(1, unbiased=True), x.sum(dtype=m.float64)
+x.sum(1, dtype=m.float64), n.sum(dtype=m.int32), x.flip(dims=(0, 1))
+q.flip([1])
+x.roll(1), x.roll(shifts=1, dims=1), x.roll((1, -2), (0, 1)), x.roll(5, -1)
+x.to(m.float64), x.to(x.device, m.float16), x.to(dtype=m.float16), x.half()
+m.tensor(x.size(0)), m.tensor(x.size(-1)), m.tensor(x.size())
+m.tensor([1.0, 2.0], requires_grad=True) * 2, m.tensor(x.nbytes)
+m.exp(x), m.softmax(x, dim=1), m.tril(x), m.matmul(x, z), m.flatten(q, 1)
+m.sum(x, dim=1), m.mean(x), m.abs(x), m.sqrt(p), m.maximum(x, y)
+m.clamp(x, 0, 1)
+m.sum(x, 1, keepdim=True), m.transpose(x, 0, 1), m.squeeze(v), m.norm(x)
+m.topk(x, 2), m.sort(x), m.argmax(x, dim=1), m.unsqueeze(x, 0), m.std(x)
+m.where(x > 0, x, y), m.cat([x, y], dim=1), m.stack([x, y]), m.outer(w, w)
+m.meshgrid(w, w[:3], indexing="ij"), m.meshgrid(w, w[:2], indexing="xy")
+x.clone().add_(y), x.clone().mul_(2), x.clone().zero_(), x.clone().fill_(3)
+x.clone().copy_(y), (x * 1).clamp_(min=0), (x * 1).relu_(), (p * 1).sqrt_()
+(x * 1).sub_(y, alpha=2), (x * 1).div_(2), (x * 1).masked_fill_(b, 0.0)
+(x * 1).exp_(), (x * 1).tanh_(), (x * 1).sigmoid_(), (x * 1).neg_()
+x.data * 2, x.clone().detach_(), (x * 1).lerp_(y, 0.3), (p * 1).log_()
+(x * 1).square_(), (x * 1).abs_(), (p * 1).pow_(2), (x * 1).round_()
+(x * 1).floor_(), (x * 1).ceil_(), (x * 1).scatter_(1, u, 2.0)
+(x * 1).scatter_add_(1, i, y[:, :2]), (z * 1).index_add_(0, k, z[k])
+x.asinh(), x.arcsinh(), x.atan(), x.arctan(), x.tanh().atanh().sinh()
+x.tanh().asin(), x.tanh().arcsin(), x.tanh().acos(), x.tanh().arccos()
+(x.abs() + 1).acosh(), (x.abs() + 2).arccosh(), (x / 9).arctanh(), x.cosh()
+x.exp2(), x.expm1(), p.log1p(), p.log2(), p.log10(), x.tan(), x.neg()
+x.round(), x.round(decimals=1), x.trunc(), x.fix(), x.frac(), x.isfinite()
+x.isinf(), x.arctan2(y), x.logical_not(), b.bitwise_not(), n.bitwise_not()
+x.divide(2), x.true_divide(y), x.multiply(y), x.subtract(y), x.type_as(n)
+x.moveaxis(0, 1), x.swapdims(0, 1), x.bfloat16()
+m.tensor(x.detach().cpu().tolist())
+m.tensor(x.equal(x)), m.tensor(x.is_contiguous()), m.tensor(x.T.stride())
+m.empty(2, 3).fill_(1), m.rand_like(x) * 0, m.randn_like(x) * 0
+m.zeros(0, 3).sort(1), m.zeros(2, 0).sort(), m.tensor(2.0).sort()
+m.zeros(2, 0).gather(1, m.zeros(2, 0).long()), m.zeros(1, 1).topk(1)
+m.zeros(0, 3).topk(2), m.zeros(2, 3).topk(0, 0), m.tensor(2.0).topk(1)
+m.einsum("ij,jk->ik", m.zeros(2, 0), m.zeros(0, 3)), m.zeros(0).nonzero()
+m.zeros(0, 3).scatter_add(0, m.zeros(0, 3).long(), m.zeros(0, 3))
+m.zeros(3, 2).scatter(0, m.zeros(0, 2).long(), m.zeros(0, 2))
+m.zeros(3, 2).scatter(0, m.zeros(1, 2).long(), m.ones(2, 2))
+m.zeros(0).cumprod(0), m.zeros(0, 3).logcumsumexp(0), m.zeros(1).cummax(0)
+m.zeros(0, 2).cummin(1), m.tensor(2.0).cumprod(0), m.zeros(0, 3).diff(dim=0)
+m.zeros(2, 0).norm(dim=1), m.zeros(0).norm(), m.tensor(2.5).round()
+m.zeros(0, 3).unfold(1, 2, 1), m.zeros(0, 2).repeat_interleave(2, 0)
+m.zeros(0, 4).unflatten(1, (2, 2)), m.zeros(0, 2).roll(1, 0)
+m.zeros(0).roll(2)
+m.zeros(3, 0).diagonal(), m.zeros(0, 0).trace(), m.zeros(0).diag()
+m.zeros(0).unique(), m.zeros(0, 2).masked_select(m.zeros(0, 2) == 0)
+F.pad(m.zeros(0, 2), (1, 1)), F.pad(m.zeros(1, 1), (2, 2), mode="replicate")
+m.tensor(0.0).log1p(), m.zeros(0).log1p(), m.zeros(0, 2).round()
+m.bernoulli(m.where(x > 0, 1.0, 0.0)), m.bernoulli(b.float())
+"""
+FLOAT32_INSIDE = [
+    "F.hardswish(x * 3), F.hardsigmoid(x.detach() * 3)"]  # in PyTorch's
+ROWS = [line.partition("  ")[0].strip()
+        for line in (WORDS + NETWORKS).splitlines() if line]
+
+
+def arrays(seed=0):
+    """The operands by name, the same for both."""
+    rng = np.random.default_rng(seed)
+    names = {"x": (3, 4), "y": (3, 4), "z": (4, 5), "w": (4,), "v": (3, 1),
+             "q": (2, 3, 4), "r": (2, 3, 5, 6)}
+    found = {name: rng.standard_normal(s) for name, s in names.items()}
+    found["p"] = rng.random((3, 4)) + 0.1
+    return found, {
+        "i": rng.integers(0, 4, (3, 2)), "k": rng.integers(0, 3, 5),
+        "u": rng.permuted(np.tile(np.arange(4), (3, 1)), axis=1)[:, :3],
+        "b": rng.random((3, 4)) < 0.5, "t": rng.integers(0, 4, 3),
+        "e": rng.integers(0, 3, (2, 4)), "n": rng.integers(-4, 5, (3, 4))}
+
+
+def results(value):
+    """All the tensors in what a row gives."""
+    if isinstance(value, (tuple, list)):
+        return [each for part in value for each in results(part)]
+    return [value]
+
+
+def here(row, dtype, device="cpu"):
+    """What a row gives with our tensors, and the floats it was given.
+
+    All but float64 lie in memory in another order than their axes.
+    """
+    floats, others = arrays()
+    given = {k: (Tensor(a, dtype, device) if dtype is float64 else Tensor(
+        a.T, dtype, device).T).requires_grad_() for k, a in floats.items()}
+    names = {"m": companion, "math": math, "nn": nn, "F": nn.functional}
+    return results(eval(row, names, given | {
+        k: Tensor(a, device=device) for k, a in others.items()})), given
+
+
+def evaluated(row, dtype):
+    """What a row gives here and there, with the floats it was given."""
+    import torch
+
+    floats, others = arrays()
+    wide = getattr(torch, str(dtype))
+    theirs = {k: torch.tensor(a).to(wide).requires_grad_()
+              for k, a in floats.items()}
+    ours, mine = here(row, dtype)
+    peers = results(eval(row, {"m": torch, "math": math, "nn": torch.nn,
+                               "F": torch.nn.functional}, theirs | {
+        k: torch.tensor(a) for k, a in others.items()}))
+    return ours, peers, mine, theirs
+
+
+def agree(ours, theirs, tolerance):
+    assert str(ours.dtype) == str(theirs.dtype).removeprefix("torch.")
+    expected = theirs.detach().double().numpy()
+    assert ours.shape == expected.shape
+    np.testing.assert_allclose(
+        ours.detach().cast(float64).numpy(), expected, tolerance, tolerance)
+
+
+TOLERANCE = {float64: 1e-12, float32: 1e-5, bfloat16: 2e-2, float16: 2e-3}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_word_is_what_it_is_there(row):
+    for dtype in (float32, float64, float16, bfloat16):
+        ours, peers, _, _ = evaluated(row, dtype)
+        for a, b in zip(ours, peers, strict=True):
+            agree(a, b, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_gradients_and_their_gradients(row):
+    import torch
+
+    ours, peers, mine, theirs = evaluated(row, float64)
+    y, z = [sum((t * t).sum() for t in found if t.requires_grad)
+            for found in (ours, peers)]
+    assert isinstance(y, int) == isinstance(z, int), "asked of one only"
+    if isinstance(y, int):
+        return
+    first = grad(y, list(mine.values()), create_graph=True)
+    there = torch.autograd.grad(z, list(theirs.values()), create_graph=True,
+                                allow_unused=True)
+    for a, b in zip(first, there):
+        if a is None or b is None:  # one of them knows no slope: of nothing
+            assert all(t is None or not t.any() for t in (a, b))
+        else:
+            agree(a, b, 1e-6 if row in FLOAT32_INSIDE else 1e-9)
+    y, z = [sum((g * g).sum() for g in found if g is not None)
+            for found in (first, there)]
+    if not (getattr(y, "requires_grad", 0) and z.requires_grad):
+        return
+    for a, b in zip(grad(y, list(mine.values())), torch.autograd.grad(
+            z, list(theirs.values()), allow_unused=True)):
+        if a is not None and b is not None:
+            agree(a, b, 1e-6 if row in FLOAT32_INSIDE else 1e-8)
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *STEPS])
+@pytest.mark.parametrize("dtype", [float64, float32, float16, bfloat16],
+                         ids=str)
+def test_special_values(name, dtype):
+    """NaN, infinities and corners, in every layout of memory."""
+    import torch
+
+    values = np.array(SPECIAL)
+    if name in ("sin", "tan"):
+        values = values[~(abs(values) > 100)]
+    x = Tensor(values, float64).cast(dtype)
+    t = torch.tensor(values).to(getattr(torch, str(dtype)))
+    for a, b in ((x, t), (x.reshape(-1, 2).T, t.reshape(-1, 2).T),
+                 (x[::3], t[::3]), (x[:0], t[:0]),
+                 (x[:1].expand(2, 3), t[:1].expand(2, 3))):
+        agree(getattr(a, name)(), getattr(b, name)(), TOLERANCE[dtype] / 10
+              if dtype in (float32, float64) else TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_slopes(name):
+    import torch
+
+    low, high = SMOOTH[name]
+    values = np.append(np.linspace(low, high, 41), [1.5][:low > 1])
+    x = Tensor(values, float64).requires_grad_()
+    t = torch.tensor(values, requires_grad=True)
+    y, z = getattr(x, name)(), getattr(t, name)()
+    (g,), (h,) = grad(y.sum(), [x], create_graph=True), torch.autograd.grad(
+        z.sum(), [t], create_graph=True)
+    agree(g, h, 1e-11)
+    if g.requires_grad and h.requires_grad:
+        (g,), (h,) = grad(g.sum(), [x]), torch.autograd.grad(h.sum(), [t])
+        agree(g, h, 1e-9)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_words_run_on_every_device(row, device):
+    """The same numbers there as here, and the same gradients."""
+    (mine, x), (others, y) = here(row, float32), here(row, float32, device)
+    for a, b in zip(mine, others, strict=True):
+        assert b.dtype is a.dtype and b.shape == a.shape
+        np.testing.assert_allclose(b.detach().cast(float64).numpy(),
+                                   a.detach().cast(float64).numpy(), 1e-5,
+                                   1e-5)
+    totals = [sum((t * t).sum() for t in found if t.requires_grad)
+              for found in (mine, others)]
+    if isinstance(totals[0], int):
+        return
+    for total in totals:
+        total.backward()
+    for name in x:
+        a, b = x[name].grad, y[name].grad
+        assert (a is None) == (b is None)
+        if a is not None:
+            np.testing.assert_allclose(b.numpy(), a.numpy(), 1e-4, 1e-4)
+
+
+# These look at values: where things go, or how many there are.
+READ = "sort kthvalue topk unique .nonzero masked_select repeat_interleave(n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [
+    r for r in ROWS if "m.tensor" not in r][::4])  # C is compiled for each
+def test_words_run_inside_a_program(row):
+    floats, others = arrays()
+    keys, names = [*floats, *others], {
+        "m": companion, "math": math, "nn": nn, "F": nn.functional}
+
+    @companion.jit
+    def program(*given):
+        return results(eval(row, names, dict(zip(keys, given))))
+
+    given = [Tensor(a, None if k in others else float32)
+             for k, a in (floats | others).items()]
+    if any(word in row for word in READ.split()):
+        with pytest.raises(ValueError, match="a value was read inside"):
+            program(*given)
+        return
+    expected, _ = here(row, float32)
+    for _ in range(2):  # captured, and replayed
+        for a, b in zip(expected, program(*given), strict=True):
+            np.testing.assert_allclose(
+                b.cast(float64).numpy(), a.detach().cast(float64).numpy(),
+                1e-5, 1e-5)
+
+
+ORDERED = [
+    "x.sort(0)", "x.sort(0, descending=True)", "x.argsort(dim=0, stable=True)",
+    "x.argsort(dim=0, descending=True, stable=True)", "x.topk(3, 0).values",
+    "x.topk(4, 0, largest=False).values", "x.cummax(0)", "x.cummin(0)",
+    "x.cumprod(0)", "x.kthvalue(2, 0).values", "x.logcumsumexp(0)",
+    "x.cumsum(0)", "x.median()", "x.nan_to_num()", "x.amax(0)",
+]
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16, companion.int64],
+                         ids=str)
+@pytest.mark.parametrize("text", ORDERED)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_order_of_equals_and_of_nothing(text, dtype):
+    """Ties, NaN and infinities; of one element, and of none."""
+    import torch
+
+    ties = [2.0, 1.0, 2.0, 0.0, 1.0, 2.0, 0.0]
+    drawn = [ties] if not dtype.is_float else [
+        ties, [math.nan, 1.0, math.inf, math.nan, -math.inf, 1.0, -0.0],
+        [-math.inf, -math.inf, math.inf, 1.0, 2.0, math.nan, 3.0]]
+    if not dtype.is_float and "logcumsumexp" in text:
+        return
+    for values in drawn:
+        values = np.array(values)
+        x = Tensor(values, float64).cast(dtype)
+        t = torch.tensor(values).to(getattr(torch, str(dtype)))
+        for a, b in ((x, t), (x.flip(), t.flip(0)),
+                     (x.reshape(-1, 1).expand(7, 2), t.reshape(-1, 1).expand(
+                         7, 2))):
+            for ours, theirs in zip(results(eval(text, {"x": a})),
+                                    results(eval(text, {"x": b}))):
+                agree(ours, theirs, TOLERANCE.get(dtype, 0))
+    for shape in ((0, 3), (1, 3), (5, 0)):
+        x, t = Tensor(np.ones(shape), dtype), torch.ones(shape).to(
+            getattr(torch, str(dtype)))
+        if min(shape) and "cum" in text or "sort" in text:
+            for ours, theirs in zip(results(eval(text, {"x": x})),
+                                    results(eval(text, {"x": t}))):
+                agree(ours, theirs, 0)
+
+
+def test_of_several_who_write_to_a_place_the_last_one_wins():
+    """As NumPy's put_along_axis; PyTorch leaves it open."""
+    rng = np.random.default_rng(0)
+    for m, n in ((1, 1), (7, 3), (64, 5), (33, 40), (5, 1)):
+        x, src = rng.random((4, n)), rng.random((4, m))
+        index = rng.integers(0, n, (4, m))
+        expected = x.copy()
+        for j in range(m):
+            np.put_along_axis(expected, index[:, j:j + 1], src[:, j:j + 1], 1)
+        found = Tensor(x, float64).scatter(1, Tensor(index),
+                                           Tensor(src, float64))
+        np.testing.assert_array_equal(found.numpy(), expected)
+
+
+def test_a_tournament_finds_what_sorting_finds():
+    """Long rows with NaN, infinities and ties."""
+    rng = np.random.default_rng(0)
+    for n, k in ((64, 1), (1000, 3), (4097, 50), (500, 7), (640, 0)):
+        x = rng.integers(-50, 50, (3, n)).astype(float)
+        x[rng.random((3, n)) < 0.01] = math.nan
+        x[rng.random((3, n)) < 0.01] = -math.inf
+        x[2, 0] = math.inf
+        t = Tensor(x, float64)
+        for largest in (True, False):
+            values, places = t.topk(k, largest=largest)
+            expected = t.sort(descending=largest).values[:, :k]
+            np.testing.assert_array_equal(values.numpy(), expected.numpy())
+            np.testing.assert_array_equal(
+                np.take_along_axis(x, places.numpy(), 1), values.numpy())
+            assert all(len(set(row)) == k for row in places.tolist())
+
+
+def test_words_that_are_not_known_name_their_neighbours():
+    x = Tensor([1.0])
+    for name, hint in {"sofmax": "softmax", "resize_": "reshape"}.items():
+        with pytest.raises(AttributeError, match=hint):
+            getattr(x, name)
+    with pytest.raises(AttributeError, match="nn has no LSTM: type nn.GRU"):
+        _ = nn.LSTM
+    assert not hasattr(x, "__cuda_array_interface__")
+
+
+def test_bits_read_as_others():
+    import torch
+
+    x = np.array([1.0, -0.0, np.inf, 1e-40], np.float32)
+    bits = Tensor(x).bitcast(companion.int32)
+    assert bits.tolist() == torch.tensor(x).view(torch.int32).tolist()
+    assert bits.bitcast(float32).tolist() == x.tolist()
+    with pytest.raises(ValueError, match="differ in width"):
+        Tensor(x).bitcast(float64)
+
+
+def test_draws_are_as_likely_as_their_weights():
+    weights = Tensor([[0.0, 1.0, 3.0], [2.0, 2.0, 0.0]])
+    companion.manual_seed(0)
+    many = weights.multinomial(4000, replacement=True).numpy()
+    assert many.shape == (2, 4000)
+    for row, expected in zip(many, ([0, 0.25, 0.75], [0.5, 0.5, 0])):
+        share = np.bincount(row, minlength=3) / 4000
+        # Four deviations of a share of 4000 draws.
+        np.testing.assert_allclose(share, expected, atol=4 * 0.5 / 4000**0.5)
+    pairs = companion.multinomial(weights, 2).numpy()
+    assert {*pairs[0]} == {1, 2} and {*pairs[1]} == {0, 1}
+    for wrong in (weights.multinomial, Tensor([-1.0, 2.0]).multinomial):
+        with pytest.raises(ValueError, match="enough above 0"):
+            wrong(3)
+
+
+SCHEDULES = {
+    "StepLR": (3, 0.5), "MultiStepLR": ([2, 5], 0.3), "LinearLR": (0.2, 1, 4),
+    "ExponentialLR": (0.9,), "CosineAnnealingLR": (8, 0.01),
+    "LambdaLR": (lambda i: 1 / (1 + i),)}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_are_pytorchs(name):
+    import torch
+
+    from companion import lr_scheduler
+
+    ours = companion.SGD([Tensor([1.0], requires_grad=True)], lr=0.4)
+    theirs = torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.4)
+    mine = getattr(lr_scheduler, name)(ours, *SCHEDULES[name])
+    peer = getattr(torch.optim.lr_scheduler, name)(theirs, *SCHEDULES[name])
+    for _ in range(8):
+        assert math.isclose(mine.get_last_lr()[0], peer.get_last_lr()[0])
+        theirs.step()
+        mine.step()
+        peer.step()
+    other = getattr(lr_scheduler, name)(ours, *SCHEDULES[name])
+    other.load_state_dict(mine.state_dict())
+    assert other.get_last_lr() == mine.get_last_lr()
+
+
+def test_first_values_have_pytorchs_bounds_and_deviations():
+    init, w = nn.init, Tensor(np.zeros((64, 8, 3, 3)), float32)
+    w.requires_grad_()
+    for fill, limit, deviation in (
+            (init.xavier_uniform_, (6 / 648) ** 0.5, (2 / 648) ** 0.5),
+            (init.kaiming_uniform_, (6 / 72) ** 0.5, (2 / 72) ** 0.5),
+            (lambda x: init.kaiming_normal_(x, mode="fan_out"), 1,
+             (2 / 576) ** 0.5),
+            (lambda x: init.trunc_normal_(x, std=0.5, a=-1, b=1), 1, 0.44),
+            (lambda x: init.normal_(x, 0, 0.1), 1, 0.1)):
+        assert fill(w) is w and w.requires_grad and w.is_leaf
+        assert abs(w.detach().numpy()).max() <= limit
+        assert math.isclose(w.detach().std().item(), deviation, rel_tol=0.1)
+    assert init.eye_(Tensor(np.ones((2, 3)))).tolist() == [
+        [1, 0, 0], [0, 1, 0]]
+    with pytest.raises(ValueError, match="two axes or more"):
+        init.xavier_normal_(Tensor([1.0]))
+
+
+def test_what_modules_are_asked():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", companion.zeros(1))
+            self.layers = nn.ModuleList([nn.Linear(2, 2), nn.ReLU()])
+            self.named = nn.ModuleDict({"a": nn.Identity(7)})
+
+    net, kinds = Net(), []
+    assert [type(m).__name__ for m in net.modules()] == [
+        "Net", "Linear", "ReLU", "Identity"]
+    assert len(net.buffers()) == 1
+    net.apply(lambda m: kinds.append(type(m).__name__))
+    assert kinds == ["Linear", "ReLU", "Identity", "Net"]
+    net.layers[0](companion.ones(1, 2)).sum().backward()
+    net.zero_grad(set_to_none=False)
+    assert all(not p.grad.any() for p in net.parameters())
+    net.zero_grad()
+    assert all(p.grad is None for p in net.parameters())
+    net.requires_grad_(False)
+    assert net.parameters() == [] and net.half().cpu().count.dtype is float16
+    with pytest.raises(ValueError, match="every tensor is part"):
+        net.register_buffer("x", companion.zeros(1), persistent=False)
+
+
+def test_a_data_set_of_tensors():
+    data = companion.TensorDataset(companion.arange(5), companion.ones(5, 2))
+    batches = list(companion.DataLoader(data, batch_size=2))
+    assert [x.tolist() for x, _ in batches] == [[0, 1], [2, 3], [4]]
