@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving: edit there, `make tangle`. sha256:3f497e23fb82  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:72b11a38d07a  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -110,3 +110,29 @@ EXPORTS: dict[str, str] = {
         "world"), "companion.distributed"),
     **dict.fromkeys(("Engine", "Host", "Stream"), "companion.serve"),
 }
+
+EXPORTS |= dict.fromkeys((
+    "abs absolute acos acosh add all amax amin any arccos arcsin arctan "
+    "argmax argmin argsort asin asinh atan atan2 atanh bitwise_and "
+    "bitwise_not bitwise_or bitwise_xor bmm ceil chunk clamp clip clone "
+    "copysign cos cosh count_nonzero cummax cummin cumprod cumsum detach "
+    "diag diagonal diff div divide dot eq equal erf exp exp2 expm1 fix "
+    "flatten flip floor floor_divide fmod frac gather ge gt hypot index_add "
+    "index_select isclose isfinite isinf isnan kthvalue le lerp log log10 "
+    "log1p log2 log_softmax logaddexp logcumsumexp logical_and logical_not "
+    "logical_or logical_xor logsumexp lt masked_fill masked_select matmul "
+    "max maximum mean min minimum mm moveaxis movedim mul multiply "
+    "nan_to_num narrow ne neg negative nonzero norm numel outer permute pow "
+    "prod ravel reciprocal remainder repeat_interleave reshape roll round "
+    "rsqrt scatter scatter_add select sigmoid sign sin sinh softmax sort "
+    "split sqrt square squeeze std std_mean sub subtract sum swapaxes t "
+    "take_along_axis take_along_dim tan tanh topk trace transpose tril triu "
+    "true_divide trunc unflatten unique unsqueeze var var_mean"
+    ).split(), "companion.vocabulary")
+EXPORTS["einsum"] = "companion.tensor.contraction"
+EXPORTS |= dict.fromkeys((
+    "multinomial", "rand_like", "randn_like", "bernoulli"),
+    "companion.tensor.random")
+EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
+EXPORTS["TensorDataset"] = "companion.data"
+EXPORTS["tensor"] = "companion.vocabulary"

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression, scaling: edit there, `make tangle`. sha256:fada41c2dd53  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression, scaling, vocabulary: edit there, `make tangle`. sha256:dbd91f442db2  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -375,6 +375,8 @@ def bytes_moved(op: Op, out: Buffer, src: tuple[Buffer, ...]) -> int:
     return sum(map(bytes_seen, (out, *read)))
 
 
+ONCE.add("scale")  # a worker has one thread; there are more workers
+
 BENCHES = {
     "gemm": "companion.blas",
     "tangle": "companion.literate.growth",
@@ -390,6 +392,5 @@ BENCHES = {
     "quantize": "companion.milestones.quantize_bench",
     "sparse": "companion.milestones.sparse_bench",
     "scale": "companion.milestones.scale_bench",
+    "vocabulary": "companion.milestones.vocabulary_bench",
 }
-
-ONCE.add("scale")  # a worker has one thread; there are more workers

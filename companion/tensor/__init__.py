@@ -1,13 +1,16 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization: edit there, `make tangle`. sha256:dfdb2f6d8c86  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:6edbb7b3f72f  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 
@@ -23,7 +26,17 @@ from companion.autograd import (
 )
 from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
-from companion.dtype import DType, as_dtype, bool_, float32, int64
+from companion.dtype import (
+    DType,
+    as_dtype,
+    bfloat16,
+    bool_,
+    float16,
+    float32,
+    float64,
+    int32,
+    int64,
+)
 from companion.ops import (
     ADD,
     CAST,
@@ -44,6 +57,7 @@ from companion.ops import (
     PERMUTE,
     POW,
     RESHAPE,
+    SCATTER,
     SHRINK,
     SIN,
     SQRT,
@@ -60,6 +74,13 @@ from companion.view import Shape
 Scalar = bool | int | float
 
 
+def also(name: str) -> Callable[..., Any]:
+    """Another name for the method `name`."""
+    def method(self: Tensor, *args: Any, **options: Any) -> Any:
+        return getattr(self, name)(*args, **options)
+    return method
+
+
 def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     """`x op= y`: the result of `operation`, written where x lies."""
     def method(self: Tensor, other: Any) -> Tensor:
@@ -74,21 +95,86 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     return method
 
 
+def overwriting(name: str) -> Callable[..., Tensor]:
+    """The method `name`, its result written where x lies."""
+    def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        # Of a copy: the gradient may read what is about to go.
+        recorded = self.requires_grad and RECORDING.get()
+        x = self.clone() if recorded else self
+        result = getattr(x, name)(*args, **options)
+        if result.shape != self.shape:
+            raise ValueError(f"{name}_: the result {result.shape} does not "
+                             f"fit into {self.shape}; use .{name}")
+        return self.copy_(result)
+    return method
+
+
+def smooth(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Computed in float32 or float64, answered in the dtype of x."""
+    @functools.wraps(method)
+    def wide(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        return narrowed(method(widened(self), *args, **options), self)
+    return wide
+
+
+def spelled(operation: Callable[..., Any]) -> Callable[..., Tensor]:
+    """x.add(y, alpha=a): `operation` on x and a · y."""
+    def method(self: Tensor, other: Any, alpha: Scalar = 1) -> Tensor:
+        return operation(self, other if alpha == 1 else other * alpha)
+    return method
+
+
 def torch_names(method: Callable[..., T]) -> Callable[..., T]:
-    """Also accept PyTorch's dim= for axis= and NumPy's keepdims=."""
+    """Also accept PyTorch's and NumPy's names of options."""
     @functools.wraps(method)
     def named(*args: Any, **options: Any) -> T:
-        if "dim" in options:
-            options["axis"] = options.pop("dim")
-        if "keepdims" in options:
-            options["keepdim"] = options.pop("keepdims")
-        return method(*args, **options)
+        if "unbiased" in options:
+            options["correction"] = int(options.pop("unbiased"))
+        ours = {OPTIONS.get(name, name): v for name, v in options.items()}
+        return method(*args, **ours)
     return named
+
+
+def unknown(x: Any, name: str) -> NoReturn:
+    """Of a word that no tensor knows: what to type instead."""
+    if name.startswith("__"):  # others ask in this way what x can do
+        raise AttributeError(name)
+    near = difflib.get_close_matches(name, dir(Tensor), 3)
+    hint = WORDS.get(name) or (
+        f"did you mean {', '.join(near)}?" if near else "see the vocabulary")
+    raise AttributeError(f"a Tensor has no {name}: {hint}", name=name, obj=x)
 
 
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 
+OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
+           "shifts": "shift", "ddof": "correction"}
+
 T = TypeVar("T")
+
+WORDS = {
+    "is_cuda": "ask x.device",
+    "retain_grad": "ask grad(y, [x])",
+    "register_hook": "ask grad(y, [x]), and change what it answers",
+    "resize_": "make a new tensor with reshape",
+    "as_strided": "index with slices and steps, or unfold",
+    "share_memory_": "pass NumPy arrays between processes",
+    "scatter_reduce": "type scatter_add, or scatter",
+    "put_": "type x.scatter or x[mask] = value",
+    "index_put_": "type x.scatter or x[mask] = value",
+    "astype": "type x.to(dtype)",
+    "copy": "type x.clone()",
+    "tile": "type x.repeat(…)",
+    "view_as": "type x.view(y.shape)",
+    "reshape_as": "type x.reshape(y.shape)",
+    "expand_as": "type x.expand(y.shape)",
+    "addmm": "type x + a @ b",
+    "baddbmm": "type x + a @ b",
+    "new_zeros": "type zeros(…, dtype=x.dtype, device=x.device)",
+    "new_tensor": "type Tensor(data, x.dtype, x.device)",
+    "cholesky": "matrices are factored by NumPy: x.numpy()",
+    "inverse": "matrices are factored by NumPy: x.numpy()",
+}
 
 
 class Tensor:
@@ -102,9 +188,11 @@ class Tensor:
     __array_priority__ = 1000  # np_array + tensor asks the tensor
 
     def __init__(self, data: Any, dtype: DType | None = None,
-                 device: Device | str = CPU):
+                 device: Device | str = CPU, requires_grad: bool = False):
         self.device = named(device)
         self.buffer = self.device.adopt(read(data, dtype))
+        if requires_grad:
+            self.requires_grad_()
 
     @staticmethod
     def apply(op: Op, *src: Tensor, arg: Any = None,
@@ -138,9 +226,11 @@ class Tensor:
         return len(self.buffer.view.shape)
 
     @property
-    def size(self) -> int:
-        """The number of elements (PyTorch: numel)."""
-        return math.prod(self.buffer.view.shape)
+    def size(self) -> Size:
+        """The number of elements; called, the shape, as in PyTorch."""
+        found = Size(math.prod(self.buffer.view.shape))
+        found.shape = self.buffer.view.shape
+        return found
 
     def numel(self) -> int:
         return self.size
@@ -298,14 +388,17 @@ class Tensor:
             return self
         return Tensor.apply(CAST, self, arg=dtype)
 
-    def to(self, target: DType | Device | str) -> Tensor:
+    def to(self, *targets: Any, dtype: DType | None = None,
+           device: Device | str | None = None) -> Tensor:
         """Another dtype; or a copy on another device (or its name)."""
-        if isinstance(target, DType):
-            return self.cast(target)
-        target = named(target)
-        if target is self.device:
-            return self
-        return Tensor.apply(RESHAPE, self, arg=self.shape, device=target)
+        x = self
+        for target in (*targets, device, dtype):
+            if isinstance(target, DType):
+                x = x.cast(target)
+            elif target is not None and named(target) is not x.device:
+                x = Tensor.apply(RESHAPE, x, arg=x.shape,
+                                 device=named(target))
+        return x
 
     def clone(self) -> Tensor:
         """A dense copy in memory of its own."""
@@ -509,10 +602,11 @@ class Tensor:
         return where(diagonal_offsets(self) >= diagonal, self, False)
 
     @torch_names
-    def sum(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        """Integers and bools are summed as int64."""
+    def sum(self, axis: Axes = None, keepdim: bool = False,
+            dtype: DType | None = None) -> Tensor:
+        """In `dtype`; integers and bools, unless told, as int64."""
         x = self if self.dtype.is_float else self.cast(int64)
-        return reduce(SUM, x, axis, keepdim)
+        return reduce(SUM, self.cast(dtype) if dtype else x, axis, keepdim)
 
     @torch_names
     def max(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -703,12 +797,24 @@ class Tensor:
         return wide.reshape([c * n for c, n in zip(counts, shape)])
 
     @torch_names
-    def roll(self, shift: int, axis: int) -> Tensor:
-        """Moved by `shift`; what leaves at one end enters at the other."""
-        n = self.shape[axis_of(self, axis)]
-        cut = -shift % n if n else 0
-        front, back = self.split([cut, n - cut], axis)
-        return cat([back, front], axis)
+    def roll(self, shift: Any, axis: Any = None) -> Tensor:
+        """Moved by `shift`; what leaves at one end enters at the other.
+
+        Several shifts go with as many axes; without one the elements
+        are moved as a row.
+        """
+        if axis is None:
+            return self.reshape(-1).roll(shift, 0).reshape(self.shape)
+        x, shifts, axes = self, unpack_ints([shift]), unpack_ints([axis])
+        if len(shifts) != len(axes):
+            raise ValueError(f"roll: expected a shift for each axis, got "
+                             f"{shift} and {axis}")
+        for steps, each in zip(shifts, axes):
+            n = x.shape[axis_of(x, each)]
+            cut = -steps % n if n else 0
+            front, back = x.split([cut, n - cut], each)
+            x = cat([back, front], each)
+        return x
 
     @torch_names
     def cumsum(self, axis: int) -> Tensor:
@@ -875,6 +981,607 @@ class Tensor:
         """The same memory, with no past and no wish for a gradient."""
         return detached(self)
 
+    @smooth
+    def log1p(self) -> Tensor:
+        """log(1 + x), and what 1 + x lost on the way (Kahan, 1987)."""
+        u = self + 1
+        lost = (detached(self) - (detached(u) - 1)) / detached(u)
+        return u.log() + where((u > 0) & (u < math.inf), lost, 0)
+
+    @smooth
+    def expm1(self) -> Tensor:
+        """exp(x) - 1; near 0, 2t / (1 - t) with t = tanh(x / 2)."""
+        t = (self.clamp(-0.5, 0.5) * 0.5).tanh()
+        return where(self.abs() < 0.5, t * 2 / (1 - t), self.exp() - 1)
+
+    @smooth
+    def sinh(self) -> Tensor:
+        """(exp(x) - exp(-x)) / 2; halves of x, which overflow later."""
+        near = self.clamp(-1, 1).expm1()
+        up, down = (self * 0.5).exp(), (self * -0.5).exp()
+        far = up * (up * 0.5) - down * (down * 0.5)
+        return where(self.abs() < 1, (near + near / (near + 1)) * 0.5, far)
+
+    @smooth
+    def cosh(self) -> Tensor:
+        """(exp(x) + exp(-x)) / 2."""
+        up, down = (self * 0.5).exp(), (self * -0.5).exp()
+        return up * (up * 0.5) + down * (down * 0.5)
+
+    @smooth
+    def tan(self) -> Tensor:
+        """sin(x) / cos(x) in float64: near a pole, cos has few digits."""
+        wide = self.cast(float64)
+        return (wide.sin() / wide.cos()).cast(self.dtype)
+
+    @smooth
+    def exp2(self) -> Tensor:
+        """2 ** x."""
+        return 2 ** self
+
+    @smooth
+    def log2(self) -> Tensor:
+        return self.log() / math.log(2)
+
+    @smooth
+    def log10(self) -> Tensor:
+        return self.log() / math.log(10)
+
+    @smooth
+    def asinh(self) -> Tensor:
+        return odd(arsinh, self)
+
+    @smooth
+    def acosh(self) -> Tensor:
+        """log(x + sqrt(x² - 1)), in terms of x - 1; NaN below 1."""
+        t = self.clamp(max=BEYOND) - 1
+        near = (t + (t * 2 + t * t).sqrt()).log1p()
+        far = self.clamp(min=1).log() + math.log(2)
+        return where(self > BEYOND, far, near)
+
+    @smooth
+    def atanh(self) -> Tensor:
+        return odd(artanh, self)
+
+    @smooth
+    def atan(self) -> Tensor:
+        """By Cephes' rational (Moshier, 1989)."""
+        return odd(arctan, self)
+
+    @smooth
+    def asin(self) -> Tensor:
+        root = ((1 - self) * (1 + self)).sqrt()
+        return (self / (root + 1)).atan() * 2
+
+    @smooth
+    def acos(self) -> Tensor:
+        return ((1 - self).sqrt() / (1 + self).sqrt()).atan() * 2
+
+    def trunc(self) -> Tensor:
+        """Rounded towards 0."""
+        return where(self < 0, self.ceil(), self.floor())
+
+    def frac(self) -> Tensor:
+        return self - self.trunc()
+
+    def round(self, decimals: int = 0) -> Tensor:
+        """To the nearest whole number; from the middle, to the even."""
+        if not self.dtype.is_float:
+            return self
+        if decimals:
+            power = 10.0 ** decimals
+            return narrowed((widened(self) * power).round() / power, self)
+        floor = detached(self).floor()
+        above = detached(self) - floor
+        up = (above > 0.5) | (above == 0.5) & (floor % 2 == 1)
+        whole = where(above == above, floor + up.cast(self.dtype), floor)
+        # x · 0 keeps the sign of a zero, and is a slope of 0 everywhere.
+        return where(whole == 0, self * 0, whole)
+
+    def isinf(self) -> Tensor:
+        return self.abs() == math.inf
+
+    def isfinite(self) -> Tensor:
+        return self.abs() < math.inf
+
+    def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8,
+                equal_nan: bool = False) -> Tensor:
+        """|x - y| <= atol + rtol·|y|, or both the same infinity."""
+        _, y = align(self, required_operand(other, self))
+        near = (self - y).abs() <= y.abs() * rtol + atol
+        close = (self == y) | near & y.isfinite()
+        both = self.isnan() & y.isnan()
+        return close | both if equal_nan else close
+
+    def nan_to_num(self, nan: float = 0.0, posinf: float | None = None,
+                   neginf: float | None = None) -> Tensor:
+        """NaN and infinities replaced; by the largest numbers of x."""
+        if not self.dtype.is_float:
+            return self
+        most = largest_number(self.dtype)
+        x = self.masked_fill(self.isnan(), nan)
+        x = x.masked_fill(x == math.inf, most if posinf is None else posinf)
+        low = -most if neginf is None else neginf
+        return x.masked_fill(x == -math.inf, low)
+
+    def copysign(self, other: Any) -> Tensor:
+        """|x| with the sign of `other`, also of -0."""
+        other = same_dtype(self, required_operand(other, self))[1]
+        size = self.abs()
+        return where(has_minus(other), -size, size)
+
+    def atan2(self, x: Tensor) -> Tensor:
+        """The angle of the point (x, self), in (-π, π]."""
+        wide, x = map(widened, same_dtype(self, x))
+        return narrowed(angle(wide, x), self)
+
+    def hypot(self, other: Tensor) -> Tensor:
+        """sqrt(x² + y²), without squares that overflow."""
+        a, b = self.abs(), required_operand(other, self).abs()
+        large = a.maximum(b)
+        scale = detached(where((large > 0) & large.isfinite(), large, 1))
+        return ((a / scale).square() + (b / scale).square()).sqrt() * scale
+
+    def logaddexp(self, other: Tensor) -> Tensor:
+        """log(exp(x) + exp(y)), safe at any size."""
+        peak = detached(self.maximum(other))
+        peak = where(peak.isinf(), 0, peak)
+        return ((self - peak).exp() + (other - peak).exp()).log() + peak
+
+    def lerp(self, end: Tensor, weight: Any) -> Tensor:
+        """From x to `end`; both ends are exact."""
+        weight = required_operand(weight, self)
+        way = end - self
+        if not isinstance(weight, Tensor):
+            return (self + way * weight if abs(weight) < 0.5
+                    else end - way * (1 - weight))
+        return where(weight.abs() < 0.5, self + way * weight,
+                     end - way * (1 - weight))
+
+    @torch_names
+    def gather(self, axis: int, index: Tensor) -> Tensor:
+        """Along `axis`, the elements at `index`; of its shape."""
+        at = axis_of(self, axis)
+        rows = fitted("gather", self, index, at).transpose(at, -1)
+        return pick(rows, index.transpose(at, -1)).transpose(at, -1)
+
+    @torch_names
+    def take_along_axis(self, index: Tensor, axis: int) -> Tensor:
+        """gather, with the axes beside `axis` broadcast."""
+        at = axis_of(self, axis)
+        both = [t.shape[:at] + (1,) + t.shape[at + 1:] for t in (
+            self, index)]
+        shape = broadcast_shape(*both)
+        x, i = [t.broadcast(shape[:at] + t.shape[at:at + 1]
+                            + shape[at + 1:]) for t in (self, index)]
+        return x.gather(at, i)
+
+    @torch_names
+    def index_select(self, axis: int, index: Tensor) -> Tensor:
+        """The slices of `axis` that the vector `index` names."""
+        at = axis_of(self, axis)
+        return self.transpose(0, at)[index].transpose(0, at)
+
+    @torch_names
+    def scatter_add(self, axis: int, index: Tensor, src: Tensor) -> Tensor:
+        """x, with `src` added along `axis` where `index` says."""
+        at = axis_of(self, axis)
+        n = self.shape[at]
+        fitted("scatter_add", self, index, at)
+        values = source("scatter_add", self, index, src)
+        sums = put(values.transpose(at, -1), index.transpose(at, -1), n)
+        return self + grown(sums.transpose(at, -1), self.shape)
+
+    @torch_names
+    def scatter(self, axis: int, index: Tensor, src: Any) -> Tensor:
+        """x, with `src` in its place where `index` says; the last wins."""
+        at = axis_of(self, axis)
+        fitted("scatter", self, index, at)
+        last, taken = [
+            t.transpose(at, -1) for t in last_writer(
+                index.transpose(at, -1), self.shape[at])]
+        taken = grown(taken, self.shape)
+        if not isinstance(src, Tensor):
+            return where(taken, cast_scalar(self, src), self)
+        if not index.size:
+            return self.clone()
+        found = source("scatter", self, index, src).gather(at, last)
+        return where(taken, grown(found, self.shape), self)
+
+    @torch_names
+    def index_add(self, axis: int, index: Tensor, src: Tensor) -> Tensor:
+        """x, with the slices of `src` added where a vector says."""
+        at = axis_of(self, axis)
+        sums = Tensor.apply(SCATTER, src.transpose(0, at), index,
+                            arg=(0, self.shape[at]))
+        return self + sums.transpose(0, at)
+
+    @torch_names
+    def argsort(self, axis: int = -1, descending: bool = False,
+                stable: bool = True) -> Tensor:
+        """The places along `axis` in sorted order; equals keep theirs."""
+        if not self.ndim:
+            return Tensor(0, device=self.device)
+        at = axis_of(self, axis)
+        return Tensor(order(self, at, descending), device=self.device)
+
+    @torch_names
+    def sort(self, axis: int = -1, descending: bool = False,
+             stable: bool = True) -> Sorted:
+        """Values and places; NaN counts as the largest."""
+        places = self.argsort(axis, descending)
+        return Sorted(self.gather(axis, places) if self.ndim else self,
+                      places)
+
+    @torch_names
+    def topk(self, k: int, axis: int = -1, largest: bool = True,
+             sorted: bool = True) -> Sorted:
+        """The k largest along `axis`, or the smallest, in order."""
+        if not self.ndim:
+            return Sorted(*[t.squeeze() for t in self.reshape(1).topk(k)])
+        at = axis_of(self, axis)
+        if not 0 <= as_int(k) <= self.shape[at]:
+            raise ValueError(f"topk: expected k from 0 to the "
+                             f"{self.shape[at]} of axis {axis}, got {k}")
+        found = chosen(order_keys(self.transpose(at, -1)), k, largest)
+        places = Tensor(found, device=self.device).transpose(at, -1)
+        values = self.gather(at, places)
+        if not sorted:
+            return Sorted(values, places)
+        inner = values.argsort(at, descending=largest)
+        return Sorted(values.gather(at, inner), places.gather(at, inner))
+
+    @torch_names
+    def kthvalue(self, k: int, axis: int = -1,
+                 keepdim: bool = False) -> Sorted:
+        """The k-th smallest, counted from 1, and its place."""
+        if not 1 <= as_int(k) <= self.shape[axis]:
+            raise ValueError(f"kthvalue: expected k from 1 to the "
+                             f"{self.shape[axis]} of axis {axis}, got {k}")
+        found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
+        return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
+
+    def median(self) -> Tensor:
+        """The middle of all values, of two the lower; NaN if one is."""
+        row = self.reshape(-1).sort().values
+        middle = row[(self.size - 1) // 2]
+        return where(row[-1].isnan(), row[-1], middle)
+
+    def unique(self) -> Tensor:
+        """The values that occur, each once, in order."""
+        return Tensor(np.unique(self.numpy()), device=self.device)
+
+    def nonzero(self) -> Tensor:
+        """Where elements are not 0: a row of indices for each."""
+        found = np.argwhere(self.numpy() != 0)
+        return Tensor(found, int64, self.device)
+
+    def masked_select(self, mask: Tensor) -> Tensor:
+        """The elements where `mask` holds, in a row."""
+        shape = broadcast_shape(self.shape, mask.shape)
+        return self.broadcast(shape)[mask.broadcast(shape)]
+
+    @torch_names
+    def cumprod(self, axis: int) -> Tensor:
+        """Running products; integers and bools as int64."""
+        x = self if self.dtype.is_float else self.cast(int64)
+        return scan(Tensor.__mul__, x, axis, 1)
+
+    @torch_names
+    def logcumsumexp(self, axis: int) -> Tensor:
+        """Running log(sum(exp(x))), safe at any size."""
+        return narrowed(scan(Tensor.logaddexp, widened(self), axis,
+                             -math.inf), self)
+
+    @torch_names
+    def cummax(self, axis: int) -> Sorted:
+        """Running maxima, and where they stand."""
+        places = last_largest(self, axis_of(self, axis))
+        return Sorted(self.gather(axis, places), places)
+
+    @torch_names
+    def cummin(self, axis: int) -> Sorted:
+        """Running minima, and where they stand."""
+        places = last_largest(order_reversed(self), axis_of(self, axis))
+        return Sorted(self.gather(axis, places), places)
+
+    def diagonal(self, offset: int = 0, dim1: int = 0,
+                 dim2: int = 1) -> Tensor:
+        """The diagonal of two axes, as the last axis; a view of steps."""
+        i, j = axis_of(self, dim1), axis_of(self, dim2)
+        rest = [k for k in range(self.ndim) if k not in (i, j)]
+        x = self.permute([*rest, i, j])
+        r, c = max(-offset, 0), max(offset, 0)
+        n = max(min(x.shape[-2] - r, x.shape[-1] - c), 0)
+        square = x[..., r:r + n, c:c + n]
+        # One along the diagonal is n + 1 along the memory.
+        return square.reshape(*square.shape[:-2], n * n)[..., ::n + 1]
+
+    def trace(self) -> Tensor:
+        return self.diagonal().sum(-1)
+
+    def diag(self, diagonal: int = 0) -> Tensor:
+        """A matrix's diagonal; of a vector, the matrix that has it."""
+        if self.ndim != 1:
+            return self.diagonal(diagonal)
+        n, before = len(self), max(-diagonal, 0)
+        wide = (arange(n, device=self.device).unsqueeze(1)
+                == arange(n, device=self.device))
+        square = where(wide, self, False)
+        return square.pad([(before, max(diagonal, 0)),
+                           (max(diagonal, 0), before)])
+
+    def dim(self) -> int:
+        return self.ndim
+
+    def t(self) -> Tensor:
+        """The transposed matrix; a vector is what it was."""
+        if self.ndim > 2:
+            raise ValueError(f"t: expected at most two axes, got shape "
+                             f"{self.shape}; use .mT or .permute")
+        return self.T
+
+    def movedim(self, source: Any, destination: Any) -> Tensor:
+        """Axes moved to other places; the rest keep their order."""
+        old = [axis_of(self, a) for a in unpack_ints([source])]
+        new = [axis_of(self, a) for a in unpack_ints([destination])]
+        if len({*old}) != len({*new}) or len({*old}) != len(old):
+            raise ValueError(f"movedim: expected as many places as axes, "
+                             f"got {source} and {destination}")
+        rest = iter([a for a in range(self.ndim) if a not in old])
+        come = dict(zip(new, old))
+        return self.permute([come[i] if i in come else next(rest)
+                             for i in range(self.ndim)])
+
+    def ravel(self) -> Tensor:
+        return self.reshape(-1)
+
+    @torch_names
+    def unflatten(self, axis: int, sizes: Sequence[int]) -> Tensor:
+        """One axis as several; one -1 is worked out."""
+        at = axis_of(self, axis)
+        known = -math.prod(sizes)
+        parts = [self.shape[at] // known if n == -1 and known > 0 else n
+                 for n in sizes]
+        if math.prod(parts) != self.shape[at]:
+            raise ValueError(f"unflatten: {tuple(sizes)} do not fill the "
+                             f"{self.shape[at]} of axis {axis}")
+        return self.reshape(*self.shape[:at], *parts, *self.shape[at + 1:])
+
+    @torch_names
+    def select(self, axis: int, index: int) -> Tensor:
+        """One slice of an axis, without that axis."""
+        at = axis_of(self, axis)
+        return self[(slice(None),) * at + (as_int(index),)]
+
+    @torch_names
+    def unfold(self, axis: int, size: int, step: int) -> Tensor:
+        """Windows of `size` along `axis`, `step` apart; a last axis."""
+        at = axis_of(self, axis)
+        if not 0 < size <= self.shape[at] or step < 1:
+            raise ValueError(f"unfold: expected a size of 1 to the "
+                             f"{self.shape[at]} of axis {axis} and a step "
+                             f">= 1, got {size} and {step}")
+        starts = arange(0, self.shape[at] - size + 1, step,
+                        device=self.device)
+        places = starts.unsqueeze(1) + arange(size, device=self.device)
+        return self.movedim(at, 0)[places].movedim((0, 1), (at, -1))
+
+    @torch_names
+    def repeat_interleave(self, repeats: Any,
+                          axis: int | None = None) -> Tensor:
+        """Each element so many times in a row; counts, or one for all."""
+        if axis is None:
+            return self.reshape(-1).repeat_interleave(repeats, 0)
+        at = axis_of(self, axis)
+        if isinstance(repeats, Tensor):
+            counts = np.broadcast_to(repeats.numpy(), self.shape[at])
+            places = np.repeat(np.arange(self.shape[at]), counts)
+            return self.index_select(at, Tensor(places, device=self.device))
+        apart = self.unsqueeze(at + 1)
+        wide = apart.broadcast(apart.shape[:at + 1] + (as_int(repeats),)
+                               + apart.shape[at + 2:])
+        return wide.flatten(at, at + 1)
+
+    @torch_names
+    def diff(self, n: int = 1, axis: int = -1) -> Tensor:
+        """Differences of neighbours, n times over."""
+        if n == 0:
+            return self
+        length = self.shape[axis_of(self, axis)]
+        last = max(length - 1, 0)
+        return (self.narrow(axis, length - last, last)
+                - self.narrow(axis, 0, last)).diff(n - 1, axis)
+
+    @torch_names
+    def norm(self, p: float | str = 2, axis: Axes = None,
+             keepdim: bool = False) -> Tensor:
+        """(sum |x| ** p) ** (1 / p); of a zero vector the slope is 0."""
+        size = widened(self).abs()
+        if p in ("fro", 2):
+            total = size.square().sum(axis, keepdim)
+            root = where(total == 0, 1, total).sqrt()
+            return narrowed(where(total == 0, 0, root), self)
+        if not isinstance(p, (int, float)):
+            raise ValueError(f"norm: expected a number or 'fro', got {p!r}")
+        if abs(p) == math.inf:
+            most = size.max if p > 0 else size.min
+            return narrowed(most(axis, keepdim), self)
+        if p == 0:
+            return narrowed((size != 0).sum(axis, keepdim), self)
+        return narrowed((size ** p).sum(axis, keepdim) ** (1 / p), self)
+
+    @torch_names
+    def std_mean(self, axis: Axes = None, correction: int = 1,
+                 keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        return (self.std(axis, correction, keepdim),
+                self.mean(axis, keepdim))
+
+    @torch_names
+    def var_mean(self, axis: Axes = None, correction: int = 1,
+                 keepdim: bool = False) -> tuple[Tensor, Tensor]:
+        return (self.var(axis, correction, keepdim),
+                self.mean(axis, keepdim))
+
+    @torch_names
+    def amax(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return self.max(axis, keepdim)
+
+    @torch_names
+    def amin(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
+        return self.min(axis, keepdim)
+
+    @torch_names
+    def count_nonzero(self, axis: Axes = None) -> Tensor:
+        return (self != 0).sum(axis)
+
+    def multinomial(self, num_samples: int, replacement: bool = False,
+                    ) -> Tensor:
+        """Places drawn with these weights along the last axis."""
+        return multinomial(self, num_samples, replacement)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, were they dense."""
+        return self.size * self.dtype.itemsize
+
+    def element_size(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def data(self) -> Tensor:
+        return self.detach()
+
+    def is_contiguous(self) -> bool:
+        return self.buffer.view.is_dense
+
+    def stride(self) -> tuple[int, ...]:
+        """Steps in elements, one for each axis."""
+        return self.buffer.view.strides
+
+    def bitcast(self, dtype: DType) -> Tensor:
+        """The same bits, read as another dtype of the same width."""
+        if dtype.itemsize != self.dtype.itemsize:
+            raise ValueError(f"bitcast: {self.dtype} and {dtype} differ in "
+                             f"width; choose one of {self.dtype.itemsize} "
+                             f"bytes")
+        bits = np.ascontiguousarray(self.detach().numpy())
+        return Tensor(bits.view(dtype.numpy), device=self.device)
+
+    def type_as(self, other: Tensor) -> Tensor:
+        return self.to(other.device).cast(other.dtype)
+
+    add, sub, mul = map(spelled, (
+        operator.add, operator.sub, operator.mul))
+    pow, remainder, floor_divide = map(spelled, (
+        operator.pow, operator.mod, operator.floordiv))
+    eq, ne, lt, le, gt, ge = map(spelled, (
+        operator.eq, operator.ne, operator.lt, operator.le, operator.gt,
+        operator.ge))
+    bitwise_and, bitwise_or, bitwise_xor = map(spelled, (
+        operator.and_, operator.or_, operator.xor))
+    mm = bmm = spelled(operator.matmul)
+
+    def neg(self) -> Tensor:
+        return -self
+
+    def bitwise_not(self) -> Tensor:
+        return ~self
+
+    def logical_not(self) -> Tensor:
+        return self == 0
+
+    def logical_and(self, other: Any) -> Tensor:
+        return (self != 0) & (required_operand(other, self) != 0)
+
+    def logical_or(self, other: Any) -> Tensor:
+        return (self != 0) | (required_operand(other, self) != 0)
+
+    def logical_xor(self, other: Any) -> Tensor:
+        return (self != 0) ^ (required_operand(other, self) != 0)
+
+    def fmod(self, other: Any) -> Tensor:
+        """The rest of x / y rounded towards 0: with the sign of x."""
+        x, y = same_dtype(self, required_operand(other, self))
+        rest = x.abs() % y.abs()
+        return where(x < 0, -rest, rest)
+
+    def div(self, other: Any, rounding_mode: str | None = None) -> Tensor:
+        """x / y; with "floor" or "trunc" rounded to whole numbers."""
+        return divided(self, required_operand(other, self), rounding_mode)
+
+    def allclose(self, other: Any, rtol: float = 1e-5,
+                 atol: float = 1e-8, equal_nan: bool = False) -> bool:
+        return bool(self.isclose(other, rtol, atol, equal_nan).all())
+
+    def equal(self, other: Tensor) -> bool:
+        """Whether shapes and all elements are the same."""
+        return self.shape == other.shape and bool((self == other).all())
+
+    add_, sub_, mul_, div_ = map(overwriting, ("add", "sub", "mul", "div"))
+    pow_, clamp_, lerp_, neg_ = map(overwriting, (
+        "pow", "clamp", "lerp", "neg"))
+    exp_, log_, sqrt_, square_ = map(overwriting, (
+        "exp", "log", "sqrt", "square"))
+    abs_, round_, floor_, ceil_ = map(overwriting, (
+        "abs", "round", "floor", "ceil"))
+    relu_, sigmoid_, tanh_ = map(overwriting, ("relu", "sigmoid", "tanh"))
+    masked_fill_, scatter_, scatter_add_, index_add_ = map(overwriting, (
+        "masked_fill", "scatter", "scatter_add", "index_add"))
+
+    arcsinh, arccosh, arctanh = map(also, ("asinh", "acosh", "atanh"))
+    arcsin, arccos, arctan = map(also, ("asin", "acos", "atan"))
+    fix, arctan2, take_along_dim = map(also, (
+        "trunc", "atan2", "take_along_axis"))
+    moveaxis, swapaxes, swapdims = map(also, (
+        "movedim", "transpose", "transpose"))
+    subtract, multiply, divide, true_divide = map(also, (
+        "sub", "mul", "div", "div"))
+    negative, absolute, clip = map(also, ("neg", "abs", "clamp"))
+
+    def fill_(self, value: Scalar) -> Tensor:
+        return self.copy_(value)
+
+    def zero_(self) -> Tensor:
+        return self.copy_(0)
+
+    def detach_(self) -> Tensor:
+        """Forget how x came to be."""
+        self.requires_grad, self.record = False, None
+        return self
+
+    # Not a def: to a type checker, that would make every word right.
+    __getattr__ = unknown
+
+    # At the end: below them `bool` and `int` would mean these methods.
+    def float(self) -> Tensor:
+        return self.cast(float32)
+
+    def double(self) -> Tensor:
+        return self.cast(float64)
+
+    def half(self) -> Tensor:
+        return self.cast(float16)
+
+    def bfloat16(self) -> Tensor:
+        return self.cast(bfloat16)
+
+    def long(self) -> Tensor:
+        return self.cast(int64)
+
+    def int(self) -> Tensor:
+        return self.cast(int32)
+
+    def bool(self) -> Tensor:
+        return self.cast(bool_)
+
+    def cpu(self) -> Tensor:
+        return self.to("cpu")
+
+    def cuda(self) -> Tensor:
+        return self.to("cuda")
+
 
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
     """A tensor for a buffer that already lies on `device`."""
@@ -1003,18 +1710,60 @@ def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     return bool(value) if x.dtype is bool_ else value
 
 
+class Size(int):
+    """NumPy's x.size, a number; PyTorch's x.size() and x.size(i)."""
+
+    shape: Shape
+
+    def __call__(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self.shape[dim]
+
+
+class Package(ModuleType):
+    """The folder `tensor`, which answers to torch.tensor(data), too."""
+
+    def __call__(self, *args: Any, **options: Any) -> Tensor:
+        return Tensor(*args, **options)
+
+
+sys.modules[Tensor.__module__].__class__ = Package
+
+
 # The rooms import what stands above: they are read last.
+from companion.tensor.along import (
+    Sorted,
+    chosen,
+    fitted,
+    grown,
+    last_largest,
+    last_writer,
+    order,
+    order_keys,
+    pick,
+    put,
+    scan,
+    source,
+)
 from companion.tensor.arithmetic import (
+    BEYOND,
     PRODUCTS,
     TANH_DENOMINATOR,
     TANH_NUMERATOR,
+    angle,
+    arctan,
+    arsinh,
+    artanh,
     bitwise_and,
     bitwise_op,
     bitwise_or,
     bitwise_xor,
+    divided,
+    has_minus,
     integer_power,
+    largest_number,
     maximum_of,
     minimum_of,
+    odd,
     order_reversed,
     polynomial,
     quotient,
@@ -1041,6 +1790,7 @@ from companion.tensor.indexing import (
     where_mask,
 )
 from companion.tensor.operands import (
+    align,
     as_float,
     as_operand,
     as_tensor,
@@ -1053,6 +1803,7 @@ from companion.tensor.operands import (
     where,
     widened,
 )
+from companion.tensor.random import multinomial
 from companion.tensor.reductions import (
     constant_max,
     detached,

@@ -1,4 +1,4 @@
-# Tangled from indexing, data, acceleration: edit there, `make tangle`. sha256:a3ef464cac76  # noqa: E501
+# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:5e76d9a0cc84  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from companion.dtype import DType, bfloat16, float16, float32, float64, int64
 from companion.ops import RANDOM, check_kind
 from companion.sharing import forkable
 from companion.tensor import Tensor, from_numpy, unpack_ints, wrap
+from companion.tensor.operands import widened
 from companion.view import Shape
 
 
@@ -146,3 +147,46 @@ def keys_from(answer: Callable[[Key], Tensor]) -> Iterator[None]:
         yield
     finally:
         KEYS.reset(token)
+
+
+def check_weights(weights: Tensor, n: int, replacement: bool) -> None:
+    """Weights of 0 and more, of which enough are above 0."""
+    found = weights.numpy()
+    fits = found.ndim in (1, 2) and np.isfinite(found).all() and (
+        found >= 0).all()
+    positive = (found > 0).sum(-1).min(initial=found.shape[-1] if fits else 0)
+    if not fits or not 0 < (n if not replacement else min(n, 1)) <= positive:
+        raise ValueError(
+            f"multinomial: expected one or two axes of finite weights >= 0, "
+            f"and enough above 0 to draw {n} (replacement={replacement})")
+
+
+def multinomial(weights: Tensor, num_samples: int, replacement: bool = False,
+                generator: Generator = GENERATOR) -> Tensor:
+    """Places (…, num_samples) drawn with `weights` along the last axis.
+
+    By Gumbel's noise; without replacement the largest few of one draw
+    (Vieira, 2014).
+    """
+    check_weights(weights, num_samples, replacement)
+    logs = widened(weights).log()
+    shape = logs.shape if not replacement else (
+        *logs.shape[:-1], num_samples, logs.shape[-1])
+    u = rand(*shape, device=weights.device, generator=generator)
+    noise = -(-u.log()).log()
+    if replacement:
+        return (logs.unsqueeze(-2) + noise).argmax(-1)
+    return (logs + noise).topk(num_samples).indices
+
+
+def rand_like(x: Tensor) -> Tensor:
+    return rand(*x.shape, dtype=x.dtype, device=x.device)
+
+
+def randn_like(x: Tensor) -> Tensor:
+    return randn(*x.shape, dtype=x.dtype, device=x.device)
+
+
+def bernoulli(p: Tensor) -> Tensor:
+    """1 with the probability that x says, else 0."""
+    return (rand_like(p) < p).cast(p.dtype)
