@@ -1,8 +1,10 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:72b11a38d07a  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:32cf09bf6790  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
 
+import builtins
+import difflib
 from importlib import import_module
 
 from companion.literate.origin import install
@@ -13,9 +15,11 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """Import a public name when it is first asked for."""
     if name == "__all__":
-        return list(EXPORTS)
+        return [word for word in EXPORTS if not hasattr(builtins, word)]
     if name not in EXPORTS:
-        raise AttributeError(f"companion has no {name}: {', '.join(EXPORTS)}")
+        near = difflib.get_close_matches(name, EXPORTS, 3) or ["Tensor"]
+        raise AttributeError(f"companion has no {name}; its nearest words: "
+                             f"{', '.join(near)}")
     value = getattr(import_module(EXPORTS[name]), name)
     globals()[name] = value
     return value

@@ -133,10 +133,18 @@ def test_types_and_style(root, tool):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_a_star_brings_every_public_name():
+def test_a_star_brings_every_public_name_that_python_lacks():
     names: dict[str, object] = {}
-    exec("from companion import *", names)
-    assert EXPORTS and set(EXPORTS) <= set(names)
+    exec("from companion import *; total = sum([1, 2])", names)
+    assert EXPORTS and names["total"] == 3
+    assert set(EXPORTS) - set(names) <= set(dir(builtins))
+
+
+def test_a_slip_is_answered_by_the_nearest_words():
+    with pytest.raises(AttributeError, match="no LayrNorm.*: LayerNorm"):
+        companion.LayrNorm  # noqa: B018
+    with pytest.raises(AttributeError, match="no qqq.*: Tensor"):
+        companion.qqq  # noqa: B018
 
 
 def test_no_compiled_code_changes_the_process(root):
