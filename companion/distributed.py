@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:405a1d92d7b1
+# Tangled from scaling: edit there, `make tangle`. sha256:fdafaf26ab6c
 from __future__ import annotations
 
 import math
@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -149,6 +150,24 @@ def heard(worker: Any, pipe: Any) -> Any:
         return False, (False, 0.0), "killed", how, how
 
 
+@contextmanager
+def later_interrupts() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block."""
+    # Python drops an error that comes in the middle of a fork. Threads
+    # other than the first one never hear of the key.
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
+
+
 def spawn(size: int, work: Callable[..., Any], *args: Any,
           patience: float = 60.0) -> list[Any]:
     """`work(group, *args)` in so many processes: what they return.
@@ -162,8 +181,9 @@ def spawn(size: int, work: Callable[..., Any], *args: Any,
     workers = [FORK.Process(target=worked, daemon=True, args=(
         i, lines, pipes, patience, work, args)) for i in range(size)]
     try:
-        for worker in workers:
-            worker.start()
+        with later_interrupts():
+            for worker in workers:
+                worker.start()
         close(lines, pipes)
         return results(workers, [mine for mine, _ in pipes], patience)
     finally:

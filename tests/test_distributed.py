@@ -331,7 +331,7 @@ def test_ctrl_c_ends_all_workers():
         workers = [int(run.stdout.readline()) for _ in range(2)]
         os.killpg(run.pid, signal.SIGINT)
         _, said = run.communicate(timeout=60)
-    assert run.returncode and said.count("KeyboardInterrupt") == 1
+    assert run.returncode and said.rstrip().endswith("KeyboardInterrupt")
     for worker in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(worker, 0)
