@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:3179f82d7bc4
+# Tangled from benchmarking: edit there, `make tangle`. sha256:eeb3452949cf
 """How do we know? Verdicts on times, and results that can be checked."""
 
 from __future__ import annotations
@@ -367,6 +367,8 @@ def system() -> dict[str, Any]:
 
 def publish(path: Path, result: dict[str, Any], arrays: bytes) -> None:
     """Write a result, and its arrays beside it; those first."""
+    if path.suffix != ".json":
+        raise Refused(f"expected a name that ends in .json, got {path.name}")
     write_atomically(path.with_suffix(".safetensors"), arrays)
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
 
@@ -486,7 +488,7 @@ def by_seed(data: bytes) -> list[dict[str, np.ndarray]]:
     """The arrays of each run, out of the content of a file."""
     try:
         arrays = load_arrays(data)
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise Refused(f"no whole safetensors file ({error})") from None
     found: list[dict[str, np.ndarray]] = [{} for _ in range(RUNS)]
     seeds = {str(seed): seed for seed in range(RUNS)}
@@ -554,14 +556,24 @@ def main(argv: list[str]) -> int:
         return 128 + signal.SIGINT  # as every program that Ctrl-C ends
 
 
+def told_of(path: Path) -> int:
+    """Say whether a file holds; 1 if it does not, or cannot be checked."""
+    try:
+        found = verify(path)
+    except (Refused, Unmeasured) as error:
+        kind = type(error).__name__.lower()
+        print(f"{path}: {kind}: {error}", file=sys.stderr)
+        return 1
+    print(f"{path}: {found['task']} holds, {found['seconds']:.2f} s")
+    return 0
+
+
 def obeyed(options: argparse.Namespace) -> int:
     """Do what was asked for, and say what came of it."""
     if options.verb == "compare":
         print(contest(*options.files))
     elif options.verb == "verify":
-        for path in options.files:
-            found = verify(path)
-            print(f"{path}: {found['task']} holds, {found['seconds']:.2f} s")
+        return max(map(told_of, options.files))
     else:
         path = options.out or Path(f"_build/suite/{options.name}.json")
         result, arrays = perform(options.name)

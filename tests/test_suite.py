@@ -71,6 +71,22 @@ def test_an_honest_result_holds(path, capsys):
     assert "tiny holds" in capsys.readouterr().out
 
 
+def test_every_file_is_told_of(path, capsys):
+    publish(path.with_name("lie.json"), json.loads(path.read_text())
+            | {"seconds": 0.5}, path.with_suffix(".safetensors").read_bytes())
+    files = [str(path.with_name("lie.json")), str(path)]
+    assert companion_main(["suite", "verify", *files]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith(f"{files[0]}: refused: 0.5 s is not the median")
+    assert out.startswith(f"{files[1]}: tiny holds")
+
+
+def test_a_result_does_not_overwrite_its_arrays(short, tmp_path):
+    with pytest.raises(Refused, match="ends in .json, got x.safetensors"):
+        publish(tmp_path / "x.safetensors", *short[0])
+    assert not list(tmp_path.iterdir())
+
+
 LIES = {
     "quality": (lambda r: r["runs"][3].update(quality=0.99), "claimed 0.99"),
     "missed": (lambda r: r["runs"][1].update(quality=0.39), "asked for 0.4"),
@@ -121,6 +137,11 @@ def with_arrays(path, arrays):
     publish(path, found, data)
 
 
+def strange(header, data):
+    """A safetensors file with a header of ours."""
+    return len(header).to_bytes(8, "little") + header + data
+
+
 def loaded(path):
     return suite.load_arrays(path.with_suffix(".safetensors").read_bytes())
 
@@ -139,6 +160,10 @@ def loaded(path):
     (lambda a: {k: x * np.nan if x.dtype.kind == "f" else x
                 for k, x in a.items()}, "seed 0: the weights"),
     (lambda a: {**a, "0/layers.0.weight": np.zeros((2, 2))}, "seed 0"),
+    (lambda a: strange(b'{"0/answers":{"dtype":"BF16","shape":[1],'
+                       b'"data_offsets":[0,2]}}', b"xx"), "seed 0|no whole"),
+    (lambda a: strange(b'{"x":1}', b""), "no whole safetensors file"),
+    (lambda a: (1 << 60).to_bytes(8, "little"), "no whole safetensors"),
     (lambda a: pickle.dumps(a), "no whole safetensors file"),
     (lambda a: b"", "no whole safetensors file"),
 ])  # fmt: skip
