@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:5a00b82d1810
+# Tangled from acceleration: edit there, `make tangle`. sha256:e84c76fef44d
 from __future__ import annotations
 
 import math
@@ -341,6 +341,18 @@ def test_weights_return_to_their_places():
     assert y.dtype is bfloat16 and {id(p) for p in net.parameters()} == before
     y.sum().backward()
     assert all(p.grad.dtype is float32 for p in net.parameters())
+
+    def halved(block, x):
+        with computing_in(bfloat16, block):
+            return block(x)
+    block, x = net.h[0], randn(2, 8, 16).requires_grad_()
+    slopes = [grad(way(partial(halved, block), x).sum(),
+                   [x, *block.parameters()])
+              for way in (lambda f, x: f(x), checkpoint)]
+    assert all(np.array_equal(a.numpy(), b.numpy())
+               for a, b in zip(*slopes))
+    with computing_in(bfloat16, net):  # copies from outside: refused
+        assert "held by" in message(lambda: checkpoint(block, x))
 
     def failed():
         with computing_in(bfloat16, net):
