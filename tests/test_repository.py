@@ -1,5 +1,6 @@
 """The repository says each thing once, or says it everywhere alike."""
 
+import builtins
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import tomllib
 import pytest
 import yaml
 
+import companion
 from companion import EXPORTS
 from companion.literate.source import read_book
 from companion.literate.weave import imports_only
