@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -317,24 +316,6 @@ def test_without_mpiexec_one_is_alone():
         assert group is ALONE and (group.rank, group.size) == (0, 1)
     with pytest.raises(KeyError), world():
         raise KeyError("goes through as it is")
-
-
-def test_ctrl_c_ends_all_workers():
-    """As a shell does it: the signal goes to all processes at once."""
-    code = ("import os, time\nfrom companion import spawn\n"
-            "def work(group):\n"
-            "    print(os.getpid(), flush=True)\n    time.sleep(300)\n"
-            "spawn(2, work)")
-    with subprocess.Popen([sys.executable, "-c", code], text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          start_new_session=True) as run:
-        workers = [int(run.stdout.readline()) for _ in range(2)]
-        os.killpg(run.pid, signal.SIGINT)
-        _, said = run.communicate(timeout=60)
-    assert run.returncode and said.rstrip().endswith("KeyboardInterrupt")
-    for worker in workers:
-        with pytest.raises(ProcessLookupError):
-            os.kill(worker, 0)
 
 
 def test_a_result_that_cannot_travel():
