@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:6edbb7b3f72f  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:184c4a17d504  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -983,7 +983,7 @@ class Tensor:
 
     @smooth
     def log1p(self) -> Tensor:
-        """log(1 + x), and what 1 + x lost on the way (Kahan, 1987)."""
+        """log(1 + x), and what 1 + x lost on the way (Kahan)."""
         u = self + 1
         lost = (detached(self) - (detached(u) - 1)) / detached(u)
         return u.log() + where((u > 0) & (u < math.inf), lost, 0)
