@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:8ea7c7e59c90
+# Tangled from serving: edit there, `make tangle`. sha256:3a63f0983aba
 from __future__ import annotations
 
 import argparse
@@ -230,11 +230,15 @@ class Host(ThreadingHTTPServer):
         self.address = address
         self.engine, self.tokenizer, self.grace = engine, tokenizer, grace
         self.ended, self.replies = Event(), set[Thread]()
+        self.failed = False
         self.decoder = Thread(target=self.decode, daemon=True)
 
     def decode(self) -> None:
         try:
             self.engine.run()
+        except Exception:
+            self.failed = True
+            raise
         finally:
             self.ended.set()
 
@@ -449,9 +453,8 @@ def until_stopped(host: Host) -> int:
             print(f"{host.url}/generate is open; Ctrl-C closes it",
                   flush=True)
             host.ended.wait()
-            failed = not host.decoder.is_alive()
         print("closed", flush=True)
-        return int(failed)
+        return int(host.failed)
     finally:
         for number, usual in before.items():
             signal.signal(number, usual)
