@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:9ce568d80681
+# Tangled from compression: edit there, `make tangle`. sha256:3f4df19edd78
 from __future__ import annotations
 
 import functools
@@ -102,6 +102,9 @@ class Masks(Observer):
 
     def look(self, run: Trainer, row: dict[str, float]) -> None:
         self.apply()
+
+    def end(self, run: Trainer) -> None:
+        self.apply()  # a run may be interrupted between its step and a look
 
     def state_dict(self) -> dict[str, Any]:
         return {"masks": self.masks}

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:4438d896a974
+# Tangled from compression: edit there, `make tangle`. sha256:048a44cc9764
 from __future__ import annotations
 
 import math
@@ -46,7 +46,7 @@ from companion.optim import SGD, AdamW
 from companion.tensor import Tensor
 from companion.tensor.creation import zeros
 from companion.tensor.random import manual_seed, randn
-from companion.training import Trainer
+from companion.training import Observer, Trainer
 from companion.transformer import GPT, GPTConfig
 
 
@@ -212,6 +212,19 @@ def test_masks_are_saved_and_loaded():
     twin = deepcopy(again)  # a copy has masks of its own
     twin.fit(12)
     assert stays(twin.model, masks) and twin.observers[0].model is twin.model
+
+
+def test_masks_hold_after_an_interrupted_run():
+    class Impatient(Observer):
+        def look(self, run, row):
+            raise KeyboardInterrupt
+
+    run = masked_run(drawn_net())
+    run.fit(3)  # it has momentum
+    masks = magnitude(prunable(run.model), 0.8)
+    run.observers += [Impatient(), Masks(run.model, masks)]
+    message(lambda: run.fit(4), KeyboardInterrupt)
+    assert stays(run.model, masks)
 
 
 def test_masks_hold_in_a_captured_step():
