@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:19ae2ac00f42
+# Tangled from compression: edit there, `make tangle`. sha256:3f4df19edd78
 from __future__ import annotations
 
 import functools
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
+from companion.autograd import RECORDING
 from companion.convolution import (
     AdaptiveAvgPool2d,
     AvgPool2d,
@@ -23,30 +24,33 @@ from companion.convolution import (
     MaxPool2d,
 )
 from companion.device import CPU
-from companion.dtype import float32, int32, int64
+from companion.dtype import bool_, float32, int32, int64
 from companion.layers import Dropout, Linear, Module, Sequential
 from companion.losses import cross_entropy
 from companion.native import POOL, kernel_or_tell
 from companion.tensor import Tensor, from_numpy
-from companion.tensor.creation import zeros
 from companion.tensor.operands import where
 from companion.training import Observer, Trainer, evaluating
 
 
 def largest(sizes: np.ndarray, keep: int) -> np.ndarray:
-    """Bools in the shape of `sizes`: its `keep` largest numbers.
+    """Bools (…, n): the `keep` largest numbers of each row of `sizes`.
 
-    Of equal ones the first. ValueError: a size is not finite.
+    Of equal ones the first. ValueError: a size is not finite, or n < keep.
     """
     if not np.isfinite(sizes).all():
         raise ValueError("prune: a weight is not finite, and has no place "
                          "in an order; expected a model that is whole")
-    kept = np.zeros(sizes.size, bool)
-    kept[np.argsort(-sizes, axis=None, kind="stable")[:keep]] = True
-    return kept.reshape(sizes.shape)
+    n = sizes.shape[-1]
+    if not 0 <= keep <= n:
+        raise ValueError(f"prune: expected to keep 0 to {n}, got {keep}")
+    kept = np.zeros(sizes.shape, bool)
+    order = np.argsort(-sizes, kind="stable")
+    np.put_along_axis(kept, order[..., :keep], True, -1)
+    return kept
 
 
-Masks_ = dict[str, Tensor]  # bools, by the names of what they belong to
+NamedMasks = dict[str, Tensor]  # bools, by the names of what they belong to
 
 
 def prunable(model: Module) -> dict[str, Tensor]:
@@ -54,11 +58,13 @@ def prunable(model: Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.ndim >= 2}
 
 
-def magnitude(weights: Mapping[str, Tensor], sparsity: float) -> Masks_:
+def magnitude(weights: Mapping[str, Tensor], sparsity: float) -> NamedMasks:
     """Masks of the largest weights, all of them compared together."""
     if not 0 <= sparsity <= 1:
         raise ValueError(f"magnitude: expected a sparsity from 0 to 1, got "
                          f"{sparsity}: the share that is to be zero")
+    if not weights:
+        return {}
     sizes = [np.abs(w.numpy()).ravel() for w in weights.values()]
     total = sum(s.size for s in sizes)
     kept = largest(np.concatenate(sizes), total - round(sparsity * total))
@@ -67,7 +73,7 @@ def magnitude(weights: Mapping[str, Tensor], sparsity: float) -> Masks_:
             for (name, w), part in zip(weights.items(), parts)}
 
 
-def layerwise(weights: Mapping[str, Tensor], sparsity: float) -> Masks_:
+def layerwise(weights: Mapping[str, Tensor], sparsity: float) -> NamedMasks:
     """Masks of the largest weights, each matrix for itself."""
     return {name: mask for one in weights.items()
             for name, mask in magnitude(dict([one]), sparsity).items()}
@@ -97,6 +103,9 @@ class Masks(Observer):
     def look(self, run: Trainer, row: dict[str, float]) -> None:
         self.apply()
 
+    def end(self, run: Trainer) -> None:
+        self.apply()  # a run may be interrupted between its step and a look
+
     def state_dict(self) -> dict[str, Any]:
         return {"masks": self.masks}
 
@@ -104,6 +113,10 @@ class Masks(Observer):
         """Take over masks, and apply them; ValueError: they do not fit."""
         own = self.model.state_dict()
         for name, mask in state["masks"].items():
+            if not isinstance(mask, Tensor) or mask.dtype is not bool_:
+                raise ValueError(f"Masks: expected a Tensor of bools for "
+                                 f"{name}, got a {type(mask).__name__} of "
+                                 f"{getattr(mask, 'dtype', 'no dtype')}")
             if name not in own or own[name].shape != mask.shape:
                 place = own[name].shape if name in own else "not there"
                 raise ValueError(f"Masks: {name} is {place} in the model, "
@@ -122,7 +135,7 @@ class Masks(Observer):
         return 1 - kept / total if total else 0.0
 
 
-def two_of_four(weights: Mapping[str, Tensor]) -> Masks_:
+def two_of_four(weights: Mapping[str, Tensor]) -> NamedMasks:
     """Masks of the two largest in each four neighbours of a row.
 
     The axes behind the first count as one, and 4 has to divide it.
@@ -134,8 +147,7 @@ def two_of_four(weights: Mapping[str, Tensor]) -> Masks_:
                              f"{math.prod(w.shape[1:])}; expected a multiple "
                              f"of 4; leave it out")
         fours = np.abs(w.numpy()).reshape(-1, 4)
-        masks[name] = Tensor(np.reshape(
-            [largest(four, 2) for four in fours], w.shape))
+        masks[name] = Tensor(largest(fours, 2).reshape(w.shape))
     return masks
 
 
@@ -157,46 +169,86 @@ SIZES: dict[type, tuple[str, ...]] = {
     Conv1d: ("out_channels", "in_channels"),
     Conv2d: ("out_channels", "in_channels"),
     BatchNorm1d: ("num_features",), BatchNorm2d: ("num_features",)}
-# Modules that make zeros of zeros, unit by unit.
-KEEP_ZERO = (Dropout, Dropout2d, Flatten, MaxPool2d, AvgPool2d,
-             AdaptiveAvgPool2d)
+DROPS = Dropout, Dropout2d
+POOLS = MaxPool2d, AvgPool2d, AdaptiveAvgPool2d  # of channels, each alone
 
 
-def keeps_zero(step: Any) -> bool:
-    """Whether a silenced unit is still silent behind `step`."""
-    if isinstance(step, Module):
-        norm = len(SIZES.get(type(step), ())) == 1
-        return type(step) in KEEP_ZERO or (
-            norm and getattr(step, "weight", None) is not None)
-    return step(zeros(1, 2)).tolist() == [[0.0, 0.0]]
+def unit_by_unit(step: Any, units: int) -> bool:
+    """Whether `step` keeps zeros, and no unit says a thing about another."""
+    if type(step) in SIZES:
+        return step.weight is not None and step.num_features == units
+    if isinstance(step, Module) and step.state_dict():
+        return False  # what its tensors mean is not known here
+    x = Tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 2.0], [-1.0, 0.0]])
+    try:
+        y, alone = step(x).numpy(), step(x[:, :1]).numpy()
+    except Exception:  # another number of axes: no function of one number
+        return False
+    return (y.shape == x.shape and alone.shape == (4, 1)
+            and not y[x.numpy() == 0].any()
+            and np.allclose(y[:, :1], alone, atol=1e-5))
+
+
+def reads(step: Any, layer: Any, flat: bool) -> bool:
+    """Whether `step` takes the units of `layer`, `flat` if all features
+    are in one axis, as its inputs."""
+    if getattr(step, "groups", 1) > 1 or (type(step) is Linear) != flat:
+        return False
+    inputs, units = getattr(step, SIZES[type(step)][1]), len(layer.weight)
+    whole = flat and type(layer) is not Linear and inputs % units == 0
+    return whole or inputs == units
 
 
 def until_read(model: Sequential, place: int) -> list[tuple[int, Any]]:
     """The layer at `place` and those behind it, up to the one that reads
     its units; ValueError: units cannot be taken from there."""
     found: list[tuple[int, Any]] = []
-    for i, step in list(enumerate(model.layers))[place:]:
+    flat = False
+    for i, step in enumerate(model.layers):
+        if not 0 <= place <= i:
+            continue
         found.append((i, step))
-        reads = len(SIZES.get(type(step), ())) == 2
-        if (reads and getattr(step, "groups", 1) > 1
-                or not reads and (i == place or not keeps_zero(step))):
-            raise ValueError(
-                f"layers.{i}: a unit of layers.{place} cannot be followed "
-                f"through {step!r}; expected a Linear or a Conv without "
-                f"groups, and between two of them norms, pools and "
-                f"functions that keep zero")
-        if reads and i > place:
+        weighs = len(SIZES.get(type(step), ())) == 2
+        if i == place:
+            fits = weighs and getattr(step, "groups", 1) == 1
+        elif weighs:
+            fits = reads(step, model[place], flat)
+        else:
+            fits = (type(step) in DROPS or type(step) in POOLS and not flat
+                    or unit_by_unit(step, len(model[place].weight)))
+        if not fits:
+            raise ValueError(cannot_follow(i, place, step))
+        if weighs and i > place:
             return found
+        flat |= type(step) in (Linear, Flatten)
     raise ValueError(f"layers.{place} of {len(model)}: no layer behind it "
                      f"reads its units; those of the last are the answer")
 
 
-def unit_masks(model: Sequential, place: int, kept: np.ndarray) -> Masks_:
+def cannot_follow(i: int, place: int, step: Any) -> str:
+    return (f"layers.{i}: a unit of layers.{place} cannot be followed "
+            f"through {step!r}; expected a Linear or a Conv without groups, "
+            f"one that reads as many units, and between two of them norms, "
+            f"pools and functions that keep zero and take each unit alone")
+
+
+def checked_units(layer: Any, kept: Any) -> np.ndarray:
+    """Bools (outputs,) with one or more true; else ValueError."""
+    kept, units = np.asarray(kept), len(layer.weight)
+    if kept.shape != (units,) or kept.dtype != bool or not kept.any():
+        raise ValueError(f"units: expected a bool for each of {units} "
+                         f"units, one of them true, got {kept.dtype} "
+                         f"{kept.shape} with {np.count_nonzero(kept)} true")
+    return kept
+
+
+def unit_masks(model: Sequential, place: int, kept: np.ndarray) -> NamedMasks:
     """Masks that silence all units of a layer that are not kept."""
+    steps = until_read(model, place)[:-1]
+    kept = checked_units(model[place], kept)
     return {f"layers.{i}.{name}": Tensor(np.broadcast_to(
                 kept.reshape(-1, *[1] * (x.ndim - 1)), x.shape).copy())
-            for i, step in until_read(model, place)[:-1]
-            if isinstance(step, Module)
+            for i, step in steps if isinstance(step, Module)
             for name, x in step.parts((Tensor,))
             if name in ("weight", "bias")}
 
@@ -221,11 +273,7 @@ def shrunk(model: Sequential, place: int, kept: np.ndarray) -> Sequential:
     check_unshared(model)
     model = deepcopy(model)
     *before, (_, last) = until_read(model, place)
-    units = len(model[place].weight)
-    if kept.shape != (units,) or not kept.any():
-        raise ValueError(f"shrunk: expected a bool for each of {units} "
-                         f"units, one of them true, got {kept.shape} with "
-                         f"{kept.sum()} true")
+    kept = checked_units(model[place], kept)
     for _, step in before:
         if type(step) in SIZES:
             cut(step, 0, kept)
@@ -252,6 +300,8 @@ class CSR(Module):
     """
 
     def __init__(self, matrix: Tensor):
+        if matrix.ndim != 2:
+            raise ValueError(f"CSR: expected a matrix, got {matrix.shape}")
         dense = np.asarray(matrix.numpy(), np.float32)
         rows, columns = np.nonzero(dense)
         self.shape = matrix.shape
@@ -265,26 +315,40 @@ class CSR(Module):
         return sum(x.size * x.dtype.itemsize
                    for _, x in self.parts((Tensor,)))
 
+    def arrays(self) -> list[np.ndarray]:
+        """values, columns, starts; ValueError: no three of this matrix."""
+        three = self.values, self.columns, self.starts
+        k, rows = self.values.shape, (self.shape[0] + 1,)
+        if ([t.dtype for t in three] != [float32, int32, int64]
+                or [t.shape for t in three] != [k, k, rows]):
+            raise ValueError(
+                f"CSR: expected float32 (k,), int32 (k,) and int64 {rows}, "
+                f"got " + ", ".join(f"{t.dtype} {t.shape}" for t in three))
+        return [np.ascontiguousarray(t.numpy()) for t in three]
+
     def dense(self) -> Tensor:
         """The matrix with its zeros."""
-        matrix = np.zeros(self.shape, np.float32)
-        rows = np.repeat(np.arange(self.shape[0]),
-                         np.diff(self.starts.numpy()))
-        matrix[rows, self.columns.numpy()] = self.values.numpy()
+        values, columns, starts = self.arrays()
+        counts, (m, n) = np.diff(starts), self.shape
+        if (starts[0] != 0 or starts[-1] != len(columns)
+                or (counts < 0).any() or (columns < 0).any()
+                or (columns >= n).any()):
+            raise ValueError(DAMAGED)
+        matrix = np.zeros((m, n), np.float32)
+        matrix[np.repeat(np.arange(m), counts), columns] = values
         return Tensor(matrix)
 
     def forward(self, x: Tensor) -> Tensor:
         """The product (m, …) with x (n,) or (n, B), on a processor."""
         m, n = self.shape
-        arrays = [t.numpy() for t in (self.values, self.columns,
-                                      self.starts)]
         if (x.shape[:1] != (n,) or x.ndim > 2 or x.device is not CPU
-                or x.dtype is not float32
-                or [t.dtype for t in (self.values, self.columns,
-                                      self.starts)] != [float32, int32,
-                                                        int64]):
+                or x.dtype is not float32):
             raise ValueError(f"CSR: expected float32 ({n}, …) on cpu, got "
                              f"{x.dtype} {x.shape} on {x.device}")
+        if x.requires_grad and RECORDING.get():
+            raise TypeError("CSR: passes no gradient on; run it under "
+                            "no_grad(), or train a Linear with Masks")
+        arrays = self.arrays()
         product = sparse_product()
         if product is None:
             return self.dense() @ x
@@ -292,11 +356,14 @@ class CSR(Module):
         if product(*arrays, np.ascontiguousarray(x.numpy()), y, m, n,
                    math.prod(x.shape[1:]), len(arrays[0]), POOL.threads,
                    POOL.address):
-            raise ValueError("CSR: columns or starts lie outside of the "
-                             "matrix; the file it came from is damaged")
+            raise ValueError(DAMAGED)
         return from_numpy(y)
 
     __matmul__ = forward
+
+
+DAMAGED = ("CSR: columns or starts lie outside of the matrix; the file it "
+           "came from is damaged")
 
 
 @functools.cache
@@ -308,15 +375,23 @@ def sparse_product() -> Callable[..., Any] | None:
 
 
 class SparseLinear(Module):
-    """What a Linear does, by the weights of it that are not zero."""
+    """What a Linear does on cpu, by its weights that are not zero.
+
+    A copy: the layer may go on without it.
+    """
 
     def __init__(self, layer: Linear):
         self.weight = CSR(layer.weight)
-        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.bias = None if layer.bias is None else Tensor(
+            layer.bias.numpy().copy())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        y = (self.weight @ rows.T).T.reshape(*x.shape[:-1], -1)
+        m, n = self.weight.shape
+        if x.shape[-1:] != (n,):
+            raise ValueError(f"SparseLinear: expected (…, {n}), got "
+                             f"{x.shape}")
+        rows = x.reshape(math.prod(x.shape[:-1]), n)
+        y = (self.weight @ rows.T).T.reshape(*x.shape[:-1], m)
         return y if self.bias is None else y + self.bias
 
 
@@ -343,17 +418,30 @@ def turned(x: np.ndarray, y: np.ndarray, m: int, floor: float) -> float:
                            where=length > 0).max(initial=0))
 
 
+SWEEPS = 60  # ten are enough; from then on only rounding errors turn
+
+
+def sweep(rows: np.ndarray, m: int, floor: float) -> float:
+    """Rotate each pair once; the largest cosine that there was."""
+    cosine = 0.0
+    for p, q in rounds(len(rows)):
+        x, y = rows[p], rows[q]
+        cosine = max(cosine, turned(x, y, m, floor))
+        rows[p], rows[q] = x, y
+    return cosine
+
+
 def svd(a: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """u (m, k), s (k,) falling, vt (k, n), k = min(m, n): a = u · s · vt.
 
     By one-sided Jacobi rotations, in float64. Singular values below the
-    rounding errors of the largest are 0. ValueError: not finite.
+    rounding errors of the largest are 0. ValueError: not finite, not real.
     """
-    a = np.asarray(a, np.float64)
-    if a.ndim != 2 or not np.isfinite(a).all():
-        raise ValueError(f"svd: expected a matrix of finite numbers, got "
-                         f"{a.shape}")
-    m, n = a.shape
+    a = np.asarray(a)
+    if a.ndim != 2 or a.dtype.kind not in "biuf" or not np.isfinite(a).all():
+        raise ValueError(f"svd: expected a matrix of finite real numbers, "
+                         f"got {a.dtype} {a.shape}")
+    a, (m, n) = a.astype(np.float64), a.shape
     if m < n:
         u, s, vt = svd(a.T)
         return vt.T, s, u.T
@@ -362,13 +450,9 @@ def svd(a: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     both = np.zeros((n + n % 2, m + n))
     both[:n, :m], both[:n, m:] = a.T / scale, np.eye(n)
     floor = 4 * max(m, 1) * np.finfo(float).eps * np.linalg.norm(both[:, :m])
-    cosine = 1.0
-    while cosine > 1e-14:
-        cosine = 0.0
-        for p, q in rounds(len(both)):
-            x, y = both[p], both[q]
-            cosine = max(cosine, turned(x, y, m, floor))
-            both[p], both[q] = x, y
+    for _ in range(SWEEPS):
+        if sweep(both, m, floor) <= 1e-14:
+            break
     return sorted_out(both[:n], m, scale, floor)
 
 
@@ -397,7 +481,7 @@ def low_rank(layer: Linear, rank: int) -> Sequential:
     rank · (inputs + outputs) weights; each takes the root of a value.
     """
     outputs, inputs = layer.weight.shape
-    if not 1 <= rank <= min(outputs, inputs):
+    if not isinstance(rank, int) or not 1 <= rank <= min(outputs, inputs):
         raise ValueError(f"low_rank: expected a rank from 1 to "
                          f"{min(outputs, inputs)}, got {rank}")
     u, s, vt = svd(layer.weight.numpy())
@@ -412,6 +496,8 @@ def low_rank(layer: Linear, rank: int) -> Sequential:
     if layer.bias is not None:
         second.bias = layer.bias.detach().clone()
         second.bias.requires_grad = layer.bias.requires_grad
+    for thin in first, second:
+        thin.weight.requires_grad = layer.weight.requires_grad
     return Sequential(first, second)
 
 
@@ -422,9 +508,10 @@ def distilled(teacher: Module, temperature: float = 4.0,
     `share` of it is T² · the cross entropy with softmax(teacher / T), at
     the temperature T; the rest is the targets' own.
     """
-    if not (temperature > 0 and 0 <= share <= 1):
-        raise ValueError(f"distilled: expected a temperature above 0 and a "
-                         f"share from 0 to 1, got {temperature} and {share}")
+    if not (0 < temperature < math.inf and 0 <= share <= 1):
+        raise ValueError(f"distilled: expected a finite temperature above 0 "
+                         f"and a share from 0 to 1, got {temperature} and "
+                         f"{share}")
     # A partial: a function made in here could not be sent to a process.
     return partial(taught_loss, teacher, temperature, share)
 
@@ -445,5 +532,8 @@ def pareto_front(costs: Any) -> np.ndarray:
     somewhere higher; equal rows do not dominate each other.
     """
     costs = np.asarray(costs, float)
+    if costs.ndim != 2 or np.isnan(costs).any():
+        raise ValueError(f"pareto_front: expected numbers (n, k), none of "
+                         f"them NaN, got {costs.shape}")
     a, b = costs[:, None], costs[None]
     return ~((a <= b).all(2) & (a < b).any(2)).any(0)

@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from companion import Tensor, blas, device, native
+from companion import Tensor, blas, compress, device, native
 from companion.dtype import float32
 
 LOADERS = {
@@ -14,6 +14,7 @@ LOADERS = {
                       or device.folder.__wrapped__(float32)
                       or device.scatterer.__wrapped__(float32)),
     "rows": lambda: device.row_copier.__wrapped__(),
+    "sparse products": lambda: compress.sparse_product.__wrapped__(),
 }
 X = np.linspace(-2, 2, 400 * 200, dtype="f4").reshape(400, 200)
 AT = np.arange(300) % 7
@@ -24,6 +25,8 @@ WORK = {
     "exp": lambda: Tensor(X[:9]).exp().numpy(),
     "erf": lambda: Tensor(X[:9]).erf().numpy(),
     "rows": lambda: Tensor(X)[Tensor(AT)].numpy(),
+    "sparse products": lambda: (compress.CSR(Tensor(X * (X > 1)))
+                                @ Tensor(X[:200, :7])).numpy(),
     "sums": lambda: device.CPU.run(device.SCATTER, Tensor(X[:300]).buffer,
                                    Tensor(AT).buffer, arg=(0, 7)).array,
 }
@@ -79,7 +82,7 @@ def refuse_to_compile(*_):
 def nothing_loads(request, monkeypatch):
     """A machine that lets no compiled code in, or has no compiler."""
     loaders = (blas.product, device.loop, device.folder, device.row_copier,
-               device.scatterer)
+               device.scatterer, compress.sparse_product)
     expected = {name: work() for name, work in WORK.items()}
     monkeypatch.setattr(native, "TOLD", {})
     if request.param is refuse:

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:969bd58d9397
+# Tangled from compression: edit there, `make tangle`. sha256:048a44cc9764
 from __future__ import annotations
 
 import math
@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from companion.activations import relu
+from companion.autograd import no_grad
 from companion.compiler.capture import jit
 from companion.compress import (
     CSR,
@@ -30,11 +31,13 @@ from companion.convolution import (
     AvgPool2d,
     BatchNorm1d,
     BatchNorm2d,
+    Conv1d,
     Conv2d,
     Flatten,
     MaxPool2d,
 )
 from companion.data import Arrays, DataLoader
+from companion.dtype import bool_
 from companion.layers import Dropout, LayerNorm, Linear, Sequential
 from companion.literate import message
 from companion.losses import cross_entropy
@@ -43,7 +46,7 @@ from companion.optim import SGD, AdamW
 from companion.tensor import Tensor
 from companion.tensor.creation import zeros
 from companion.tensor.random import manual_seed, randn
-from companion.training import Trainer
+from companion.training import Observer, Trainer
 from companion.transformer import GPT, GPTConfig
 
 
@@ -135,7 +138,8 @@ def test_svd_has_its_properties():
         check_svd((q * s @ q.T)[:, :4])
         check_svd(np.diag(s).astype(float))
     check_svd(np.ones((4, 6)))
-    assert "finite" in message(lambda: svd([[math.nan]]))
+    for wrong in ([[math.nan]], [[1j]], [1.0]):
+        assert "finite real numbers" in message(partial(svd, wrong))
 
 
 def test_masks_have_the_share_that_is_asked_for():
@@ -171,6 +175,14 @@ def test_two_of_four_stay():
     assert "multiple of 4" in message(lambda: two_of_four({"w": w[:, :6]}))
 
 
+def test_nothing_to_prune_and_more_than_there_is():
+    assert magnitude({}, 0.5) == layerwise({}, 0.5) == {}
+    assert two_of_four({"w": zeros(0, 4)})["w"].dtype is bool_
+    for keep in (-1, 5):
+        assert "keep 0 to 4" in message(partial(strongest, Linear(3, 4),
+                                                keep))
+
+
 def masked_run(net):
     x, t = randn(256, 6), Tensor(np.arange(256) % 3)
     return Trainer(net, SGD(net.parameters(), lr=0.1, momentum=0.9),
@@ -200,6 +212,19 @@ def test_masks_are_saved_and_loaded():
     twin = deepcopy(again)  # a copy has masks of its own
     twin.fit(12)
     assert stays(twin.model, masks) and twin.observers[0].model is twin.model
+
+
+def test_masks_hold_after_an_interrupted_run():
+    class Impatient(Observer):
+        def look(self, run, row):
+            raise KeyboardInterrupt
+
+    run = masked_run(drawn_net())
+    run.fit(3)  # it has momentum
+    masks = magnitude(prunable(run.model), 0.8)
+    run.observers += [Impatient(), Masks(run.model, masks)]
+    message(lambda: run.fit(4), KeyboardInterrupt)
+    assert stays(run.model, masks)
 
 
 def test_masks_hold_in_a_captured_step():
@@ -233,6 +258,9 @@ def test_masks_fit_their_model():
     assert "not there" in message(lambda: Masks(net, wrong))
     wrong = {"layers.0.weight": zeros(2) > 0}
     assert "(8, 6)" in message(lambda: Masks(net, wrong))
+    for mask in (zeros(8, 6), np.ones((8, 6), bool)):  # floats, no Tensor
+        assert "Tensor of bools" in message(
+            partial(Masks, net, {"layers.0.weight": mask}))
     assert Masks(net, {}).sparsity == 0
     # What is infinite is silenced like any other number.
     net[0].weight.detach().assign(zeros(8, 6) + math.inf)
@@ -282,7 +310,6 @@ def test_channels_are_cut_with_their_norms():
 
 
 def test_what_cannot_be_followed_is_refused():
-    some = np.array([True, False])
     for layers, words in (
             ((Linear(2, 2), Tensor.sigmoid, Linear(2, 2)), "keep zero"),
             ((Linear(2, 2), LayerNorm(2), Linear(2, 2)), "layers.1"),
@@ -293,13 +320,39 @@ def test_what_cannot_be_followed_is_refused():
             ((Conv2d(2, 2, 1, groups=2), Conv2d(2, 2, 1)), "groups"),
             ((Conv2d(2, 2, 1), Conv2d(2, 2, 1, groups=2)), "groups")):
         assert words in message(
-            partial(shrunk, Sequential(*layers), 0, some)), words
-    twice = Linear(2, 2)
+            partial(shrunk, Sequential(*layers), 0, [True, False])), words
+
+
+def test_units_that_meet_or_lie_elsewhere_are_refused():
+    for layers, words in (
+            # Each keeps zeros, and says something else with fewer units.
+            ((Linear(2, 2), lambda x: x.cumsum(-1), Linear(2, 2)), "alone"),
+            ((Linear(2, 2), lambda x: x / (1 + x.sum(-1, keepdim=True)),
+              Linear(2, 2)), "alone"),
+            ((Linear(2, 2), lambda x: x.flip(-1), Linear(2, 2)), "alone"),
+            ((Linear(2, 2), lambda x: x.reshape(-1, 2, 1, 1),
+              Conv2d(2, 2, 1)), "layers.1"),
+            # The units lie in another axis than the one that is read.
+            ((Linear(2, 2), Flatten(), Linear(6, 2)), "layers.2"),
+            ((Linear(2, 2), relu, Conv1d(2, 2, 1)), "layers.2"),
+            ((Linear(2, 2), MaxPool2d(1), Linear(2, 2)), "layers.1"),
+            ((Conv2d(2, 2, 1), relu, Linear(2, 2)), "layers.2"),
+            ((Linear(2, 2), BatchNorm1d(4), Linear(2, 2)), "layers.1")):
+        assert words in message(
+            partial(shrunk, Sequential(*layers), 0, [True, False])), words
+
+
+def test_units_are_told_by_bools():
+    some, twice = np.array([True, False]), Linear(2, 2)
     assert "as well" in message(
         lambda: shrunk(Sequential(twice, relu, twice), 0, some))
     net = Sequential(Linear(2, 2), relu, Linear(2, 2))
-    for wrong in (some[:1], some & False):
-        assert "a bool for each" in message(partial(shrunk, net, 0, wrong))
+    for wrong in (some[:1], some & False, np.array([0, 1])):
+        for use in (shrunk, unit_masks):
+            assert "a bool for each" in message(partial(use, net, 0, wrong))
+    assert "no layer behind" in message(partial(shrunk, net, -3, some))
+    modules = Sequential(Linear(2, 2), Sequential(relu), Linear(2, 2))
+    assert len(shrunk(modules, 0, [True, False])[0].weight) == 1
 
 
 def test_a_frozen_layer_stays_frozen():
@@ -307,6 +360,9 @@ def test_a_frozen_layer_stays_frozen():
     net[0].weight.requires_grad = False
     small = shrunk(net, 0, np.array([False, True]))
     assert not small[0].weight.requires_grad and small[2].weight.requires_grad
+    thin = low_rank(net[0], 1)
+    assert [p.requires_grad for p in (
+        thin[0].weight, thin[1].weight, thin[1].bias)] == [False, False, True]
 
 
 def test_sparse_products_are_the_dense_ones():
@@ -329,13 +385,43 @@ def test_a_sparse_layer_is_the_layer():
         layer = Linear(6, 4, bias=bias)
         Masks(layer, magnitude(prunable(layer), 0.5))
         sparse = SparseLinear(layer)
-        for shape in ((6,), (5, 6), (2, 3, 6)):
+        for shape in ((6,), (0, 6), (2, 0, 6), (5, 6), (2, 3, 6)):
             x = randn(*shape)
             assert np.allclose(sparse(x).numpy(), layer(x).numpy(),
                                atol=1e-5)
         twin = SparseLinear(layer)
         twin.load_state_dict(sparse.state_dict())
         assert np.allclose(twin(x).numpy(), layer(x).numpy(), atol=1e-5)
+    for wrong in (zeros(2, 5), Tensor(1.0)):
+        assert "expected (…, 6)" in message(partial(sparse, wrong))
+    x.requires_grad = True
+    assert "no gradient" in message(partial(sparse, x), TypeError)
+    with no_grad():
+        assert not sparse(x).requires_grad
+
+
+def test_a_sparse_layer_is_a_copy_on_the_processor():
+    layer = Linear(3, 2)
+    sparse, x = SparseLinear(layer), randn(2, 3)
+    before = sparse(x).numpy()
+    for p in layer.parameters():
+        p.detach().assign(p.detach() + 1)
+    assert np.array_equal(sparse(x).numpy(), before)
+    with no_grad():
+        assert np.allclose(SparseLinear(layer.to("emulated"))(x).numpy(),
+                           layer.to("cpu")(x).numpy(), atol=1e-5)
+
+
+def test_without_a_compiler_sparse_products_are_dense():
+    from unittest import mock
+    csr = CSR(Tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]))
+    with mock.patch.dict(CSR.forward.__globals__,
+                         sparse_product=lambda: None):
+        for x in (Tensor([1.0, 2.0, 3.0]), zeros(3, 0), randn(3, 5)):
+            assert np.allclose((csr @ x).numpy(), csr.dense().numpy()
+                               @ x.numpy(), atol=1e-5)
+        csr.columns[1] = -1
+        assert "damaged" in message(partial(csr, zeros(3)))
 
 
 def test_a_damaged_matrix_is_refused():
@@ -343,6 +429,12 @@ def test_a_damaged_matrix_is_refused():
         csr = CSR(Tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]))
         getattr(csr, name)[1] = value
         assert "damaged" in message(partial(csr, Tensor([1.0] * 3)))
+        assert "damaged" in message(csr.dense)
+    for name in ("values", "columns", "starts"):  # one of them too short
+        csr = CSR(Tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 0.0]]))
+        setattr(csr, name, getattr(csr, name)[:2])
+        assert "int64 (3,)" in message(partial(csr, Tensor([1.0] * 3)))
+    assert "a matrix" in message(lambda: CSR(zeros(3)))
     csr = CSR(Tensor([[1.0, 0.0]]))
     for x in (Tensor([1.0]), Tensor([1, 2]), zeros(2, 2, 2)):
         assert "expected float32 (2, …)" in message(partial(csr, x))
@@ -364,7 +456,7 @@ def test_rank_by_rank_it_comes_nearer():
     two = low_rank(layer, 2)
     assert two.count() == 2 * 12 + 7
     assert low_rank(Linear(3, 2, bias=False), 1)[1].bias is None
-    for rank in (0, 6):
+    for rank in (0, 6, 2.0):
         assert "1 to 5" in message(partial(low_rank, layer, rank))
 
 
@@ -390,8 +482,8 @@ def test_a_teacher_pulls_towards_itself():
     # A share of nothing is the plain loss.
     assert math.isclose(distilled(teacher, 3.0, 0.0)(student, x, t).item(),
                         loss_of(student, x, t).item(), rel_tol=1e-5)
-    for wrong in ((0, 0.5), (1, 1.5)):
-        assert "expected a temperature" in message(
+    for wrong in ((0, 0.5), (1, 1.5), (math.inf, 0.5)):
+        assert "temperature above 0" in message(
             partial(distilled, teacher, *wrong))
 
 
@@ -401,3 +493,5 @@ def test_the_front_is_not_dominated():
     for row, on in zip(costs, pareto_front(costs)):
         beaten = any((o <= row).all() and (o < row).any() for o in costs)
         assert on != beaten
+    for wrong in ([1, 2], [[1, math.nan]]):
+        assert "none of them NaN" in message(partial(pareto_front, wrong))
