@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:eeb3452949cf
+# Tangled from benchmarking: edit there, `make tangle`. sha256:18494370a210
 """How do we know? Verdicts on times, and results that can be checked."""
 
 from __future__ import annotations
@@ -51,7 +51,13 @@ from companion.sequence import LETTERS, split_names
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed
 from companion.timing import machine, versions
-from companion.training import Trainer, evaluating, one_cycle, write_atomically
+from companion.training import (
+    NotFinite,
+    Trainer,
+    evaluating,
+    one_cycle,
+    write_atomically,
+)
 from companion.transformer import GPT, GPTConfig, windows
 
 Clock = Callable[[], float]
@@ -67,8 +73,16 @@ def clocked(run: Callable[[], Any], clock: Clock = perf_counter) -> float:
 def times(run: Callable[[], Any], rounds: int, warm_up: int = 1,
           clock: Clock = perf_counter) -> np.ndarray:
     """Seconds of each of `rounds` calls, after some that do not count."""
-    found = [clocked(run, clock) for _ in range(warm_up + rounds)]
+    found = [clocked(run, clock) for _ in all_rounds(rounds, warm_up)]
     return np.array(found[warm_up:])
+
+
+def all_rounds(rounds: int, warm_up: int) -> range:
+    """The rounds that warm up, and those that count: 1 or more."""
+    if rounds < 1 or warm_up < 0:
+        raise ValueError(f"expected 1 round or more and a warm_up of 0 or "
+                         f"more, got {rounds} and {warm_up}")
+    return range(warm_up + rounds)
 
 
 def interval(values: Any, statistic: Callable[..., Any] = np.median,
@@ -83,9 +97,17 @@ def interval(values: Any, statistic: Callable[..., Any] = np.median,
     if len(x) < 2:
         raise ValueError("interval: expected 2 values or more, got 1: how "
                          "much it varies cannot be seen; measure again")
-    at = np.random.default_rng(seed).integers(0, len(x), (draws, len(x)))
+    if not (0 < level < 1 and draws > 0):
+        raise ValueError(f"interval: expected a level between 0 and 1, and "
+                         f"1 draw or more, got {level} and {draws}")
+    draw = np.random.default_rng(seed)
+    # In parts: all draws of a million times would be gigabytes.
+    size = max(1, 2 ** 20 // len(x))
+    parts = [min(size, draws - i) for i in range(0, draws, size)]
+    found = np.concatenate([statistic(
+        x[draw.integers(0, len(x), (n, len(x)))], axis=-1) for n in parts])
     tail = (1 - level) / 2
-    low, high = np.quantile(statistic(x[at], axis=-1), [tail, 1 - tail])
+    low, high = np.quantile(found, [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -104,7 +126,7 @@ def in_turn(one: Callable[[], Any], other: Callable[[], Any], rounds: int,
     """Seconds of both, a pair a round; a coin says who goes first."""
     coin = np.random.default_rng(seed)
     pairs = []
-    for _ in range(warm_up + rounds):
+    for _ in all_rounds(rounds, warm_up):
         second_first = coin.random() < 0.5
         order = [other, one] if second_first else [one, other]
         pair = [clocked(run, clock) for run in order]
@@ -148,6 +170,9 @@ def verdict(ours: Any, other: Any, error: float = 0.05) -> Verdict:
         raise ValueError(f"verdict: expected as many times above 0 of both, "
                          f"got {len(a)} and {len(b)}, the least "
                          f"{min(a.min(), b.min()):g}")
+    if not 0 <= error < 1:
+        raise ValueError(f"verdict: expected an error of 0 to less than 1, "
+                         f"such as 0.05, got {error}")
     logs, above, below = np.log(b / a), (a < b).sum(), (a > b).sum()
     chance = coins(above, below)  # a tie tells nothing
     word = "cannot tell" if chance > error else (
@@ -234,7 +259,7 @@ TASKS = {
     "digits": Task(digits, digit_net, 0.96, 1500, 100),
     "photographs": Task(photographs, partial(residual_net, 4), 0.4,
                         3000, 200, lr=1e-2),
-    "text": Task(text, lambda: GPT(GPTConfig(32, 65, 1, 2, 32, bias=False)),
+    "text": Task(text, partial(GPT, GPTConfig(32, 65, 1, 2, 32, bias=False)),
                  0.38, 3000, 200, lr=1e-2, batch=32),
     "names": Task(letters, speller, 0.28, 2000, 250, lr=1e-2)}
 
@@ -367,10 +392,17 @@ def system() -> dict[str, Any]:
 
 def publish(path: Path, result: dict[str, Any], arrays: bytes) -> None:
     """Write a result, and its arrays beside it; those first."""
-    if path.suffix != ".json":
-        raise Refused(f"expected a name that ends in .json, got {path.name}")
-    write_atomically(path.with_suffix(".safetensors"), arrays)
+    write_atomically(arrays_of(path), arrays)
     write_atomically(path, (json.dumps(result, indent=1) + "\n").encode())
+
+
+def arrays_of(path: Path) -> Path:
+    """Where a result's arrays go; an error if it cannot be written."""
+    if path.suffix != ".json" or path.is_dir():
+        raise Refused(f"expected the name of a file that ends in .json, got "
+                      f"{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.with_suffix(".safetensors")
 
 
 def shaped(found: Any, fields: dict[str, type], what: str) -> None:
@@ -390,7 +422,8 @@ def shaped(found: Any, fields: dict[str, type], what: str) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """What a file claims, if it has the form of a result."""
     try:
-        found = json.loads(whole(path), parse_constant=no_number)
+        found = json.loads(whole(path), parse_constant=no_number,
+                           object_pairs_hook=said_once)
     except (ValueError, RecursionError) as error:
         raise Refused(f"{path.name} is no result ({error})") from None
     if type(found) is dict and found.get("schema", SCHEMA) != SCHEMA:
@@ -407,14 +440,25 @@ LARGEST = 50_000_000  # bytes of a file that is read
 
 def whole(path: Path) -> bytes:
     """The content of a regular file of reasonable size."""
-    if not path.is_file() or path.stat().st_size > LARGEST:
-        raise Refused(f"{path.name}: expected a file of at most "
-                      f"{LARGEST:,} bytes")
-    return path.read_bytes()
+    try:
+        if path.is_file() and path.stat().st_size <= LARGEST:
+            return path.read_bytes()
+    except OSError as error:
+        raise Refused(f"{path.name:.40}: {error.strerror}") from None
+    raise Refused(f"{path.name}: expected a file of at most "
+                  f"{LARGEST:,} bytes")
 
 
 def no_number(text: str) -> float:
     raise ValueError(f"{text} is no number of JSON")
+
+
+def said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a ValueError where it says a thing twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a field is there twice")
+    return found
 
 
 def check_claims(found: dict[str, Any]) -> None:
@@ -433,8 +477,12 @@ def check_claims(found: dict[str, Any]) -> None:
              f"expected runs with the seeds 0 to {RUNS - 1}, in order"),
             (task.target <= least <= 1, f"a run has a quality of {least}, "
              f"asked for {task.target}"),
-            (all(0 < run["steps"] <= task.steps for run in runs),
-             f"a run has not 1 to {task.steps} steps"),
+            (all(run["steps"] in range(task.every, task.steps + 1,
+                                       task.every) for run in runs),
+             f"a run has not {task.every}, {2 * task.every}, … or "
+             f"{task.steps} steps"),
+            (found["threads"] > 0 and 0 < found["memory"] < math.inf,
+             "threads and memory are not numbers above 0"),
             (all(positive), "a run's seconds are not above 0"),
             (bool(runs) and found["seconds"] == middle(runs),
              f"{found['seconds']} s is not the median of the runs")):
@@ -446,7 +494,7 @@ DOUBT = 1e-3  # share of answers that may differ on another processor
 
 
 def verify(path: Path) -> dict[str, Any]:
-    """The result in a file, all of it recomputed but its seconds.
+    """The result in a file, its quality recomputed from its weights.
 
     Raises Refused where a claim does not hold, and Unmeasured where the
     data to check it is not here.
@@ -460,8 +508,12 @@ def verify(path: Path) -> dict[str, Any]:
     held = whole(path.with_suffix(".safetensors"))
     if hashlib.sha256(held).hexdigest() != found["arrays"]:
         raise Refused("the arrays are not those that the result names")
-    for run, arrays in zip(found["runs"], by_seed(held)):
+    shown = by_seed(held)
+    for run, arrays in zip(found["runs"], shown):
         check_run(task, split[-1], run, arrays)
+    # Left are the weights, and no two seeds lead to the same.
+    if len({save_arrays(arrays) for arrays in shown}) < RUNS:
+        raise Refused("two runs show the same weights")
     return found
 
 
@@ -501,7 +553,10 @@ def by_seed(data: bytes) -> list[dict[str, np.ndarray]]:
 
 
 def contest(one: Path, other: Path) -> Verdict:
-    """The first file against the second, run by run; both verified."""
+    """The first file against the second, run by run; both verified.
+
+    It tells these runs apart: days differ too, and no coin mixed them.
+    """
     found = [verify(path) for path in (one, other)]
     tasks = {result["task"] for result in found}
     if len(tasks) > 1:
@@ -513,8 +568,8 @@ def contest(one: Path, other: Path) -> Verdict:
 
 
 def plain(text: str) -> str:
-    """A stranger's text, for a cell of a table."""
-    return re.sub(r"[^\w .,:()@+-]", "?", text)[:80]
+    """A stranger's text, with nothing in it that a page would obey."""
+    return re.sub(r"[^\w .,:;()@+-]", "?", text)[:160]
 
 
 def board(paths: Iterable[Path]) -> list[str]:
@@ -524,7 +579,8 @@ def board(paths: Iterable[Path]) -> list[str]:
         try:
             found.append(verify(path))
         except (Refused, Unmeasured) as error:
-            rest.append(f"\n`{path.name}` is not listed: {error}")
+            rest.append(f"\n`{plain(path.name)}` is not listed: "
+                        f"{plain(str(error))}")
     head = ["| task | quality | seconds | threads | machine | date |",
             "|---|--:|--:|--:|---|---|"]
     found.sort(key=lambda r: (r["task"], r["seconds"]))
@@ -548,7 +604,7 @@ def main(argv: list[str]) -> int:
             "files", type=Path, nargs=count, metavar="FILE")
     try:
         return obeyed(parser.parse_args(argv))
-    except (OSError, Refused, Unmeasured) as error:
+    except (OSError, NotFinite, Refused, Unmeasured) as error:
         print(f"suite: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -576,6 +632,7 @@ def obeyed(options: argparse.Namespace) -> int:
         return max(map(told_of, options.files))
     else:
         path = options.out or Path(f"_build/suite/{options.name}.json")
+        arrays_of(path)  # a wrong name is told before the runs, not after
         result, arrays = perform(options.name)
         publish(path, result, arrays)
         print(f"{options.name}: {result['seconds']:.2f} s to "
