@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:49778ce39680  # noqa: E501
+# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:7df75bec52ce  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any, NoReturn
 
@@ -485,12 +485,14 @@ NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
 class Unrecorded:
     """A block, or a decorator, inside which nothing is recorded."""
 
+    def __init__(self) -> None:
+        self.tokens: list[Token[bool]] = []  # one block may hold itself
+
     def __enter__(self) -> None:
-        self.block = recording(False)
-        self.block.__enter__()
+        self.tokens.append(RECORDING.set(False))
 
     def __exit__(self, *error: Any) -> None:
-        self.block.__exit__(*error)
+        RECORDING.reset(self.tokens.pop())
 
     def __call__(self, function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
