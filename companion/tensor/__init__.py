@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:1e0d8e64d866  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:73fe983ec731  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -137,6 +137,8 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's and NumPy's names of options."""
     @functools.wraps(method)
     def named(*args: Any, **options: Any) -> T:
+        if not options:  # as most calls are
+            return method(*args)
         if "unbiased" in options:
             options["correction"] = int(options.pop("unbiased"))
         ours = {OPTIONS.get(name, name): v for name, v in options.items()}
