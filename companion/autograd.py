@@ -1,10 +1,12 @@
-# Tangled from autograd, convolution, attention: edit there, `make tangle`. sha256:432d04c3761b  # noqa: E501
+# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:7df75bec52ce  # noqa: E501
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from contextvars import ContextVar
+from contextlib import contextmanager
+from contextvars import ContextVar, Token
 from functools import partial
 from typing import Any, NoReturn
 
@@ -93,9 +95,9 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-def no_grad() -> AbstractContextManager[None]:
+def no_grad() -> Unrecorded:
     """Compute without recording: results need no gradient."""
-    return recording(False)
+    return Unrecorded()
 
 
 Rule = Callable[..., Any]
@@ -478,3 +480,37 @@ def joined(rows: Any, last: Any) -> Any:
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
+
+
+class Unrecorded:
+    """A block, or a decorator, inside which nothing is recorded."""
+
+    def __init__(self) -> None:
+        self.tokens: list[Token[bool]] = []  # one block may hold itself
+
+    def __enter__(self) -> None:
+        self.tokens.append(RECORDING.set(False))
+
+    def __exit__(self, *error: Any) -> None:
+        RECORDING.reset(self.tokens.pop())
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def called(*args: Any, **options: Any) -> Any:
+            with no_grad():
+                found = function(*args, **options)
+            return (drawn_unrecorded(found) if inspect.isgenerator(found)
+                    else found)
+        return called
+
+
+def drawn_unrecorded(steps: Any) -> Iterator[Any]:
+    """A generator whose values are computed unrecorded, one by one."""
+    sent = None
+    while True:
+        with no_grad():
+            try:
+                value = steps.send(sent)
+            except StopIteration as end:
+                return end.value
+        sent = yield value

@@ -1,4 +1,4 @@
-# Tangled from layers, autograd, vocabulary: edit there, `make tangle`. sha256:b4eed30dfb3f  # noqa: E501
+# Tangled from layers, autograd, vocabulary: edit there, `make tangle`. sha256:42c7a8e3faaa  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -175,9 +175,10 @@ class Module:
         return self
 
     def requires_grad_(self, on: bool = True) -> Module:
-        """Whether training may change the tensors below, floats only."""
+        """Whether training may change the parameters below."""
         for _, tensor in self.named_tensors():
-            if tensor.dtype.is_float:
+            # What was never asked is a buffer: running means, counts.
+            if "requires_grad" in vars(tensor):
                 tensor.requires_grad_(on)
         return self
 

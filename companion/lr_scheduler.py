@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:3815413ef5a6
+# Tangled from vocabulary: edit there, `make tangle`. sha256:06c410719020
 """PyTorch's learning-rate schedulers: a factor for each step."""
 
 from __future__ import annotations
@@ -8,26 +8,32 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from companion.optim import Optimizer
+from companion.tensor import as_int
 
 
-class LambdaLR:
-    """Each step sets every group's rate to its first times a factor.
+class LRScheduler:
+    """Each step sets every group's rate, from its first and the step.
 
-    `lr_lambda` maps the number of the step, from 0, to the factor.
+    `rule(first, i)` is the rate at step i, from 0. The optimizer listens
+    to one scheduler: a rate set by another, or by hand, is overwritten.
     """
 
     def __init__(self, optimizer: Optimizer,
-                 lr_lambda: Callable[[int], float]):
-        self.optimizer, self.factor, self.last_epoch = optimizer, lr_lambda, -1
+                 rule: Callable[[float, int], float]):
+        self.optimizer, self.rule, self.last_epoch = optimizer, rule, -1
         self.base_lrs = [g["lr"] for g in optimizer.param_groups]
         self.step()
 
     def step(self) -> None:
         """Call it after the optimizer's step, or at an epoch's end."""
+        groups = self.optimizer.param_groups
+        if len(groups) != len(self.base_lrs):
+            raise ValueError(f"scheduler: the optimizer has {len(groups)} "
+                             f"groups, the schedule {len(self.base_lrs)} "
+                             f"first rates; make it after the last group")
         self.last_epoch += 1
-        factor = self.factor(self.last_epoch)
-        for group, rate in zip(self.optimizer.param_groups, self.base_lrs):
-            group["lr"] = rate * factor
+        for group, first in zip(groups, self.base_lrs):
+            group["lr"] = self.rule(first, self.last_epoch)
 
     def get_last_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -41,38 +47,47 @@ class LambdaLR:
         self.step()
 
 
+def check_steps(name: str, steps: int) -> None:
+    if as_int(steps) < 1:
+        raise ValueError(f"{name}: expected one step or more, got {steps}")
+
+
+def LambdaLR(optimizer: Optimizer,
+             lr_lambda: Callable[[int], float]) -> LRScheduler:
+    """The first rate times lr_lambda(the number of the step)."""
+    return LRScheduler(optimizer, lambda first, i: first * lr_lambda(i))
+
+
 def StepLR(optimizer: Optimizer, step_size: int,
-           gamma: float = 0.1) -> LambdaLR:
+           gamma: float = 0.1) -> LRScheduler:
     """gamma times the rate after every `step_size` steps."""
+    check_steps("StepLR", step_size)
     return LambdaLR(optimizer, lambda i: gamma ** (i // step_size))
 
 
 def MultiStepLR(optimizer: Optimizer, milestones: Sequence[int],
-                gamma: float = 0.1) -> LambdaLR:
+                gamma: float = 0.1) -> LRScheduler:
     """gamma times the rate at each milestone."""
     return LambdaLR(optimizer, lambda i: gamma ** sum(
         m <= i for m in milestones))
 
 
-def ExponentialLR(optimizer: Optimizer, gamma: float) -> LambdaLR:
+def ExponentialLR(optimizer: Optimizer, gamma: float) -> LRScheduler:
     """gamma times the rate at every step."""
     return LambdaLR(optimizer, lambda i: gamma ** i)
 
 
 def LinearLR(optimizer: Optimizer, start_factor: float = 1 / 3,
-             end_factor: float = 1.0, total_iters: int = 5) -> LambdaLR:
+             end_factor: float = 1.0, total_iters: int = 5) -> LRScheduler:
     """From one factor to another in a straight line."""
+    check_steps("LinearLR", total_iters)
     return LambdaLR(optimizer, lambda i: start_factor + (
         end_factor - start_factor) * min(i, total_iters) / total_iters)
 
 
 def CosineAnnealingLR(optimizer: Optimizer, T_max: int,
-                      eta_min: float = 0.0) -> LambdaLR:
+                      eta_min: float = 0.0) -> LRScheduler:
     """Down to eta_min along half a cosine (Loshchilov, 2017)."""
-    rates = {group["lr"] for group in optimizer.param_groups}
-    if eta_min and len(rates) > 1:
-        raise ValueError("CosineAnnealingLR: eta_min is one rate, and the "
-                         "groups have several; use LambdaLR")
-    low = eta_min / rates.pop() if eta_min else 0.0
-    return LambdaLR(optimizer, lambda i: low + (1 - low) * (
-        1 + math.cos(math.pi * i / T_max)) / 2)
+    check_steps("CosineAnnealingLR", T_max)
+    return LRScheduler(optimizer, lambda first, i: eta_min + (
+        first - eta_min) * (1 + math.cos(math.pi * i / T_max)) / 2)

@@ -4,6 +4,7 @@ A new word is one row. Each row is evaluated twice, with x, y, z and the
 others as tensors of ours and as PyTorch's, and `m` as the package.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -196,8 +197,7 @@ x.isinf(), x.arctan2(y), x.logical_not(), b.bitwise_not(), n.bitwise_not()
 x.divide(2), x.true_divide(y), x.multiply(y), x.subtract(y), x.type_as(n)
 x.moveaxis(0, 1), x.swapdims(0, 1), x.bfloat16()
 m.tensor(x.detach().cpu().tolist())
-m.tensor(x.equal(x)), m.tensor(v[:1].is_contiguous())
-m.tensor(m.zeros(3, 4).T.stride()), m.tensor(m.zeros(3, 4).T.is_contiguous())
+m.tensor(x.equal(x))
 m.empty(2, 3).fill_(1), m.rand_like(x) * 0, m.randn_like(x) * 0
 m.zeros(0, 3).sort(1), m.zeros(2, 0).sort(), m.tensor(2.0).sort()
 m.zeros(2, 0).gather(1, m.zeros(2, 0).long()), m.zeros(1, 1).topk(1)
@@ -450,6 +450,141 @@ def test_order_of_equals_and_of_nothing(text, dtype):
                 agree(ours, theirs, 0)
 
 
+def in_both(text, **arrays):
+    """The results of `text` with these arrays as tensors here and there."""
+    import torch
+
+    names = {"math": math}
+    return [results(eval(text, names | {"m": m, "F": F} | {
+        k: m.from_numpy(np.array(a)) for k, a in arrays.items()}))
+        for m, F in ((companion, nn.functional),
+                     (torch, torch.nn.functional))]
+
+
+WHOLE = ["x.fmod(y)", "x.fmod(-128)", "x.fmod(3)", "x.isclose(y)",
+         "x.copysign(y)", "x.copysign(-1.0)", "x.atan2(y)",
+         "x.div(y, rounding_mode='trunc')", "x.remainder(y)"]
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_the_smallest_whole_number_has_no_absolute_value(text):
+    few = np.array([-128, -127, -7, -1, 1, 3, 7, 100, 127], np.int8)
+    x, y = [a.ravel() for a in np.meshgrid(few, few)]
+    # Of -128 / -1 the C of others may stop the process.
+    here, there = in_both(text, x=x[y != -1], y=y[y != -1])
+    for a, b in zip(here, there, strict=True):
+        agree(a, b, 1e-6)
+
+
+EDGES = ["x.hypot(y)", "x.hypot(y.to(m.float64))", "x.atan2(y)",
+         "x.atan2(y.to(m.float64))", "x.nan_to_num(math.inf)",
+         "x.nan_to_num(nan=-math.inf, neginf=1.0)", "x.acosh()",
+         "x.to(m.float64).acosh()", "x.copysign(y)", "x.logaddexp(y)"]
+
+
+@pytest.mark.parametrize("text", EDGES)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_edges_of_two_operands(text):
+    few = np.array([math.nan, math.inf, -math.inf, 0.0, -0.0, 1.0, -2.5, 1e-7,
+                    -1e-7, 1e30, -1e30, 3e38], np.float32)
+    x, y = [a.ravel() for a in np.meshgrid(few, few)]
+    here, there = in_both(text, x=x, y=y)
+    for a, b in zip(here, there, strict=True):
+        agree(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["asinh", "atanh", "atan", "asin", "sinh",
+                                  "expm1", "tan", "round", "trunc"])
+def test_odd_functions_keep_the_sign_of_zero(name):
+    y = getattr(Tensor([-0.0, 0.0]), name)().numpy()
+    assert np.signbit(y).tolist() == [True, False]
+    rest = Tensor([-0.0, -4.0, 4.0]).fmod(2.0).numpy()
+    assert np.signbit(rest).tolist() == [True, True, False]
+
+
+ONE = ["x.sort(0)", "x.topk(1)", "x.kthvalue(1)", "x.cummax(0)",
+       "x.cummin(-1)", "x.kthvalue(1, keepdim=True)"]
+
+
+@pytest.mark.parametrize("text", ONE)
+def test_one_number_is_a_row_of_one(text):
+    here, there = in_both(text, x=np.float32(3))
+    for a, b in zip(here, there, strict=True):
+        agree(a, b, 0)
+
+
+def test_steps_through_memory():
+    x = companion.zeros(2, 3, 4).transpose(0, 2)
+    assert x.stride() == (1, 4, 12) and x.stride(-1) == 12
+    assert not x.is_contiguous() and x.contiguous().is_contiguous()
+
+
+REFUSED = {
+    "x.diff(-1)": "n >= 0", "x.kthvalue(1, 5)": "axis 5 does not",
+    "x.index_select(0, x > 0)": "integer dtype",
+    "x.index_select(0, i.unsqueeze(0))": "a vector of indices",
+    "x.index_add(0, x > 0, x)": "integer dtype",
+    "x.scatter_add(0, i, 2.0)": "one dtype", "x[:0].median()": "no middle",
+    "i.add_(1.5)": "does not fit into int64", "i.div_(2)": "does not fit",
+    "(x > 0).add_(1)": "does not fit into bool",
+    "i.masked_fill_(i > 0, 0.5)": "does not fit", "i.exp_()": "does not fit",
+    "F.glu(x)": "no halves", "F.layer_norm(q, (2,))": "last axes of",
+    "F.interpolate(q.unsqueeze(0), 0)": "above 0",
+    "F.interpolate(q.unsqueeze(0), (2, 2))": "each of the 1",
+    "nn.LeakyReLU(1, 2, 3)": "LeakyReLU.*too many",
+    "nn.Softmax()": "Softmax.*axis",
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_wrong_use_is_told_in_a_line(text):
+    names = {"x": Tensor([1.0, 2.0, 3.0]), "i": Tensor([0, 1, 2]), "nn": nn,
+             "q": companion.zeros(2, 3), "F": nn.functional}
+    with pytest.raises((ValueError, TypeError, IndexError),
+                       match=REFUSED[text]):
+        eval(text, names)
+    assert names["i"].tolist() == [0, 1, 2]
+
+
+def test_what_is_written_over_a_constant_has_a_gradient():
+    w, y = Tensor([1.0, 2.0], requires_grad=True), companion.ones(2)
+    y.mul_(w).add_(w, alpha=2)
+    y.sum().backward()
+    assert w.grad.tolist() == [3.0, 3.0] and y.tolist() == [3.0, 6.0]
+    z = companion.zeros(3).index_add_(0, Tensor([1, 1]), w.detach(), alpha=2)
+    assert z.tolist() == [0, 6, 0]
+
+
+def test_certain_probabilities_have_finite_slopes():
+    x = Tensor([0.0, 1.0, 0.0, 1.0], requires_grad=True)
+    loss = nn.functional.binary_cross_entropy(x, Tensor([0.0, 1.0, 1.0, 0.0]))
+    loss.backward()
+    assert loss.item() == 50 and bool(x.grad.isfinite().all())
+
+
+def test_no_grad_around_a_generator():
+    w = Tensor([1.0], requires_grad=True)
+
+    @companion.no_grad()
+    def steps():
+        sent = yield w * 1
+        yield sent * w
+        return (w * 1).requires_grad
+
+    walk = steps()
+    assert not next(walk).requires_grad and (w * 1).requires_grad
+    assert not walk.send(w).requires_grad and (w * 1).requires_grad
+    with pytest.raises(StopIteration) as end:
+        next(walk)
+    assert end.value.value is False and steps.__name__ == "steps"
+    block = companion.no_grad()
+    with block:
+        with block:
+            pass
+        assert not (w * 1).requires_grad
+    assert (w * 1).requires_grad
+
+
 def test_of_several_who_write_to_a_place_the_last_one_wins():
     """As NumPy's put_along_axis; PyTorch leaves it open."""
     rng = np.random.default_rng(0)
@@ -543,6 +678,59 @@ def test_schedules_are_pytorchs(name):
     other = getattr(lr_scheduler, name)(ours, *SCHEDULES[name])
     other.load_state_dict(mine.state_dict())
     assert other.get_last_lr() == mine.get_last_lr()
+
+
+def test_a_schedule_resumes_with_an_optimizer_that_came_first():
+    """Where the rates are in both states, and several groups differ."""
+    from companion.lr_scheduler import CosineAnnealingLR
+
+    def fresh():
+        return companion.SGD([{"params": [companion.ones(1).requires_grad_()],
+                               "lr": lr} for lr in (1.0, 0.2)], lr=1.0)
+
+    first = fresh()
+    schedule = CosineAnnealingLR(first, 10, eta_min=0.1)
+    for _ in range(4):
+        schedule.step()
+    other = fresh()
+    other.load_state_dict(first.state_dict())
+    resumed = CosineAnnealingLR(other, 10, eta_min=0.1)
+    resumed.load_state_dict(schedule.state_dict())
+    for _ in range(6):
+        assert resumed.get_last_lr() == schedule.get_last_lr()
+        resumed.step()
+        schedule.step()
+    assert np.allclose(resumed.get_last_lr(), 0.1)
+    other.param_groups.append(dict(other.param_groups[0]))
+    with pytest.raises(ValueError, match="3 groups, the schedule 2"):
+        resumed.step()
+    with pytest.raises(ValueError, match="one step or more, got 0"):
+        CosineAnnealingLR(first, 0)
+
+
+def test_a_thawed_module_keeps_its_running_means():
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    names = [name for name, _ in net.named_parameters()]
+    again = copy.deepcopy(net.requires_grad_(False)).requires_grad_()
+    assert [name for name, _ in again.named_parameters()] == names
+    again(companion.ones(2, 2)).sum().backward()
+    assert not again.layers[1].running_mean.requires_grad
+
+
+def test_modules_of_functions_may_be_made_more_of():
+    class Scaled(nn.Softmax):
+        def __init__(self):
+            super().__init__(dim=0)
+            self.weight, self.note = nn.Parameter(companion.ones(2)), "mine"
+
+        def forward(self, x):
+            return super().forward(x) * self.weight
+
+    assert Scaled()(companion.ones(2)).tolist() == [0.5, 0.5]
+    x = Tensor([-1.0, 1.0])
+    assert nn.ReLU(True)(x).tolist() == [0, 1]
+    assert nn.LeakyReLU(0.5, True)(x).tolist() == [-0.5, 1]
+    assert nn.CosineSimilarity(dim=0)(x, x).item() == pytest.approx(1)
 
 
 def test_first_values_have_pytorchs_bounds_and_deviations():

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:45c87bddd9e7
+# Tangled from vocabulary: edit there, `make tangle`. sha256:ff64df5aa990
 """PyTorch's nn: layers, and functions as modules."""
 
 from __future__ import annotations
@@ -22,28 +22,40 @@ class Applied(Module):
     """
 
     function: Callable[..., Any]
+    settings: inspect.Signature
 
-    def __init__(self, *settings: Any, inplace: bool = False,
-                 **named: Any):
+    def __init__(self, *settings: Any, **named: Any):
         if "dim" in named:
             named["axis"] = named.pop("dim")
-        # Its operands are those that forward brings.
-        parameters = inspect.signature(self.function).parameters.values()
-        own = [p for p in parameters if p.name not in OPERANDS]
-        bound = inspect.Signature(own).bind(*settings, **named)
-        vars(self).update(bound.arguments)
+        try:
+            given = self.settings.bind(*settings, **named).arguments
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}{self.settings}: "
+                            f"{error}") from None
+        given.pop("inplace", None)
+        vars(self).update(given)
 
     def forward(self, *inputs: Any) -> Any:
-        settings = {k: v for k, v in vars(self).items() if k != "training"}
-        return self.function(*inputs, **settings)
+        own = {name: value for name, value in vars(self).items()
+               if name in self.settings.parameters}
+        return self.function(*inputs, **own)
 
 
-OPERANDS = "x", "target", "self"
+OPERANDS = "x", "y", "target", "self"  # which forward brings
+
+
+def settings_of(function: Callable[..., Any]) -> inspect.Signature:
+    """What a module is told when it is made; at last, as there, inplace."""
+    own = [p for p in inspect.signature(function).parameters.values()
+           if p.name not in OPERANDS]
+    return inspect.Signature([*own, inspect.Parameter(
+        "inplace", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False)])
 
 
 def modular(name: str, function: Callable[..., Any]) -> type[Applied]:
     """The class of modules that apply `function`."""
     return type(name, (Applied,), {
+        "settings": settings_of(function),
         "function": staticmethod(function), "__doc__": function.__doc__,
         "__module__": "companion.nn"})
 

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:ee0ed2cf8731
+# Tangled from vocabulary: edit there, `make tangle`. sha256:075b651a10f2
 """PyTorch's nn.functional: what is not a method, under its name."""
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from typing import Any
 from companion.dtype import float64, int64
 from companion.layers import Dropout
 from companion.losses import apply_reduction, matched
-from companion.tensor import Scalar, Tensor, as_int, smooth, torch_names
+from companion.tensor import (
+    Scalar,
+    Tensor,
+    as_int,
+    axis_of,
+    smooth,
+    torch_names,
+    unpack_ints,
+)
 from companion.tensor.along import pick
 from companion.tensor.arithmetic import maximum_of, minimum_of
 from companion.tensor.creation import arange
@@ -122,7 +130,10 @@ def prelu(x: Tensor, weight: Tensor) -> Tensor:
 @torch_names
 def glu(x: Tensor, axis: int = -1) -> Tensor:
     """The first half of an axis, gated by the second."""
-    half = x.shape[axis] // 2
+    half, odd = divmod(x.shape[axis_of(x, axis)], 2)
+    if odd:
+        raise ValueError(f"glu: axis {axis} of shape {x.shape} has no "
+                         f"halves; expected an even length")
     return x.narrow(axis, 0, half) * x.narrow(axis, half, half).sigmoid()
 
 
@@ -214,7 +225,11 @@ def interpolate(x: Tensor, size: Any = None, scale_factor: Any = None,
                          f"{', '.join(BETWEEN)}; got mode={mode!r}")
     given = scale_factor if size is None else size
     each = list(given) if isinstance(given, Sequence) else [given] * len(axes)
-    for axis, wanted in zip(axes, each, strict=True):
+    if len(each) != len(axes) or min(each, default=1) <= 0:
+        raise ValueError(f"interpolate: expected a number above 0 for each "
+                         f"of the {len(axes)} last axes of shape {x.shape}, "
+                         f"got {given}")
+    for axis, wanted in zip(axes, each):
         n = x.shape[axis]
         m = as_int(wanted) if size is not None else int(n * wanted)
         scale = n / m if size is not None else 1 / wanted
@@ -296,7 +311,11 @@ def binary_cross_entropy(x: Tensor, target: Tensor,
                          reduction: str = "mean") -> Tensor:
     """Of probabilities; logarithms end at -100, as PyTorch's do."""
     x, target = matched("binary_cross_entropy", x, target)
-    yes, no = x.log().clamp(min=-100), (-x).log1p().clamp(min=-100)
+    # At the ends log has no slope, and 0 times that would be NaN.
+    least, most = x == 0, x == 1
+    yes = where(least, 1, x).log().masked_fill(least, -100).clamp(min=-100)
+    no = (-where(most, 0, x)).log1p().masked_fill(
+        most, -100).clamp(min=-100)
     loss = -(target * yes + (1 - target) * no)
     return apply_reduction(loss, reduction, x.dtype)
 
@@ -329,7 +348,11 @@ def layer_norm(x: Tensor, normalized_shape: Sequence[int],
                weight: Tensor | None = None, bias: Tensor | None = None,
                eps: float = 1e-5) -> Tensor:
     """Mean 0 and variance 1 over the last axes, then weight and bias."""
-    axes, wide = range(-len(normalized_shape), 0), widened(x)
+    shape = unpack_ints([normalized_shape])
+    if x.shape[x.ndim - len(shape):] != shape:
+        raise ValueError(f"layer_norm: expected last axes of {shape}, got "
+                         f"shape {x.shape}")
+    axes, wide = range(-len(shape), 0), widened(x)
     centred = wide - wide.mean(axes, keepdim=True)
     y = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
     y = y if weight is None else y * weight

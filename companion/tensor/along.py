@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:cdb53ef3c3a4
+# Tangled from vocabulary: edit there, `make tangle`. sha256:0c3855156637
 """Words that work along one axis: gather, sort, running folds."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from companion.ops import GATHER, SCATTER, check_kind
 from companion.tensor import Scalar, Tensor, axis_of
 from companion.tensor.creation import arange
 from companion.tensor.indexing import cat
-from companion.tensor.operands import where, widened
+from companion.tensor.operands import dtype_or_type, where, widened
 from companion.tensor.reductions import detached
 from companion.view import Shape
 
@@ -51,6 +51,14 @@ def fitted(name: str, x: Tensor, index: Tensor, axis: int) -> Tensor:
     return x
 
 
+def check_vector(name: str, index: Tensor) -> None:
+    """An index of slices is a vector of integers, and no mask."""
+    check_kind(name, index.dtype, "iu")
+    if index.ndim != 1:
+        raise ValueError(f"{name}: expected a vector of indices, got shape "
+                         f"{index.shape}; use gather, or x[index]")
+
+
 def last_writer(index: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Who writes to each of n places last, and whether anybody does.
 
@@ -76,9 +84,10 @@ def grown(x: Tensor, shape: Shape) -> Tensor:
 
 def source(name: str, x: Tensor, index: Tensor, src: Tensor) -> Tensor:
     """What is written through an index: `src`, cut to its shape."""
-    if src.dtype is not x.dtype:
-        raise TypeError(f"{name}: x is {x.dtype}, what is written "
-                        f"{src.dtype}; cast one of them")
+    kind = dtype_or_type(src)
+    if kind is not x.dtype:
+        raise TypeError(f"{name}: x is {x.dtype}, what is written {kind}; "
+                        f"expected a tensor of one dtype with x")
     if src.ndim != index.ndim or any(
             m > n for m, n in zip(index.shape, src.shape)):
         raise ValueError(f"{name}: index {index.shape} is larger than what "

@@ -1,4 +1,4 @@
-# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:a3496a7cdcd0  # noqa: E501
+# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:2dfadead2b24  # noqa: E501
 """What the operators say in primitives: /, **, &, where, maximum."""
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def odd(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     negative = x < 0
     # Not x.abs(): its slope at 0 is 0, and f's is not.
     y = f(where(negative, -x, x))
-    return where(negative, -y, y)
+    # At 0 each f has the slope 1; x itself keeps the sign of -0.
+    return where(x == 0, x, where(negative, -y, y))
 
 
 def arsinh(a: Tensor) -> Tensor:

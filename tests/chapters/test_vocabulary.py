@@ -1,11 +1,13 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:2ad3fc7bf3d5
+# Tangled from vocabulary: edit there, `make tangle`. sha256:b787eaf32a3a
 from __future__ import annotations
 
 import math
 
 import numpy as np
 
+from companion.autograd import no_grad
 from companion.dtype import float32, float64
+from companion.layers import parameter
 from companion.literate import message
 from companion.tensor import Tensor
 from companion.tensor.contraction import einsum
@@ -88,3 +90,15 @@ def test_words_for_signs():
     (g,) = grad(y.sum(), [w])
     assert np.allclose(g.numpy(), 3 * np.exp([3, 6]))
     assert "leaf" in message(lambda: w.add_(1), RuntimeError)
+
+
+def test_a_generator_computes_unrecorded():
+    w = parameter(zeros(1))
+
+    @no_grad()
+    def values():
+        yield w * 2
+        yield w * 3
+
+    for y in values():
+        assert not y.requires_grad and (w * 1).requires_grad
