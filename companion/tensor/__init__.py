@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:184c4a17d504  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:a16fd32cef7c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -95,17 +95,26 @@ def in_place(operation: Callable[[Any, Any], Any]) -> Callable[..., Tensor]:
     return method
 
 
+def of_rows(method: Callable[..., Sorted]) -> Callable[..., Sorted]:
+    """Of a 0-d tensor what it is of the row with this one element."""
+    @functools.wraps(method)
+    def row(x: Tensor, *args: Any, **options: Any) -> Sorted:
+        if x.ndim:
+            return method(x, *args, **options)
+        found = method(x.reshape(1), *args, **options)
+        return Sorted(*[t.reshape(()) for t in found])
+    return row
+
+
 def overwriting(name: str) -> Callable[..., Tensor]:
     """The method `name`, its result written where x lies."""
     def method(self: Tensor, *args: Any, **options: Any) -> Tensor:
         # Of a copy: the gradient may read what is about to go.
-        recorded = self.requires_grad and RECORDING.get()
+        recorded = RECORDING.get() and any(
+            isinstance(t, Tensor) and t.requires_grad
+            for t in (self, *args, *options.values()))
         x = self.clone() if recorded else self
-        result = getattr(x, name)(*args, **options)
-        if result.shape != self.shape:
-            raise ValueError(f"{name}_: the result {result.shape} does not "
-                             f"fit into {self.shape}; use .{name}")
-        return self.copy_(result)
+        return written(self, getattr(x, name)(*args, **options))
     return method
 
 
@@ -128,6 +137,8 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
     """Also accept PyTorch's and NumPy's names of options."""
     @functools.wraps(method)
     def named(*args: Any, **options: Any) -> T:
+        if not options:  # as most calls are
+            return method(*args)
         if "unbiased" in options:
             options["correction"] = int(options.pop("unbiased"))
         ours = {OPTIONS.get(name, name): v for name, v in options.items()}
@@ -146,6 +157,9 @@ def unknown(x: Any, name: str) -> NoReturn:
 
 
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
+
+# Refused where x += y would be: no float is cut to fit an integer.
+written = in_place(lambda _, result: result)
 
 OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
            "shifts": "shift", "ddof": "correction"}
@@ -1034,7 +1048,7 @@ class Tensor:
     @smooth
     def acosh(self) -> Tensor:
         """log(x + sqrt(x² - 1)), in terms of x - 1; NaN below 1."""
-        t = self.clamp(max=BEYOND) - 1
+        t = self.clamp(0, BEYOND) - 1
         near = (t + (t * 2 + t * t).sqrt()).log1p()
         far = self.clamp(min=1).log() + math.log(2)
         return where(self > BEYOND, far, near)
@@ -1087,9 +1101,11 @@ class Tensor:
     def isclose(self, other: Any, rtol: float = 1e-5, atol: float = 1e-8,
                 equal_nan: bool = False) -> Tensor:
         """|x - y| <= atol + rtol·|y|, or both the same infinity."""
-        _, y = align(self, required_operand(other, self))
-        near = (self - y).abs() <= y.abs() * rtol + atol
-        close = (self == y) | near & y.isfinite()
+        x, y = align(self, required_operand(other, self))
+        # Not of int8: the difference of -128 and 0 would be -128.
+        a, b = [t if t.dtype.is_float else t.cast(float64) for t in (x, y)]
+        near = (a - b).abs() <= b.abs() * rtol + atol
+        close = (x == y) | near & b.isfinite()
         both = self.isnan() & y.isnan()
         return close | both if equal_nan else close
 
@@ -1100,27 +1116,32 @@ class Tensor:
             return self
         most = largest_number(self.dtype)
         x = self.masked_fill(self.isnan(), nan)
-        x = x.masked_fill(x == math.inf, most if posinf is None else posinf)
-        low = -most if neginf is None else neginf
-        return x.masked_fill(x == -math.inf, low)
+        high, low = [bound if given is None else given for bound, given in (
+            (most, posinf), (-most, neginf))]
+        # What self is, not x: a NaN may have become an infinity.
+        x = x.masked_fill(self == math.inf, high)
+        return x.masked_fill(self == -math.inf, low)
 
     def copysign(self, other: Any) -> Tensor:
-        """|x| with the sign of `other`, also of -0."""
-        other = same_dtype(self, required_operand(other, self))[1]
-        size = self.abs()
+        """|x| with the sign of `other`, also of -0; integers as float32."""
+        x, other = map(as_float, same_dtype(
+            self, required_operand(other, self)))
+        size = x.abs()
         return where(has_minus(other), -size, size)
 
-    def atan2(self, x: Tensor) -> Tensor:
+    def atan2(self, x: Any) -> Tensor:
         """The angle of the point (x, self), in (-π, π]."""
-        wide, x = map(widened, same_dtype(self, x))
-        return narrowed(angle(wide, x), self)
+        y, x = same_dtype(self, required_operand(x, self))
+        return narrowed(angle(widened(y), widened(x)), y)
 
-    def hypot(self, other: Tensor) -> Tensor:
+    def hypot(self, other: Any) -> Tensor:
         """sqrt(x² + y²), without squares that overflow."""
-        a, b = self.abs(), required_operand(other, self).abs()
+        a, b = self.abs(), abs(required_operand(other, self))
         large = a.maximum(b)
         scale = detached(where((large > 0) & large.isfinite(), large, 1))
-        return ((a / scale).square() + (b / scale).square()).sqrt() * scale
+        size = ((a / scale).square() + (b / scale).square()).sqrt() * scale
+        # An infinite side is enough, whatever the other is.
+        return where((a == math.inf) | (b == math.inf), math.inf, size)
 
     def logaddexp(self, other: Tensor) -> Tensor:
         """log(exp(x) + exp(y)), safe at any size."""
@@ -1159,6 +1180,7 @@ class Tensor:
     @torch_names
     def index_select(self, axis: int, index: Tensor) -> Tensor:
         """The slices of `axis` that the vector `index` names."""
+        check_vector("index_select", index)
         at = axis_of(self, axis)
         return self.transpose(0, at)[index].transpose(0, at)
 
@@ -1189,9 +1211,11 @@ class Tensor:
         return where(taken, grown(found, self.shape), self)
 
     @torch_names
-    def index_add(self, axis: int, index: Tensor, src: Tensor) -> Tensor:
-        """x, with the slices of `src` added where a vector says."""
-        at = axis_of(self, axis)
+    def index_add(self, axis: int, index: Tensor, src: Tensor,
+                  alpha: Scalar = 1) -> Tensor:
+        """x, with the slices of alpha · src added where a vector says."""
+        check_vector("index_add", index)
+        at, src = axis_of(self, axis), src if alpha == 1 else src * alpha
         sums = Tensor.apply(SCATTER, src.transpose(0, at), index,
                             arg=(0, self.shape[at]))
         return self + sums.transpose(0, at)
@@ -1206,19 +1230,18 @@ class Tensor:
         return Tensor(order(self, at, descending), device=self.device)
 
     @torch_names
+    @of_rows
     def sort(self, axis: int = -1, descending: bool = False,
              stable: bool = True) -> Sorted:
         """Values and places; NaN counts as the largest."""
         places = self.argsort(axis, descending)
-        return Sorted(self.gather(axis, places) if self.ndim else self,
-                      places)
+        return Sorted(self.gather(axis, places), places)
 
     @torch_names
+    @of_rows
     def topk(self, k: int, axis: int = -1, largest: bool = True,
              sorted: bool = True) -> Sorted:
         """The k largest along `axis`, or the smallest, in order."""
-        if not self.ndim:
-            return Sorted(*[t.squeeze() for t in self.reshape(1).topk(k)])
         at = axis_of(self, axis)
         if not 0 <= as_int(k) <= self.shape[at]:
             raise ValueError(f"topk: expected k from 0 to the "
@@ -1232,17 +1255,21 @@ class Tensor:
         return Sorted(values.gather(at, inner), places.gather(at, inner))
 
     @torch_names
+    @of_rows
     def kthvalue(self, k: int, axis: int = -1,
                  keepdim: bool = False) -> Sorted:
         """The k-th smallest, counted from 1, and its place."""
-        if not 1 <= as_int(k) <= self.shape[axis]:
-            raise ValueError(f"kthvalue: expected k from 1 to the "
-                             f"{self.shape[axis]} of axis {axis}, got {k}")
+        n = self.shape[axis_of(self, axis)]
+        if not 1 <= as_int(k) <= n:
+            raise ValueError(f"kthvalue: expected k from 1 to the {n} of "
+                             f"axis {axis}, got {k}")
         found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
         return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
 
     def median(self) -> Tensor:
         """The middle of all values, of two the lower; NaN if one is."""
+        if not self.size:
+            raise ValueError("median: nothing has no middle; check .size")
         row = self.reshape(-1).sort().values
         middle = row[(self.size - 1) // 2]
         return where(row[-1].isnan(), row[-1], middle)
@@ -1274,12 +1301,14 @@ class Tensor:
                              -math.inf), self)
 
     @torch_names
+    @of_rows
     def cummax(self, axis: int) -> Sorted:
         """Running maxima, and where they stand."""
         places = last_largest(self, axis_of(self, axis))
         return Sorted(self.gather(axis, places), places)
 
     @torch_names
+    @of_rows
     def cummin(self, axis: int) -> Sorted:
         """Running minima, and where they stand."""
         places = last_largest(order_reversed(self), axis_of(self, axis))
@@ -1386,7 +1415,9 @@ class Tensor:
     @torch_names
     def diff(self, n: int = 1, axis: int = -1) -> Tensor:
         """Differences of neighbours, n times over."""
-        if n == 0:
+        if as_int(n) < 1:
+            if n < 0:
+                raise ValueError(f"diff: expected n >= 0, got {n}")
             return self
         length = self.shape[axis_of(self, axis)]
         last = max(length - 1, 0)
@@ -1456,9 +1487,10 @@ class Tensor:
     def is_contiguous(self) -> bool:
         return self.buffer.view.is_dense
 
-    def stride(self) -> tuple[int, ...]:
-        """Steps in elements, one for each axis."""
-        return self.buffer.view.strides
+    def stride(self, dim: int | None = None) -> Any:
+        """Steps in elements, one for each axis, or that of one."""
+        steps = self.buffer.view.strides
+        return steps if dim is None else steps[axis_of(self, dim)]
 
     def bitcast(self, dtype: DType) -> Tensor:
         """The same bits, read as another dtype of the same width."""
@@ -1504,8 +1536,10 @@ class Tensor:
     def fmod(self, other: Any) -> Tensor:
         """The rest of x / y rounded towards 0: with the sign of x."""
         x, y = same_dtype(self, required_operand(other, self))
+        if not x.dtype.is_float:  # whose smallest number has no abs
+            return x - divided(x, y, "trunc") * y
         rest = x.abs() % y.abs()
-        return where(x < 0, -rest, rest)
+        return where(has_minus(x), -rest, rest)
 
     def div(self, other: Any, rounding_mode: str | None = None) -> Tensor:
         """x / y; with "floor" or "trunc" rounded to whole numbers."""
@@ -1732,6 +1766,7 @@ sys.modules[Tensor.__module__].__class__ = Package
 # The rooms import what stands above: they are read last.
 from companion.tensor.along import (
     Sorted,
+    check_vector,
     chosen,
     fitted,
     grown,
