@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:7895038bb20a  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:07ec9e1b990c  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -53,8 +53,8 @@ class Scheme:
 
     def __post_init__(self) -> None:
         group = 2 if self.group is None else self.group
-        if not all([isinstance(n, (int, np.integer))
-                    for n in (self.bits, group)]) or (
+        if not (isinstance(self.bits, (int, np.integer))
+                and isinstance(group, (int, np.integer))) or (
                 self.bits not in range(2, 9) or group < 2 or group % 2
                 or self.rule not in [*RULES]):
             raise ValueError(
