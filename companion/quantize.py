@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:25c8d4071bc9  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:07ec9e1b990c  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -15,7 +15,15 @@ import numpy as np
 from companion.autograd import RECORDING
 from companion.blas import WORTH_SHARING
 from companion.buffer import Buffer
-from companion.convolution import Conv2d, Sweep, margins_of, pair, taps_along
+from companion.convolution import (
+    Conv2d,
+    Sweep,
+    check_pictures,
+    margins_of,
+    padded_size,
+    pair,
+    taps_along,
+)
 from companion.device import CPU, Device
 from companion.dtype import DType, bfloat16, float32, int8, int32, uint8
 from companion.embedding import Embedding, look_up
@@ -23,7 +31,8 @@ from companion.layers import Linear, Module, parameter
 from companion.native import POOL, kernel_or_tell
 from companion.tensor import Tensor, from_numpy, wrap
 from companion.tensor.indexing import stack
-from companion.tensor.operands import narrowed, widened
+from companion.tensor.operands import narrowed, where, widened
+from companion.tensor.reductions import detached
 from companion.training import evaluating, named_modules, read_safetensors
 from companion.transformer import GPT, GPTConfig
 
@@ -43,13 +52,15 @@ class Scheme:
     rule: str = "minmax"
 
     def __post_init__(self) -> None:
-        group = self.group
-        if self.bits not in range(2, 9) or self.rule not in RULES or (
-                group is not None and (group < 2 or group % 2)):
+        group = 2 if self.group is None else self.group
+        if not (isinstance(self.bits, (int, np.integer))
+                and isinstance(group, (int, np.integer))) or (
+                self.bits not in range(2, 9) or group < 2 or group % 2
+                or self.rule not in [*RULES]):
             raise ValueError(
                 f"Scheme: expected 2 to 8 bits, an even group of 2 or more "
                 f"(or None), and a rule of {', '.join(RULES)}; got "
-                f"{self.bits}, {group} and {self.rule!r}")
+                f"{self.bits!r}, {self.group!r} and {self.rule!r}")
 
     @property
     def top(self) -> int:
@@ -75,9 +86,11 @@ class Grid(NamedTuple):
 
 def grid(x: np.ndarray, scheme: Scheme) -> Grid:
     """A grid for each row of x (…, K), float32; scale and zero (…, 1)."""
-    if not np.isfinite(x).all():
-        raise ValueError("quantized: expected finite numbers, got NaN or "
-                         "infinity; this model is broken, or not trained")
+    # From the lowest to the highest has to be a float, too.
+    if not (np.abs(x) < 1e38).all():
+        raise ValueError("quantized: expected finite numbers below 1e38, "
+                         "got NaN, infinity or more; this model is broken, "
+                         "or not trained")
     return covering(*RULES[scheme.rule](x, scheme), scheme)
 
 
@@ -209,7 +222,10 @@ class QuantizedWeight(Module):
         return rows @ from_numpy(self.values()).T
 
     def rows(self, index: Tensor) -> Tensor:
-        """The rows at `index` (…): (…, K)."""
+        """The rows at `index` (…), of integers: (…, K)."""
+        if not isinstance(index, Tensor) or index.dtype.kind not in "iu":
+            raise TypeError(f"Embedding: expected a Tensor of integers, got "
+                            f"{index!r:.60}")
         at, n = index.numpy(), self.shape[0]
         if at.size and not 0 <= at.min() <= at.max() < n:
             raise IndexError(f"Embedding: expected indices from 0 to "
@@ -242,6 +258,8 @@ def matrix_shape(weight: Any) -> tuple[int, int]:
 class Turned:
     """w.T of a quantized w. All that it can do is to answer x @ w.T."""
 
+    __array_ufunc__ = None  # so that NumPy's arrays ask it as well
+
     def __init__(self, weight: QuantizedWeight):
         self.shape = weight.shape[::-1]
         self.times = weight.product
@@ -250,8 +268,11 @@ class Turned:
         return self.times(x)
 
 
-def check_product(weight: QuantizedWeight, x: Tensor) -> None:
+def check_product(weight: QuantizedWeight, x: Any) -> None:
     """Refuse what a quantized product cannot do."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"quantized weight: expected a Tensor, got a "
+                        f"{type(x).__name__}; wrap it in Tensor(…)")
     if not x.device is weight.device is CPU:
         raise ValueError(
             f"quantized weight: multiplies on the CPU, eagerly; got x on "
@@ -444,10 +465,15 @@ class QuantizedEmbedding(Module):
     """An Embedding whose weight answers `rows`."""
 
     def __init__(self, layer: Any, weight: Any):
-        self.weight = weight
+        self.weight, self.padding_idx = weight, layer.padding_idx
 
     def forward(self, index: Tensor) -> Tensor:
-        return self.weight.rows(index)
+        rows = self.weight.rows(index)
+        if self.padding_idx is None:
+            return rows
+        # As in Embedding: what is detached passes no gradient on.
+        padding = (index == self.padding_idx).unsqueeze(-1)
+        return where(padding, detached(rows), rows)
 
 
 class QuantizedConv2d(Module):
@@ -464,6 +490,8 @@ class QuantizedConv2d(Module):
                     pair("stride", self.stride, 1),
                     pair("dilation", self.dilation, 1))
         margins = margins_of(self.padding, how)
+        check_pictures("conv2d", x)
+        how.places(padded_size(x, margins))  # refuses what is too small
         if any(map(any, margins)):
             x = x.pad([(0, 0), (0, 0), *margins])
         for side in (1, 0):
@@ -477,8 +505,7 @@ class QuantizedConv2d(Module):
         return y.permute(0, 3, 1, 2)
 
 
-Swap = Callable[[Any, Any], Module] | None
-LAYERS: dict[type, Swap] = {
+LAYERS: dict[type, Callable[[Any, Any], Module] | None] = {
     Linear: None, Embedding: QuantizedEmbedding, Conv2d: QuantizedConv2d,
     QuantizedEmbedding: QuantizedEmbedding, QuantizedConv2d: QuantizedConv2d}
 
@@ -492,6 +519,7 @@ def quantized(model: Module, scheme: Scheme = Scheme(),
     named in `skip`, and all biases stay as they are. Run the copy under
     no_grad(), as `generate` and `evaluate` do.
     """
+    check_request(model, scheme, skip)
     memory: dict[int, Any] = {}
     for name, layer in named_modules(model):
         if type(layer) not in LAYERS or name in skip or getattr(
@@ -509,6 +537,16 @@ def quantized(model: Module, scheme: Scheme = Scheme(),
     return copy.deepcopy(model, memory)
 
 
+def check_request(model: Module, scheme: Any, skip: Collection[str]) -> None:
+    """Refuse what is no scheme, and names of nothing to quantize."""
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"quantized: expected a Scheme, got {scheme!r}; "
+                        f"Scheme(8) is one of eight bits")
+    if unknown := set(skip).difference(dict(named_modules(model))):
+        raise ValueError(f"quantized: expected a list of names from "
+                         f"named_modules to skip, got {sorted(unknown)}")
+
+
 def matrix_of(weight: Any) -> Any:
     """A row for each output; of a RoundedWeight what was trained."""
     weight = getattr(weight, "weight", weight)
@@ -518,21 +556,21 @@ def matrix_of(weight: Any) -> Any:
 def load_quantized(path: str | Path, scheme: Scheme = Scheme(),
                    kind: Callable[..., Any] = QuantizedWeight) -> GPT:
     """A GPT that was saved quantized, by this scheme and kind."""
-    arrays, about = read_safetensors(Path(path))
-    model = quantized(GPT(GPTConfig(**json.loads(about["config"]))),
-                     scheme, kind)
     try:
+        arrays, about = read_safetensors(Path(path))
+        model = quantized(GPT(GPTConfig(**json.loads(about["config"]))),
+                          scheme, kind)
         model.load_state_dict(arrays)
-    except ValueError as error:
-        error.add_note(f"in {path}, read as {scheme}; expected what it was "
-                       f"quantized by")
-        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no GPT that was saved as {scheme} "
+                         f"({type(error).__name__}: {error})") from None
     return model
 
 
 def calibrate(model: Module, batches: Iterable[Tensor],
               rule: str = "minmax") -> None:
     """Fix the steps of all IntegerWeights, by what `batches` bring."""
+    scheme = Scheme(affine=True, rule=rule)
     weights = [w for _, w in named_modules(model)
                if isinstance(w, IntegerWeight)]
     for weight in weights:
@@ -541,16 +579,19 @@ def calibrate(model: Module, batches: Iterable[Tensor],
         with evaluating(model):
             for batch in batches:
                 model(batch)
+        grids = [grid(np.concatenate(weight.seen, axis=None)[None], scheme)
+                 if weight.seen else None for weight in weights]
     finally:
-        seen = [(weight, weight.seen) for weight in weights]
         for weight in weights:
             weight.seen = None
-    for weight, parts in seen:
-        if parts:
-            every = np.concatenate([x.reshape(1, -1) for x in parts], 1)
-            g = grid(every, Scheme(affine=True, rule=rule))
+    if not any(grids):
+        raise ValueError("calibrate: expected batches, and a model with an "
+                         "IntegerWeight that multiplies them, got none")
+    for weight, found in zip(weights, grids, strict=True):
+        if found:
             # Codes of activations go from 0 to 255.
-            weight.fixed = Tensor([g.scale.item(), g.zero.item() + 128])
+            weight.fixed = Tensor([found.scale.item(),
+                                   found.zero.item() + 128])
 
 
 class RoundedWeight(Module):
@@ -568,7 +609,7 @@ class RoundedWeight(Module):
         """The rounded values, with the gradient of the weight."""
         values = QuantizedWeight(self.weight, self.scheme).values()
         off = from_numpy(values) - self.weight.detach()
-        return self.weight + off
+        return self.weight + off.cast(self.weight.dtype)
 
     @property
     def T(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +13,29 @@ from companion import (
     GPT,
     CachedGPT,
     Conv2d,
+    Embedding,
     Generator,
     GPTConfig,
     IntegerWeight,
     Linear,
     QuantizedWeight,
+    RoundedWeight,
     Scheme,
     Sequential,
     Tensor,
+    bfloat16,
     calibrate,
     manual_seed,
     no_grad,
     quantize as module,
     quantized,
     randn,
+    relu,
     set_threads,
     timing,
 )
-from companion.milestones import quantize_bench
+from companion.data import SPARE
+from companion.milestones import language, quantize_bench
 from companion.native import POOL, load
 from companion.tensor import from_numpy
 
@@ -186,6 +192,102 @@ def test_training_mode_and_optimizers_find_nothing_to_train():
     assert small.parameters() == []
     y = small.train()(randn(2, 3))
     assert not y.requires_grad
+
+
+@pytest.fixture(scope="module")
+def reader():
+    """A small GPT that has learned from the text in the library."""
+    text = language.split(10 * SPARE["tinyshakespeare/input.txt"])
+    recipe = replace(language.RECIPES["short"], steps=60, warmup=6,
+                     config=GPTConfig(16, 65, 1, 2, 32, bias=False))
+    model, run = language.learner(recipe, text)
+    run.fit(recipe.steps)
+    loss = language.held_loss(model, text.held)
+    assert loss < math.log(text.tokenizer.n_vocab) - 0.5  # it has learned
+    return model, text.held, loss
+
+
+@pytest.mark.parametrize("kind", [QuantizedWeight, IntegerWeight])
+def test_eight_bits_cost_a_trained_gpt_a_fiftieth_of_a_nat(reader, kind):
+    model, held, loss = reader
+    small = quantized(model, kind=kind)
+    assert abs(language.held_loss(small, held) - loss) <= 0.02
+
+
+def test_the_loss_sees_when_bits_are_too_few(reader):
+    model, held, loss = reader
+    assert language.held_loss(quantized(model, Scheme(2)), held) - loss > 0.1
+
+
+def test_a_padding_row_gets_no_gradient():
+    layer = quantized(Embedding(4, 3, padding_idx=0), Scheme(4),
+                      RoundedWeight)
+    layer(Tensor([0, 2])).sum().backward()
+    assert layer.weight.weight.grad.tolist() == [
+        [0] * 3, [0] * 3, [1] * 3, [0] * 3]
+
+
+def test_a_rounded_weight_keeps_its_dtype():
+    layer = quantized(Linear(3, 2, dtype=bfloat16), kind=RoundedWeight)
+    assert layer(randn(2, 3).cast(bfloat16)).dtype is bfloat16
+
+
+def test_the_largest_weights_stay_finite():
+    for size in (9e37, 1e-27, 1e-38):
+        for bits in (2, 3, 4, 8):
+            for affine in (False, True):
+                w = Tensor([[size, -size, size / 2, 0]])
+                values = QuantizedWeight(w, Scheme(bits, None, affine))
+                assert (np.abs(values.values() - w.numpy()) <= size).all()
+
+
+@pytest.mark.parametrize(("index", "kind"), [
+    (Tensor([1.0]), TypeError), (Tensor([True]), TypeError),
+    ([1], TypeError), (Tensor([4]), IndexError), (Tensor([-1]), IndexError)])
+def test_an_embedding_refuses_what_is_no_row(index, kind):
+    with pytest.raises(kind, match="Embedding: expected"):
+        quantized(Embedding(4, 3))(index)
+
+
+@pytest.mark.parametrize(("shape", "words"), [
+    ((3, 6, 6), "expected floats"), ((1, 3, 2, 6), "does not fit"),
+    ((1, 2, 6, 6), "expected")])
+def test_a_convolution_refuses_what_is_no_picture(shape, words):
+    with pytest.raises(ValueError, match=words), no_grad():
+        quantized(Conv2d(3, 4, 3))(randn(*shape))
+
+
+@pytest.mark.parametrize(("options", "kind", "words"), [
+    ({"skip": ["layer.0"]}, ValueError, "names from named_modules"),
+    ({"skip": "layers.0"}, ValueError, "names from named_modules"),
+    ({"scheme": 8}, TypeError, "expected a Scheme")])
+def test_a_slip_is_told(options, kind, words):
+    with pytest.raises(kind, match=words):
+        quantized(Sequential(Linear(2, 2), relu), **options)
+
+
+def test_calibration_of_nothing_is_told():
+    net, x = Sequential(Linear(2, 2), relu), randn(3, 2)
+    whole = quantized(net, kind=IntegerWeight)
+    for model, batches in ((net, [x]), (quantized(net), [x]), (whole, [])):
+        with pytest.raises(ValueError, match="calibrate: expected batches"):
+            calibrate(model, batches)
+    # Where one of two layers finds no range, both stay as they were.
+    deep = quantized(Sequential(Linear(2, 2), lambda y: y * math.inf,
+                                Linear(2, 2)), kind=IntegerWeight)
+    with pytest.raises(ValueError, match="finite"):
+        calibrate(deep, [x])
+    assert all(math.isnan(deep[i].weight.fixed.tolist()[0])
+               and deep[i].weight.seen is None for i in (0, 2))
+
+
+def test_a_file_without_a_configuration_is_told(tmp_path):
+    small = quantized(gpt())
+    small.save(tmp_path / "a")
+    bare = (tmp_path / "a").read_bytes().replace(b"config", b"nothin")
+    (tmp_path / "b").write_bytes(bare)
+    with pytest.raises(ValueError, match="no GPT that was saved"):
+        module.load_quantized(tmp_path / "b")
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:30c3d12ee530
+# Tangled from quantization: edit there, `make tangle`. sha256:10943f8f18e3
 from __future__ import annotations
 
 import copy
@@ -243,6 +243,13 @@ def test_what_cannot_be_is_refused():
             (lambda: quantized(Linear(2, 2).to("lazy")), "cpu", ValueError),
             (lambda: Scheme(9), "2 to 8 bits", ValueError),
             (lambda: Scheme(4, 3), "even group", ValueError),
+            (lambda: Scheme(8.0), "2 to 8 bits", ValueError),
+            (lambda: Scheme(4, "4"), "even group", ValueError),
+            (lambda: Scheme(rule=["mse"]), "a rule of", ValueError),
+            (lambda: QuantizedWeight(Tensor([[3e38, -3e38]])), "1e38",
+             ValueError),
+            (lambda: [[1.0] * 6] @ q.T, "expected a Tensor", TypeError),
+            (lambda: np.ones((1, 6)) @ q.T, "expected a Tensor", TypeError),
             (lambda: Scheme(rule="best"), "a rule of", ValueError),
             (lambda: IntegerWeight(w, Scheme(4)), "8 bits", ValueError),
             (lambda: IntegerWeight(Tensor(np.zeros((1, MOST + 1), np.float32))
