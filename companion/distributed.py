@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:016ee879f971
+# Tangled from scaling: edit there, `make tangle`. sha256:cc04c475cabd
 from __future__ import annotations
 
 import os
@@ -405,13 +405,18 @@ def launch(size: int, *words: str,
     if found is None:
         raise RuntimeError("there is no MPI here: pip install "
                            "'companion[mpi]'")
+    command = [found, "-n", str(size), sys.executable, *words]
+    run = subprocess.Popen(command, text=True, env=os.environ | HERE,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        return subprocess.run(
-            [found, "-n", str(size), sys.executable, *words], text=True,
-            env=os.environ | HERE, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"mpiexec was not done after {seconds:g} s"
-                           ) from None
+        out, err = run.communicate(timeout=seconds)
+    except BaseException as error:
+        run.terminate()  # it ends the others; killed, it would not
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RuntimeError(
+                f"mpiexec was not done after {seconds:g} s") from None
+        raise
+    return subprocess.CompletedProcess(command, run.returncode, out, err)
 
 
 @cache

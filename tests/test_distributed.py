@@ -348,6 +348,32 @@ def test_an_mpi_that_cannot_be_started_or_does_not_end(broken_mpi):
     assert "ermission denied" in no_mpi()
 
 
+def unended(group, folder):
+    """Each tells its number, and goes on for long."""
+    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
+    barrier(group)
+    time.sleep(600)
+
+
+def runs(process):
+    """Whether there is one of this number; what nobody has reaped is none."""
+    try:
+        return ") Z " not in Path("/proc", process, "stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@mpi
+def test_what_takes_too_long_is_ended_with_its_processes(tmp_path):
+    with pytest.raises(RuntimeError, match="was not done after 10 s"):
+        by_mpi(2, "unended", str(tmp_path), seconds=10)
+    limit = time.monotonic() + 120
+    for file in tmp_path.iterdir():
+        while runs(file.read_text()):
+            assert time.monotonic() < limit, f"process {file.name} goes on"
+            time.sleep(0.1)
+
+
 @mpi
 @pytest.mark.parametrize("ending, status, said", [
     ("sys.exit()", 0, ""), ("sys.exit(0)", 0, ""), ("sys.exit(3)", 3, ""),
