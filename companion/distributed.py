@@ -1,7 +1,6 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:fdafaf26ab6c
+# Tangled from scaling: edit there, `make tangle`. sha256:cc04c475cabd
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing.connection import wait
@@ -144,28 +143,31 @@ def heard(worker: Any, pipe: Any) -> Any:
     """A worker's last words, or what its end says."""
     try:
         return pipe.recv()
-    except EOFError:
-        worker.join(1)
+    except (EOFError, OSError):  # nothing, or half of a message
+        worker.join(60)
         how = f"it ended with status {worker.exitcode}"
         return False, (False, 0.0), "killed", how, how
 
 
 @contextmanager
 def later_interrupts() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block."""
+    """Ctrl-C waits for the end of the block, and means there what it did."""
     # Python drops an error that comes in the middle of a fork. Threads
-    # other than the first one never hear of the key.
-    if threading.current_thread() is not threading.main_thread():
+    # other than the first one never hear of the key, nor does a program
+    # that was started to ignore it, as in the background of a shell.
+    before = signal.getsignal(signal.SIGINT)
+    first = threading.current_thread() is threading.main_thread()
+    if not (first and callable(before)):
         yield
         return
     asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+    signal.signal(signal.SIGINT, lambda *_: asked.append(1))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
     if asked:
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
 
 def spawn(size: int, work: Callable[..., Any], *args: Any,
@@ -293,6 +295,9 @@ def all_reduce(group: Group, x: Any) -> None:
 
 def check_row(x: Any) -> int:
     """The length of a row of numbers that lies in one piece."""
+    if not hasattr(x, "flags"):
+        raise TypeError(f"expected an array of NumPy's or CuPy's, got a "
+                        f"{type(x).__name__}; np.array(x) makes one")
     if x.ndim != 1 or not x.flags.c_contiguous:
         raise ValueError(f"expected a row of numbers in one piece, got shape "
                          f"{x.shape}; x.reshape(-1) makes one, or a copy")
@@ -352,7 +357,8 @@ STARTED = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE"}  # Open MPI's, MPICH's
 def world() -> Iterator[Group]:
     """The processes of mpiexec; without it, this one alone.
 
-    An error inside the block ends all of them, with its status.
+    An error inside the block ends all of them; sys.exit with a status
+    other than 0 does, too, and gives it to mpiexec.
     """
     if not STARTED & os.environ.keys():
         yield ALONE
@@ -364,10 +370,15 @@ def world() -> Iterator[Group]:
     try:
         yield Mpi(comm)
     except BaseException as error:
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not code:  # this one is done, and the others may go on
+            raise
         if not isinstance(error, SystemExit):
             traceback.print_exc()
+        elif not isinstance(code, int):
+            print(code, file=sys.stderr)
         sys.stderr.flush()
-        comm.Abort(getattr(error, "code", None) or 1)
+        comm.Abort(code if isinstance(code, int) else 1)
 
 
 HERE = {
@@ -385,15 +396,40 @@ def mpiexec() -> str | None:
 
 
 def launch(size: int, *words: str,
-           seconds: float = 120.0) -> subprocess.CompletedProcess[str]:
-    """`python WORDS…` in so many processes of this machine, by mpiexec."""
+           seconds: float = 600.0) -> subprocess.CompletedProcess[str]:
+    """`python WORDS…` in so many processes of this machine, by mpiexec.
+
+    RuntimeError if there is none, or if it takes longer than `seconds`.
+    """
     found = mpiexec()
     if found is None:
         raise RuntimeError("there is no MPI here: pip install "
                            "'companion[mpi]'")
-    return subprocess.run(
-        [found, "-n", str(size), sys.executable, *words], text=True,
-        env=os.environ | HERE, capture_output=True, timeout=seconds)
+    command = [found, "-n", str(size), sys.executable, *words]
+    run = subprocess.Popen(command, text=True, env=os.environ | HERE,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        out, err = run.communicate(timeout=seconds)
+    except BaseException as error:
+        run.terminate()  # it ends the others; killed, it would not
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise RuntimeError(
+                f"mpiexec was not done after {seconds:g} s") from None
+        raise
+    return subprocess.CompletedProcess(command, run.returncode, out, err)
+
+
+@cache
+def no_mpi() -> str:
+    """Why mpiexec starts no two processes here, in a line; "" if it does."""
+    try:
+        ran = launch(2, "-c", "from mpi4py.MPI import COMM_WORLD\n"
+                              "COMM_WORLD.barrier()", seconds=120)
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    said = [x for x in ran.stderr.splitlines() if x.strip("- ")]
+    return (f"mpiexec fails on this machine: {' '.join(said[:1])} (status "
+            f"{ran.returncode})" if ran.returncode else "")
 
 
 class Nccl(Group):
@@ -507,7 +543,7 @@ class DataParallel(Trainer):
               ) -> tuple[Tensor, Tensor, Gradients]:
         self.optimizer.zero_grad()
         parts = [self.backward(*batch).item() for batch in batches]
-        loss = np.array([math.fsum(parts)])
+        loss = np.array([sum(parts)])
         all_reduce(self.group, loss)
         parameters = list(self.model.parameters())
         sum_gradients(self.group, parameters)
@@ -643,6 +679,10 @@ class Sharded(Optimizer):
         self.param_groups, self.own.state = self.whole.param_groups, {}
         for g, own in zip(self.param_groups, self.own.param_groups):
             memory = [self.whole.state.get(p, {}) for p in g["params"]]
+            if len(steps := {m.get("step", 0) for m in memory}) > 1:
+                raise ValueError(
+                    f"Sharded: the parameters of a group have made "
+                    f"{sorted(steps)} steps; expected as many for all")
             if all(memory):
                 self.own.state[own["params"][0]] = {
                     name: first if name == "step" else

@@ -30,8 +30,9 @@ TOOLS = {
         "install PyTorch (.venv/bin/pip install torch==2.13.0)",
     ),
     "mpi": (
-        lambda: importlib.import_module("companion.distributed").mpiexec(),
-        "run on Linux and x86-64, for which MPI has wheels",
+        lambda: not importlib.import_module("companion.distributed").no_mpi(),
+        "run on Linux and x86-64, for which MPI has wheels, where "
+        "companion.distributed.no_mpi() has nothing to say",
     ),
     "network": (
         lambda: not subprocess.run(ASK, capture_output=True).returncode,

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import time
 from functools import partial
@@ -45,7 +46,9 @@ from companion.distributed import (
     barrier,
     broadcast,
     buckets,
+    later_interrupts,
     launch,
+    no_mpi,
     parallel,
     part,
     reduce_scatter,
@@ -188,7 +191,7 @@ def test_losses_over_mpi():
 
 
 def test_one_worker_is_a_trainer():
-    """To the last bit: there is nothing to be added in another order."""
+    """DataParallel in a group of one."""
     plain = a_run()
     given = {f: getattr(plain, f) for f in (
         "model", "optimizer", "batches", "loss_of", "clip")}
@@ -290,7 +293,7 @@ def test_other_lengths_over_mpi(difference):
 def silent(group):
     group.patience = 0.5
     if group.rank == 1:
-        time.sleep(60)
+        time.sleep(300)  # the end of the other is its end
     all_reduce(group, np.zeros(3))
 
 
@@ -304,6 +307,7 @@ def test_a_silent_process_of_mpi_is_told():
 def test_without_mpi_it_is_said(monkeypatch):
     monkeypatch.setattr(distributed, "find_spec", lambda name: None)
     assert distributed.mpiexec() is None
+    assert "companion[mpi]" in no_mpi.__wrapped__()
     with pytest.raises(RuntimeError, match=r"companion\[mpi\]"):
         launch(2, "-c", "pass")
     monkeypatch.setenv("PMI_SIZE", "2")
@@ -311,11 +315,155 @@ def test_without_mpi_it_is_said(monkeypatch):
         pytest.fail("the block must not run")
 
 
+@pytest.fixture
+def broken_mpi(tmp_path, monkeypatch):
+    """An mpiexec that says why it can't start anything."""
+    file = tmp_path / "mpiexec"
+    file.write_text("#!/bin/sh\n(echo ----; echo no network) >&2\nexit 213\n")
+    file.chmod(0o755)
+    monkeypatch.setattr(distributed, "mpiexec", lambda: str(file))
+    no_mpi.cache_clear()
+    yield file
+    no_mpi.cache_clear()
+
+
+def test_an_mpi_that_starts_nothing_is_told_in_a_line(broken_mpi, capsys,
+                                                      monkeypatch):
+    said = "mpiexec fails on this machine: no network (status 213)"
+    assert no_mpi() == said
+    monkeypatch.setattr(scale_bench, "by_sockets", lambda work, *args: (
+        1.0 if work == "speed" else []))
+    monkeypatch.setattr(scale_bench, "spawn", lambda *args: [2.0])
+    cases = [x["case"] for x in scale_bench.bench(1, True)]
+    assert cases == ["1 process", "2 processes, sockets",
+                     "efficiency of 2, sockets"]
+    assert said in capsys.readouterr().err
+
+
+def test_an_mpi_that_cannot_be_started_or_does_not_end(broken_mpi):
+    broken_mpi.write_text("#!/bin/sh\nexec sleep 60\n")
+    with pytest.raises(RuntimeError, match=r"was not done after 0\.1 s"):
+        launch(1, "-c", "pass", seconds=0.1)
+    broken_mpi.chmod(0o644)
+    assert "ermission denied" in no_mpi()
+
+
+def unended(group, folder):
+    """Each tells its number, and goes on for long."""
+    (Path(folder) / str(group.rank)).write_text(str(os.getpid()))
+    barrier(group)
+    time.sleep(600)
+
+
+def runs(process):
+    """Whether there is one of this number; what nobody has reaped is none."""
+    try:
+        return ") Z " not in Path("/proc", process, "stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+@mpi
+def test_what_takes_too_long_is_ended_with_its_processes(tmp_path):
+    with pytest.raises(RuntimeError, match="was not done after 10 s"):
+        by_mpi(2, "unended", str(tmp_path), seconds=10)
+    limit = time.monotonic() + 120
+    for file in tmp_path.iterdir():
+        while runs(file.read_text()):
+            assert time.monotonic() < limit, f"process {file.name} goes on"
+            time.sleep(0.1)
+
+
+@mpi
+@pytest.mark.parametrize("ending, status, said", [
+    ("sys.exit()", 0, ""), ("sys.exit(0)", 0, ""), ("sys.exit(3)", 3, ""),
+    ("sys.exit('enough')", 1, "enough"), ("1 / 0", 1, "ZeroDivisionError")])
+def test_how_a_block_of_the_world_may_end(ending, status, said):
+    ran = launch(2, "-c", f"import sys\n"
+                          f"from companion.distributed import world\n"
+                          f"with world():\n    {ending}")
+    assert ran.returncode == status and said in ran.stderr
+
+
 def test_without_mpiexec_one_is_alone():
     with world() as group:
         assert group is ALONE and (group.rank, group.size) == (0, 1)
     with pytest.raises(KeyError), world():
         raise KeyError("goes through as it is")
+
+
+# A program that a shell has started; in the background it would be deaf to
+# Ctrl-C. Its alarm ends it if nothing else does, and a worker ends by itself.
+INTERRUPTED = """
+import os, signal, time
+signal.signal(signal.SIGINT, signal.{handler})
+signal.alarm({seconds})
+from companion import spawn
+def work(group):
+    os.write(1, b"%d\\n" % os.getpid())  # at once: print may write in pieces
+    time.sleep({seconds})
+spawn(2, work)
+"""
+
+
+def test_ctrl_c_ends_all_workers():
+    """As a shell does it: the signal goes to all processes at once."""
+    code = INTERRUPTED.format(handler="default_int_handler", seconds=200)
+    run = subprocess.Popen([sys.executable, "-c", code], text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           start_new_session=True)
+    try:
+        workers = [int(run.stdout.readline()) for _ in range(2)]
+        os.killpg(run.pid, signal.SIGINT)
+        _, said = run.communicate(timeout=300)
+    finally:
+        run.kill()  # else the end of this block would wait for it
+        run.communicate()
+    assert run.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in said
+    for worker in workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
+
+
+@pytest.fixture
+def heard():
+    """What a handler of Ctrl-C has heard, in place of the usual one."""
+    found = []
+    before = signal.signal(signal.SIGINT, lambda *_: found.append("key"))
+    yield found
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_while_workers_start_goes_to_who_listens(heard):
+    with later_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        assert heard == []
+    assert heard == ["key"]
+    with pytest.raises(OSError), later_interrupts():
+        raise OSError("no more processes")
+    signal.raise_signal(signal.SIGINT)
+    assert heard == ["key"] * 2
+
+
+def test_a_program_that_ignores_ctrl_c_goes_on_to(heard):
+    """As one in the background of a shell, which gets its terminal's keys."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with later_interrupts():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN and not heard
+
+
+def test_a_worker_lost_in_the_middle_of_its_answer():
+    """It was a bare OSError of multiprocessing's."""
+    mine, others = distributed.FORK.Pipe(duplex=False)
+    os.write(others.fileno(), b"\0\0\1\0half of it")
+    others.close()
+    worker = SimpleNamespace(join=lambda seconds: None, exitcode=-9)
+    done, _, *words = distributed.heard(worker, mine)
+    mine.close()
+    assert not done
+    assert words[:2] == ["killed", "it ended with status -9"]
 
 
 def test_a_result_that_cannot_travel():
@@ -333,7 +481,6 @@ def test_an_error_tells_where_it_was_raised():
 def test_who_was_first_is_told_not_who_followed():
     """Neighbours of a worker that is gone fail as well, a little later."""
     def fall(group):
-        group.patience = 30
         if group.rank == 2:
             raise Lost("I was the first")
         barrier(group)
@@ -347,8 +494,6 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
         if group.rank == 0:
             p = next(iter(run.model.parameters())).detach()
             p.assign(p * math.nan)
-        if group.rank:
-            group.patience = 20
         run.save(tmp_path / "run")
     with pytest.raises(RuntimeError, match=NotFinite.__name__):
         spawn(2, spoiled)
@@ -479,6 +624,32 @@ def test_cupy_has_what_the_cards_ask_for():
         assert call in text, call
 
 
+@pytest.mark.parametrize("x", [Tensor([1.0]), [1.0]])
+def test_what_is_no_array_is_refused(x):
+    for act in (all_reduce, all_gather, reduce_scatter, broadcast):
+        with pytest.raises(TypeError, match=r"np\.array\(x\) makes one"):
+            act(ALONE, x)
+
+
+def test_losses_of_both_infinities_are_told_as_the_loss():
+    """math.fsum refused to add them up, in words of its own."""
+    run, signs = a_run(accumulate=2), iter([1.0, -1.0] * 3)
+    plain = run.loss_of
+    run.loss_of = lambda *args: plain(*args) * math.inf * next(signs)
+    with pytest.raises(NotFinite, match="the loss is nan"):
+        run.step()
+
+
+def test_a_memory_of_unlike_steps_cannot_be_shared_out():
+    """A shard has one count: that of others would be lost."""
+    plain, ours = a_run(), a_run(share=Sharded)
+    plain.fit(2)
+    state = plain.optimizer.state_dict()
+    del state["state"][0]
+    with pytest.raises(ValueError, match=r"made \[0, 2\] steps"):
+        ours.optimizer.load_state_dict(state)
+
+
 @pytest.mark.slow
 def test_a_line_of_the_bench_has_all_its_fields(capsys):
     assert timing.main(["scale", "--json", "--quick"]) == 0
@@ -488,7 +659,7 @@ def test_a_line_of_the_bench_has_all_its_fields(capsys):
     cases = [x["case"] for x in lines]
     assert "1 process" in cases and "2 processes, sockets" in cases
     assert "all-reduce of 4 MB, sockets" in cases
-    assert ("2 processes, MPI" in cases) == bool(distributed.mpiexec())
+    assert ("2 processes, MPI" in cases) == (not no_mpi())
     for x in lines:
         assert {"ours", "peer", "ratio", "unit", "peer_name"} <= set(x)
 
