@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:eb9d1b59fab7
+# Tangled from serving: edit there, `make tangle`. sha256:d7b390ac5b38
 from __future__ import annotations
 
 import argparse
@@ -518,18 +518,21 @@ def main(argv: list[str]) -> int:
         model, tokenizer = loaded(options.model, options.device)
         host = Host(Engine(model, options.slots, options.queue), tokenizer,
                     options.port, options.address, options.grace)
+        return until_stopped(host)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         print(f"host: {error}", file=sys.stderr)
         return 2
-    return until_stopped(host)
+    except KeyboardInterrupt:  # before it was open, or a second time
+        return 128 + signal.SIGINT
 
 
 def until_stopped(host: Host) -> int:
     """Serve until Ctrl-C or SIGTERM; 1 if decoding has failed."""
     def stop(number: int, frame: Any) -> None:
         signal.signal(number, before[number])  # a second one is the usual
-        host.ended.set()
+        stopped.append(number)  # no lock: we may hold it just now
 
+    stopped: list[int] = []
     before: dict[int, Any] = {
         number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM)}
@@ -537,7 +540,9 @@ def until_stopped(host: Host) -> int:
         with host:
             print(f"{host.url}/generate is open; Ctrl-C closes it",
                   flush=True)
-            host.ended.wait()
+            # A signal between a look and a sleep wakes nobody: look again.
+            while not (stopped or host.ended.wait(0.2)):
+                pass
         print("closed", flush=True)
         return int(host.failed)
     finally:

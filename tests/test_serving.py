@@ -377,6 +377,25 @@ def test_a_signal_finishes_what_is_under_way(number, folder, root):
         assert "closed" in process.stdout.read()
 
 
+def test_a_signal_to_one_who_has_just_opened(folder):
+    """It comes while the last steps before the wait are done."""
+    for _ in range(3):
+        with serving.started([*serving.hosted(folder), "--device", "cpu"]):
+            pass
+
+
+def test_a_second_signal_is_an_exit_status(folder, monkeypatch):
+    def interrupted(self, *_):
+        raise KeyboardInterrupt
+
+    ended = Host.__exit__
+    monkeypatch.setattr(Engine, "run", lambda _: None)
+    monkeypatch.setattr(
+        Host, "__exit__", lambda self, *x: (ended(self), interrupted(self)))
+    assert serve.main([str(folder), "--port", "0", "--device",
+                       "cpu"]) == 128 + signal.SIGINT
+
+
 def test_a_failure_is_an_exit_status(folder, monkeypatch, capsys):
     def broken(self):
         raise RuntimeError("lost")
