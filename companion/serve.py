@@ -1,7 +1,8 @@
-# Tangled from serving: edit there, `make tangle`. sha256:3a63f0983aba
+# Tangled from serving: edit there, `make tangle`. sha256:d7b390ac5b38
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import select
 import signal
@@ -9,12 +10,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Condition, Event, Thread, current_thread
+from socketserver import TCPServer
+from threading import (
+    BoundedSemaphore,
+    Condition,
+    Event,
+    Thread,
+    current_thread,
+)
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -222,12 +231,17 @@ class Host(ThreadingHTTPServer):
     Port 0 is any that is free: see `url`. `with` opens and closes it.
     """
 
-    request_queue_size = 128  # lines that wait to be answered
+    request_queue_size = 128  # clients that wait for a thread
+    spare = 64  # threads beside those whose requests have a place
 
     def __init__(self, engine: Engine, tokenizer: Any, port: int = 0,
                  address: str = "127.0.0.1", grace: float = 10.0):
+        if ":" in address:
+            self.address_family = socket.AF_INET6
         super().__init__((address, port), Handler)
-        self.address = address
+        self.address = f"[{address}]" if ":" in address else address
+        self.threads = BoundedSemaphore(
+            engine.server.caches[-1].slots + engine.queue + self.spare)
         self.engine, self.tokenizer, self.grace = engine, tokenizer, grace
         self.ended, self.replies = Event(), set[Thread]()
         self.failed = False
@@ -274,35 +288,65 @@ class Host(ThreadingHTTPServer):
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, address)
 
+    def server_bind(self) -> None:
+        """Without a name server, which the usual one asks for our name."""
+        TCPServer.server_bind(self)
+        self.server_port = self.server_address[1]
+
+    def process_request(self, request: Any, address: Any) -> None:
+        """Give a client a thread, if there are not too many."""
+        if self.threads.acquire(blocking=False):
+            super().process_request(request, address)
+        else:
+            with suppress(OSError):  # it has left already
+                request.sendall(CROWDED)
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, address: Any) -> None:
+        try:
+            super().process_request_thread(request, address)
+        finally:
+            self.threads.release()
+
+
+CROWDED = (b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n"
+           b"Content-Type: application/json\r\nContent-Length: 53\r\n\r\n"
+           b'{"error": "too many clients; ask again in a second"}\n')
+
 
 class Handler(BaseHTTPRequestHandler):
     """A question of a client, in a thread of its own."""
 
     server: Host
     protocol_version = "HTTP/1.1"  # which knows chunks
-    timeout = 10  # seconds for a part of a question, or of an answer
+    timeout = 10  # seconds for a question, or for a part of an answer
+    linger = 1.0  # seconds in which what is not wanted is thrown away
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         if self.path == "/health":
             self.answer(200, self.server.health())
         else:
-            self.answer(404, {"error": "expected GET /health or POST "
-                              + " or ".join(ANSWERS)})
+            self.lost()
+
+    do_HEAD = do_GET
+
+    def lost(self) -> None:
+        self.send_error(404, "expected GET /health or POST "
+                        + " or ".join(ANSWERS))
 
     def do_POST(self) -> None:
         self.server.replies.add(current_thread())
         try:
-            if self.path not in ANSWERS:
-                return self.do_GET()
-            ANSWERS[self.path](self)
+            ANSWERS.get(self.path, Handler.lost)(self)
         except Refused as error:
-            self.answer(error.status, {"error": str(error)})
+            self.send_error(error.status, str(error))
         finally:
             self.server.replies.discard(current_thread())
 
     def head(self, status: int, name: str, value: str) -> None:
         """What comes before an answer; after it the line is closed."""
+        self.connection.settimeout(self.timeout)
         self.send_response(status)
         for pair in (("Content-Type", "application/json"), (name, value),
                      ("Connection", "close")):
@@ -313,10 +357,34 @@ class Handler(BaseHTTPRequestHandler):
         """One object, as JSON."""
         body = json.dumps(found).encode() + b"\n"
         self.head(status, "Content-Length", str(len(body)))
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def send_error(self, code: int, message: str | None = None,
+                   explain: str | None = None) -> None:
+        """One line of JSON, for the library's refusals as for ours."""
+        self.answer(code, {"error": message or self.responses[code][0]})
 
     def log_message(self, *_: Any) -> None:
         """Nothing: /health says how it goes."""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Hurried(self.connection, self.timeout))
+
+    def finish(self) -> None:
+        """Close the line, once a client who still sends has the answer.
+
+        A line that is closed with words unread is torn, and the answer
+        may be lost. So what comes is thrown away, for a while.
+        """
+        super().finish()
+        rest = Hurried(self.connection, self.linger)
+        with suppress(OSError):  # it takes longer, or is gone
+            self.connection.shutdown(socket.SHUT_WR)
+            while rest.read(LARGEST):
+                pass
 
     def ids(self, text: str) -> list[int]:
         try:
@@ -373,6 +441,24 @@ class Handler(BaseHTTPRequestHandler):
 
 LARGEST = 1 << 16  # bytes of a question
 
+
+class Hurried(io.RawIOBase):
+    """What a client sends, all of it within so many seconds."""
+
+    def __init__(self, line: socket.socket, seconds: float):
+        self.line, self.end = line, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, room: Any) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("a question that takes too long")
+        self.line.settimeout(left)
+        return self.line.recv_into(room)
+
+
 ANSWERS: dict[str, Callable[[Handler], None]] = {
     "/generate": Handler.generate}
 
@@ -384,18 +470,17 @@ def ask(url: str, path: str = "/generate",
     Raises Refused with the server's status and its words.
     """
     line = HTTPConnection(url.removeprefix("http://"), timeout=60)
-    try:
-        line.request("POST", path, json.dumps(question))
-        answer = line.getresponse()
-        rest = b""
-        while part := answer.read1():  # far quicker than by lines
-            *lines, rest = (rest + part).split(b"\n")
-            for found in map(json.loads, lines):
-                if answer.status != 200:
-                    raise Refused(answer.status, found["error"])
-                yield found
-    finally:
-        line.close()
+    with closing(line):
+        # A server may refuse before it has heard all: then it says why.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            line.request("POST", path, json.dumps(question))
+        with line.getresponse() as answer:
+            if answer.status != 200:
+                raise Refused(answer.status, json.load(answer)["error"])
+            rest = b""
+            while part := answer.read1():  # far quicker than by lines
+                *lines, rest = (rest + part).split(b"\n")
+                yield from map(json.loads, lines)
 
 
 def number(text: str) -> int:
@@ -433,18 +518,21 @@ def main(argv: list[str]) -> int:
         model, tokenizer = loaded(options.model, options.device)
         host = Host(Engine(model, options.slots, options.queue), tokenizer,
                     options.port, options.address, options.grace)
+        return until_stopped(host)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         print(f"host: {error}", file=sys.stderr)
         return 2
-    return until_stopped(host)
+    except KeyboardInterrupt:  # before it was open, or a second time
+        return 128 + signal.SIGINT
 
 
 def until_stopped(host: Host) -> int:
     """Serve until Ctrl-C or SIGTERM; 1 if decoding has failed."""
     def stop(number: int, frame: Any) -> None:
         signal.signal(number, before[number])  # a second one is the usual
-        host.ended.set()
+        stopped.append(number)  # no lock: we may hold it just now
 
+    stopped: list[int] = []
     before: dict[int, Any] = {
         number: signal.signal(number, stop)
         for number in (signal.SIGINT, signal.SIGTERM)}
@@ -452,7 +540,9 @@ def until_stopped(host: Host) -> int:
         with host:
             print(f"{host.url}/generate is open; Ctrl-C closes it",
                   flush=True)
-            host.ended.wait()
+            # A signal between a look and a sleep wakes nobody: look again.
+            while not (stopped or host.ended.wait(0.2)):
+                pass
         print("closed", flush=True)
         return int(host.failed)
     finally:
@@ -485,9 +575,9 @@ def read_loss(handler: Handler) -> None:
     handler.server.engine.submit(stream)
     for _ in stream:  # until it has been read
         pass
-    handler.answer(200 if stream.why == "length" else 503,
-                   {"nats": stream.nats, "tokens": len(stream.new),
-                    "end": stream.why})
+    if stream.why != "length":
+        raise Refused(503, f"the text was not read to its end: {stream.why}")
+    handler.answer(200, {"nats": stream.nats, "tokens": len(stream.new)})
 
 
 ANSWERS["/loss"] = read_loss

@@ -1,19 +1,21 @@
-# Tangled from serving: edit there, `make tangle`. sha256:6f638bef7b71
+# Tangled from serving: edit there, `make tangle`. sha256:29b02c94e6a7
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -51,8 +53,13 @@ def questions(text: Text, size: int, count: int) -> list[dict[str, Any]]:
 
 def answer_times(url: str, question: dict[str, Any]) -> np.ndarray:
     """Seconds to the first line of an answer, and to its last."""
-    start = time.perf_counter()
-    times = [time.perf_counter() - start for _ in ask(url, **question)]
+    start, times, letters = time.perf_counter(), [], 0
+    for line in ask(url, **question):
+        times.append(time.perf_counter() - start)
+        letters += len(line.get("text", ""))
+    if letters != question["tokens"]:
+        raise RuntimeError(f"{url}: expected {question['tokens']} letters, "
+                           f"got {letters}")
     return np.array([times[0], times[-1]])
 
 
@@ -84,8 +91,10 @@ def heard_loss(url: str, text: Text, size: int, every: int = 1) -> float:
     with ThreadPoolExecutor(max(CLIENTS)) as people:
         found = list(people.map(
             lambda row: next(ask(url, "/loss", prompt=row)), prompts))
-    return (sum(one["nats"] for one in found)
-            / sum(one["tokens"] for one in found))
+    if strange := [one for one in found if one["tokens"] != size - 1]:
+        raise RuntimeError(f"{url}: expected the loss of {size - 1} tokens, "
+                           f"got {strange[0]}")
+    return sum(one["nats"] for one in found) / len(found) / (size - 1)
 
 
 def written_rate(model: GPT, text: Text, rounds: int = 3) -> float:
@@ -186,26 +195,57 @@ def trained(recipe: Recipe, text: Text,
     return model
 
 
+ADDRESS = re.compile(r"http://(\[[\da-fA-F:]+\]|[\w.-]+):\d+")
+PATIENCE = 300.0  # seconds for a server to open, and as many to close
+
+
+def listened(output: IO[str], found: SimpleQueue[str]) -> None:
+    """Give on the line with an address, or the last; read to the end."""
+    with output:
+        said = ""
+        for said in output:
+            if ADDRESS.search(said):
+                break
+        found.put(said)
+        for _ in output:  # nobody needs it
+            pass
+
+
+def ended(process: subprocess.Popen[str]) -> int:
+    """The exit status of a process that is asked to end, or made to."""
+    process.terminate()
+    try:
+        return process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
 @contextmanager
 def started(command: Sequence[str]) -> Iterator[str]:
     """A server in a process of its own: the address that it prints."""
-    # It finds the library where we have found it.
-    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                          env=os.environ | path) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            address = re.search(r"http://[\w.-]+:\d+", line)
-            if not address:
-                raise RuntimeError(f"{shlex.join(command)}: expected the "
-                                   f"address of a server, got {line!r}")
-            yield address[0]
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
-    if process.returncode:
-        raise RuntimeError(f"{shlex.join(command)}: ended with "
-                           f"{process.returncode}, expected 0")
+    # It finds the library where we have found it, and else its own.
+    path = os.pathsep.join(filter(None, (
+        str(Path(inspect.getfile(GPT)).parents[1]),
+        os.environ.get("PYTHONPATH"))))
+    found, said = SimpleQueue[str](), ""
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, errors="replace",
+        env=os.environ | {"PYTHONPATH": path})
+    try:
+        Thread(target=listened, args=(process.stdout, found),
+               daemon=True).start()
+        with suppress(Empty):  # nothing came, which is said below
+            said = found.get(timeout=PATIENCE)
+        if not (address := ADDRESS.search(said)):
+            raise RuntimeError(f"{shlex.join(command)}: expected the "
+                               f"address of a server, got {said!r}")
+        yield address[0]
+    finally:
+        status = ended(process)
+    if status:
+        raise RuntimeError(f"{shlex.join(command)}: ended with {status}, "
+                           f"expected 0")
 
 
 def entered(folder: Path, command: Sequence[str], plain: Path,
@@ -214,10 +254,13 @@ def entered(folder: Path, command: Sequence[str], plain: Path,
 
     `plain` is the folder of the float32 model that it was made of.
     """
+    if not (nbytes := folder_bytes(folder)):
+        raise ValueError(f"{folder}: expected what the server reads, and "
+                         f"there is nothing")
     text = plays()
     base = baseline(plain, text, every)
     with started(command) as url:
-        return capstone(url, folder_bytes(folder), base, text, every=every)
+        return capstone(url, nbytes, base, text, every=every)
 
 
 def hosted(folder: Path) -> list[str]:
