@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:20d11a9c122b
+# Tangled from acceleration: edit there, `make tangle`. sha256:3a718b79c151
 from __future__ import annotations
 
 import gc
@@ -293,14 +293,8 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if not RECORDING.get():
         return function(*inputs)
     kept, own = list[Tensor](), [as_leaf(x) for x in inputs]
-    before = [version(x) for x in inputs]
     with keys_from(noting(kept)):
-        result = function(*own)
-    check_result(result)
-    if [version(x) for x in inputs] != before:
-        raise ValueError("checkpoint: the function writes to an input, and "
-                         "would find it changed when it runs again; "
-                         ".clone() it inside")
+        result = outcome(function, own)
     if not result.requires_grad:
         return result
     src = (*inputs, *leaves_behind(result, own))
@@ -339,8 +333,7 @@ def gradients_again(g: Tensor, y: Tensor, *rest: Any) -> list[Any]:
                            "you need one")
     own = [as_leaf(x) for x in src[:n]]
     with recording(True), repeating(kept):
-        new = function(*[unforeseen(x) for x in own])
-    check_result(new)
+        new = outcome(function, [unforeseen(x) for x in own])
     if (new.shape, new.dtype, new.requires_grad) != (y.shape, y.dtype, True):
         raise otherwise(f"gives something else ({new.shape}, {new.dtype})")
     operands = [*own, *src[n:]]
@@ -352,11 +345,19 @@ def gradients_again(g: Tensor, y: Tensor, *rest: Any) -> list[Any]:
             for x, g in zip(operands, slopes)]
 
 
-def check_result(y: Any) -> None:
+def outcome(function: Callable[..., Any], inputs: list[Tensor]) -> Tensor:
+    """One tensor, by a function that leaves its inputs as they are."""
+    before = [version(x) for x in inputs]
+    y = function(*inputs)
     if not isinstance(y, Tensor):
         raise TypeError(f"checkpoint: expected a function that returns one "
                         f"tensor, got a {type(y).__name__}; cat or stack "
                         f"what it returns")
+    if [version(x) for x in inputs] != before:
+        raise ValueError("checkpoint: the function writes to an input, and "
+                         "would find it changed when it runs again; "
+                         ".clone() it inside")
+    return y
 
 
 def unforeseen(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-# Tangled from memoization, acceleration: edit there, `make tangle`. sha256:c9bbb8c3d250  # noqa: E501
+# Tangled from memoization, acceleration: edit there, `make tangle`. sha256:6190ac6e8c4f  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -266,7 +266,7 @@ class Ahead(Generator):
     def uniform(self, shape: Shape, device: Device | str = CPU) -> Tensor:
         if (math.prod(shape) != 1 or device is not CPU
                 or KEYS.get() is not own_key):
-            return super(Ahead, self).uniform(shape, device)
+            return Generator.uniform(self, shape, device)
         seed, place = self.advance(1)
         if not 0 <= place - self.start < len(self.stock):
             key = Tensor(np.array([seed, place]))
