@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:3a718b79c151
+# Tangled from acceleration: edit there, `make tangle`. sha256:e59d6598423c
 from __future__ import annotations
 
 import gc
@@ -39,7 +39,7 @@ from companion.tensor.creation import zeros_like
 from companion.tensor.gradients import grad
 from companion.tensor.random import KEYS, Key, feed, keys_from
 from companion.timing import best
-from companion.training import clip_grad_norm_, write_atomically
+from companion.training import clip_grad_norm_, named_modules, write_atomically
 from companion.view import View
 
 Runs = Mapping[str, Callable[[], Any]]
@@ -429,7 +429,7 @@ def computing_in(dtype: DType, model: Module) -> Iterator[None]:
         raise TypeError(f"computing_in: expected a dtype of floats and a "
                         f"Module, got {dtype} and a {type(model).__name__}")
     copies = {id(x): x.cast(dtype) for x in model.parameters()}
-    places = [(vars(module), name, value) for module in model.modules()
+    places = [(vars(module), name, value) for _, module in named_modules(model)
               for name, value in vars(module).items()
               if any(id(x) in copies
                      for _, x in named_leaves(name, value, Tensor))]
