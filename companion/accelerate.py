@@ -1,6 +1,7 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:9e98db77ae64
+# Tangled from acceleration: edit there, `make tangle`. sha256:e59d6598423c
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,15 +26,16 @@ from companion.autograd import (
 )
 from companion.blas import NEVER, Blocking, against_the_grain, plan, product
 from companion.buffer import Buffer, Storage
-from companion.compiler.capture import LOCK, Jit
+from companion.compiler.capture import LOCK, Jit, name_of
 from companion.compiler.lazy import Lazy
 from companion.compiler.program import TASKS, Code, Program, text_of
 from companion.compiler.schedule import Call
-from companion.dtype import DType, float32
-from companion.layers import Module
+from companion.dtype import DType, bool_, float32
+from companion.layers import Module, named_leaves
 from companion.native import FLAGS, POOL, cache, key, march, tell
 from companion.ops import MATMUL, Op
 from companion.tensor import Tensor
+from companion.tensor.creation import zeros_like
 from companion.tensor.gradients import grad
 from companion.tensor.random import KEYS, Key, feed, keys_from
 from companion.timing import best
@@ -61,6 +63,8 @@ def fastest(runs: Runs, rounds: int = 9) -> str:
 
     Of many one may be ahead by chance: who wins has to win again.
     """
+    if rounds < 2:
+        raise ValueError(f"fastest: expected 2 rounds or more, got {rounds}")
     won = winner(timed_rounds(runs, rounds))
     usual = next(iter(runs))
     final = {name: runs[name] for name in dict.fromkeys((usual, won))}
@@ -166,7 +170,8 @@ def read_winners(path: Path) -> dict[str, str]:
         if any(name not in CHOICES for name in found.values()):
             raise ValueError("a choice that is unknown")
         return found
-    except (AttributeError, OSError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, RecursionError, TypeError,
+            ValueError) as error:
         tell(f"tune: {path} is ignored, and written anew: {error}")
         return {}
 
@@ -211,10 +216,13 @@ def chosen(one: Product, found: Mapping[str, str]) -> bytes:
 
 def tunable(step: Jit) -> list[Program]:
     """Its programs, if there are any, and their products are ours."""
+    if not isinstance(step, Jit):
+        raise TypeError(f"tune: expected what jit returns, got a "
+                        f"{type(step).__name__}")
     found = [call.program for call in step.programs]
     if not found:
         raise ValueError(
-            f"tune: {step.function.__name__} is no program yet; call it "
+            f"tune: {name_of(step.function)} is no program yet; call it "
             f"three times with arguments of one kind (and have a C compiler)")
     for program in found:
         if not isinstance(program.code, Code):
@@ -234,18 +242,25 @@ def noting(kept: list[Tensor]) -> Callable[[Key], Tensor]:
     return answer
 
 
-def repeating(kept: Iterable[Tensor]) -> Callable[[Key], Tensor]:
-    """Who gives the keys of a list, and draws none."""
-    rest = iter(kept)
+@contextmanager
+def repeating(kept: Sequence[Tensor]) -> Iterator[None]:
+    """Inside the block generators are given these keys, all of them."""
+    rest = [*reversed(kept)]
 
     def answer(draw: Key) -> Tensor:
-        found = next(rest, None)
-        if found is None:
-            raise RuntimeError("checkpoint: run again, the function draws "
-                               "more numbers than the first time; expected "
-                               "one that does the same at every call")
-        return found
-    return answer
+        if not rest:
+            raise otherwise("draws more numbers")
+        return rest.pop()
+    with keys_from(answer):
+        yield
+    if rest:
+        raise otherwise("draws fewer numbers")
+
+
+def otherwise(what: str) -> RuntimeError:
+    return RuntimeError(f"checkpoint: run again, the function {what} than "
+                        f"the first time; expected one that does the same "
+                        f"at every call (train() or eval(), too)")
 
 
 CHECKPOINT = Op("CHECKPOINT", 0)
@@ -279,8 +294,7 @@ def checkpoint(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return function(*inputs)
     kept, own = list[Tensor](), [as_leaf(x) for x in inputs]
     with keys_from(noting(kept)):
-        result = function(*own)
-    check_result(result)
+        result = outcome(function, own)
     if not result.requires_grad:
         return result
     src = (*inputs, *leaves_behind(result, own))
@@ -318,22 +332,40 @@ def gradients_again(g: Tensor, y: Tensor, *rest: Any) -> list[Any]:
                            "(create_graph); call the function itself where "
                            "you need one")
     own = [as_leaf(x) for x in src[:n]]
-    with recording(True), keys_from(repeating(kept)):
-        new = function(*[unforeseen(x) for x in own])
+    with recording(True), repeating(kept):
+        new = outcome(function, [unforeseen(x) for x in own])
+    if (new.shape, new.dtype, new.requires_grad) != (y.shape, y.dtype, True):
+        raise otherwise(f"gives something else ({new.shape}, {new.dtype})")
     operands = [*own, *src[n:]]
     wanted = [x for x in operands if x.requires_grad]
     found = dict(zip(map(id, wanted), grad(new, wanted, g)))
     slopes = [found.get(id(x)) for x in operands]
-    return [x.detach() * 0 if g is None else g
+    # Zeros, and not x * 0: of an infinity that would not be a number.
+    return [zeros_like(x) if g is None else g
             for x, g in zip(operands, slopes)]
+
+
+def outcome(function: Callable[..., Any], inputs: list[Tensor]) -> Tensor:
+    """One tensor, by a function that leaves its inputs as they are."""
+    before = [version(x) for x in inputs]
+    y = function(*inputs)
+    if not isinstance(y, Tensor):
+        raise TypeError(f"checkpoint: expected a function that returns one "
+                        f"tensor, got a {type(y).__name__}; cat or stack "
+                        f"what it returns")
+    if [version(x) for x in inputs] != before:
+        raise ValueError("checkpoint: the function writes to an input, and "
+                         "would find it changed when it runs again; "
+                         ".clone() it inside")
+    return y
 
 
 def unforeseen(x: Tensor) -> Tensor:
     """The same numbers; to a compiler they might be others."""
-    if not isinstance(x.device, Lazy) or not x.dtype.is_float:
+    if not isinstance(x.device, Lazy):
         return x
-    one = feed(lambda: {"one": np.ones((), x.dtype.numpy)}, x.device)
-    return x * one["one"]
+    one = feed(lambda: {"one": np.ones((), x.dtype.numpy)}, x.device)["one"]
+    return x & one if x.dtype is bool_ else x * one
 
 
 GRADIENT[CHECKPOINT] = Rules(gradients_again)
@@ -347,15 +379,10 @@ def check_inputs(inputs: Iterable[Any]) -> None:
                             f"else it needs by functools.partial")
 
 
-def check_result(y: Any) -> None:
-    if not isinstance(y, Tensor):
-        raise TypeError(f"checkpoint: expected a function that returns one "
-                        f"tensor, got a {type(y).__name__}; cat or stack "
-                        f"what it returns")
-
-
-def check_forgotten(inside: Iterable[ref[Tensor]]) -> None:
+def check_forgotten(inside: Sequence[ref[Tensor]]) -> None:
     """Refuse a function of which somebody holds more than the result."""
+    if any(weak() is not None for weak in inside):
+        gc.collect()  # what was written in place is its own operand
     held = [x.shape for x in (weak() for weak in inside) if x is not None]
     if held:
         raise ValueError(
@@ -374,7 +401,8 @@ def accumulate(loss_of: Callable[..., Tensor],
     records are there at a time.
     """
     whole = sum(counts)
-    if len(counts) != len(batches) or min(counts, default=0) < 0 or not whole:
+    if len(counts) != len(batches) or min(counts, default=0) < 0 or not (
+            0 < whole < math.inf):
         raise ValueError(f"accumulate: expected for each of {len(batches)} "
                          f"batches how many it is the mean of, got "
                          f"{list(counts)}")
@@ -393,22 +421,34 @@ def computing_in(dtype: DType, model: Module) -> Iterator[None]:
     """Inside the block the model's weights are copies in `dtype`.
 
     Their gradients reach the weights themselves, which are as wide as
-    before: hand these to the optimizer. Call backward() behind it.
+    before: hand these to the optimizer. Call backward() behind it. What
+    asks for no gradient (a frozen weight, a statistic) stays as it is.
     """
-    if not dtype.is_float:
-        raise TypeError(f"computing_in: expected a dtype of floats, got "
-                        f"{dtype}")
-    copies: dict[Tensor, Tensor] = {}  # of a shared weight one
-    places = [(vars(module), name, x) for _, module in named_modules(model)
-              for name, x in vars(module).items()
-              if isinstance(x, Tensor) and x.requires_grad]
+    if not (isinstance(dtype, DType) and dtype.is_float
+            and isinstance(model, Module)):
+        raise TypeError(f"computing_in: expected a dtype of floats and a "
+                        f"Module, got {dtype} and a {type(model).__name__}")
+    copies = {id(x): x.cast(dtype) for x in model.parameters()}
+    places = [(vars(module), name, value) for _, module in named_modules(model)
+              for name, value in vars(module).items()
+              if any(id(x) in copies
+                     for _, x in named_leaves(name, value, Tensor))]
     try:
-        for own, name, x in places:
-            own[name] = copies.setdefault(x, x.cast(dtype))
+        for own, name, value in places:
+            own[name] = exchanged(value, copies)
         yield
     finally:
-        for own, name, x in places:
-            own[name] = x
+        for own, name, value in places:
+            own[name] = value
+
+
+def exchanged(value: Any, copies: Mapping[int, Tensor]) -> Any:
+    """What a module holds by a name, its weights replaced by copies."""
+    if isinstance(value, dict):
+        return {key: exchanged(x, copies) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([exchanged(x, copies) for x in value])
+    return copies.get(id(value), value)
 
 
 class GradScaler:
@@ -421,11 +461,11 @@ class GradScaler:
     def __init__(self, init_scale: float = 2.0 ** 16,
                  growth_factor: float = 2.0, backoff_factor: float = 0.5,
                  growth_interval: int = 2000):
-        if not (init_scale > 0 and growth_factor > 1 > backoff_factor > 0
-                and growth_interval > 0):
+        if not (math.inf > init_scale > 0 and growth_interval > 0
+                and math.inf > growth_factor > 1 > backoff_factor > 0):
             raise ValueError(
                 f"GradScaler: expected a scale and an interval above 0, "
-                f"growth above 1 and backoff between 0 and 1; got "
+                f"finite growth above 1 and backoff between 0 and 1; got "
                 f"{init_scale}, {growth_interval}, {growth_factor} and "
                 f"{backoff_factor}")
         self.value, self.good = float(init_scale), 0

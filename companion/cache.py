@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:7bc365bbf406
+# Tangled from memoization, acceleration: edit there, `make tangle`. sha256:6190ac6e8c4f  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -22,7 +22,7 @@ from companion.tensor import Tensor
 from companion.tensor.creation import arange, zeros
 from companion.tensor.indexing import stack
 from companion.tensor.operands import where
-from companion.tensor.random import Generator
+from companion.tensor.random import KEYS, Generator, own_key
 from companion.training import evaluating
 from companion.transformer import GPT, GPTConfig, choices, drawn
 from companion.view import Shape
@@ -264,8 +264,9 @@ class Ahead(Generator):
         self.start, self.stock = place, np.zeros(0, np.float32)
 
     def uniform(self, shape: Shape, device: Device | str = CPU) -> Tensor:
-        if math.prod(shape) != 1 or device is not CPU:
-            return super().uniform(shape, device)
+        if (math.prod(shape) != 1 or device is not CPU
+                or KEYS.get() is not own_key):
+            return Generator.uniform(self, shape, device)
         seed, place = self.advance(1)
         if not 0 <= place - self.start < len(self.stock):
             key = Tensor(np.array([seed, place]))

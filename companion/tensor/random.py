@@ -1,4 +1,4 @@
-# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:5e76d9a0cc84  # noqa: E501
+# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:e1a1126ad50f  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -134,9 +134,16 @@ def randperm(n: int, generator: Generator = GENERATOR) -> Tensor:
 
 
 Key = Callable[[], Tensor]
-# Who answers when a generator is asked for its next key: it, by default.
+
+
+def own_key(draw: Key) -> Tensor:
+    """The answer of a generator for which nobody else answers."""
+    return draw()
+
+
+# Who answers when a generator is asked for its next key.
 KEYS: ContextVar[Callable[[Key], Tensor]] = ContextVar(
-    "keys", default=lambda draw: draw())
+    "keys", default=own_key)
 
 
 @contextmanager
