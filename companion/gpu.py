@@ -1,4 +1,4 @@
-# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:588ba1ec398a  # noqa: E501
+# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:36fcd807d7ab  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -93,7 +93,7 @@ class Remote(Storage):
 
     def __init__(self, device: GPU, memory: Any, address: int):
         super().__init__(memory)
-        self.device, self.start = device, address
+        self.device, self.address = device, address
 
     def window(self, view: View, dtype: DType) -> Any:
         """The view as an array of the library that walks this memory."""

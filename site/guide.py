@@ -15,6 +15,7 @@ from companion.literate.loom import LOOM, cell_id, page_of, uri
 from companion.literate.source import SourceError
 
 WORDS, LINES = 200, 15  # that are read in a minute
+WORD = re.compile(r"[A-Za-z][\w'’-]*")
 EXERCISE = 15  # minutes
 FOLDED = {"hide-cell", "hide-input", "remove-cell", "remove-input"}
 
@@ -74,7 +75,7 @@ def minutes(chapter):
     shown = [c for c in chapter.cells if FOLDED.isdisjoint(c.tags)]
     lines = sum(cell.source.count("\n") + 1 for cell in shown)
     asked = sum("solution" in cell.tags for cell in chapter.cells)
-    read = sum(len(b.body.split()) for b in chapter.blocks if not b.name)
+    read = sum(len(WORD.findall(b.body)) for b in chapter.blocks if not b.name)
     return read / WORDS + lines / LINES, asked * EXERCISE
 
 
