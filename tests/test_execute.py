@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from small_book import cell, page, small_book
 
-from companion.literate import execute as module, stage
+from companion.literate import execute as module, write
 from companion.literate.execute import Room, code_cells, execute, main
 from companion.literate.source import SourceError
 
@@ -386,7 +386,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys, where):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "_build/x")
 
-    owner = stage.tempfile if where == "mkstemp" else module
+    owner = write.tempfile if where == "mkstemp" else module
     small_book(tmp_path, first=page("first", cell("1")))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(owner, where, full)

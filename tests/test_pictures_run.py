@@ -19,6 +19,7 @@ from companion.device import CPU
 from companion.dtype import float32
 from companion.milestones import pictures, report
 from companion.timing import Timed
+from companion.training import Observer
 
 CHANGES = {
     "shift": RandomShift(2),
@@ -188,7 +189,7 @@ def test_stand_ins_earn_no_verdict(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.usefixtures("small")
 def test_ctrl_c_ends_a_milestone_in_one_line(tmp_path, monkeypatch, capsys):
-    class Presses(pictures.Observer):
+    class Presses(Observer):
         def look(self, run, row):
             signal.raise_signal(signal.SIGINT)
 
