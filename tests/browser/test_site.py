@@ -26,7 +26,7 @@ LAYERS = "chapters/tensors/layers.html"
 VIEW = "source/companion/view.html"
 AXED = ("index.html", "search.html", NOTATION, USING, VIEW, ARRAYS, BLAS,
         ATTENTION)
-LIMIT, LIMIT_WITH_MATH = 1.1e6, 2.2e6  # the search holds all words
+LIMIT, LIMIT_WITH_MATH = 1.0e6, 2.2e6
 
 
 def weight(page):
