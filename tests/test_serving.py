@@ -51,6 +51,13 @@ def wait_for(fact, seconds=PATIENCE):
         time.sleep(0.005)
 
 
+def gated(cache, name):
+    """A gate: until it is set, the cache's method waits."""
+    gate, method = serve.Event(), getattr(cache, name)
+    setattr(cache, name, lambda *x: (gate.wait(PATIENCE), method(*x))[1])
+    return gate
+
+
 def spoken_to(server, data, half=False):
     """All bytes that the server sends to a raw client."""
     with socket.create_connection(("127.0.0.1", server.server_port),
@@ -94,9 +101,7 @@ def test_an_answer_is_chunks_of_lines_and_a_last_one():
 def test_a_line_is_sent_when_its_token_is_drawn():
     """The second token is not even begun when the first arrives."""
     with host(slots=1) as server:
-        cache, gate = server.engine.server.cache, serve.Event()
-        step = cache.step
-        cache.step = lambda *x: (gate.wait(PATIENCE), step(*x))[1]
+        gate = gated(server.engine.server.cache, "step")
         lines = ask(server.url, prompt="a", tokens=4)
         assert "text" in next(lines) and not gate.is_set()
         gate.set()
@@ -261,10 +266,8 @@ def ask_health(server):
 
 def test_too_many_are_told_so_over_http():
     with host(slots=1, queue=1) as server:
-        engine, gate = server.engine, serve.Event()
-        prefill = engine.server.cache.prefill
-        engine.server.cache.prefill = lambda *x: (
-            gate.wait(PATIENCE), prefill(*x))[1]
+        engine = server.engine
+        gate = gated(engine.server.cache, "prefill")
         first, second = Stream([1], 2), Stream([1], 2)
         engine.submit(first)
         wait_for(lambda: not engine.server.waiting)
@@ -279,10 +282,8 @@ def test_too_many_are_told_so_over_http():
 @pytest.mark.parametrize("when", ["reading", "waiting"])
 def test_one_who_hangs_up_frees_its_place(when):
     with host(slots=1) as server:
-        engine, gate = server.engine, serve.Event()
-        step = engine.server.cache.step
-        engine.server.cache.step = lambda *x: (
-            gate.wait(PATIENCE), step(*x))[1]
+        engine = server.engine
+        gate = gated(engine.server.cache, "step")
         lines = ask(server.url, prompt="a", tokens=30)
         next(lines)
         other = ask(server.url, prompt="b", tokens=2)
@@ -305,10 +306,8 @@ def test_one_who_hangs_up_frees_its_place(when):
 
 def test_a_closing_server_finishes_and_takes_no_more():
     with host(slots=1) as server:
-        engine, gate = server.engine, serve.Event()
-        step = engine.server.cache.step
-        engine.server.cache.step = lambda *x: (
-            gate.wait(PATIENCE), step(*x))[1]
+        engine = server.engine
+        gate = gated(engine.server.cache, "step")
         lines = ask(server.url, prompt="a", tokens=6)
         first = next(lines)
         engine.close()
