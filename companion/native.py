@@ -1,4 +1,4 @@
-# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:fac027c21d9e  # noqa: E501
+# Tangled from native, optimizers, cuda: edit there, `make tangle`. sha256:1d95438d6aa9  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -50,10 +50,12 @@ def compiler() -> tuple[list[str], str]:
     return command, version.stdout.partition("\n")[0]
 
 
+X86 = platform.machine() in ("x86_64", "AMD64")
 # contract: fused multiply-adds; protected: a library's functions call
-# each other directly, whatever else the process has loaded.
+# each other directly, whatever else the process has loaded; no MMX, which
+# would leave the registers of long doubles unusable.
 FLAGS = ("-O2", "-ffp-contract=fast", "-fvisibility=protected",
-         "-fPIC", "-shared", "-pthread", "-w")
+         "-fPIC", "-shared", "-pthread", "-w", *["-mno-mmx"] * X86)
 
 
 def compile_c(source: str, flags: Iterable[str], out: Path) -> None:

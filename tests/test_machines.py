@@ -8,6 +8,8 @@ import sys
 import pytest
 from machines import beyond, elsewhere, levels, machine
 
+from companion.native import instruction_sets
+
 ASK = """
 import json
 from numpy._core._multiarray_umath import __cpu_features__ as has
@@ -41,3 +43,36 @@ def test_elsewhere_there_are_no_data():
     source, *sizes = shown.stdout.split()
     assert source == "drawn" and all(int(n) < 30_000 for n in sizes)
     assert "stand in for MNIST" in shown.stderr
+
+
+PROGRAM = """
+import numpy as np
+from companion import GPT, AdamW, GPTConfig, jit, next_token_loss, randint
+
+net = GPT(GPTConfig(16, 31, 2, 2, 32)).to("lazy")
+x, y = [randint(0, 31, (4, 16)).to("lazy") for _ in "xy"]
+optimizer = AdamW(net.parameters())
+
+
+@jit
+def step(x, y):
+    optimizer.zero_grad()
+    loss = next_token_loss(net, x, y)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+for _ in range(4):
+    step(x, y).item()
+assert len(step.programs) == 1 and np.longdouble(2) * 3 == 6
+"""
+
+
+@pytest.mark.parametrize("level", instruction_sets())
+def test_a_program_leaves_the_processor_as_it_was(level):
+    """Long doubles live in registers that MMX uses, too."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True,
+        env=os.environ | {"COMPANION_MARCH": level}, timeout=300)
+    assert run.returncode == 0, run.stderr
