@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:e59d6598423c
+# Tangled from acceleration: edit there, `make tangle`. sha256:170617883a08
 from __future__ import annotations
 
 import gc
@@ -24,11 +24,17 @@ from companion.autograd import (
     recording,
     version,
 )
-from companion.blas import NEVER, Blocking, against_the_grain, plan, product
+from companion.blas import NEVER, Blocking, plan, product
 from companion.buffer import Buffer, Storage
 from companion.compiler.capture import LOCK, Jit, name_of
 from companion.compiler.lazy import Lazy
-from companion.compiler.program import TASKS, Code, Program, text_of
+from companion.compiler.program import (
+    TASKS,
+    Code,
+    Program,
+    product_views,
+    text_of,
+)
 from companion.compiler.schedule import Call
 from companion.dtype import DType, bool_, float32
 from companion.layers import Module, named_leaves
@@ -148,10 +154,7 @@ def products_of(program: Program) -> Iterator[tuple[int, Product]]:
     told = [step for step in calls if TASKS[step.node.op](*step).function]
     for i, (node, operands) in enumerate(told):
         if node.op is MATMUL:
-            c, (a, b) = View.dense(node.shape), [x.view for x in operands]
-            if against_the_grain(a, b):  # as `product_task` turns them
-                *stack, m, n = range(len(c.shape))
-                c, a, b = [x.permute((*stack, n, m)) for x in (c, b, a)]
+            a, b, c, _ = product_views(node, operands)
             yield i, Product(a, b, c, node.dtype)
 
 

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:075d2e6e2c16
+# Tangled from codegen: edit there, `make tangle`. sha256:8d7871755b2e
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -122,14 +122,20 @@ class Task(NamedTuple):
     function: Any = None
 
 
-def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+def product_views(out: OpNode, operands: Sequence[Operand],
+                  ) -> tuple[View, View, View, str]:
+    """A, B and C of a product, and the order of their addresses."""
     c, (a, b) = View.dense(out.shape), [x.view for x in operands]
-    order = "{1}, {2}, {0}"
+    if not against_the_grain(a, b):
+        return a, b, c, "{1}, {2}, {0}"
     # C^T = B^T A^T: the views of all three are turned.
-    if against_the_grain(a, b):
-        *stack, i, j = range(len(c.shape))
-        c, a, b = [x.permute((*stack, j, i)) for x in (c, b, a)]
-        order = "{2}, {1}, {0}"
+    *stack, i, j = range(len(c.shape))
+    b, a, c = [x.permute((*stack, j, i)) for x in (a, b, c)]
+    return a, b, c, "{2}, {1}, {0}"
+
+
+def product_task(out: OpNode, operands: Sequence[Operand]) -> Task:
+    a, b, c, order = product_views(out, operands)
 
     def job() -> bytes:
         return plan(a, b, c, 1.0, 0.0, kernel_of(out)[1], POOL.threads)
