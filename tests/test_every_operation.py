@@ -1074,6 +1074,23 @@ def test_values_are_numpys(name, examples, device):
     examine(name, OPERATIONS[name].styles, examples, check)
 
 
+@every()
+def test_no_operation_asks_a_tensor_for_a_word_it_lacks(
+        name, device, monkeypatch):
+    """`hasattr` and its like fail slowly, and would on every call."""
+
+    def unknown(x, word):
+        if not word.startswith("__"):
+            raise AssertionError(f"{name} asks whether a Tensor has {word}")
+        raise AttributeError(word)
+
+    monkeypatch.setattr(Tensor, "__getattr__", unknown)
+    operation = OPERATIONS[name]
+    for style in operation.styles:
+        for draw in draws(name, style, 1, tuple(LAYOUTS)):
+            computed(operation, draw, float32, device)
+
+
 @every(smooth=True)
 def test_gradients_are_numpys_slopes(name, examples, device):
     """Along a random direction, by central differences in float64."""

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:a16fd32cef7c  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:9bd10db4fc07  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -147,13 +147,7 @@ def torch_names(method: Callable[..., T]) -> Callable[..., T]:
 
 
 def unknown(x: Any, name: str) -> NoReturn:
-    """Of a word that no tensor knows: what to type instead."""
-    if name.startswith("__"):  # others ask in this way what x can do
-        raise AttributeError(name)
-    near = difflib.get_close_matches(name, dir(Tensor), 3)
-    hint = WORDS.get(name) or (
-        f"did you mean {', '.join(near)}?" if near else "see the vocabulary")
-    raise AttributeError(f"a Tensor has no {name}: {hint}", name=name, obj=x)
+    raise UnknownWord(name=name, obj=x)
 
 
 RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
@@ -166,29 +160,20 @@ OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
 
 T = TypeVar("T")
 
-WORDS = {
-    "is_cuda": "ask x.device",
-    "retain_grad": "ask grad(y, [x])",
-    "register_hook": "ask grad(y, [x]), and change what it answers",
-    "resize_": "make a new tensor with reshape",
-    "as_strided": "index with slices and steps, or unfold",
-    "share_memory_": "pass NumPy arrays between processes",
-    "scatter_reduce": "type scatter_add, or scatter",
-    "put_": "type x.scatter or x[mask] = value",
-    "index_put_": "type x.scatter or x[mask] = value",
-    "astype": "type x.to(dtype)",
-    "copy": "type x.clone()",
-    "tile": "type x.repeat(…)",
-    "view_as": "type x.view(y.shape)",
-    "reshape_as": "type x.reshape(y.shape)",
-    "expand_as": "type x.expand(y.shape)",
-    "addmm": "type x + a @ b",
-    "baddbmm": "type x + a @ b",
-    "new_zeros": "type zeros(…, dtype=x.dtype, device=x.device)",
-    "new_tensor": "type Tensor(data, x.dtype, x.device)",
-    "cholesky": "matrices are factored by NumPy: x.numpy()",
-    "inverse": "matrices are factored by NumPy: x.numpy()",
-}
+
+class UnknownWord(AttributeError):
+    """Of a word that no tensor knows: what to type instead.
+
+    Much code only asks whether a word is there (`hasattr`), and never reads
+    the answer: the nearest words are looked for when somebody does.
+    """
+
+    def __str__(self) -> str:
+        near = difflib.get_close_matches(self.name, dir(Tensor), 3)
+        hint = WORDS.get(self.name) or (
+            f"did you mean {', '.join(near)}?" if near
+            else "see the vocabulary")
+        return f"a Tensor has no {self.name}: {hint}"
 
 
 class Tensor:
@@ -880,7 +865,7 @@ class Tensor:
 
     def __matmul__(self, other: Any) -> Tensor:
         # Not a tensor, and knows how to be multiplied: Python asks it.
-        if hasattr(other, "times"):
+        if hasattr(type(other), "times"):
             return NotImplemented
         return self.matmul(other)
 
@@ -1751,6 +1736,31 @@ class Size(int):
 
     def __call__(self, dim: int | None = None) -> Any:
         return self.shape if dim is None else self.shape[dim]
+
+
+WORDS = {
+    "is_cuda": "ask x.device",
+    "retain_grad": "ask grad(y, [x])",
+    "register_hook": "ask grad(y, [x]), and change what it answers",
+    "resize_": "make a new tensor with reshape",
+    "as_strided": "index with slices and steps, or unfold",
+    "share_memory_": "pass NumPy arrays between processes",
+    "scatter_reduce": "type scatter_add, or scatter",
+    "put_": "type x.scatter or x[mask] = value",
+    "index_put_": "type x.scatter or x[mask] = value",
+    "astype": "type x.to(dtype)",
+    "copy": "type x.clone()",
+    "tile": "type x.repeat(…)",
+    "view_as": "type x.view(y.shape)",
+    "reshape_as": "type x.reshape(y.shape)",
+    "expand_as": "type x.expand(y.shape)",
+    "addmm": "type x + a @ b",
+    "baddbmm": "type x + a @ b",
+    "new_zeros": "type zeros(…, dtype=x.dtype, device=x.device)",
+    "new_tensor": "type Tensor(data, x.dtype, x.device)",
+    "cholesky": "matrices are factored by NumPy: x.numpy()",
+    "inverse": "matrices are factored by NumPy: x.numpy()",
+}
 
 
 class Package(ModuleType):
