@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:8be95e01f28e  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:28ce47399bee  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -457,7 +457,7 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-WALK = struct.Struct("9qP")
+WALK = struct.Struct("11qP")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -468,10 +468,10 @@ def elementwise_params(threads: int, *views: View) -> bytes | None:
     axes = axes if size else [(0, *none)]
     (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
     # Along a row C takes steps of 1, and 0 in one of two operands.
-    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:]
-                                   or min(step) < 0):
+    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:3]
+                                   or min(step) < 0 or 0 in step[3:]):
         return None
-    rest = [0] * (3 - len(views))  # without a second operand
+    rest = [0] * (4 - len(views))  # without a second operand, a mask
     # Measured: of two threads 16,384 sums are done no sooner than of one,
     # 32,768 are. In a smaller array, asking costs what the threads save.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
@@ -491,7 +491,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
     library = compiled("kernels/loops.c", dtype) if dtype in FLOATS else None
-    return unchecked(library, name, 3) if library else None
+    return unchecked(library, name, 4) if library else None
 
 
 FLOATS = (float32, float64)  # what C computes in
@@ -517,7 +517,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
         job = each and elementwise_params(
             POOL.threads, out.view, x.view, y.view)
         if each and job:
-            each(job, out.address, x.address, y.address)
+            each(job, out.address, x.address, y.address, None)
         else:
             otherwise(out, x, y, _)
     return kernel
@@ -539,7 +539,25 @@ def one(name: str, otherwise: Kernel) -> Kernel:
         elif job is None:
             kernel(out, x.copy(), None)
         else:
-            each(job, out.address, x.address, x.address)
+            each(job, out.address, x.address, x.address, None)
+    return kernel
+
+
+def choice(otherwise: Kernel) -> Kernel:
+    """The kernel of WHERE: a loop of C, or `otherwise`."""
+    # Only bits are moved: of what number they are does not matter.
+    alike = {dtype.itemsize: dtype for dtype in FLOATS}
+
+    def kernel(out: Buffer, mask: Buffer, x: Buffer, y: Buffer,
+               _: None) -> None:
+        dtype = alike.get(out.dtype.itemsize)
+        each = dtype and out.array.size > 4000 and loop("choose", dtype)
+        job = each and elementwise_params(
+            POOL.threads, out.view, x.view, y.view, mask.view)
+        if each and job:
+            each(job, out.address, x.address, y.address, mask.address)
+        else:
+            otherwise(out, mask, x, y, _)
     return kernel
 
 
@@ -548,7 +566,9 @@ KERNELS |= {
     SUB: two("subtract", KERNELS[SUB]),
     MUL: two("multiply", KERNELS[MUL]),
     DIV: two("divide", KERNELS[DIV]),
+    MAXIMUM: two("maximum", KERNELS[MAXIMUM]),
     EXP: one("exponentiate", KERNELS[EXP]),
+    WHERE: choice(KERNELS[WHERE]),
 }
 
 FOLD = struct.Struct("7qP")

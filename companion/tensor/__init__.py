@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:9bd10db4fc07  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:809f67f559cf  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -169,11 +169,12 @@ class UnknownWord(AttributeError):
     """
 
     def __str__(self) -> str:
-        near = difflib.get_close_matches(self.name, dir(Tensor), 3)
-        hint = WORDS.get(self.name) or (
+        name = f"{self.name}"
+        near = difflib.get_close_matches(name, dir(Tensor), 3)
+        hint = WORDS.get(name) or (
             f"did you mean {', '.join(near)}?" if near
             else "see the vocabulary")
-        return f"a Tensor has no {self.name}: {hint}"
+        return f"a Tensor has no {name}: {hint}"
 
 
 class Tensor:
@@ -371,7 +372,7 @@ class Tensor:
 
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
-        if shape == self.shape:
+        if shape == self.buffer.view.shape:
             return self
         return Tensor.apply(EXPAND, self, arg=shape)
 
@@ -904,15 +905,17 @@ class Tensor:
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = as_float(self)
-        e = (x.abs() * -2).exp()
-        far = (1 - e) / (1 + e) * x.sign()
+        size = x.abs()
+        e = (size * -2).exp()
+        far = (1 - e) / (1 + e)
+        far = where(x < 0, -far, far)
         # Clamped, or the branch not chosen would overflow far from 0, and
         # its gradient be 0 * infinity.
         near = x.clamp(-0.625, 0.625)
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
                 / polynomial(square, TANH_DENOMINATOR))
-        return where(x.abs() < 0.625, near * (1 + square * bend), far)
+        return where(size < 0.625, near * (1 + square * bend), far)
 
     @torch_names
     def softmax(self, axis: int) -> Tensor:
