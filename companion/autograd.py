@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:7df75bec52ce  # noqa: E501
+# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:b2c55c93eb7a  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -11,42 +11,10 @@ from functools import partial
 from typing import Any, NoReturn
 
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    CAST,
-    CONV,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    Op,
-    Window,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, CAST, CONV, DIV, EQUAL, ERF, EXP,
+    EXPAND, FLIP, GATHER, IDIV, IOTA, LESS, LOG, MATMUL, MAX, MAXIMUM, MOD,
+    MUL, PAD, PERMUTE, POW, RESHAPE, SCATTER, SHRINK, SIN, SQRT, SUB, SUM,
+    WHERE, Op, Window)
 
 
 class Record:

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:3f4df19edd78
+# Tangled from compression: edit there, `make tangle`. sha256:3e2bb99b6abd
 from __future__ import annotations
 
 import functools
@@ -13,16 +13,8 @@ from safetensors.numpy import save
 
 from companion.autograd import RECORDING
 from companion.convolution import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    Dropout2d,
-    Flatten,
-    MaxPool2d,
-)
+    AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv1d, Conv2d,
+    Dropout2d, Flatten, MaxPool2d)
 from companion.device import CPU
 from companion.dtype import bool_, float32, int32, int64
 from companion.layers import Dropout, Linear, Module, Sequential

@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:e285f6346db3  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:71d0b2d9460b  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -18,13 +18,7 @@ import numpy as np
 
 from companion.dtype import DType, bfloat16, float16, float32, float64
 from companion.native import (
-    CELLS,
-    CompileError,
-    build,
-    compile_cell,
-    compiler,
-    complaint,
-)
+    CELLS, CompileError, build, compile_cell, compiler, complaint)
 from companion.sharing import once
 from companion.view import View
 

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:28ce47399bee  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:9f4ea11ffd99  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -20,60 +20,15 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from companion.blas import (
-    FLAVOURS,
-    MR,
-    WIDE,
-    WORTH_SHARING,
-    cast_copy,
-    ceil,
-    matmul,
-)
+    FLAVOURS, MR, WIDE, WORTH_SHARING, cast_copy, ceil, matmul)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, float32, float64, int64
 from companion.native import POOL, kernel_or_tell
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    CAST,
-    CONST,
-    CONV,
-    DIV,
-    DTYPE,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RANDOM,
-    RESHAPE,
-    SCATTER,
-    SHAPE,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    WRITE,
-    Op,
-    Window,
-    known,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, CAST, CONST, CONV, DIV, DTYPE,
+    EQUAL, ERF, EXP, EXPAND, FLIP, GATHER, IDIV, IOTA, LESS, LOG, MATMUL, MAX,
+    MAXIMUM, MOD, MUL, PAD, PERMUTE, POW, RANDOM, RESHAPE, SCATTER, SHAPE,
+    SHRINK, SIN, SQRT, SUB, SUM, WHERE, WRITE, Op, Window, known)
 from companion.sharing import forkable
 from companion.view import Shape, View, coalesce
 

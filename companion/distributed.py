@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:cc04c475cabd
+# Tangled from scaling: edit there, `make tangle`. sha256:33fd1d42b519
 from __future__ import annotations
 
 import os
@@ -34,13 +34,7 @@ from companion.tensor import Tensor
 from companion.tensor.creation import zeros_like
 from companion.timing import FORK
 from companion.training import (
-    Gradients,
-    Journal,
-    Observer,
-    Trainer,
-    clip_grad_norm_,
-    journal_of,
-)
+    Gradients, Journal, Observer, Trainer, clip_grad_norm_, journal_of)
 
 
 class Lost(RuntimeError):

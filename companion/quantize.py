@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:07ec9e1b990c  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:0d8b416cd79f  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -16,14 +16,7 @@ from companion.autograd import RECORDING
 from companion.blas import WORTH_SHARING
 from companion.buffer import Buffer
 from companion.convolution import (
-    Conv2d,
-    Sweep,
-    check_pictures,
-    margins_of,
-    padded_size,
-    pair,
-    taps_along,
-)
+    Conv2d, Sweep, check_pictures, margins_of, padded_size, pair, taps_along)
 from companion.device import CPU, Device
 from companion.dtype import DType, bfloat16, float32, int8, int32, uint8
 from companion.embedding import Embedding, look_up

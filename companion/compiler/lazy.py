@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:116ea2d42ca8
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:0fdd47550698
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -12,35 +12,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from companion.autograd import (
-    expanded_axes,
-    inverse_permutation,
-    shrink_to_pad,
-)
+    expanded_axes, inverse_permutation, shrink_to_pad)
 from companion.buffer import Buffer, Storage
 from companion.compiler.graph import (
-    AGES,
-    OpNode,
-    constant,
-    interpret,
-    toposort,
-)
+    AGES, OpNode, constant, interpret, toposort)
 from companion.device import CPU, MOVE, Device, moved, outcome
 from companion.dtype import DType, bool_
 from companion.ops import (
-    BUFFER,
-    CAST,
-    CONST,
-    EXPAND,
-    FLIP,
-    IOTA,
-    PAD,
-    PERMUTE,
-    RESHAPE,
-    SHRINK,
-    WHERE,
-    WRITE,
-    Op,
-)
+    BUFFER, CAST, CONST, EXPAND, FLIP, IOTA, PAD, PERMUTE, RESHAPE, SHRINK,
+    WHERE, WRITE, Op)
 from companion.tensor import Tensor
 from companion.view import Shape, View
 

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f1b01bdddd35
+# Tangled from codegen: edit there, `make tangle`. sha256:fe917c916359
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -8,14 +8,7 @@ from typing import Any, NamedTuple
 
 from companion.compiler.graph import OpNode
 from companion.compiler.lower import (
-    Guard,
-    Index,
-    Load,
-    Lowered,
-    Scalar,
-    address_of,
-    depth,
-)
+    Guard, Index, Load, Lowered, Scalar, address_of, depth)
 from companion.compiler.schedule import Kernel
 from companion.dtype import DType, bool_, int64
 from companion.ops import BUFFER, IDIV, IOTA, PAD, WRITE, Op

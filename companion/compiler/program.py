@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:8d7871755b2e
+# Tangled from codegen: edit there, `make tangle`. sha256:06734e2a57c7
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -17,50 +17,18 @@ from companion.buffer import Buffer, Storage
 from companion.compiler.graph import OpNode
 from companion.compiler.loops import Loops
 from companion.compiler.lower import (
-    Index,
-    address_of,
-    combined,
-    loads,
-    stripped,
-)
+    Index, address_of, combined, loads, stripped)
 from companion.compiler.render import C_TYPES, Writer
 from companion.compiler.schedule import (
-    Call,
-    Kernel,
-    Operand,
-    Step,
-    prepared,
-    schedule,
-    size_of,
-)
+    Call, Kernel, Operand, Step, prepared, schedule, size_of)
 from companion.device import (
-    CPU,
-    CREW,
-    SUMS,
-    WIDEST,
-    Device,
-    attender,
-    attention_layout,
-    check_index,
-    convolution_job,
-    convolver_of,
-    least_index,
-    scatterer,
-)
+    CPU, CREW, SUMS, WIDEST, Device, attender, attention_layout, check_index,
+    convolution_job, convolver_of, least_index, scatterer)
 from companion.dtype import uint8
 from companion.native import CELLS, POOL, build, compiler
 from companion.ops import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CAST,
-    CONV,
-    GATHER,
-    MATMUL,
-    RANDOM,
-    SCATTER,
-    Op,
-)
+    ATTENTION, ATTENTION_GRADIENT, BUFFER, CAST, CONV, GATHER, MATMUL, RANDOM,
+    SCATTER, Op)
 from companion.view import Shape, View
 
 

@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:0ed08b6600cb
+# Tangled from fusion: edit there, `make tangle`. sha256:111030b2e94d
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
@@ -10,44 +10,14 @@ from typing import NamedTuple, cast
 
 from companion.compiler.graph import OpNode, toposort
 from companion.compiler.lower import (
-    NEAREST,
-    Index,
-    Item,
-    Load,
-    Lowered,
-    Lowering,
-    Scalar,
-    Var,
-    as_item,
-    bounds,
-    loads,
-    lower,
-    scalars,
-    stripped,
-)
+    NEAREST, Index, Item, Load, Lowered, Lowering, Scalar, Var, as_item,
+    bounds, loads, lower, scalars, stripped)
 from companion.compiler.rewrite import rewrite
 from companion.compiler.rules import FUSED, LOWERING, RULES
 from companion.device import MOVE, moved
 from companion.ops import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CONV,
-    ERF,
-    EXP,
-    FAMILIES,
-    GATHER,
-    IDIV,
-    LOG,
-    MATMUL,
-    MOD,
-    POW,
-    RANDOM,
-    RESHAPE,
-    SCATTER,
-    SIN,
-    Op,
-)
+    ATTENTION, ATTENTION_GRADIENT, BUFFER, CONV, ERF, EXP, FAMILIES, GATHER,
+    IDIV, LOG, MATMUL, MOD, POW, RANDOM, RESHAPE, SCATTER, SIN, Op)
 from companion.view import View
 
 LIBRARY = {MATMUL, CONV, GATHER, SCATTER, RANDOM, ATTENTION,

@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:29b02c94e6a7
+# Tangled from serving: edit there, `make tangle`. sha256:5f6973ec7213
 from __future__ import annotations
 
 import inspect
@@ -23,12 +23,7 @@ from companion.cache import Ahead, CachedGPT
 from companion.milestones.decode_bench import most_tokens
 from companion.milestones.generate import loaded
 from companion.milestones.language import (
-    Recipe,
-    Text,
-    learner,
-    letters_loss,
-    plays,
-)
+    Recipe, Text, learner, letters_loss, plays)
 from companion.milestones.report import Report, judged
 from companion.native import POOL
 from companion.quantize import lightened

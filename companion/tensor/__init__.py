@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:809f67f559cf  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:803e6ba9a68a  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -15,60 +15,16 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from companion.autograd import (
-    RECORDING,
-    Record,
-    check_rule,
-    no_grad,
-    recording,
-    remember,
-    sweep,
-    version,
-)
+    RECORDING, Record, check_rule, no_grad, recording, remember, sweep,
+    version)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
 from companion.dtype import (
-    DType,
-    as_dtype,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int32,
-    int64,
-)
+    DType, as_dtype, bfloat16, bool_, float16, float32, float64, int32, int64)
 from companion.ops import (
-    ADD,
-    CAST,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WRITE,
-    Op,
-    check_kind,
-    known,
-    reduced,
-)
+    ADD, CAST, EQUAL, ERF, EXP, EXPAND, FLIP, GATHER, IDIV, LESS, LOG, MATMUL,
+    MAX, MOD, MUL, PAD, PERMUTE, POW, RESHAPE, SCATTER, SHRINK, SIN, SQRT, SUB,
+    SUM, WRITE, Op, check_kind, known, reduced)
 from companion.view import Shape
 
 Scalar = bool | int | float
@@ -1778,86 +1734,23 @@ sys.modules[Tensor.__module__].__class__ = Package
 
 # The rooms import what stands above: they are read last.
 from companion.tensor.along import (
-    Sorted,
-    check_vector,
-    chosen,
-    fitted,
-    grown,
-    last_largest,
-    last_writer,
-    order,
-    order_keys,
-    pick,
-    put,
-    scan,
-    source,
-)
+    Sorted, check_vector, chosen, fitted, grown, last_largest, last_writer,
+    order, order_keys, pick, put, scan, source)
 from companion.tensor.arithmetic import (
-    BEYOND,
-    PRODUCTS,
-    TANH_DENOMINATOR,
-    TANH_NUMERATOR,
-    angle,
-    arctan,
-    arsinh,
-    artanh,
-    bitwise_and,
-    bitwise_op,
-    bitwise_or,
-    bitwise_xor,
-    divided,
-    has_minus,
-    integer_power,
-    largest_number,
-    maximum_of,
-    minimum_of,
-    odd,
-    order_reversed,
-    polynomial,
-    quotient,
-    shifted_left,
-    shifted_right,
-)
+    BEYOND, PRODUCTS, TANH_DENOMINATOR, TANH_NUMERATOR, angle, arctan, arsinh,
+    artanh, bitwise_and, bitwise_op, bitwise_or, bitwise_xor, divided,
+    has_minus, integer_power, largest_number, maximum_of, minimum_of, odd,
+    order_reversed, polynomial, quotient, shifted_left, shifted_right)
 from companion.tensor.creation import arange, diagonal_offsets, ones_like
 from companion.tensor.gradients import (
-    check_leaving,
-    check_overwrite,
-    initial_gradient,
-    writable_gradient,
-)
+    check_leaving, check_overwrite, initial_gradient, writable_gradient)
 from companion.tensor.indexing import (
-    advanced_index,
-    as_index_entry,
-    as_source,
-    basic_index,
-    cat,
-    check_no_repeats,
-    coincide,
-    complete_index,
-    masks_to_indices,
-    where_mask,
-)
+    advanced_index, as_index_entry, as_source, basic_index, cat,
+    check_no_repeats, coincide, complete_index, masks_to_indices, where_mask)
 from companion.tensor.operands import (
-    align,
-    as_float,
-    as_operand,
-    as_tensor,
-    binary,
-    broadcast_shape,
-    common_dtype,
-    narrowed,
-    required_operand,
-    same_dtype,
-    where,
-    widened,
-)
+    align, as_float, as_operand, as_tensor, binary, broadcast_shape,
+    common_dtype, narrowed, required_operand, same_dtype, where, widened)
 from companion.tensor.random import multinomial
 from companion.tensor.reductions import (
-    constant_max,
-    detached,
-    merge_axes_last,
-    reduce,
-    reduced_size,
-    shifted,
-    variance,
-)
+    constant_max, detached, merge_axes_last, reduce, reduced_size, shifted,
+    variance)

@@ -1,4 +1,4 @@
-# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:1b2757d3a8b1  # noqa: E501
+# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:3150c2fa8cf0  # noqa: E501
 """What the operators say in primitives: /, **, &, where, maximum."""
 
 from __future__ import annotations
@@ -13,16 +13,8 @@ from companion.dtype import DType, bool_, float32, promote
 from companion.ops import AND, DIV, MAXIMUM, check_kind
 from companion.tensor import Tensor
 from companion.tensor.operands import (
-    align,
-    as_float,
-    as_operand,
-    as_tensor,
-    common_dtype_and_shape,
-    dtype_and_shape,
-    first_device,
-    same_dtype,
-    where,
-)
+    align, as_float, as_operand, as_tensor, common_dtype_and_shape,
+    dtype_and_shape, first_device, same_dtype, where)
 
 
 def quotient(x: Any, y: Any) -> Tensor:

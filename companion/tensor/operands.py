@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:ff09a71e7c34
+# Tangled from tensors: edit there, `make tangle`. sha256:0e7dc8dd5f16
 """How operands meet: in one shape, one dtype, on one device."""
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ import numpy as np
 
 from companion.device import CPU, Device
 from companion.dtype import (
-    DType,
-    bool_,
-    float32,
-    float64,
-    promote,
-    scalar_dtype,
-)
+    DType, bool_, float32, float64, promote, scalar_dtype)
 from companion.ops import CONST, EXPAND, WHERE, Op
 from companion.tensor import Scalar, Tensor, leaf
 from companion.view import Shape

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:3c711dc341e5
+# Tangled from blas: edit there, `make tangle`. sha256:ce05f753488e
 from __future__ import annotations
 
 import contextlib
@@ -12,15 +12,7 @@ from hypothesis import given, settings, strategies as st
 
 from companion.benchmark import EAGER, calls
 from companion.blas import (
-    LAYOUT,
-    MR,
-    POLICIES,
-    Blocking,
-    blocking,
-    gemm,
-    plan,
-    product,
-)
+    LAYOUT, MR, POLICIES, Blocking, blocking, gemm, plan, product)
 from companion.buffer import adopt
 from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor

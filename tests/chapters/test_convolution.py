@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:5641d3849f37
+# Tangled from convolution: edit there, `make tangle`. sha256:593c66ce16fa
 from __future__ import annotations
 
 import math
@@ -6,23 +6,9 @@ import math
 import numpy as np
 
 from companion.convolution import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    ConvTranspose2d,
-    Dropout2d,
-    Flatten,
-    MaxPool2d,
-    adaptive_avg_pool2d,
-    avg_pool2d,
-    conv1d,
-    conv2d,
-    conv_transpose2d,
-    max_pool2d,
-)
+    AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv1d, Conv2d,
+    ConvTranspose2d, Dropout2d, Flatten, MaxPool2d, adaptive_avg_pool2d,
+    avg_pool2d, conv1d, conv2d, conv_transpose2d, max_pool2d)
 from companion.device import CPU, convolve_by_columns
 from companion.dtype import float16, float32, float64
 from companion.literate import message

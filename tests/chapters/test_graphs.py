@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:62b53ff35e48
+# Tangled from graphs: edit there, `make tangle`. sha256:a327d94e176b
 from __future__ import annotations
 
 import math
@@ -12,13 +12,7 @@ import numpy as np
 
 from companion.compiler.draw import columns, draw, rows, steps
 from companion.compiler.graph import (
-    INTERNING,
-    NODES,
-    OpNode,
-    constant,
-    interpret,
-    toposort,
-)
+    INTERNING, NODES, OpNode, constant, interpret, toposort)
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, DEVICES, Device
 from companion.dtype import DTYPES, bool_, float32, float64, int64, uint8

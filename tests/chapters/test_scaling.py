@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:c9fed1dc3c5c
+# Tangled from scaling: edit there, `make tangle`. sha256:ac4700342910
 from __future__ import annotations
 
 import math
@@ -13,19 +13,8 @@ import numpy as np
 
 from companion.data import DataLoader
 from companion.distributed import (
-    ALONE,
-    ColumnParallel,
-    Cost,
-    DataParallel,
-    Group,
-    Lost,
-    RowParallel,
-    Sharded,
-    all_reduce,
-    fitted,
-    spawn,
-    sum_gradients,
-)
+    ALONE, ColumnParallel, Cost, DataParallel, Group, Lost, RowParallel,
+    Sharded, all_reduce, fitted, spawn, sum_gradients)
 from companion.dtype import bfloat16, float32
 from companion.layers import Linear, parameter
 from companion.literate import message
@@ -34,12 +23,7 @@ from companion.tensor import Tensor
 from companion.tensor.random import manual_seed, randn
 from companion.training import NotFinite, Observer
 from companion.transformer import (
-    CONFIGS,
-    GPT,
-    GPTConfig,
-    next_token_loss,
-    windows,
-)
+    CONFIGS, GPT, GPTConfig, next_token_loss, windows)
 
 
 class Counted(Group):
