@@ -1,9 +1,10 @@
-# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:7df75bec52ce  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:920fa7d208f7  # noqa: E501
 from __future__ import annotations
 
 import functools
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -311,15 +312,17 @@ def flow(y: Any, record: Record,
 
 
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
-    """Every value behind `root` with its complete gradient, leaves last.
+    """Every value behind `root`, as soon as its gradient is complete.
 
     Lets go of each record as soon as it has served, unless `keep`.
     """
     order = lineage(root)
     check_unspent(order)
+    uses = Counter(id(x) for _, record in order for x in leaves_of(record))
     partial = {id(root.record or root): (root, seed)}
     while order:
         y, record = order.pop()
+        leaves = leaves_of(record)
         if id(record) in partial:
             _, g = partial.pop(id(record))
             if y.record is record:
@@ -332,7 +335,11 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
                 partial[place] = x, share
         if not keep:
             record.release()
-    yield from partial.values()
+        for x in leaves:
+            uses[id(x)] -= 1
+            if not uses[id(x)] and id(x) in partial:
+                yield partial.pop(id(x))
+    yield from partial.values()  # the root, if it is a leaf
 
 
 SPENT = Op("SPENT", 0)
@@ -480,6 +487,12 @@ def joined(rows: Any, last: Any) -> Any:
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
+
+
+def leaves_of(record: Record) -> list[Any]:
+    """The operands that are leaves and want a gradient."""
+    return [x for x, past in zip(record.src, record.pasts)
+            if past is None and x.requires_grad]
 
 
 class Unrecorded:
