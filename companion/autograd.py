@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:920fa7d208f7  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:65de77da342b  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -318,16 +318,19 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
     """
     order = lineage(root)
     check_unspent(order)
-    uses = Counter(id(x) for _, record in order for x in leaves_of(record))
+    # A leaf has no record, so it is found by its own identity.
+    uses = Counter(id(past or x) for _, record in order
+                   for x, past in wanting(record))
+    del order  # it would hold all values until the end
     partial = {id(root.record or root): (root, seed)}
-    while order:
-        y, record = order.pop()
-        leaves = leaves_of(record)
+    ready = [(root, root.record)] if root.record else []
+    while ready:
+        y, record = ready.pop()
+        operands = wanting(record)
         if id(record) in partial:
             _, g = partial.pop(id(record))
             if y.record is record:
                 yield y, g
-            # A leaf has no record, so it is found by its own identity.
             for x, past, share in flow(y, record, g):
                 place = id(past or x)
                 if place in partial:
@@ -335,11 +338,13 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
                 partial[place] = x, share
         if not keep:
             record.release()
-        for x in leaves:
-            uses[id(x)] -= 1
-            if not uses[id(x)] and id(x) in partial:
-                yield partial.pop(id(x))
-    yield from partial.values()  # the root, if it is a leaf
+        for x, past in operands:
+            uses[place := id(past or x)] -= 1
+            if past and not uses[place]:
+                ready.append((x, past))
+            elif not uses[place] and place in partial:
+                yield partial.pop(place)
+    yield from partial.values()  # a root that is a leaf
 
 
 SPENT = Op("SPENT", 0)
@@ -489,10 +494,10 @@ GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
 
 
-def leaves_of(record: Record) -> list[Any]:
-    """The operands that are leaves and want a gradient."""
-    return [x for x, past in zip(record.src, record.pasts)
-            if past is None and x.requires_grad]
+def wanting(record: Record) -> list[tuple[Any, Record | None]]:
+    """The operands that want a gradient, and their pasts."""
+    return [(x, past) for x, past in zip(record.src, record.pasts)
+            if x.requires_grad]
 
 
 class Unrecorded:

@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:77ba124cd167
+# Tangled from serving: edit there, `make tangle`. sha256:36004fd3a222
 """Waiting for tokens over HTTP: a small compiled GPT, and an eager one."""
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def services(text: Text, config: GPTConfig, slots: int,
              ) -> Iterator[tuple[str, str]]:
     """Addresses of a model of few bits, compiled, and of it as it was."""
     manual_seed(0)
-    model = GPT(config).eval()
+    model = GPT(config)
     with tempfile.TemporaryDirectory() as home:
         small, plain = [
             keep(one, text.tokenizer, Path(home, name)) for name, one in (
