@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:07ec9e1b990c  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:cd279fa41a62  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -261,11 +261,12 @@ class Turned:
     __array_ufunc__ = None  # so that NumPy's arrays ask it as well
 
     def __init__(self, weight: QuantizedWeight):
-        self.shape = weight.shape[::-1]
-        self.times = weight.product
+        self.weight, self.shape = weight, weight.shape[::-1]
 
-    def __rmatmul__(self, x: Tensor) -> Tensor:
-        return self.times(x)
+    def times(self, x: Tensor) -> Tensor:
+        return self.weight.product(x)
+
+    __rmatmul__ = times
 
 
 def check_product(weight: QuantizedWeight, x: Any) -> None:

@@ -1,5 +1,5 @@
-/* Tangled from quantization: edit there, `make tangle`. sha256:932f2bb638fc */
-#line 532 "chapters/systems/quantization.md"
+/* Tangled from quantization: edit there, `make tangle`. sha256:78438bb5bece */
+#line 533 "chapters/systems/quantization.md"
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -26,7 +26,7 @@ enum { L = 4 };
 #define PLAIN SIGNED
 #endif
 
-#line 562 "chapters/systems/quantization.md"
+#line 563 "chapters/systems/quantization.md"
 typedef float F __attribute__((vector_size(4 * L), aligned(4), may_alias));
 typedef int I __attribute__((vector_size(4 * L)));
 #define FLOATS(v) __builtin_convertvector(v, F)
@@ -49,7 +49,7 @@ static F bytes(const s8 *w, const float *x, long k, F s) {
   return s + t + (u + v);
 }
 
-#line 590 "chapters/systems/quantization.md"
+#line 591 "chapters/systems/quantization.md"
 /* likewise two codes from each of k bytes, for even and odd floats */
 static F pairs(const u8 *w, const float *even, const float *odd, long k,
                F s) {
@@ -64,7 +64,7 @@ static F pairs(const u8 *w, const float *even, const float *odd, long k,
   return s;
 }
 
-#line 610 "chapters/systems/quantization.md"
+#line 611 "chapters/systems/quantization.md"
 typedef unsigned W __attribute__((vector_size(4 * L)));
 typedef u16 H __attribute__((vector_size(2 * L), aligned(2), may_alias));
 #define WIDE(p) (F)(__builtin_convertvector(*(H *)(p), W) << 16)
@@ -85,7 +85,7 @@ static F halves(const u16 *w, const float *x, long k) {
   return s + t;
 }
 
-#line 636 "chapters/systems/quantization.md"
+#line 637 "chapters/systems/quantization.md"
 struct few {
   long m, n, k, group, bits, groups, pairs;
   const void *w; const u16 *scale; const s8 *zero;
@@ -112,7 +112,7 @@ static F row(const struct few *g, long i, long j) {
   return y;
 }
 
-#line 666 "chapters/systems/quantization.md"
+#line 667 "chapters/systems/quantization.md"
 /* x's even numbers, its odd ones, and minus all of each group, in lanes */
 static void divide(const struct few *g) {
   long each = 2 * g->pairs + g->groups * L;
@@ -136,7 +136,7 @@ static float total(F v) {
   return s[0] + s[1] + (s[2] + s[3]);
 }
 
-#line 693 "chapters/systems/quantization.md"
+#line 694 "chapters/systems/quantization.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 
