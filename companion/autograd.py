@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:65de77da342b  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:58c8da245710  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -316,12 +316,7 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
 
     Lets go of each record as soon as it has served, unless `keep`.
     """
-    order = lineage(root)
-    check_unspent(order)
-    # A leaf has no record, so it is found by its own identity.
-    uses = Counter(id(past or x) for _, record in order
-                   for x, past in wanting(record))
-    del order  # it would hold all values until the end
+    uses = uses_behind(root)
     partial = {id(root.record or root): (root, seed)}
     ready = [(root, root.record)] if root.record else []
     while ready:
@@ -492,6 +487,15 @@ def joined(rows: Any, last: Any) -> Any:
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
+
+
+def uses_behind(root: Any) -> Counter[int]:
+    """How often the walk will meet each value: a record's identity, or a
+    leaf's own."""
+    order = lineage(root)
+    check_unspent(order)
+    return Counter(id(past or x) for _, record in order
+                   for x, past in wanting(record))
 
 
 def wanting(record: Record) -> list[tuple[Any, Record | None]]:

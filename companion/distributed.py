@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:700b413cb9ba
+# Tangled from scaling: edit there, `make tangle`. sha256:4370cf1677e2
 from __future__ import annotations
 
 import os
@@ -331,8 +331,7 @@ class Mpi(Group):
         self.aside = self.mpi.Query_thread() >= self.mpi.THREAD_SERIALIZED
 
     def send(self, x: np.ndarray, to: int) -> Callable[[], Any]:
-        request = self.comm.Isend(x.view(np.uint8), to)
-        return partial(self.finish, request, to)
+        return partial(self.finish, self.comm.Isend(x.view(np.uint8), to), to)
 
     def recv(self, x: np.ndarray, source: int) -> None:
         request = self.comm.Irecv(x.view(np.uint8), source)

@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:8b0411702e02
+# Tangled from serving: edit there, `make tangle`. sha256:9c67b69b3c48
 from __future__ import annotations
 
 import inspect
@@ -56,8 +56,8 @@ def letter_times(url: str, question: dict[str, Any]) -> np.ndarray:
     """Seconds until each letter of an answer is there, (tokens,)."""
     start, times = time.perf_counter(), list[float]()
     for line in ask(url, **question):
-        now = time.perf_counter() - start
-        times += [now] * len(line.get("text", ""))
+        letters = len(line.get("text", ""))
+        times += [time.perf_counter() - start] * letters
     if len(times) != question["tokens"]:
         raise RuntimeError(f"{url}: expected {question['tokens']} letters, "
                            f"got {len(times)}")
