@@ -1,9 +1,10 @@
-# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:0c69b4043bcd  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:f686d4fc22bf  # noqa: E501
 from __future__ import annotations
 
 import functools
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
@@ -284,22 +285,21 @@ def flow(y: Tensor, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-def sweep(root: Tensor, seed: Tensor,
-          keep: bool) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every value behind `root` with its complete gradient, leaves last.
+def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
+    """Every value behind `root`, as soon as its gradient is complete.
 
     Lets go of each record as soon as it has served, unless `keep`.
     """
-    order = lineage(root)
-    check_unspent(order)
+    uses = uses_behind(root)
     partial = {id(root.record or root): (root, seed)}
-    while order:
-        y, record = order.pop()
+    ready = [(root, root.record)] if root.record else []
+    while ready:
+        y, record = ready.pop()
+        operands = wanting(record)
         if id(record) in partial:
             _, g = partial.pop(id(record))
             if y.record is record:
                 yield y, g
-            # A leaf has no record, so it is found by its own identity.
             for x, past, share in flow(y, record, g):
                 place = id(past or x)
                 if place in partial:
@@ -307,7 +307,13 @@ def sweep(root: Tensor, seed: Tensor,
                 partial[place] = x, share
         if not keep:
             record.release()
-    yield from partial.values()
+        for x, past in operands:
+            uses[place := id(past or x)] -= 1
+            if past and not uses[place]:
+                ready.append((x, past))
+            elif not uses[place] and place in partial:
+                yield partial.pop(place)
+    yield from partial.values()  # a root that is a leaf
 
 
 SPENT = Op("SPENT", 0)
@@ -459,6 +465,21 @@ def joined(rows: Tensor, last: Tensor) -> Tensor:
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
+
+
+def uses_behind(root: Any) -> Counter[int]:
+    """How often the walk will meet each value: a record's identity, or a
+    leaf's own."""
+    order = lineage(root)
+    check_unspent(order)
+    return Counter(id(past or x) for _, record in order
+                   for x, past in wanting(record))
+
+
+def wanting(record: Record) -> list[tuple[Any, Record | None]]:
+    """The operands that want a gradient, and their pasts."""
+    return [(x, past) for x, past in zip(record.src, record.pasts)
+            if x.requires_grad]
 
 
 class Unrecorded:

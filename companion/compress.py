@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:3e2bb99b6abd
+# Tangled from compression: edit there, `make tangle`. sha256:3ed2c1574e7b
 from __future__ import annotations
 
 import functools
@@ -413,7 +413,7 @@ def turned(x: np.ndarray, y: np.ndarray, m: int, floor: float) -> float:
 SWEEPS = 60  # ten are enough; from then on only rounding errors turn
 
 
-def sweep(rows: np.ndarray, m: int, floor: float) -> float:
+def turn_all(rows: np.ndarray, m: int, floor: float) -> float:
     """Rotate each pair once; the largest cosine that there was."""
     cosine = 0.0
     for p, q in rounds(len(rows)):
@@ -443,7 +443,7 @@ def svd(a: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     both[:n, :m], both[:n, m:] = a.T / scale, np.eye(n)
     floor = 4 * max(m, 1) * np.finfo(float).eps * np.linalg.norm(both[:, :m])
     for _ in range(SWEEPS):
-        if sweep(both, m, floor) <= 1e-14:
+        if turn_all(both, m, floor) <= 1e-14:
             break
     return sorted_out(both[:n], m, scale, floor)
 

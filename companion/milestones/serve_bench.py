@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:36004fd3a222
+# Tangled from serving: edit there, `make tangle`. sha256:651e3267f6b3
 """Waiting for tokens over HTTP: a small compiled GPT, and an eager one."""
 
 from __future__ import annotations
@@ -16,12 +16,7 @@ from companion.data import shakespeare
 from companion.milestones.decode_bench import most_tokens
 from companion.milestones.language import Text, split
 from companion.milestones.serving import (
-    heard,
-    hosted,
-    keep,
-    questions,
-    started,
-)
+    heard, hosted, keep, questions, started)
 from companion.quantize import lightened
 from companion.tensor.random import manual_seed
 from companion.timing import MISSING, Comparison, limits, stamp, turns

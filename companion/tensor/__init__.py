@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:803e6ba9a68a  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:eab99730f9e1  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -925,15 +925,21 @@ class Tensor:
         return self.record is None
 
     def backward(self, gradient: Tensor | None = None,
-                 retain_graph: bool = False,
-                 create_graph: bool = False) -> None:
-        """Add to the .grad of every leaf this was computed from."""
+                 retain_graph: bool = False, create_graph: bool = False,
+                 finished: Callable[[Tensor], Any] | None = None) -> None:
+        """Add to the .grad of every leaf this was computed from.
+
+        `finished(leaf)` is called when the .grad of a leaf is complete.
+        It may read that, and write to nothing: the walk goes on.
+        """
         seed, taken = initial_gradient(self, gradient), set[int]()
         with recording(create_graph):
             for x, g in sweep(self, seed, retain_graph or create_graph):
                 if x.is_leaf:
                     g = g if x.grad is None else x.grad + g
                     x.grad = writable_gradient(g, taken)
+                    if finished:
+                        finished(x)
 
     def detach(self) -> Tensor:
         """The same memory, with no past and no wish for a gradient."""
