@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:fc53f61aaab0
+# Tangled from capture: edit there, `make tangle`. sha256:52fe20789db7
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -459,8 +459,8 @@ class Jit:
                 named = dict(sorted(named.items()))
             key = (kind_of(args), kind_of(named) if named else (),
                    seen(self.look()))
-            if key in self.made:
-                return self.made[key](args, named)
+            if known := self.made.get(key):
+                return known(args, named)
             call = Capture(self.device, self.function, args, named)
             if not can_compile(self.kind) or not self.repeats(key, call):
                 return call.keep()

@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:116ea2d42ca8
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:c115c6758b68
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -219,7 +219,9 @@ class Lazy(Device):
     def host(self, buffer: Any) -> Buffer:
         """The values, computed now, in memory of their own."""
         self.realize(buffer.storage)
-        (value,) = interpret([buffer.node], self.device, self.known)
+        node = buffer.node
+        value = node.arg if node.op is BUFFER else (
+            interpret([node], self.device, self.known)[0])
         found = self.device.host(value)
         return found.copy() if found is value else found
 
