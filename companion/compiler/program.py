@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:0f8dc046905a
+# Tangled from codegen: edit there, `make tangle`. sha256:7106ee95c0d2
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -534,7 +534,8 @@ class Program:
                 memory[places[leaf].slot] = buffer.address
         failed = self.run(memory, self.jobs, self.functions, self.threads,
                           POOL.address)
-        ctypes.memmove(memory, self.usual, len(self.usual))
+        if lent or apart:
+            ctypes.memmove(memory, self.usual, len(self.usual))
         if failed:
             for i in apart:
                 np.copyto(self.results[i].array, found[i].array)
