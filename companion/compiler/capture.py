@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:c09582222aec
+# Tangled from capture: edit there, `make tangle`. sha256:2326121ac976
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from companion.optim import Optimizer
 from companion.sharing import forkable, once
 from companion.tensor import Tensor, wrap
 from companion.training import Trainer
+from companion.view import View
 
 
 def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
@@ -293,11 +294,15 @@ class Capture:
 
     def named(self, tensor: Any) -> Tensor:
         """A tensor of the same values, which nobody else can change."""
-        value = memory_of(tensor).arg.moved(tensor.buffer.view)
-        if memory_of(tensor) in self.inputs:
-            value = self.device.device.twin(value)
-        name = Promise(self.device, made(BUFFER, (), value))
-        return wrap(Promised(name, value.view, value.dtype), self.device)
+        node, device = memory_of(tensor), self.device
+        value = node.arg
+        if tensor.buffer.view != value.view or node in self.inputs:
+            value = value.moved(tensor.buffer.view)
+            if node in self.inputs:
+                value = device.device.twin(value)
+            node = made(BUFFER, (), value)
+        name = Promise(device, node)
+        return wrap(Promised(name, value.view, value.dtype), device)
 
 
 BROUGHT = ("numbers of shape {} were brought to the device inside the "
@@ -314,7 +319,9 @@ def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
 
 def dense(buffer: Buffer, device: Device) -> Buffer:
     """Itself where its memory is one run in order, else a copy."""
-    return buffer if buffer.view.is_dense else device.twin(buffer)
+    view = buffer.view  # nearly always the usual one, which is soon seen
+    return buffer if view == View.dense(view.shape) or view.is_dense else (
+        device.twin(buffer))
 
 
 def kind_of(value: Any) -> Any:
