@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:7106ee95c0d2
+# Tangled from codegen: edit there, `make tangle`. sha256:b4b463c5fe8b
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -249,21 +249,6 @@ def arena(spans: Mapping[Any, tuple[int, int, int]],
     return found, most
 
 
-def is_patch(node: OpNode, leaf: OpNode) -> bool:
-    """Whether it is the leaf, with other elements in some places."""
-    return node.op is WHERE and stripped(node.src[2]) is leaf
-
-
-def patches(order: Sequence[OpNode], roots: Sequence[OpNode],
-            targets: Mapping[int, OpNode]) -> dict[OpNode, None]:
-    """The roots that patch their targets, and that nobody reads."""
-    read = {stripped(x) for node in order for x in node.src
-            if stripped(node) is not stripped(x)}
-    found = [stripped(roots[i]) for i, leaf in targets.items()
-             if is_patch(stripped(roots[i]), leaf)]
-    return dict.fromkeys([node for node in found if node not in read])
-
-
 class Place(NamedTuple):
     """Bytes from the start of a slot of memory."""
 
@@ -370,6 +355,21 @@ class Plan:
             load.address == mine and x.inner == made.inner
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
+
+
+def is_patch(node: OpNode, leaf: OpNode) -> bool:
+    """Whether it is the leaf, with other elements in some places."""
+    return node.op is WHERE and stripped(node.src[2]) is leaf
+
+
+def patches(order: Sequence[OpNode], roots: Sequence[OpNode],
+            targets: Mapping[int, OpNode]) -> dict[OpNode, None]:
+    """The roots that patch their targets, and that nobody reads."""
+    read = {stripped(x) for node in order for x in node.src
+            if stripped(node) is not stripped(x)}
+    found = [stripped(roots[i]) for i, leaf in targets.items()
+             if is_patch(stripped(roots[i]), leaf)]
+    return dict.fromkeys([node for node in found if node not in read])
 
 
 class Code:

@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:95ff08877f7e */
+/* Tangled from blas: edit there, `make tangle`. sha256:926a6db513f7 */
 #line 422 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -118,6 +118,7 @@ static inline V4 dot(long k, const REAL *a, const REAL *b) {
   return sum;
 }
 
+#line 623 "chapters/tensors/blas.md"
 /* one column: C[m] = alpha A[m, k] b[k] + beta C */
 void column(long m, long k, REAL alpha, const REAL *a, long ra,
             const REAL *b, REAL beta, REAL *c, long rc) {
@@ -131,7 +132,7 @@ void column(long m, long k, REAL alpha, const REAL *a, long ra,
   }
 }
 
-#line 677 "chapters/tensors/blas.md"
+#line 682 "chapters/tensors/blas.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct product {
@@ -148,7 +149,7 @@ struct job {
   long k, first;
 };
 
-#line 699 "chapters/tensors/blas.md"
+#line 704 "chapters/tensors/blas.md"
 /* C[m, n] from m rows of A and one panel of B, tile by tile */
 static void panel(const struct job *g, long m, long n, const REAL *a,
                   long step, const REAL *b, long rb, REAL *c) {
@@ -174,7 +175,7 @@ static void row(struct job g, long n) {
            g.p.beta, g.c + j, 0);
 }
 
-#line 730 "chapters/tensors/blas.md"
+#line 735 "chapters/tensors/blas.md"
 static long slices(long cx, long k, long n, long w) {
   return cx == 1 ? (k + 15) / 16 : (n + w - 1) / w;
 }
@@ -189,7 +190,7 @@ static void lay(const REAL *x, long rx, long cx, long k, long n, long w,
          out + j * k + p * w);
 }
 
-#line 748 "chapters/tensors/blas.md"
+#line 753 "chapters/tensors/blas.md"
 /* go to slab s of the stack; how many columns does it have? */
 static long locate(struct job *g, long s) {
   long j = s % g->p.slabs * g->p.width, batch = s / g->p.slabs;
@@ -208,7 +209,7 @@ static void fill(void *job, long t) {
       g.packed + s * g.p.width * g.k);
 }
 
-#line 774 "chapters/tensors/blas.md"
+#line 779 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
   static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
@@ -234,13 +235,12 @@ static void block(void *job, long t) {
             g.c + j * g.p.cc);
   else if (g.p.width > NR || !n) row(g, n);
   else if (!r) panel(&g, m, n, g.a, step, g.b, g.p.rb, g.c);
-  else {
-    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge);
+  else
+    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge),
     panel(&g, m, n, g.a, step, edge, NR, g.c);
-  }
 }
 
-#line 811 "chapters/tensors/blas.md"
+#line 815 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
   long room = p->pack ? p->span * p->width * p->depth : 0;
