@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:0fdd47550698
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:beb756091d1e
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class Promised(Buffer):
     @property
     def node(self) -> OpNode:
         """What this stands for, until the next write."""
-        return along(self.storage.node, self.moves)[-1]
+        whole = self.storage.node
+        return along(whole, self.moves)[-1] if self.moves else whole
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.storage, self.view, self.dtype, self.moves)
@@ -171,7 +172,7 @@ class Lazy(Device):
     def adopt(self, array: np.ndarray) -> Promised:
         """A copy, which nobody else can write to."""
         return self.promise(OpNode(
-            BUFFER, (), self.device.adopt(np.array(array, order="C"))))
+            BUFFER, (), self.device.adopt(in_lines(array))))
 
     def realize(self, *promises: Promise) -> None:
         """Compute what they stand for, and keep what others need of it."""
@@ -199,7 +200,9 @@ class Lazy(Device):
     def host(self, buffer: Any) -> Buffer:
         """The values, computed now, in memory of their own."""
         self.realize(buffer.storage)
-        (value,) = interpret([buffer.node], self.device, self.known)
+        node = buffer.node
+        value = node.arg if node.op is BUFFER else (
+            interpret([node], self.device, self.known)[0])
         found = self.device.host(value)
         return found.copy() if found is value else found
 
@@ -225,6 +228,19 @@ class Lazy(Device):
         to know that names may mean something else now."""
         next(AGES)
         return super().target(buffer)
+
+
+def in_lines(array: np.ndarray) -> np.ndarray:
+    """A copy, dense, that begins where a line of the cache begins."""
+    room = np.empty(array.nbytes + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    copy = room[start:start + array.nbytes].view(array.dtype)
+    copy = copy.reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+LINE = 64  # bytes
 
 
 def realize(*tensors: Tensor) -> None:

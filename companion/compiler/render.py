@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:765b64bcad4a
+# Tangled from codegen: edit there, `make tangle`. sha256:e97ad9386adc
 """Kernels as C."""
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ class Writer:
         node = line.arg.node
         if node not in self.slots and node not in self.rows:
             return ""
-        return f"{self.place(line.arg)} = {line.args[0]};"
+        *where, value = line.args
+        return (f"if ({where[0]}) " if where else "") + (
+            f"{self.place(line.arg)} = {value};")
 
     def folded(self, line: Line) -> str:
         (x,) = line.args
