@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:e26f5d13002d */
-#line 556 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:35a46519bfc0 */
+#line 546 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
 struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
 struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
 
-#line 576 "chapters/tensors/activations.md"
+#line 566 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
 static void part(void *job, long p) {
   struct job g = *(struct job *)job;
@@ -34,7 +34,7 @@ static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
   w->parallel(part, &g, w->parts, w->parts);
 }
 
-#line 597 "chapters/tensors/activations.md"
+#line 587 "chapters/tensors/activations.md"
 /* three loops, since only one that knows its steps is compiled to vectors;
    dx and dy are 0 or 1, and both 0 only where n is 1 */
 #define EACH for (long i = 0; i < n; i++)
@@ -54,7 +54,7 @@ LOOP(subtract, a - b)
 LOOP(multiply, a * b)
 LOOP(divide, a / b)
 
-#line 634 "chapters/tensors/activations.md"
+#line 620 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
 /* an integer as wide as REAL */
@@ -83,7 +83,7 @@ static INLINE REAL fused(REAL a, REAL b, REAL c) {
 #endif
 }
 
-#line 666 "chapters/tensors/activations.md"
+#line 652 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -108,7 +108,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1083 "chapters/tensors/activations.md"
+#line 1061 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
