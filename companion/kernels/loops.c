@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:1a40afc15264 */
-#line 559 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:3f99aba2e146 */
+#line 549 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -23,7 +23,7 @@ struct job {
   const char *mask;
 };
 
-#line 586 "chapters/tensors/activations.md"
+#line 576 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
 static void part(void *job, long p) {
   struct job g = *(struct job *)job;
@@ -41,7 +41,7 @@ static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
   w->parallel(part, &g, w->parts, w->parts);
 }
 
-#line 607 "chapters/tensors/activations.md"
+#line 597 "chapters/tensors/activations.md"
 /* three loops, since only one that knows its steps is compiled to vectors;
    those of x and y are 0 or 1, and both 0 only where n is 1 */
 #define EACH for (long i = 0; i < n; i++)
@@ -66,7 +66,7 @@ LOOP(divide, a / b)
 LOOP(maximum, (b > a) | (b != b) ? b : a)
 LOOP(choose, mask[i] ? a : b)
 
-#line 649 "chapters/tensors/activations.md"
+#line 635 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
 /* an integer as wide as REAL */
@@ -95,7 +95,7 @@ static INLINE REAL fused(REAL a, REAL b, REAL c) {
 #endif
 }
 
-#line 681 "chapters/tensors/activations.md"
+#line 667 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -120,7 +120,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1120 "chapters/tensors/activations.md"
+#line 1098 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {
