@@ -1,5 +1,6 @@
 """Convolutions are the same on every device, and inside a program."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -29,7 +30,12 @@ from companion import (
     zeros,
 )
 from companion.device import (
-    CONVOLUTION, FRAME, SET, convolution_job, convolver)
+    CONVOLUTION,
+    FRAME,
+    SET,
+    convolution_job,
+    convolver,
+)
 from companion.dtype import bool_, float16, float32, float64, int32
 from companion.literate import message
 from companion.ops import CONV, Window
@@ -164,6 +170,22 @@ def test_a_margin_without_end_costs_no_memory(edge):
         [[[0.0] * 2] * 2]]
     assert conv2d(ones(1, 1, 2, 2), ones(1, 1, 2, 2), dilation=edge,
                   **far).tolist() == [[[[1.0]]]]
+
+
+def work(n, c, size, o):
+    """Products that a kernel of 3 × 3 with its margin makes, and frames."""
+    x, w = View.dense((n, 1, c, size, size)), View.dense((1, o, c, 3, 3))
+    job = convolution_job(x, w, (Window(before=1, after=1),) * 2, 1)
+    sets = SET.iter_unpack(job[FRAME.size + CONVOLUTION.size:])
+    return (sum(math.prod(each[3:21:3]) for each in sets) * o,
+            FRAME.unpack(job[:FRAME.size])[10] > 0)
+
+
+def test_no_product_has_a_zero_of_the_margin():
+    """Along an axis 4 places meet 2, 3, 3 and 2 of 3 taps; of so few
+    pictures that registers would stay empty, a margin is made."""
+    assert work(16, 5, 4, 7) == (16 * 5 * 7 * (2 + 3 + 3 + 2) ** 2, False)
+    assert work(1, 5, 4, 7) == (5 * 7 * (4 * 3) ** 2, True)
 
 
 def test_places_that_meet_no_tap_are_no_work():
