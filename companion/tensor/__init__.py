@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:9bd10db4fc07  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:d1a0dd2f6446  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -816,13 +816,21 @@ class Tensor:
         return x
 
     @torch_names
-    def cumsum(self, axis: int) -> Tensor:
-        """Running sums by doubling: log2(n) shifted additions."""
-        x = self if self.dtype.is_float else self.cast(int64)
-        at, n, step = axis_of(x, axis, x.ndim or 1), reduced_size(x, axis), 1
-        while step < n:
-            x, step = x + shifted(x, at, step), step * 2
-        return x
+    def cumsum(self, axis: int, dtype: DType | None = None) -> Tensor:
+        """Running sums in `dtype`; integers and bools as int64.
+
+        Halves are added in float32.
+        """
+        wanted = dtype or (self.dtype if self.dtype.is_float else int64)
+        x = self.cast(wanted)
+        x = widened(x) if wanted.is_float else x
+        at = axis_of(x, axis, x.ndim or 1)
+        if x.device is CPU and wanted.is_float and x.size:
+            before, n = math.prod(x.shape[:at]), reduced_size(x, axis)
+            sums = running_sums(x.reshape(before, n, -1))
+            if np.isfinite(detached(sums[:, -1]).numpy()).all():
+                return sums.reshape(x.shape).cast(wanted)
+        return scan(Tensor.__add__, x, at, 0).cast(wanted)
 
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -1786,6 +1794,7 @@ from companion.tensor.along import (
     order_keys,
     pick,
     put,
+    running_sums,
     scan,
     source,
 )
@@ -1855,6 +1864,5 @@ from companion.tensor.reductions import (
     merge_axes_last,
     reduce,
     reduced_size,
-    shifted,
     variance,
 )

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:b787eaf32a3a
+# Tangled from vocabulary: edit there, `make tangle`. sha256:0b6deb41e930
 from __future__ import annotations
 
 import math
@@ -63,6 +63,29 @@ def test_the_largest_few():
         :, :50].tolist()
     assert x.gather(1, places).tolist() == values.tolist()
     assert "k from 0 to the 4097" in message(lambda: x.topk(5000))
+
+
+def test_running_sums_of_blocks():
+    draw = np.random.default_rng(0)
+    for shape, axis in (((2, 999), 1), ((999, 2), 0), ((3, 300, 2), 1),
+                        ((40,), 0), ((), 0), ((5000,), 0)):
+        raw = draw.random(shape)
+        for dtype, digits in ((float32, 1e-6), (float64, 1e-14)):
+            found = Tensor(raw, dtype).cumsum(axis).numpy()
+            right = raw.astype(dtype.numpy).cumsum(axis, np.float64)
+            assert np.allclose(found, right.reshape(shape), digits, 0)
+    x = Tensor(draw.random(500)).requires_grad_()
+    (slope,) = grad((x.cumsum(0) * Tensor(raw[:500])).sum(), [x])
+    assert np.allclose(slope.numpy(), np.cumsum(raw[499::-1])[::-1])
+
+
+def test_what_is_not_finite_does_not_reach_what_is_before():
+    for bad, later in ((math.inf, math.inf), (math.nan, math.nan)):
+        x = np.ones((3, 400), np.float32)
+        x[1, 200] = bad
+        y = Tensor(x).cumsum(1).numpy()
+        assert np.array_equal(y[1, :200], np.arange(1, 201))
+        assert str(y[1, 200:].mean()) == str(later) and (y[2] > 0).all()
 
 
 def test_letters():
