@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:32cf09bf6790  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:488235c902c1  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -139,4 +139,10 @@ EXPORTS |= dict.fromkeys((
     "companion.tensor.random")
 EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
 EXPORTS["TensorDataset"] = "companion.data"
-EXPORTS["tensor"] = "companion.vocabulary"
+EXPORTS |= dict.fromkeys(("Subset", "random_split"), "companion.data")
+EXPORTS |= dict.fromkeys((
+    "enable_grad", "inference_mode", "is_grad_enabled", "set_grad_enabled"),
+    "companion.autograd")
+EXPORTS |= dict.fromkeys((
+    "cuda", "device", "is_tensor", "load", "median", "optim", "save",
+    "tensor"), "companion.vocabulary")

@@ -1,15 +1,16 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:d1a0dd2f6446  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:5f7f305c8114  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
 
 import difflib
+import dis
 import functools
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -388,8 +389,12 @@ class Tensor:
         return Tensor.apply(CAST, self, arg=dtype)
 
     def to(self, *targets: Any, dtype: DType | None = None,
-           device: Device | str | None = None) -> Tensor:
-        """Another dtype; or a copy on another device (or its name)."""
+           device: Device | str | None = None,
+           non_blocking: bool = False) -> Tensor:
+        """Another dtype; or a copy on another device (or its name).
+
+        `non_blocking` is a wish: a device waits when it has to.
+        """
         x = self
         for target in (*targets, device, dtype):
             if isinstance(target, DType):
@@ -608,13 +613,21 @@ class Tensor:
         return reduce(SUM, self.cast(dtype) if dtype else x, axis, keepdim)
 
     @torch_names
-    def max(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        """The values only (PyTorch: amax); argmax has the places."""
-        return reduce(MAX, self, axis, keepdim)
+    def max(self, axis: Any = None, keepdim: bool = False) -> Tensor:
+        """The values only; argmax has the places, topk has both.
+
+        Of two tensors, the larger of each two elements.
+        """
+        if isinstance(axis, Tensor):
+            return self.maximum(axis)
+        return of_an_axis("max", reduce(MAX, self, axis, keepdim), axis)
 
     @torch_names
-    def min(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return order_reversed(order_reversed(self).max(axis, keepdim))
+    def min(self, axis: Any = None, keepdim: bool = False) -> Tensor:
+        if isinstance(axis, Tensor):
+            return self.minimum(axis)
+        least = order_reversed(order_reversed(self).max(axis, keepdim))
+        return of_an_axis("min", least, axis)
 
     @torch_names
     def any(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -675,6 +688,8 @@ class Tensor:
         return basic_index(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
+        if self.answered:
+            check_not_unpacked(self.answered, sys._getframe(1))
         return (self[i] for i in range(len(self)))
 
     def assign(self, value: Any) -> Tensor:
@@ -923,12 +938,13 @@ class Tensor:
         return where(x.abs() < 0.625, near * (1 + square * bend), far)
 
     @torch_names
-    def softmax(self, axis: int) -> Tensor:
+    def softmax(self, axis: int, dtype: DType | None = None) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
-        x = widened(self)  # a sum of many halves would round
+        given = self.cast(dtype) if dtype else self
+        x = widened(given)  # a sum of many halves would round
         # A row of nothing but -inf has no weights: the NaN is left to show.
         e = (x - constant_max(x, axis)).exp()
-        return narrowed(e / e.sum(axis, keepdim=True), self)
+        return narrowed(e / e.sum(axis, keepdim=True), given)
 
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
@@ -942,11 +958,12 @@ class Tensor:
         return narrowed(total, self)
 
     @torch_names
-    def log_softmax(self, axis: int) -> Tensor:
+    def log_softmax(self, axis: int, dtype: DType | None = None) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
-        x = widened(self)
+        given = self.cast(dtype) if dtype else self
+        x = widened(given)
         x = x - constant_max(x, axis)
-        return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
+        return narrowed(x - x.exp().sum(axis, keepdim=True).log(), given)
 
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
@@ -1259,13 +1276,22 @@ class Tensor:
         found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
         return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
 
-    def median(self) -> Tensor:
-        """The middle of all values, of two the lower; NaN if one is."""
-        if not self.size:
+    @torch_names
+    def median(self, axis: int | None = None, keepdim: bool = False) -> Any:
+        """The middle in order, of two the lower; NaN if one is there.
+
+        Along an axis: the values, and their places.
+        """
+        if axis is None:
+            return self.reshape(-1).median(0).values
+        n = self.shape[axis_of(self, axis)]
+        if not n:
             raise ValueError("median: nothing has no middle; check .size")
-        row = self.reshape(-1).sort().values
-        middle = row[(self.size - 1) // 2]
-        return where(row[-1].isnan(), row[-1], middle)
+        # NaN stands behind all numbers: counting those finds the first.
+        known = (self == self).sum(axis, keepdim=True)
+        place = where(known < n, known, (n - 1) // 2)
+        found = [t.gather(axis, place) for t in self.sort(axis)]
+        return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
 
     def unique(self) -> Tensor:
         """The values that occur, each once, in order."""
@@ -1335,6 +1361,17 @@ class Tensor:
 
     def dim(self) -> int:
         return self.ndim
+
+    @torch_names
+    def unbind(self, axis: int = 0) -> list[Tensor]:
+        """The slices of an axis, without it."""
+        n = self.shape[axis_of(self, axis)]
+        if n < 2:
+            return [self.squeeze(axis)] * n
+        # By halves: the gradient of a slice is as large as what it was cut
+        # from, and n slices of the whole would move n² of them.
+        halves = self.split([n // 2, n - n // 2], axis)
+        return [part for half in halves for part in half.unbind(axis)]
 
     def t(self) -> Tensor:
         """The transposed matrix; a vector is what it was."""
@@ -1449,11 +1486,11 @@ class Tensor:
 
     @torch_names
     def amax(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return self.max(axis, keepdim)
+        return reduce(MAX, self, axis, keepdim)
 
     @torch_names
     def amin(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return self.min(axis, keepdim)
+        return order_reversed(order_reversed(self).amax(axis, keepdim))
 
     @torch_names
     def count_nonzero(self, axis: Axes = None) -> Tensor:
@@ -1577,6 +1614,8 @@ class Tensor:
         """Forget how x came to be."""
         self.requires_grad, self.record = False, None
         return self
+
+    answered: str | None = None  # by max or min: see __iter__
 
     # Not a def: to a type checker, that would make every word right.
     __getattr__ = unknown
@@ -1737,6 +1776,24 @@ def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     return bool(value) if x.dtype is bool_ else value
 
 
+UNPACKS = dis.opmap["UNPACK_SEQUENCE"]
+
+
+def check_not_unpacked(word: str, frame: FrameType) -> None:
+    """Refuse a line like `values, places = x.max(1)`."""
+    if frame.f_code.co_code[frame.f_lasti] == UNPACKS:
+        raise ValueError(
+            f"{word}: it answers one tensor, the values; type x.{word}(1), "
+            f"x.arg{word}(1), or x.topk(1, 1), which has both")
+
+
+def of_an_axis(word: str, y: Tensor, axis: Any) -> Tensor:
+    """What `word` answers along an axis: not to be taken apart."""
+    if axis is not None:
+        y.answered = word
+    return y
+
+
 class Size(int):
     """NumPy's x.size, a number; PyTorch's x.size() and x.size(i)."""
 
@@ -1747,6 +1804,8 @@ class Size(int):
 
 
 WORDS = {
+    "values": "max and min answer the values; their places are x.argmax(1)",
+    "indices": "max and min answer the values; their places are x.argmax(1)",
     "is_cuda": "ask x.device",
     "retain_grad": "ask grad(y, [x])",
     "register_hook": "ask grad(y, [x]), and change what it answers",

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:0b6deb41e930
+# Tangled from vocabulary: edit there, `make tangle`. sha256:106474611015
 from __future__ import annotations
 
 import math
@@ -123,5 +123,10 @@ def test_a_generator_computes_unrecorded():
         yield w * 2
         yield w * 3
 
+    @no_grad
+    def plain():
+        return w * 2
+
     for y in values():
         assert not y.requires_grad and (w * 1).requires_grad
+    assert not plain().requires_grad
