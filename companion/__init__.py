@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:488235c902c1  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:926451feb54f  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ EXPORTS |= dict.fromkeys((
     "take_along_axis take_along_dim tan tanh topk trace transpose tril triu "
     "true_divide trunc unflatten unique unsqueeze var var_mean"
     ).split(), "companion.vocabulary")
+
 EXPORTS["einsum"] = "companion.tensor.contraction"
 EXPORTS |= dict.fromkeys((
     "multinomial", "rand_like", "randn_like", "bernoulli"),

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:4c72a30121a3
+# Tangled from vocabulary: edit there, `make tangle`. sha256:66c3cbaf95ee
 """PyTorch's learning-rate schedulers: a factor for each step."""
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class LRScheduler:
                  rule: Callable[[float, int], float]):
         self.optimizer, self.rule, self.last_epoch = optimizer, rule, -1
         # What another schedule has set is no first rate.
-        self.base_lrs = vars(optimizer).setdefault("first_lrs", [])
-        self.base_lrs += [g["lr"] for g in optimizer.param_groups[
-            len(self.base_lrs):]]
+        firsts = vars(optimizer).setdefault("first_lrs", [])
+        firsts += [g["lr"] for g in optimizer.param_groups[len(firsts):]]
+        self.base_lrs = [*firsts]
         self.step()
 
     def step(self) -> None:

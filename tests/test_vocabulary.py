@@ -1014,6 +1014,7 @@ def test_devices_by_their_names():
     assert companion.device("cpu") is companion.ones(1).device
     assert companion.device("cpu").type == "cpu"
     assert isinstance(companion.cuda.is_available(), bool)
+    assert companion.is_tensor(companion.ones(1).to_device("cpu"))
     with pytest.raises(ValueError, match="expected one of"):
         companion.device("tpu")
 
@@ -1036,5 +1037,6 @@ def test_a_data_set_is_split():
     loader = companion.DataLoader(parts[0], batch_size=4, num_workers=1,
                                   pin_memory=True)
     assert [len(x) for x, in loader] == [4, 4] and loader.workers == 1
+    assert isinstance(parts[0], companion.Subset)
     with pytest.raises(ValueError, match="add up to 10"):
         companion.random_split(data, [5, 6])

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:5f7f305c8114  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:868fc8d88c53  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
 from types import FrameType, ModuleType
 from typing import Any, NoReturn, TypeVar
 
@@ -170,11 +171,12 @@ class UnknownWord(AttributeError):
     """
 
     def __str__(self) -> str:
-        near = difflib.get_close_matches(self.name, dir(Tensor), 3)
-        hint = WORDS.get(self.name) or (
+        name = str(self.name)
+        near = difflib.get_close_matches(name, dir(Tensor), 3)
+        hint = WORDS.get(name) or (
             f"did you mean {', '.join(near)}?" if near
             else "see the vocabulary")
-        return f"a Tensor has no {self.name}: {hint}"
+        return f"a Tensor has no {name}: {hint}"
 
 
 class Tensor:
@@ -1647,6 +1649,16 @@ class Tensor:
 
     def cuda(self) -> Tensor:
         return self.to("cuda")
+
+    def __array_namespace__(self, *, api_version: str | None = None,
+                            ) -> ModuleType:
+        """The functions of the array API standard, for tensors."""
+        return import_module("companion.array_api")
+
+    def to_device(self, device: Device | str, /, *,
+                  stream: Any = None) -> Tensor:
+        """The standard's name of x.to(device)."""
+        return self.to(device)
 
 
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:106474611015
+# Tangled from vocabulary: edit there, `make tangle`. sha256:5fa2fb267bc6
 from __future__ import annotations
 
 import math
@@ -130,3 +130,13 @@ def test_a_generator_computes_unrecorded():
     for y in values():
         assert not y.requires_grad and (w * 1).requires_grad
     assert not plain().requires_grad
+
+
+def test_a_function_for_any_package():
+    def standardized(x):
+        xp = x.__array_namespace__()
+        centred = x - xp.mean(x, axis=0, keepdims=True)
+        return centred / xp.std(x, axis=0, keepdims=True)
+
+    raw = np.random.default_rng(0).random((5, 3))
+    assert np.allclose(standardized(Tensor(raw)).numpy(), standardized(raw))
