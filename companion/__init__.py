@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:32cf09bf6790  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:926451feb54f  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -133,10 +133,17 @@ EXPORTS |= dict.fromkeys((
     "take_along_axis take_along_dim tan tanh topk trace transpose tril triu "
     "true_divide trunc unflatten unique unsqueeze var var_mean"
     ).split(), "companion.vocabulary")
+
 EXPORTS["einsum"] = "companion.tensor.contraction"
 EXPORTS |= dict.fromkeys((
     "multinomial", "rand_like", "randn_like", "bernoulli"),
     "companion.tensor.random")
 EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
 EXPORTS["TensorDataset"] = "companion.data"
-EXPORTS["tensor"] = "companion.vocabulary"
+EXPORTS |= dict.fromkeys(("Subset", "random_split"), "companion.data")
+EXPORTS |= dict.fromkeys((
+    "enable_grad", "inference_mode", "is_grad_enabled", "set_grad_enabled"),
+    "companion.autograd")
+EXPORTS |= dict.fromkeys((
+    "cuda", "device", "is_tensor", "load", "median", "optim", "save",
+    "tensor"), "companion.vocabulary")

@@ -1,4 +1,4 @@
-# Tangled from data, pictures, vocabulary: edit there, `make tangle`. sha256:49352f146226  # noqa: E501
+# Tangled from data, pictures, vocabulary: edit there, `make tangle`. sha256:4ddaaee74e68  # noqa: E501
 from __future__ import annotations
 
 import contextlib
@@ -18,7 +18,7 @@ import threading
 import traceback
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPException
@@ -36,7 +36,7 @@ from companion.native import cache, tell
 from companion.tensor import Tensor, from_numpy
 from companion.tensor.creation import arange
 from companion.tensor.operands import where
-from companion.tensor.random import Generator, rand, randperm
+from companion.tensor.random import GENERATOR, Generator, rand, randperm
 from companion.training import Batches
 
 STROKES = (
@@ -213,6 +213,7 @@ class DataLoader(Batches):
     prefetch: int = 2
 
     def __post_init__(self) -> None:
+        self.workers = self.workers or self.num_workers
         least = self.batch_size if self.drop_last else 1
         if self.batch_size < 1 or len(self.dataset) < least:
             raise ValueError(
@@ -321,6 +322,10 @@ class DataLoader(Batches):
     def __getstate__(self) -> dict[str, Any]:
         """All but the batches under way: a copy makes its own."""
         return vars(self) | {"running": iter(())}
+
+    num_workers: int = field(default=0, repr=False)  # PyTorch's `workers`
+    pin_memory: bool = field(default=False, repr=False)  # a wish
+    persistent_workers: bool = field(default=False, repr=False)  # a wish
 
 
 @dataclass(frozen=True)
@@ -869,3 +874,32 @@ class TensorDataset(Arrays):
 
     def __init__(self, *tensors: Tensor):
         super().__init__(*tensors)
+
+
+class Subset:
+    """Some examples of a dataset, by their numbers."""
+
+    def __init__(self, dataset: Dataset, indices: Sequence[int]):
+        self.dataset, self.indices = dataset, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[self.indices[index]]
+
+
+def random_split(dataset: Dataset, lengths: Sequence[float],
+                 generator: Generator = GENERATOR) -> list[Subset]:
+    """Parts of these lengths, or shares of 1, drawn without replacement."""
+    n = len(dataset)
+    if sum(lengths) != n and math.isclose(sum(lengths), 1):
+        floors = [math.floor(n * share) for share in lengths]
+        # What is left over goes round, one to each.
+        lengths = [m + (i < n - sum(floors)) for i, m in enumerate(floors)]
+    if sum(lengths) != n:
+        raise ValueError(f"random_split: expected lengths that add up to "
+                         f"{n}, or shares to 1, got {list(lengths)}")
+    order = randperm(n, generator).tolist()
+    ends = np.cumsum([0, *lengths]).tolist()
+    return [Subset(dataset, order[a:b]) for a, b in zip(ends, ends[1:])]

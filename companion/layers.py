@@ -1,9 +1,9 @@
-# Tangled from layers, autograd, vocabulary: edit there, `make tangle`. sha256:42c7a8e3faaa  # noqa: E501
+# Tangled from layers, autograd, vocabulary: edit there, `make tangle`. sha256:cb4e419731b5  # noqa: E501
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,11 +40,11 @@ class Module:
                 yield prefix + name, part
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """The tensors that training may change; a shared one once."""
+        """The tensors for training, frozen or not; a shared one once."""
         # By identity: a shared weight has two names and one update.
         seen: set[int] = set()
         for name, tensor in self.named_tensors():
-            if tensor.requires_grad and id(tensor) not in seen:
+            if is_parameter(tensor) and id(tensor) not in seen:
                 seen.add(id(tensor))
                 yield name, tensor
 
@@ -67,7 +67,7 @@ class Module:
 
     def count(self) -> int:
         """How many numbers training may change."""
-        return sum(p.size for p in self.parameters())
+        return sum(p.size for p in self.parameters() if p.requires_grad)
 
     def __repr__(self) -> str:
         places = {f", {p.dtype} on {p.device}" for p in self.parameters()}
@@ -108,12 +108,19 @@ class Module:
             found[name] = detached(tensor)
         return found
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any],
+                        strict: bool = True) -> Loaded:
         """Overwrite this module's tensors; all of them or none.
 
         Values are tensors, of any device and dtype, or NumPy arrays.
+        Unless `strict`, names on one side only are left out.
         """
-        own = self.state_dict()
+        own, state = self.state_dict(), ours(self, state)
+        lost = Loaded([name for name in own if name not in state],
+                      [name for name in state if name not in own])
+        if not strict:
+            own, state = [{name: part[name] for name in own if name in state}
+                          for part in (own, state)]
         problems = mismatches(own, state)
         if problems:
             raise ValueError(
@@ -125,6 +132,7 @@ class Module:
                   for v in map(state.__getitem__, own)]
         for tensor, value in zip(own.values(), values):
             tensor.assign(value.to(tensor.device))
+        return lost
 
     def to(self, target: Device | DType | str) -> Module:
         """Move all tensors and gradients, or cast floats to a dtype."""
@@ -152,20 +160,43 @@ class Module:
                              "state here; keep this one as a NumPy array")
         setattr(self, name, tensor)
 
-    register_parameter = setattr
+    def register_parameter(self, name: str, param: Tensor | None) -> None:
+        setattr(self, name, param)
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        setattr(self, name, module)
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """The tensors that training does not change, with their names."""
+        return ((name, t) for name, t in self.named_tensors()
+                if not is_parameter(t))
 
     def buffers(self) -> list[Tensor]:
-        """The tensors that training does not change."""
-        return [t for _, t in self.named_tensors() if not t.requires_grad]
+        return [t for _, t in self.named_buffers()]
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        return self.parts((Module,))
 
     def children(self) -> Iterator[Module]:
-        return (part for _, part in self.parts((Module,)))
+        return (part for _, part in self.named_children())
+
+    def named_modules(self, prefix: str = "") -> Iterator[
+            tuple[str, Module]]:
+        """This module, and all below it, each once, with its path."""
+        seen: set[int] = set()
+        waiting = [(prefix, self)]
+        while waiting:
+            path, module = waiting.pop(0)
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            below = [(f"{path}.{name}".lstrip("."), part)
+                     for name, part in module.named_children()]
+            waiting = below + waiting
 
     def modules(self) -> Iterator[Module]:
-        """This module, and all below it."""
-        yield self
-        for part in self.children():
-            yield from part.modules()
+        return (module for _, module in self.named_modules())
 
     def apply(self, function: Callable[[Module], Any]) -> Module:
         """`function` of every module, the lowest first."""
@@ -176,10 +207,8 @@ class Module:
 
     def requires_grad_(self, on: bool = True) -> Module:
         """Whether training may change the parameters below."""
-        for _, tensor in self.named_tensors():
-            # What was never asked is a buffer: running means, counts.
-            if "requires_grad" in vars(tensor):
-                tensor.requires_grad_(on)
+        for p in self.parameters():
+            p.requires_grad_(on)
         return self
 
     def cpu(self) -> Module:
@@ -402,3 +431,30 @@ def check_float_dtype(target: Device | DType | str) -> None:
 def cleared(g: Tensor | None, set_to_none: bool) -> Tensor | None:
     """Nothing, or zeros in the place of a gradient."""
     return None if set_to_none or g is None else zeros_like(g)
+
+
+def is_parameter(x: Tensor) -> bool:
+    """Whether a tensor was ever told if it wants a gradient."""
+    return "requires_grad" in vars(x)
+
+
+class Loaded(NamedTuple):
+    """What a state did not have, and what nobody asked for."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+def ours(module: Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state whose layers of a Sequential are named as here."""
+    prefixes = [f"{path}.layers.".lstrip(".") for path, part in
+                module.named_modules() if isinstance(part, Sequential)]
+    known = {}
+    for name in module.state_dict():
+        theirs = name
+        for prefix in sorted(prefixes, key=len, reverse=True):
+            if theirs.startswith(prefix):
+                theirs = (prefix.removesuffix("layers.")
+                          + theirs.removeprefix(prefix))
+        known[theirs] = name
+    return {known.get(name, name): value for name, value in state.items()}

@@ -1,8 +1,9 @@
-# Tangled from optimizers, vocabulary: edit there, `make tangle`. sha256:1bfa212279fc  # noqa: E501
+# Tangled from optimizers, vocabulary: edit there, `make tangle`. sha256:150a4e7c3e16  # noqa: E501
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
 from itertools import chain
 from typing import Any
 
@@ -110,6 +111,15 @@ class Optimizer:
         memory = {at[str(place)]: copied_state(at[str(place)], values)
                   for place, values in state["state"].items()}
         self.param_groups, self.state = groups, memory
+
+    def add_param_group(self, param_group: Mapping[str, Any]) -> None:
+        """One more group; settings that it lacks are the defaults."""
+        given = param_group["params"]
+        new = self.defaults | dict(param_group) | {
+            "params": [given] if isinstance(given, Tensor) else [*given]}
+        groups = groups_of([*self.param_groups, new])
+        check_groups(groups, self.defaults)
+        self.param_groups = groups
 
 
 def groups_of(parameters: Iterable[Any]) -> list[dict[str, Any]]:
@@ -297,3 +307,11 @@ def copied_state(p: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
                 f"parameter {p.shape}; expected tensors of that shape")
     return {"step": int(values.get("step", 0)),
             **{k: v.clone().to(p.device) for k, v in tensors.items()}}
+
+
+def __getattr__(name: str) -> Any:
+    """PyTorch's torch.optim.lr_scheduler stands beside this module."""
+    if name != "lr_scheduler":
+        raise AttributeError(f"optim has no {name}: type SGD, Adam, AdamW, "
+                             f"RMSprop, or lr_scheduler")
+    return import_module("companion.lr_scheduler")

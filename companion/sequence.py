@@ -1,4 +1,4 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:05d24dd2897a
+# Tangled from sequences, vocabulary: edit there, `make tangle`. sha256:3751a03ab7c4  # noqa: E501
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from companion.device import CPU, Device
 from companion.dtype import DType, float32
 from companion.layers import Module, check_features, parameter
-from companion.tensor import Tensor, axis_of
+from companion.tensor import Tensor
 from companion.tensor.creation import zeros
 from companion.tensor.indexing import stack
 from companion.tensor.random import GENERATOR, Generator, rand
@@ -116,13 +116,7 @@ def first_state(layer: Module, x: Tensor, h: Tensor | None,
 
 def unbind(x: Tensor, axis: int = 0) -> list[Tensor]:
     """The slices of x along an axis, without it."""
-    n = x.shape[axis_of(x, axis)]
-    if n < 2:
-        return [x.squeeze(axis)] * n
-    # By halves: the gradient of a slice is as large as what it was cut
-    # from, and n slices of the whole would move n² of them.
-    halves = x.split([n // 2, n - n // 2], axis)
-    return [part for half in halves for part in unbind(half, axis)]
+    return x.unbind(axis)
 
 
 def unroll(cell: RNNCell, x: Tensor, h: Tensor) -> Tensor:

@@ -1,14 +1,26 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:aaefd3bb4891
+# Tangled from vocabulary: edit there, `make tangle`. sha256:12a8ce8086ea
 """What users of PyTorch and NumPy type, beside the methods."""
 
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
 from collections.abc import Callable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors.numpy
+
 from companion.tensor import Tensor
+from companion.training import (
+    packed,
+    read_safetensors,
+    unpacked,
+    write_atomically,
+)
 
 
 def function(name: str) -> Callable[..., Any]:
@@ -31,7 +43,38 @@ def __getattr__(name: str) -> Any:
     return function(name)
 
 
-tensor = import_module("companion.tensor")
+# Modules that PyTorch's users ask the package for, beside its functions.
+cuda, device, optim, tensor = [import_module(f"companion.{name}") for name in (
+    "cuda", "device", "optim", "tensor")]
+
+
+def is_tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def save(obj: Any, f: Any) -> None:
+    """Write a nest of tensors and plain values; f: a path, or a file."""
+    arrays: dict[str, np.ndarray] = {}
+    tree = json.dumps(packed(obj, "tree", arrays))
+    data = safetensors.numpy.save(arrays, {"tree": tree})
+    if hasattr(f, "write"):
+        f.write(data)
+    else:
+        write_atomically(Path(f), data)
+
+
+def load(f: Any, map_location: Any = "cpu", weights_only: bool = True) -> Any:
+    """What `save` has written, on the CPU; it is always data only."""
+    if hasattr(f, "read"):
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(f.read())
+            file.flush()
+            return load(file.name)
+    arrays, about = read_safetensors(Path(f))
+    if "tree" not in about:
+        raise ValueError(f"load: {f} was not written by save; of other "
+                         f"safetensors, type read_safetensors(path)")
+    return unpacked(json.loads(about["tree"]), arrays)
 
 
 def at(module: str, names: str = "", **others: str) -> dict[str, str]:
@@ -51,13 +94,14 @@ def found(where: str, rows: Mapping[str, str], name: str) -> Any:
 
 INSTEAD = {
     "LSTM": "type nn.GRU, or nn.RNN",
+    "OneCycleLR": "type LambdaLR(optimizer, one_cycle(steps))",
+    "CyclicLR": "type LambdaLR, with your own rule",
+    "Fold": "its gradient is nn.Unfold: ask grad(nn.Unfold(…)(x), [x], y)",
+    "GroupNorm": "type nn.LayerNorm on x.unflatten(1, (groups, -1))",
     "MultiheadAttention": "type MultiHeadAttention(width, heads), whose "
     "first axis is the batch",
     "TransformerEncoderLayer": "type companion.transformer.Block",
     "DataParallel": "one process uses all processors already",
     "compile": "type jit",
-    "save": "type Trainer.save, or safetensors on state_dict()",
-    "load": "type load_state_dict on what safetensors reads",
-    "device": "type the name, \"cpu\" or \"cuda\"",
     "autocast": "type .to(bfloat16) on the module",
 }

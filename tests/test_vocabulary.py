@@ -62,7 +62,13 @@ x.kthvalue(2, 1)                     kthvalue
 x.isclose(x + 1e-7), x.isclose(y)    isclose
 m.tensor(x.allclose(x + 1e-9))       allclose
 x.cumprod(1), x.cumprod(0)           cumprod
-x.cumsum(1)
+x.cumsum(1), q.cumsum(0), q.cumsum(1), x.T.cumsum(0), x.cumsum(-1)
+x.repeat(1, 80).cumsum(1), z.repeat(60, 1).cumsum(0)
+x.cumsum(1, dtype=m.float64), n.cumsum(0), n.cumsum(1, dtype=m.float32)
+x.median(), x.median(1), x.median(dim=0, keepdim=True)   median
+q.unbind(1), q.unbind(dim=-1), v.unbind(1)
+m.max(x, y), m.min(x, y), m.max(x), x.amax(1), x.amin(0)
+x.softmax(1, dtype=m.float64), x.log_softmax(dim=0, dtype=m.float64)
 x.logcumsumexp(1)                    logcumsumexp
 q.logcumsumexp(dim=1)
 x.cummax(1), x.cummin(0)             cummax cummin
@@ -153,6 +159,13 @@ F.kl_div(x, p, reduction="batchmean")
 F.normalize(x), F.normalize(x, p=1, dim=0), F.cosine_similarity(x, y)
 F.cosine_similarity(x, y, dim=0), F.linear(x, y), F.linear(x, y, w[:3])
 F.layer_norm(x, (4,)), F.layer_norm(q, (3, 4), x, y), F.dropout(x, 0.5, False)
+F.softmax(x, dim=1, dtype=m.float64), F.log_softmax(x, -1, dtype=m.float64)
+F.interpolate(r, (7, 4), mode="bicubic")
+F.interpolate(r, (9, 11), mode="bicubic", align_corners=True)
+F.interpolate(r, scale_factor=2, mode="bicubic")
+F.interpolate(r, (1, 3), mode="bicubic", align_corners=True)
+F.unfold(r, 2), F.unfold(r, (3, 2), padding=1, stride=2)
+F.unfold(r, 2, dilation=(2, 3), padding=(1, 0)), nn.Unfold(3, stride=1)(r)
 F.conv2d(r, q.unsqueeze(2)), F.max_pool2d(r, 2), F.avg_pool2d(r, 2)
 nn.ReLU()(x), nn.ReLU(inplace=True)(x * 1), nn.GELU()(x), nn.Sigmoid()(x)
 nn.Softmax(dim=1)(x), nn.Softmax(0)(x), nn.LogSoftmax(dim=-1)(x), nn.Tanh()(x)
@@ -530,6 +543,8 @@ REFUSED = {
     "i.add_(1.5)": "does not fit into int64", "i.div_(2)": "does not fit",
     "(x > 0).add_(1)": "does not fit into bool",
     "i.masked_fill_(i > 0, 0.5)": "does not fit", "i.exp_()": "does not fit",
+    "F.unfold(q, 2)": "expected pictures", "x[:0].median(0)": "no middle",
+    "x.median(1)": "axis 1 does not",
     "F.glu(x)": "no halves", "F.layer_norm(q, (2,))": "last axes of",
     "F.interpolate(q.unsqueeze(0), 0)": "above 0",
     "F.interpolate(q.unsqueeze(0), (2, 2))": "each of the 1",
@@ -774,7 +789,9 @@ def test_what_modules_are_asked():
     net.zero_grad()
     assert all(p.grad is None for p in net.parameters())
     net.requires_grad_(False)
-    assert net.parameters() == [] and net.half().cpu().count.dtype is float16
+    assert not any(p.requires_grad for p in net.parameters())
+    assert len(net.parameters()) == 2
+    assert net.half().cpu().count.dtype is float16
     with pytest.raises(ValueError, match="every tensor is part"):
         net.register_buffer("x", companion.zeros(1), persistent=False)
 
@@ -783,3 +800,244 @@ def test_a_data_set_of_tensors():
     data = companion.TensorDataset(companion.arange(5), companion.ones(5, 2))
     batches = list(companion.DataLoader(data, batch_size=2))
     assert [x.tolist() for x, _ in batches] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("dtype", [float32, float64], ids=str)
+@pytest.mark.parametrize("n", [1, 16, 128, 129, 1000, 5000])
+def test_what_is_not_finite_stays_where_it_came_up(n, dtype):
+    """Long rows are added by blocks, in which 0 times infinity waits."""
+    import torch
+
+    rows = np.random.default_rng(n).standard_normal((9, n))
+    for place, row in enumerate(rows[1:]):
+        row[n * place // 8] = [math.inf, -math.inf, math.nan][place % 3]
+    rows[2, -1] = math.inf  # after a -inf, or alone
+    x = Tensor(rows, dtype)
+    t = torch.tensor(rows).to(getattr(torch, str(dtype)))
+    digits = 1e-3 if dtype is float32 else 1e-9  # sums that cancel
+    for ours, theirs in ((x.cumsum(1), t.cumsum(1)),
+                         (x.T.cumsum(0), t.T.cumsum(0))):
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), digits,
+                                   digits)
+    whole = Tensor(rows[:1] * 100, companion.int64).cumsum(1).tolist()
+    assert whole == (rows[:1] * 100).astype(np.int64).cumsum(1).tolist()
+    assert abs(x[0]).cumsum(0).allclose(
+        Tensor(abs(rows[0]).cumsum()).cast(dtype), 1e-6, 0)
+
+
+def test_nothing_leaks_out_of_an_infinite_gradient_of_a_sum():
+    """Where x is infinite the doubling is differentiated, not the product."""
+    x = Tensor([1.0, math.inf, *[1.0] * 300], requires_grad=True)
+    x.cumsum(0)[0].backward()
+    assert x.grad.tolist() == [1.0] + [0.0] * 301
+
+
+def test_values_and_places_are_not_unpacked_in_silence():
+    x = Tensor([[1.0, 5.0], [7.0, 3.0]])
+    for word in ("max", "min"):
+        for asked in (lambda w=word: getattr(x, w)(1),
+                      lambda w=word: getattr(x, w)(dim=-1),
+                      lambda w=word: getattr(companion, w)(x, dim=0)):
+            with pytest.raises(ValueError, match=f"x.arg{word}\\(1\\)"):
+                _, _ = asked()
+    first, second = x.max(1).tolist(), [float(y) for y in x.max(1)]
+    assert first == second == [5.0, 7.0]
+    assert sum(x.min(0)).item() == 4 and len({*map(str, x.max(0))}) == 2
+    low, high = x.max(1) * 1  # any other tensor of two is two rows
+    assert (low.item(), high.item()) == (5, 7)
+    with pytest.raises(AttributeError, match="places are x.argmax"):
+        _ = x.max(1).indices
+
+
+def test_a_median_of_a_row_with_nan_is_the_first_nan():
+    import torch
+
+    rows = np.array([[3, math.nan, 1, math.nan], [4, 3, 2, 1],
+                     [math.inf, -math.inf, 0, 0]])
+    ours, theirs = Tensor(rows).median(1), torch.tensor(rows).median(1)
+    np.testing.assert_array_equal(ours.values.numpy(), theirs.values.numpy())
+    assert ours.indices.tolist() == [1, 2, 3] or (
+        ours.indices.tolist() == theirs.indices.tolist())
+
+
+def test_switches_of_recording():
+    w = Tensor([1.0], requires_grad=True)
+
+    @companion.no_grad
+    def off():
+        with companion.enable_grad():
+            inner = w * 1
+        return inner.requires_grad, (w * 1).requires_grad
+
+    @companion.enable_grad
+    def on():
+        return (w * 1).requires_grad
+
+    assert off() == (True, False) and off.__name__ == "off"
+    with companion.inference_mode():
+        assert on() and not companion.is_grad_enabled()
+    companion.set_grad_enabled(False)
+    assert not (w * 1).requires_grad
+    companion.set_grad_enabled(True)
+    for wanted in (True, False):
+        with companion.set_grad_enabled(wanted):
+            assert (w * 1).requires_grad is wanted
+        assert companion.is_grad_enabled()
+
+    @companion.set_grad_enabled(False)
+    def never():
+        return (w * 1).requires_grad
+
+    assert (w * 1).requires_grad and not never()
+
+
+def test_a_frozen_network_is_thawed_by_its_parameters():
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    count = net.count()
+    for p in net.parameters():
+        p.requires_grad_(False)
+    assert len(net.parameters()) == 4 and net.count() == 0
+    assert [n for n, _ in net.named_buffers()] == [
+        n for n, _ in nn.BatchNorm1d(3).named_buffers() for n in (
+            f"layers.1.{n}",)]
+    for p in net.parameters():
+        p.requires_grad = True
+    assert net.count() == count
+
+
+def test_a_state_of_pytorch_is_loaded():
+    import torch
+
+    def build(of):
+        return of.Sequential(of.Linear(3, 4), of.Sequential(
+            of.ReLU(), of.Linear(4, 4)), of.Linear(4, 2))
+
+    there, here = build(torch.nn), build(nn)
+    state = {k: v.numpy() for k, v in there.state_dict().items()}
+    assert here.load_state_dict(state) == ([], [])
+    x = np.random.default_rng(0).random((5, 3)).astype(np.float32)
+    np.testing.assert_allclose(here(Tensor(x)).detach().numpy(),
+                               there(torch.tensor(x)).detach().numpy(), 1e-5)
+    assert here.load_state_dict(here.state_dict()) == ([], [])
+    del state["2.bias"]
+    found = here.load_state_dict(state | {"new": x}, strict=False)
+    assert found.missing_keys == ["layers.2.bias"]
+    assert found.unexpected_keys == ["new"]
+    with pytest.raises(ValueError, match="missing: layers.2.bias"):
+        here.load_state_dict(state)
+
+
+def test_modules_by_their_names():
+    import torch
+
+    def build(of):
+        part = of.Linear(2, 2)
+        net = of.Module()
+        net.a, net.b = part, of.ModuleDict({"c": part, "d": of.ReLU()})
+        return net
+
+    def named(net):
+        return [n for n, m in net.named_modules()
+                if type(m).__name__ != "ModuleDict"]
+
+    assert named(build(nn)) == named(build(torch.nn)) == ["", "a", "b.d"]
+    net = nn.Module()
+    net.register_parameter("gain", nn.Parameter(companion.ones(2)))
+    net.add_module("part", nn.ReLU())
+    assert [n for n, _ in net.named_parameters()] == ["gain"]
+    assert [n for n, _ in net.named_children()] == ["part"]
+
+
+def test_a_group_joins_an_optimizer():
+    a, b, c = [companion.ones(1).requires_grad_() for _ in range(3)]
+    by = companion.SGD([a], lr=1.0, momentum=0.5)
+    by.add_param_group({"params": b, "lr": 0.1})
+    assert [g["lr"] for g in by.param_groups] == [1.0, 0.1]
+    assert by.param_groups[1]["momentum"] == 0.5
+    for wrong in ({"params": [a]}, {"params": [c], "speed": 1}):
+        with pytest.raises(ValueError, match="optimizer"):
+            by.add_param_group(wrong)
+    assert len(by.param_groups) == 2
+
+
+def rates(of, scheduler, steps=20):
+    """What a schedule made by `scheduler(m, optimizer)` sets."""
+    by = of.optim.SGD([of.ones(1).requires_grad_()], lr=0.4)
+    schedule, found = scheduler(of.optim.lr_scheduler, by), []
+    for step in range(steps):
+        found.append(by.param_groups[0]["lr"])
+        by.step()
+        if type(schedule).__name__ == "ReduceLROnPlateau":
+            schedule.step(max(5 - step, 1.0))
+        else:
+            schedule.step()
+    return found
+
+
+CHAINS = {
+    "constant": lambda m, by: m.ConstantLR(by, 0.5, 3),
+    "sequence": lambda m, by: m.SequentialLR(by, [
+        m.LinearLR(by, 0.1, total_iters=5), m.CosineAnnealingLR(by, 15)],
+        [5]),
+    "three": lambda m, by: m.SequentialLR(by, [
+        m.ConstantLR(by, 0.1, 9), m.StepLR(by, 2, 0.5),
+        m.ExponentialLR(by, 0.9)], [3, 8]),
+    "plateau": lambda m, by: m.ReduceLROnPlateau(by, factor=0.5, patience=2),
+    "bounded": lambda m, by: m.ReduceLROnPlateau(
+        by, "max", patience=0, min_lr=0.1)}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_schedules_one_after_another(name):
+    import torch
+
+    np.testing.assert_allclose(rates(companion, CHAINS[name]),
+                               rates(torch, CHAINS[name]), 1e-6)
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    state = {"epoch": 3, "w": companion.ones(2, dtype=bfloat16),
+             "more": [(1, "a"), {2: np.arange(3)}, None, True, 0.5]}
+    companion.save(state, tmp_path / "state")
+    found = companion.load(tmp_path / "state", map_location="cpu")
+    assert found["w"].dtype is bfloat16 and found["w"].tolist() == [1, 1]
+    assert found["more"][0] == (1, "a") and found["epoch"] == 3
+    assert found["more"][1][2].tolist() == [0, 1, 2]
+    (tmp_path / "other").write_bytes(b"no such file")
+    with pytest.raises(ValueError, match="no whole safetensors"):
+        companion.load(tmp_path / "other")
+    with pytest.raises(TypeError, match="would not come"):
+        companion.save({"f": len}, tmp_path / "state")
+
+
+def test_devices_by_their_names():
+    assert companion.device("cpu") is companion.ones(1).device
+    assert companion.device("cpu").type == "cpu"
+    assert isinstance(companion.cuda.is_available(), bool)
+    x = companion.ones(1).to_device("cpu")
+    assert companion.is_tensor(x) and x.__array_namespace__()
+    with pytest.raises(ValueError, match="expected one of"):
+        companion.device("tpu")
+
+
+def test_whole_numbers_are_drawn_with_pytorchs_signatures():
+    for x in (companion.randint(3, (4, 2)), companion.randint(3, size=(4, 2)),
+              companion.randint(0, 3, size=(4, 2)),
+              companion.randint(0, 3, (4, 2))):
+        assert x.shape == (4, 2) and 0 <= x.min().item() <= x.max().item() < 3
+
+
+def test_a_data_set_is_split():
+    data = companion.TensorDataset(companion.arange(10))
+    draw = companion.Generator().manual_seed(1)
+    for lengths, sizes in (([7, 3], [7, 3]), ([0.75, 0.25], [8, 2])):
+        parts = companion.random_split(data, lengths, generator=draw)
+        assert [len(part) for part in parts] == sizes
+        seen = [part[i][0].item() for part in parts for i in range(len(part))]
+        assert sorted(seen) == list(range(10)) and seen != sorted(seen)
+    loader = companion.DataLoader(parts[0], batch_size=4, num_workers=1,
+                                  pin_memory=True)
+    assert [len(x) for x, in loader] == [4, 4] and loader.workers == 1
+    assert isinstance(parts[0], companion.Subset)
+    with pytest.raises(ValueError, match="add up to 10"):
+        companion.random_split(data, [5, 6])

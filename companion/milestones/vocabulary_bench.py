@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:b23af18cc803
+# Tangled from vocabulary: edit there, `make tangle`. sha256:2c69c6f13c0c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,9 @@ CASES: dict[str, tuple[tuple[int, ...], Callable[..., Any]]] = {
     "topk 50 of 50,000": ((16, 50_000), lambda m, x: m.topk(x, 50)[0]),
     "sort rows of 1,000": ((1000, 1000), lambda m, x: m.sort(x)[0]),
     "cumsum along rows": ((1000, 1000), lambda m, x: m.cumsum(x, 1)),
+    "cumsum along few rows": ((100, 1000), lambda m, x: m.cumsum(x, 1)),
+    "cumsum along many rows": ((10_000, 1000), lambda m, x: m.cumsum(x, 1)),
+    "cumsum along one row": ((1_000_000,), lambda m, x: m.cumsum(x, 0)),
     "cumsum down columns": ((1000, 1000), lambda m, x: m.cumsum(x, 0)),
     "gather along rows": ((1000, 1000), lambda m, x: m.gather(
         x, 1, places(m))),

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:ff64df5aa990
+# Tangled from vocabulary: edit there, `make tangle`. sha256:2189937537fb
 """PyTorch's nn: layers, and functions as modules."""
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ APPLIED = {
          Softplus="softplus", Softsign="softsign", Softmin="softmin",
          LogSigmoid="logsigmoid", Tanhshrink="tanhshrink",
          Softshrink="softshrink", Hardshrink="hardshrink",
-         Threshold="threshold", Upsample="interpolate"),
+         Threshold="threshold", Upsample="interpolate",
+         Unfold="unfold"),
     **at(FUNCTIONAL, CrossEntropyLoss="second_axis_cross_entropy",
          NLLLoss="nll_loss", L1Loss="l1_loss", HuberLoss="huber_loss",
          SmoothL1Loss="smooth_l1_loss", BCELoss="binary_cross_entropy",

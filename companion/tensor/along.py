@@ -1,18 +1,19 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:0c3855156637
+# Tangled from vocabulary: edit there, `make tangle`. sha256:0673cc0e6a43
 """Words that work along one axis: gather, sort, running folds."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from companion.dtype import int64
+from companion.dtype import DType, int64
 from companion.ops import GATHER, SCATTER, check_kind
 from companion.tensor import Scalar, Tensor, axis_of
-from companion.tensor.creation import arange
+from companion.tensor.creation import arange, ones
 from companion.tensor.indexing import cat
 from companion.tensor.operands import dtype_or_type, where, widened
 from companion.tensor.reductions import detached
@@ -185,3 +186,32 @@ def last_largest(x: Tensor, axis: int) -> Tensor:
         values, places = where(wins, values, old), where(wins, places, were)
         step *= 2
     return places
+
+
+BLOCK = 16  # as many columns as a product's kernel has at once
+
+
+def running_sums(x: Tensor) -> Tensor:
+    """Running sums down the middle axis of floats (outer, n, inner).
+
+    By products with triangles. They multiply what comes later by 0, so
+    x has to be finite.
+    """
+    outer, n, inner = x.shape
+    width = n if n <= 8 * BLOCK else BLOCK
+    count = -(-n // width)
+    x = x if n == count * width else x.pad(
+        [(0, 0), (0, count * width - n), (0, 0)])
+    triangle = upper_ones(width, x.dtype)
+    y = (x.reshape(-1, width) @ triangle if inner == 1
+         else triangle.T @ x.reshape(outer * count, width, inner))
+    y = y.reshape(outer, count, width, inner)
+    if count > 1:
+        before = running_sums(y[:, :-1, -1]).pad([(0, 0), (1, 0), (0, 0)])
+        y = y + before.unsqueeze(2)
+    return y.reshape(outer, count * width, inner).narrow(1, 0, n)
+
+
+@functools.cache
+def upper_ones(n: int, dtype: DType) -> Tensor:
+    return ones(n, n, dtype=dtype).triu()

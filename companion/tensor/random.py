@@ -1,4 +1,4 @@
-# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:e1a1126ad50f  # noqa: E501
+# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:52598ebc46c9  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ class Generator:
     def __init__(self, seed: int = 0):
         self.manual_seed(seed)
 
-    def manual_seed(self, seed: int) -> None:
+    def manual_seed(self, seed: int) -> Generator:
+        """Begin anew with this seed; the generator itself."""
         if not 0 <= seed < 2 ** 63:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
         self.go_to(seed, 0)
+        return self
 
     def go_to(self, seed: int, place: int) -> None:
         """Continue with the number at `place` of the stream of `seed`."""
@@ -114,10 +116,16 @@ def randn(*shape: Any, dtype: DType = float32, device: Device | str = CPU,
     return (radius * (v * (2 * math.pi)).sin()).cast(dtype)
 
 
-def randint(low: int, high: int, shape: Any, dtype: DType = int64,
-            device: Device | str = CPU,
-            generator: Generator = GENERATOR) -> Tensor:
-    """Integers from low up to, and without, high."""
+def randint(low: int, high: Any = None, shape: Any = None,
+            dtype: DType = int64, device: Device | str = CPU,
+            generator: Generator = GENERATOR, size: Any = None) -> Tensor:
+    """Integers from low up to, and without, high.
+
+    randint(high, shape) begins at 0; `size` is PyTorch's name of shape.
+    """
+    shape = shape if size is None else size
+    if shape is None or high is None:
+        low, high, shape = 0, low, high if shape is None else shape
     # The float64 drawn below has 48 random bits.
     if not 0 < high - low <= 2 ** 48:
         raise ValueError(f"randint: expected low < high at most 2**48 "

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:b787eaf32a3a
+# Tangled from vocabulary: edit there, `make tangle`. sha256:5fa2fb267bc6
 from __future__ import annotations
 
 import math
@@ -65,6 +65,29 @@ def test_the_largest_few():
     assert "k from 0 to the 4097" in message(lambda: x.topk(5000))
 
 
+def test_running_sums_of_blocks():
+    draw = np.random.default_rng(0)
+    for shape, axis in (((2, 999), 1), ((999, 2), 0), ((3, 300, 2), 1),
+                        ((40,), 0), ((), 0), ((5000,), 0)):
+        raw = draw.random(shape)
+        for dtype, digits in ((float32, 1e-6), (float64, 1e-14)):
+            found = Tensor(raw, dtype).cumsum(axis).numpy()
+            right = raw.astype(dtype.numpy).cumsum(axis, np.float64)
+            assert np.allclose(found, right.reshape(shape), digits, 0)
+    x = Tensor(draw.random(500)).requires_grad_()
+    (slope,) = grad((x.cumsum(0) * Tensor(raw[:500])).sum(), [x])
+    assert np.allclose(slope.numpy(), np.cumsum(raw[499::-1])[::-1])
+
+
+def test_what_is_not_finite_does_not_reach_what_is_before():
+    for bad, later in ((math.inf, math.inf), (math.nan, math.nan)):
+        x = np.ones((3, 400), np.float32)
+        x[1, 200] = bad
+        y = Tensor(x).cumsum(1).numpy()
+        assert np.array_equal(y[1, :200], np.arange(1, 201))
+        assert str(y[1, 200:].mean()) == str(later) and (y[2] > 0).all()
+
+
 def test_letters():
     rng = np.random.default_rng(0)
     for text, *shapes in (("ij,jk->ik", (2, 3), (3, 4)), ("ij->ji", (2, 3)),
@@ -100,5 +123,20 @@ def test_a_generator_computes_unrecorded():
         yield w * 2
         yield w * 3
 
+    @no_grad
+    def plain():
+        return w * 2
+
     for y in values():
         assert not y.requires_grad and (w * 1).requires_grad
+    assert not plain().requires_grad
+
+
+def test_a_function_for_any_package():
+    def standardized(x):
+        xp = x.__array_namespace__()
+        centred = x - xp.mean(x, axis=0, keepdims=True)
+        return centred / xp.std(x, axis=0, keepdims=True)
+
+    raw = np.random.default_rng(0).random((5, 3))
+    assert np.allclose(standardized(Tensor(raw)).numpy(), standardized(raw))
