@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:f686d4fc22bf  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:ae88c9e2ece2  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -67,9 +67,12 @@ def recording(on: bool) -> Iterator[None]:
         RECORDING.reset(token)
 
 
-def no_grad() -> Unrecorded:
-    """Compute without recording: results need no gradient."""
-    return Unrecorded()
+def no_grad(function: Callable[..., Any] | None = None) -> Any:
+    """Compute without recording: results need no gradient.
+
+    A block, or a decorator, with parentheses or without.
+    """
+    return switch(False, function)
 
 
 Rule = Callable[..., Any]
@@ -482,14 +485,15 @@ def wanting(record: Record) -> list[tuple[Any, Record | None]]:
             if x.requires_grad]
 
 
-class Unrecorded:
-    """A block, or a decorator, inside which nothing is recorded."""
+class Switch:
+    """A block, or a decorator, inside which recording is on, or off."""
 
-    def __init__(self) -> None:
+    def __init__(self, on: bool):
+        self.on = on
         self.tokens: list[Token[bool]] = []  # one block may hold itself
 
     def __enter__(self) -> None:
-        self.tokens.append(RECORDING.set(False))
+        self.tokens.append(RECORDING.set(self.on))
 
     def __exit__(self, *error: Any) -> None:
         RECORDING.reset(self.tokens.pop())
@@ -497,20 +501,60 @@ class Unrecorded:
     def __call__(self, function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
         def called(*args: Any, **options: Any) -> Any:
-            with no_grad():
+            with Switch(self.on):
                 found = function(*args, **options)
-            return (drawn_unrecorded(found) if inspect.isgenerator(found)
-                    else found)
+            return (drawn_with(self.on, found)
+                    if inspect.isgenerator(found) else found)
         return called
 
 
-def drawn_unrecorded(steps: Any) -> Iterator[Any]:
-    """A generator whose values are computed unrecorded, one by one."""
+def drawn_with(on: bool, steps: Any) -> Iterator[Any]:
+    """A generator whose values are computed under a switch, one by one."""
     sent = None
     while True:
-        with no_grad():
+        with Switch(on):
             try:
                 value = steps.send(sent)
             except StopIteration as end:
                 return end.value
         sent = yield value
+
+
+class Switched(Switch):
+    """A switch that is turned when it is made, and back at a block's end."""
+
+    def __init__(self, on: bool):
+        super().__init__(on)
+        super().__enter__()
+
+    def __enter__(self) -> None:
+        if not self.tokens:
+            super().__enter__()
+
+    def __call__(self, function: Callable[..., Any]) -> Any:
+        self.__exit__()  # a decorator turns nothing until it is called
+        return super().__call__(function)
+
+
+def switch(on: bool, function: Callable[..., Any] | None) -> Any:
+    """A block; of a function, that function inside of one."""
+    return Switch(on) if function is None else Switch(on)(function)
+
+
+def enable_grad(function: Callable[..., Any] | None = None) -> Any:
+    """Record after all, inside a block that does not."""
+    return switch(True, function)
+
+
+def inference_mode(mode: Any = True) -> Any:
+    """no_grad under another name; here there is no faster kind."""
+    return no_grad(mode) if callable(mode) else Switch(not mode)
+
+
+def set_grad_enabled(mode: bool) -> Switch:
+    """Record, or do not, from here on, or to the end of a block."""
+    return Switched(mode)
+
+
+def is_grad_enabled() -> bool:
+    return RECORDING.get()

@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:3ed2c1574e7b
+# Tangled from compression, vocabulary: edit there, `make tangle`. sha256:bb1acfe801a2  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -46,8 +46,9 @@ NamedMasks = dict[str, Tensor]  # bools, by the names of what they belong to
 
 
 def prunable(model: Module) -> dict[str, Tensor]:
-    """The parameters with two axes or more, by name; a shared one once."""
-    return {name: p for name, p in model.named_parameters() if p.ndim >= 2}
+    """What is trained and has two axes or more, by name; each once."""
+    return {name: p for name, p in model.named_parameters()
+            if p.requires_grad and p.ndim >= 2}
 
 
 def magnitude(weights: Mapping[str, Tensor], sparsity: float) -> NamedMasks:

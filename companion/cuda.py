@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches: edit there, `make tangle`. sha256:71d0b2d9460b  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches, vocabulary: edit there, `make tangle`. sha256:b1df3c51ddff  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from companion.device import named
 from companion.dtype import DType, bfloat16, float16, float32, float64
 from companion.native import (
     CELLS, CompileError, build, compile_cell, compiler, complaint)
@@ -740,3 +741,11 @@ class Recorded:
 
     def __call__(self) -> None:
         self.graph.launch()
+
+
+def is_available() -> bool:
+    """Whether there is a card, and what it takes to use it."""
+    try:
+        return bool(named("cuda"))
+    except (OSError, RuntimeError, ValueError):
+        return False

@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches: edit there, `make tangle`. sha256:106cb316d0a4  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches, vocabulary: edit there, `make tangle`. sha256:d2a387c4b539  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import accumulate, chain, groupby, product
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -372,6 +373,11 @@ class Device:
         """Write over a dense buffer of this device: an array of the
         host, or a dense buffer of the host or of this device."""
         np.copyto(buffer.array, values)
+
+    @property
+    def type(self) -> str:
+        """PyTorch's x.device.type."""
+        return self.name
 
 
 def check_writable(buffer: Buffer) -> None:
@@ -1020,3 +1026,15 @@ DRIVERS |= {"lazy": "companion.compiler.lazy"}
 
 DRIVERS |= dict.fromkeys(["lazy cuda", "lazy emulated"],
                          "companion.compiler.launch")
+
+
+class Devices(ModuleType):
+    """This module, which answers to torch.device("cpu"), too."""
+
+    def __call__(self, name: Device | str) -> Device:
+        # There is one card: "cuda:0" is "cuda".
+        return named(name.removesuffix(":0") if isinstance(name, str)
+                     else name)
+
+
+sys.modules[Device.__module__].__class__ = Devices

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:c52f949157b9
+# Tangled from vocabulary: edit there, `make tangle`. sha256:4f24c3644a9f
 """PyTorch's nn.functional: what is not a method, under its name."""
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
+from companion.convolution import pair
 from companion.dtype import float64, int64
 from companion.layers import Dropout
 from companion.losses import apply_reduction, matched
@@ -15,7 +16,7 @@ from companion.tensor import (
     Scalar, Tensor, as_int, axis_of, smooth, torch_names, unpack_ints)
 from companion.tensor.along import pick
 from companion.tensor.arithmetic import maximum_of, minimum_of
-from companion.tensor.creation import arange
+from companion.tensor.creation import arange, zeros_like
 from companion.tensor.operands import narrowed, where, widened
 from companion.vocabulary import at, found
 
@@ -203,8 +204,47 @@ def linear_between(x: Tensor, axis: int, m: int, scale: float,
     return near + (far - near) * way
 
 
-BETWEEN = {"nearest": nearest, **dict.fromkeys(
+def cubic(distance: Tensor) -> Tensor:
+    """Keys' weights of neighbours (1981), with -0.75 as PyTorch has it."""
+    near = (distance * 1.25 - 2.25) * distance * distance + 1
+    far = ((distance - 5) * distance + 8) * distance * -0.75 + 3
+    return where(distance <= 1, near, far)
+
+
+@smooth
+def cubic_between(x: Tensor, axis: int, m: int, scale: float,
+                  align_corners: bool) -> Tensor:
+    """Each of m places mixes its four neighbours; edges are repeated."""
+    n, places = x.shape[axis], arange(m, dtype=float64, device=x.device)
+    places = (places * ((n - 1) / max(m - 1, 1)) if align_corners
+              else (places + 0.5) * scale - 0.5)
+    low, total = places.floor(), zeros_like(x.narrow(axis, 0, 1))
+    for step in (-1, 0, 1, 2):
+        weight = cubic((places - low - step).abs()).cast(x.dtype).reshape(
+            [m if i == axis % x.ndim else 1 for i in range(x.ndim)])
+        place = (low + step).clamp(0, n - 1).cast(int64)
+        total = total + x.index_select(axis, place) * weight
+    return total
+
+
+BETWEEN = {"nearest": nearest, "bicubic": cubic_between, **dict.fromkeys(
     ("linear", "bilinear", "trilinear"), linear_between)}
+
+
+def unfold(x: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0,
+           stride: Any = 1) -> Tensor:
+    """Patches of pictures (N, C, H, W) as columns: (N, C·kh·kw, places)."""
+    if x.ndim != 4:
+        raise ValueError(f"unfold: expected pictures (N, C, H, W), got shape "
+                         f"{x.shape}; x.unfold(axis, size, step) is for one "
+                         f"axis")
+    (kh, kw), (dh, dw), (sh, sw) = [pair("unfold", value, 1) for value in (
+        kernel_size, dilation, stride)]
+    high, wide = pair("unfold", padding, 0)
+    x = pad(x, (wide, wide, high, high))
+    x = x.unfold(2, dh * (kh - 1) + 1, sh).unfold(3, dw * (kw - 1) + 1, sw)
+    x = x[..., ::dh, ::dw].permute(0, 1, 4, 5, 2, 3)
+    return x.reshape(x.shape[0], x.shape[1] * kh * kw, -1)
 
 
 def interpolate(x: Tensor, size: Any = None, scale_factor: Any = None,

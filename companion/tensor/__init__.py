@@ -1,15 +1,17 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:eab99730f9e1  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:db32a381a7de  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
 
 import difflib
+import dis
 import functools
 import math
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType
+from importlib import import_module
+from types import FrameType, ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -125,7 +127,7 @@ class UnknownWord(AttributeError):
     """
 
     def __str__(self) -> str:
-        name = f"{self.name}"
+        name = str(self.name)
         near = difflib.get_close_matches(name, dir(Tensor), 3)
         hint = WORDS.get(name) or (
             f"did you mean {', '.join(near)}?" if near
@@ -345,8 +347,12 @@ class Tensor:
         return Tensor.apply(CAST, self, arg=dtype)
 
     def to(self, *targets: Any, dtype: DType | None = None,
-           device: Device | str | None = None) -> Tensor:
-        """Another dtype; or a copy on another device (or its name)."""
+           device: Device | str | None = None,
+           non_blocking: bool = False) -> Tensor:
+        """Another dtype; or a copy on another device (or its name).
+
+        `non_blocking` is a wish: a device waits when it has to.
+        """
         x = self
         for target in (*targets, device, dtype):
             if isinstance(target, DType):
@@ -565,13 +571,21 @@ class Tensor:
         return reduce(SUM, self.cast(dtype) if dtype else x, axis, keepdim)
 
     @torch_names
-    def max(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        """The values only (PyTorch: amax); argmax has the places."""
-        return reduce(MAX, self, axis, keepdim)
+    def max(self, axis: Any = None, keepdim: bool = False) -> Tensor:
+        """The values only; argmax has the places, topk has both.
+
+        Of two tensors, the larger of each two elements.
+        """
+        if isinstance(axis, Tensor):
+            return self.maximum(axis)
+        return of_an_axis("max", reduce(MAX, self, axis, keepdim), axis)
 
     @torch_names
-    def min(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return order_reversed(order_reversed(self).max(axis, keepdim))
+    def min(self, axis: Any = None, keepdim: bool = False) -> Tensor:
+        if isinstance(axis, Tensor):
+            return self.minimum(axis)
+        least = order_reversed(order_reversed(self).max(axis, keepdim))
+        return of_an_axis("min", least, axis)
 
     @torch_names
     def any(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -632,6 +646,8 @@ class Tensor:
         return basic_index(self, entries)
 
     def __iter__(self) -> Iterator[Tensor]:
+        if self.answered:
+            check_not_unpacked(self.answered, sys._getframe(1))
         return (self[i] for i in range(len(self)))
 
     def assign(self, value: Any) -> Tensor:
@@ -773,13 +789,21 @@ class Tensor:
         return x
 
     @torch_names
-    def cumsum(self, axis: int) -> Tensor:
-        """Running sums by doubling: log2(n) shifted additions."""
-        x = self if self.dtype.is_float else self.cast(int64)
-        at, n, step = axis_of(x, axis, x.ndim or 1), reduced_size(x, axis), 1
-        while step < n:
-            x, step = x + shifted(x, at, step), step * 2
-        return x
+    def cumsum(self, axis: int, dtype: DType | None = None) -> Tensor:
+        """Running sums in `dtype`; integers and bools as int64.
+
+        Halves are added in float32.
+        """
+        wanted = dtype or (self.dtype if self.dtype.is_float else int64)
+        x = self.cast(wanted)
+        x = widened(x) if wanted.is_float else x
+        at = axis_of(x, axis, x.ndim or 1)
+        if x.device is CPU and wanted.is_float and x.size:
+            before, n = math.prod(x.shape[:at]), reduced_size(x, axis)
+            sums = running_sums(x.reshape(before, n, -1))
+            if np.isfinite(detached(sums[:, -1]).numpy()).all():
+                return sums.reshape(x.shape).cast(wanted)
+        return scan(Tensor.__add__, x, at, 0).cast(wanted)
 
     @torch_names
     def prod(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
@@ -874,12 +898,13 @@ class Tensor:
         return where(size < 0.625, near * (1 + square * bend), far)
 
     @torch_names
-    def softmax(self, axis: int) -> Tensor:
+    def softmax(self, axis: int, dtype: DType | None = None) -> Tensor:
         """exp(x) / sum(exp(x)) along `axis`, safe at any size."""
-        x = widened(self)  # a sum of many halves would round
+        given = self.cast(dtype) if dtype else self
+        x = widened(given)  # a sum of many halves would round
         # A row of nothing but -inf has no weights: the NaN is left to show.
         e = (x - constant_max(x, axis)).exp()
-        return narrowed(e / e.sum(axis, keepdim=True), self)
+        return narrowed(e / e.sum(axis, keepdim=True), given)
 
     @torch_names
     def logsumexp(self, axis: Axes, keepdim: bool = False) -> Tensor:
@@ -893,11 +918,12 @@ class Tensor:
         return narrowed(total, self)
 
     @torch_names
-    def log_softmax(self, axis: int) -> Tensor:
+    def log_softmax(self, axis: int, dtype: DType | None = None) -> Tensor:
         """log(softmax(x)), without rounding softmax first."""
-        x = widened(self)
+        given = self.cast(dtype) if dtype else self
+        x = widened(given)
         x = x - constant_max(x, axis)
-        return narrowed(x - x.exp().sum(axis, keepdim=True).log(), self)
+        return narrowed(x - x.exp().sum(axis, keepdim=True).log(), given)
 
     def erf(self) -> Tensor:
         """2 / sqrt(pi) times the integral of exp(-t²) from 0 to x."""
@@ -1216,13 +1242,22 @@ class Tensor:
         found = [t.narrow(axis, k - 1, 1) for t in self.sort(axis)]
         return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
 
-    def median(self) -> Tensor:
-        """The middle of all values, of two the lower; NaN if one is."""
-        if not self.size:
+    @torch_names
+    def median(self, axis: int | None = None, keepdim: bool = False) -> Any:
+        """The middle in order, of two the lower; NaN if one is there.
+
+        Along an axis: the values, and their places.
+        """
+        if axis is None:
+            return self.reshape(-1).median(0).values
+        n = self.shape[axis_of(self, axis)]
+        if not n:
             raise ValueError("median: nothing has no middle; check .size")
-        row = self.reshape(-1).sort().values
-        middle = row[(self.size - 1) // 2]
-        return where(row[-1].isnan(), row[-1], middle)
+        # NaN stands behind all numbers: counting those finds the first.
+        known = (self == self).sum(axis, keepdim=True)
+        place = where(known < n, known, (n - 1) // 2)
+        found = [t.gather(axis, place) for t in self.sort(axis)]
+        return Sorted(*[t if keepdim else t.squeeze(axis) for t in found])
 
     def unique(self) -> Tensor:
         """The values that occur, each once, in order."""
@@ -1292,6 +1327,17 @@ class Tensor:
 
     def dim(self) -> int:
         return self.ndim
+
+    @torch_names
+    def unbind(self, axis: int = 0) -> list[Tensor]:
+        """The slices of an axis, without it."""
+        n = self.shape[axis_of(self, axis)]
+        if n < 2:
+            return [self.squeeze(axis)] * n
+        # By halves: the gradient of a slice is as large as what it was cut
+        # from, and n slices of the whole would move n² of them.
+        halves = self.split([n // 2, n - n // 2], axis)
+        return [part for half in halves for part in half.unbind(axis)]
 
     def t(self) -> Tensor:
         """The transposed matrix; a vector is what it was."""
@@ -1406,11 +1452,11 @@ class Tensor:
 
     @torch_names
     def amax(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return self.max(axis, keepdim)
+        return reduce(MAX, self, axis, keepdim)
 
     @torch_names
     def amin(self, axis: Axes = None, keepdim: bool = False) -> Tensor:
-        return self.min(axis, keepdim)
+        return order_reversed(order_reversed(self).amax(axis, keepdim))
 
     @torch_names
     def count_nonzero(self, axis: Axes = None) -> Tensor:
@@ -1535,6 +1581,8 @@ class Tensor:
         self.requires_grad, self.record = False, None
         return self
 
+    answered: str | None = None  # by max or min: see __iter__
+
     # Not a def: to a type checker, that would make every word right.
     __getattr__ = unknown
 
@@ -1565,6 +1613,16 @@ class Tensor:
 
     def cuda(self) -> Tensor:
         return self.to("cuda")
+
+    def __array_namespace__(self, *, api_version: str | None = None,
+                            ) -> ModuleType:
+        """The functions of the array API standard, for tensors."""
+        return import_module("companion.array_api")
+
+    def to_device(self, device: Device | str, /, *,
+                  stream: Any = None) -> Tensor:
+        """The standard's name of x.to(device)."""
+        return self.to(device)
 
 
 def wrap(buffer: Buffer, device: Device = CPU) -> Tensor:
@@ -1694,6 +1752,24 @@ def cast_scalar(x: Tensor, value: Scalar) -> Scalar:
     return bool(value) if x.dtype is bool_ else value
 
 
+UNPACKS = dis.opmap["UNPACK_SEQUENCE"]
+
+
+def check_not_unpacked(word: str, frame: FrameType) -> None:
+    """Refuse a line like `values, places = x.max(1)`."""
+    if frame.f_code.co_code[frame.f_lasti] == UNPACKS:
+        raise ValueError(
+            f"{word}: it answers one tensor, the values; type x.{word}(1), "
+            f"x.arg{word}(1), or x.topk(1, 1), which has both")
+
+
+def of_an_axis(word: str, y: Tensor, axis: Any) -> Tensor:
+    """What `word` answers along an axis: not to be taken apart."""
+    if axis is not None:
+        y.answered = word
+    return y
+
+
 class Size(int):
     """NumPy's x.size, a number; PyTorch's x.size() and x.size(i)."""
 
@@ -1704,6 +1780,8 @@ class Size(int):
 
 
 WORDS = {
+    "values": "max and min answer the values; their places are x.argmax(1)",
+    "indices": "max and min answer the values; their places are x.argmax(1)",
     "is_cuda": "ask x.device",
     "retain_grad": "ask grad(y, [x])",
     "register_hook": "ask grad(y, [x]), and change what it answers",
@@ -1741,7 +1819,7 @@ sys.modules[Tensor.__module__].__class__ = Package
 # The rooms import what stands above: they are read last.
 from companion.tensor.along import (
     Sorted, check_vector, chosen, fitted, grown, last_largest, last_writer,
-    order, order_keys, pick, put, scan, source)
+    order, order_keys, pick, put, running_sums, scan, source)
 from companion.tensor.arithmetic import (
     BEYOND, PRODUCTS, TANH_DENOMINATOR, TANH_NUMERATOR, angle, arctan, arsinh,
     artanh, bitwise_and, bitwise_op, bitwise_or, bitwise_xor, divided,
@@ -1758,5 +1836,4 @@ from companion.tensor.operands import (
     common_dtype, narrowed, required_operand, same_dtype, where, widened)
 from companion.tensor.random import multinomial
 from companion.tensor.reductions import (
-    constant_max, detached, merge_axes_last, reduce, reduced_size, shifted,
-    variance)
+    constant_max, detached, merge_axes_last, reduce, reduced_size, variance)
