@@ -1,5 +1,5 @@
-/* Tangled from data: edit there, `make tangle`. sha256:445fcff5b527 */
-#line 396 "chapters/gradients/data.md"
+/* Tangled from data: edit there, `make tangle`. sha256:44483bf9fc7f */
+#line 392 "chapters/gradients/data.md"
 #include <string.h>
 
 typedef void task(void *job, long i);
