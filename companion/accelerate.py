@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:170617883a08
+# Tangled from acceleration: edit there, `make tangle`. sha256:43cea401e1f3
 from __future__ import annotations
 
 import gc
@@ -16,25 +16,13 @@ from weakref import ref
 import numpy as np
 
 from companion.autograd import (
-    GRADIENT,
-    RECORDING,
-    Record,
-    check_rule,
-    lineage,
-    recording,
-    version,
-)
+    GRADIENT, RECORDING, Record, check_rule, lineage, recording, version)
 from companion.blas import NEVER, Blocking, plan, product
 from companion.buffer import Buffer, Storage
 from companion.compiler.capture import LOCK, Jit, name_of
 from companion.compiler.lazy import Lazy
 from companion.compiler.program import (
-    TASKS,
-    Code,
-    Program,
-    product_views,
-    text_of,
-)
+    TASKS, Code, Program, product_views, text_of)
 from companion.compiler.schedule import Call
 from companion.dtype import DType, bool_, float32
 from companion.layers import Module, named_leaves

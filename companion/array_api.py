@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:25a969ef7ff3
+# Tangled from vocabulary: edit there, `make tangle`. sha256:0df5d5cb7a3d
 """The array API standard (2024.12): its names, for our functions."""
 
 from __future__ import annotations
@@ -16,19 +16,8 @@ import numpy as np
 
 from companion.device import CPU, DEVICES, Device
 from companion.dtype import (
-    DType,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-    promote,
-    scalar_dtype,
-    uint8,
-)
+    DType, bfloat16, bool_, float16, float32, float64, int8, int32, int64,
+    promote, scalar_dtype, uint8)
 from companion.tensor import Tensor, axis_of, unpack_ints
 from companion.tensor.along import order_keys
 from companion.tensor.arithmetic import has_minus

@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:a31ac998ec41
+# Tangled from attention: edit there, `make tangle`. sha256:e438db83f809
 from __future__ import annotations
 
 import importlib.util
@@ -18,11 +18,7 @@ from companion.tensor import Tensor
 from companion.tensor.creation import arange
 from companion.tensor.gradients import grad
 from companion.tensor.operands import (
-    as_tensor,
-    broadcast_shape,
-    narrowed,
-    widened,
-)
+    as_tensor, broadcast_shape, narrowed, widened)
 from companion.tensor.random import GENERATOR, Generator, rand, randn
 from companion.timing import MISSING, compare, stamp
 from companion.view import Shape

@@ -1,52 +1,24 @@
-# Tangled from autograd, convolution, attention, vocabulary: edit there, `make tangle`. sha256:f56e1e9ab894  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:ae88c9e2ece2  # noqa: E501
 from __future__ import annotations
 
 import functools
 import inspect
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    CAST,
-    CONV,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    Op,
-    Window,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, CAST, CONV, DIV, EQUAL, ERF, EXP,
+    EXPAND, FLIP, GATHER, IDIV, IOTA, LESS, LOG, MATMUL, MAX, MAXIMUM, MOD,
+    MUL, PAD, PERMUTE, POW, RESHAPE, SCATTER, SHRINK, SIN, SQRT, SUB, SUM,
+    WHERE, Op, Window)
+
+if TYPE_CHECKING:  # not when it runs: tensors import this module
+    from companion.tensor import Tensor
 
 
 class Record:
@@ -59,7 +31,7 @@ class Record:
 
     __slots__ = ("op", "src", "arg", "pasts", "ages", "born")
 
-    def __init__(self, op: Op, src: tuple[Any, ...], arg: Any,
+    def __init__(self, op: Op, src: tuple[Tensor, ...], arg: Any,
                  ages: Sequence[tuple[int, int]] = (), born: int = 0):
         self.op = op
         self.src = src
@@ -108,7 +80,7 @@ Rule = Callable[..., Any]
 NEEDS: dict[Op, tuple[tuple[int, ...], ...]] = {}
 
 
-def check_rule(op: Op, src: tuple[Any, ...]) -> None:
+def check_rule(op: Op, src: tuple[Tensor, ...]) -> None:
     """Refuse, before anything is computed or written, what has no rule."""
     if op not in GRADIENT:
         raise TypeError(
@@ -118,14 +90,14 @@ def check_rule(op: Op, src: tuple[Any, ...]) -> None:
         check_unmodified(x)
 
 
-def remember(y: Any, op: Op, src: tuple[Any, ...], arg: Any) -> None:
+def remember(y: Tensor, op: Op, src: tuple[Tensor, ...], arg: Any) -> None:
     """Record how `y` was made, if it varies smoothly with an operand."""
     if y.dtype.is_float and any(GRADIENT[op]):
         y.requires_grad = True
         y.record = Record(op, src, arg, ages(op, src, y), version(y))
 
 
-def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
+def ages(op: Op, src: tuple[Tensor, ...], y: Tensor) -> list[tuple[int, int]]:
     """(place, version) of each value that a gradient of `op` reads."""
     values = (*src, y)
     return [(i, version(values[i]))
@@ -133,12 +105,12 @@ def ages(op: Op, src: tuple[Any, ...], y: Any) -> list[tuple[int, int]]:
             if x.requires_grad for i in needs]
 
 
-def version(x: Any) -> int:
+def version(x: Tensor) -> int:
     """How many times the memory of `x` has been written to."""
     return x.buffer.storage.version
 
 
-def check_unmodified(x: Any) -> None:
+def check_unmodified(x: Tensor) -> None:
     """Refuse a value that is no longer what its record computed."""
     if x.record is not None and x.record.born != version(x):
         raise RuntimeError(
@@ -151,7 +123,7 @@ def check_unmodified(x: Any) -> None:
 LOG_SLOPE = math.log(2 / math.sqrt(math.pi))
 
 
-def slope_of_base(x: Any, y: Any) -> Any:
+def slope_of_base(x: Tensor, y: Tensor) -> Tensor:
     """y · x ** (y - 1); 0 for y = 0, whatever x is."""
     flat = (y == 0) & ((x < 0) == (x > 0))  # x is 0 or not a number
     # The base is replaced, not the slope: what is computed and thrown
@@ -159,13 +131,13 @@ def slope_of_base(x: Any, y: Any) -> Any:
     return y * x.masked_fill(flat, 1) ** (y - 1)
 
 
-def slope_of_exponent(power: Any, x: Any, y: Any) -> Any:
+def slope_of_exponent(power: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """x ** y · log x; 0 for x = 0 and y >= 0."""
     return power * x.masked_fill((x == 0) & (y >= 0), 1).log()
 
 
-def maximum_gradient(g: Any, y: Any, mine: Any, other: Any,
-                     wins: bool | None) -> Any:
+def maximum_gradient(g: Tensor, y: Tensor, mine: Tensor, other: Tensor,
+                     wins: bool | None) -> Tensor:
     """What a maximum passes on to one operand: all, nothing, its share.
 
     `wins` says whether a tie is its own; None, that it is shared.
@@ -207,7 +179,8 @@ def shrink_to_pad(x: Any, ranges: Any) -> tuple[tuple[int, int, int], ...]:
                   for n, walk, last in zip(x.shape, walks, lasts)])
 
 
-def split_ties(g: Any, y: Any, x: Any, axes: tuple[int, ...]) -> Any:
+def split_ties(g: Tensor, y: Tensor, x: Tensor,
+               axes: tuple[int, ...]) -> Tensor:
     """g divided equally among the elements that reach the maximum."""
     hits = (x == y).cast(g.dtype)
     return hits * (g / hits.sum(axes, keepdim=True))
@@ -276,22 +249,24 @@ GRADIENT: dict[Op, Iterable[Rule | None]] = {
 }
 
 
-def lineage(root: Any) -> list[tuple[Any, Record]]:
+def lineage(root: Tensor) -> list[tuple[Tensor, Record]]:
     """What `root` was computed from, and how, operands before results.
 
     Depth-first with a stack of our own: a program of a million
     operations in a row is as good as any.
     """
-    order: list[tuple[Any, Record]] = []
+    order: list[tuple[Tensor, Record]] = []
     seen: set[int] = set()
     stack = [(root, root.record, False)]
     while stack:
         y, record, finished = stack.pop()
+        if record is None:
+            continue
         if finished:
             order.append((y, record))
         # By record, not by tensor: one that was overwritten in place is
         # visited once for each of its pasts.
-        elif record is not None and id(record) not in seen:
+        elif id(record) not in seen:
             seen.add(id(record))
             stack.append((y, record, True))
             stack += [(x, past, False) for x, past
@@ -299,8 +274,8 @@ def lineage(root: Any) -> list[tuple[Any, Record]]:
     return order
 
 
-def flow(y: Any, record: Record,
-         g: Any) -> Iterator[tuple[Any, Record | None, Any]]:
+def flow(y: Tensor, record: Record,
+         g: Tensor) -> Iterator[tuple[Tensor, Record | None, Tensor]]:
     """The operands that want a gradient, their pasts and their shares."""
     values = (*record.src, y)
     if any(version(values[i]) != age for i, age in record.ages):
@@ -314,20 +289,20 @@ def flow(y: Any, record: Record,
 
 
 def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
-    """Every value behind `root` with its complete gradient, leaves last.
+    """Every value behind `root`, as soon as its gradient is complete.
 
     Lets go of each record as soon as it has served, unless `keep`.
     """
-    order = lineage(root)
-    check_unspent(order)
+    uses = uses_behind(root)
     partial = {id(root.record or root): (root, seed)}
-    while order:
-        y, record = order.pop()
+    ready = [(root, root.record)] if root.record else []
+    while ready:
+        y, record = ready.pop()
+        operands = wanting(record)
         if id(record) in partial:
             _, g = partial.pop(id(record))
             if y.record is record:
                 yield y, g
-            # A leaf has no record, so it is found by its own identity.
             for x, past, share in flow(y, record, g):
                 place = id(past or x)
                 if place in partial:
@@ -335,13 +310,19 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
                 partial[place] = x, share
         if not keep:
             record.release()
-    yield from partial.values()
+        for x, past in operands:
+            uses[place := id(past or x)] -= 1
+            if past and not uses[place]:
+                ready.append((x, past))
+            elif not uses[place] and place in partial:
+                yield partial.pop(place)
+    yield from partial.values()  # a root that is a leaf
 
 
 SPENT = Op("SPENT", 0)
 
 
-def check_unspent(order: list[tuple[Any, Record]]) -> None:
+def check_unspent(order: list[tuple[Tensor, Record]]) -> None:
     """Refuse to walk through a graph that an earlier walk let go."""
     if any(record.op is SPENT for _, record in order):
         raise RuntimeError(
@@ -362,7 +343,7 @@ NEEDS |= {
 
 
 def through(change: Callable[..., Window], windows: Sequence[Window],
-            x: Any, w: Any, y: Any) -> tuple[Window, ...]:
+            x: Tensor, w: Tensor, y: Tensor) -> tuple[Window, ...]:
     """The windows of a gradient, by n, k and m of each axis: the lengths
     of the picture, of the kernel and of the answer."""
     return tuple([change(*sizes) for sizes in zip(
@@ -383,14 +364,16 @@ def on_kernel(old: Window, n: int, k: int, m: int) -> Window:
                   + (m - 1) * stride - (n - 1) * spread - before)
 
 
-def picture_gradient(g: Any, y: Any, x: Any, w: Any, windows: Any) -> Any:
+def picture_gradient(g: Tensor, y: Tensor, x: Tensor, w: Tensor,
+                     windows: Any) -> Tensor:
     """g, seen through the kernel turned round."""
     turned = g.apply(FLIP, g.apply(PERMUTE, w, arg=(0, 2, 1, 3, 4)),
                      arg=(3, 4))
     return g.apply(CONV, g, turned, arg=through(on_picture, windows, x, w, g))
 
 
-def kernel_gradient(g: Any, y: Any, x: Any, w: Any, windows: Any) -> Any:
+def kernel_gradient(g: Tensor, y: Tensor, x: Tensor, w: Tensor,
+                    windows: Any) -> Tensor:
     """x, seen through g as a kernel: pictures and channels exchanged."""
     pictures = g.apply(PERMUTE, x, arg=(2, 1, 0, 3, 4))
     message = g.apply(PERMUTE, g, arg=(1, 2, 0, 3, 4))
@@ -410,21 +393,22 @@ class Jointly:
     `count` operands; those behind them have none.
     """
 
-    def __init__(self, rule: Callable[..., Sequence[Any]], count: int):
+    def __init__(self, rule: Callable[..., Sequence[Tensor]], count: int):
         self.rule, self.count = rule, count
 
     def __iter__(self) -> Iterator[Rule]:
         # Anew for each record, so that nothing outlives its gradients.
         found: list[Any] = []
 
-        def share(i: int, *values: Any) -> Any:
+        def share(i: int, *values: Any) -> Tensor:
             found[:] = found or self.rule(*values)
             return found[i]
         return iter([partial(share, i) for i in range(self.count)])
 
 
-def attention_gradients(g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
-                        kept: Any, arg: Any) -> Sequence[Any]:
+def attention_gradients(g: Tensor, y: Tensor, q: Tensor, k: Tensor,
+                        v: Tensor, mask: Tensor, kept: Tensor,
+                        arg: Any) -> Sequence[Tensor]:
     """The gradients of q, k and v, cut out of one tensor."""
     n, s = q.shape[-2], k.shape[-2]
     rows = g.apply(ATTENTION_GRADIENT, g, y, q, k, v, mask, kept, arg=arg)
@@ -435,7 +419,7 @@ GRADIENT |= {ATTENTION: Jointly(attention_gradients, 3)}
 NEEDS |= {ATTENTION: ((0, 1, 2, 3, 4, RESULT),) * 3}
 
 
-def seen_by(mask: Any, causal: bool) -> Any:
+def seen_by(mask: Tensor, causal: bool) -> Tensor:
     """`mask`, and where `causal` also that no key comes after its query."""
     if not causal:
         return mask
@@ -444,14 +428,15 @@ def seen_by(mask: Any, causal: bool) -> Any:
     return mask & (key <= at.unsqueeze(1))
 
 
-def thinned(x: Any, kept: Any, keep: float) -> Any:
+def thinned(x: Tensor, kept: Tensor, keep: float) -> Tensor:
     """0 where x is not kept; the rest is divided by the part that is."""
     return x if keep == 1 else (x / keep).masked_fill(~kept, 0)
 
 
 def second_attention_gradients(
-        up: Any, _: Any, g: Any, y: Any, q: Any, k: Any, v: Any, mask: Any,
-        kept: Any, arg: Any) -> Sequence[Any]:
+        up: Tensor, _: Tensor, g: Tensor, y: Tensor, q: Tensor, k: Tensor,
+        v: Tensor, mask: Tensor, kept: Tensor,
+        arg: Any) -> Sequence[Tensor]:
     """Of ATTENTION_GRADIENT, through all the weights: g, y, q, k and v."""
     (scale, causal, keep), n, s = arg, q.shape[-2], k.shape[-2]
     a, b, c = up[..., :n, :], up[..., n:n + s, :], up[..., n + s:, :]
@@ -473,7 +458,7 @@ def second_attention_gradients(
             to_scores.mT @ q * scale + ds.mT @ a, to_dp.mT @ dy)
 
 
-def joined(rows: Any, last: Any) -> Any:
+def joined(rows: Tensor, last: Tensor) -> Tensor:
     """`rows` with one more column."""
     none = ((0, 0, 1),) * (rows.ndim - 1)
     width = rows.shape[-1]
@@ -483,6 +468,21 @@ def joined(rows: Any, last: Any) -> Any:
 
 GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
+
+
+def uses_behind(root: Any) -> Counter[int]:
+    """How often the walk will meet each value: a record's identity, or a
+    leaf's own."""
+    order = lineage(root)
+    check_unspent(order)
+    return Counter(id(past or x) for _, record in order
+                   for x, past in wanting(record))
+
+
+def wanting(record: Record) -> list[tuple[Any, Record | None]]:
+    """The operands that want a gradient, and their pasts."""
+    return [(x, past) for x, past in zip(record.src, record.pasts)
+            if x.requires_grad]
 
 
 class Switch:

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:17201b1cd244
+# Tangled from blas: edit there, `make tangle`. sha256:1b47691b4d7e
 from __future__ import annotations
 
 import ctypes
@@ -16,17 +16,8 @@ import numpy as np
 
 from companion.buffer import Buffer, adopt
 from companion.dtype import (
-    DType,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-    uint8,
-)
+    DType, bfloat16, bool_, float16, float32, float64, int8, int32, int64,
+    uint8)
 from companion.native import POOL, kernel_or_tell
 from companion.timing import MISSING, compare, limits, stamp
 from companion.view import View

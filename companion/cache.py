@@ -1,4 +1,4 @@
-# Tangled from memoization, acceleration: edit there, `make tangle`. sha256:6190ac6e8c4f  # noqa: E501
+# Tangled from memoization, acceleration: edit there, `make tangle`. sha256:826dbcb1c296  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -18,7 +18,7 @@ from companion.compiler.lazy import Lazy
 from companion.device import CPU, Device
 from companion.ops import RANDOM
 from companion.sharing import once
-from companion.tensor import Tensor
+from companion.tensor import Tensor, wrap
 from companion.tensor.creation import arange, zeros
 from companion.tensor.indexing import stack
 from companion.tensor.operands import where
@@ -151,7 +151,8 @@ class KVCache:
                 f"KVCache: places {list(places)}, in a context of "
                 f"{self.length}; the positions of this model are learned, "
                 f"so a longer text has to be read again: prefill its end")
-        return Tensor(np.array([ids, places], np.int64), device=self.home)
+        both = np.array([ids, places], np.int64)
+        return wrap(self.home.adopt(both), self.home)
 
     def whole(self, ids: Tensor, last: Tensor) -> tuple[Tensor, Rows]:
         """Of a text (T,): logits (1, V) after the token at `last` (1,),

@@ -1,4 +1,4 @@
-# Tangled from compression, vocabulary: edit there, `make tangle`. sha256:6186805686ec  # noqa: E501
+# Tangled from compression, vocabulary: edit there, `make tangle`. sha256:bb1acfe801a2  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -13,16 +13,8 @@ from safetensors.numpy import save
 
 from companion.autograd import RECORDING
 from companion.convolution import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    Dropout2d,
-    Flatten,
-    MaxPool2d,
-)
+    AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv1d, Conv2d,
+    Dropout2d, Flatten, MaxPool2d)
 from companion.device import CPU
 from companion.dtype import bool_, float32, int32, int64
 from companion.layers import Dropout, Linear, Module, Sequential
@@ -422,7 +414,7 @@ def turned(x: np.ndarray, y: np.ndarray, m: int, floor: float) -> float:
 SWEEPS = 60  # ten are enough; from then on only rounding errors turn
 
 
-def sweep(rows: np.ndarray, m: int, floor: float) -> float:
+def turn_all(rows: np.ndarray, m: int, floor: float) -> float:
     """Rotate each pair once; the largest cosine that there was."""
     cosine = 0.0
     for p, q in rounds(len(rows)):
@@ -452,7 +444,7 @@ def svd(a: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     both[:n, :m], both[:n, m:] = a.T / scale, np.eye(n)
     floor = 4 * max(m, 1) * np.finfo(float).eps * np.linalg.norm(both[:, :m])
     for _ in range(SWEEPS):
-        if sweep(both, m, floor) <= 1e-14:
+        if turn_all(both, m, floor) <= 1e-14:
             break
     return sorted_out(both[:n], m, scale, floor)
 

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:554a0d6ad0a7
+# Tangled from convolution: edit there, `make tangle`. sha256:6e6a342472d6
 from __future__ import annotations
 
 import functools
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from companion.blas import ceil
 from companion.device import CPU, Device
 from companion.dtype import DType, float32, int64
 from companion.layers import Dropout, Module, he, parameter
@@ -244,12 +245,13 @@ def pooled(join: Callable[[Tensor, Tensor], Tensor], x: Tensor,
 
 
 def max_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
-               padding: Any = 0, dilation: Any = 1) -> Tensor:
+               padding: Any = 0, dilation: Any = 1,
+               ceil_mode: bool = False) -> Tensor:
     """The largest number of each window; the stride is the kernel's
     unless given. Margins count as minus infinity."""
     how = pooling("max_pool2d", x, kernel_size, stride, padding, dilation)
-    return pooled(partial(maximum_of, tie=0), x, margins_of(padding, how),
-                  how, -math.inf)
+    margins, _ = overhanging(x, padding, how, ceil_mode)
+    return pooled(partial(maximum_of, tie=0), x, margins, how, -math.inf)
 
 
 def pooling(name: str, x: Tensor, kernel_size: Any, stride: Any,
@@ -277,17 +279,39 @@ def check_pictures(name: str, x: Tensor, axes: Sequence[int] = (4,),
                          f"{x.shape}; cast, unsqueeze or reshape")
 
 
+def overhanging(x: Tensor, padding: Any, how: Sweep, ceil_mode: bool,
+                ) -> tuple[Margins, Margins]:
+    """Margins with what windows hang over by, and that alone."""
+    margins, more = margins_of(padding, how), [0, 0]
+    for axis, (n, edge) in enumerate(zip(x.shape[2:], margins)):
+        reach, stride = how.reach[axis], how.stride[axis]
+        end = n + sum(edge)
+        steps = ceil(end - reach, stride)
+        steps -= steps * stride >= n + edge[0]  # it would see no pixel
+        if ceil_mode:
+            more[axis] = max(steps * stride + reach - end, 0)
+    (top, bottom), (left, right) = margins
+    return (((top, bottom + more[0]), (left, right + more[1])),
+            ((0, more[0]), (0, more[1])))
+
+
 def avg_pool2d(x: Tensor, kernel_size: Any, stride: Any = None,
-               padding: Any = 0, count_include_pad: bool = True) -> Tensor:
+               padding: Any = 0, ceil_mode: bool = False,
+               count_include_pad: bool = True) -> Tensor:
     """The mean of each window; of the picture's pixels only if margins
-    are not to be counted."""
+    are not to be counted. What hangs over never counts."""
     how = pooling("avg_pool2d", x, kernel_size, stride, padding)
-    total = partial(pooled, operator.add, margins=margins_of(padding, how),
-                    how=how)
+    margins, over = overhanging(x, padding, how, ceil_mode)
+    total = partial(pooled, operator.add, how=how)
+    count: Tensor | int = math.prod(how.kernel)
     wide = widened(x)
-    count = math.prod(how.kernel) if count_include_pad else total(
-        ones(1, 1, *x.shape[2:], dtype=wide.dtype, device=x.device))
-    return narrowed(total(wide) / count, x)
+    kept, size = margins, x.shape[2:]
+    if count_include_pad:
+        kept, size = over, padded_size(x, margins_of(padding, how))
+    if not count_include_pad or any(map(any, over)):
+        count = total(ones(1, 1, *size, dtype=wide.dtype, device=x.device),
+                      margins=kept)
+    return narrowed(total(wide, margins=margins) / count, x)
 
 
 def adaptive_avg_pool2d(x: Tensor, output_size: Any) -> Tensor:
@@ -469,13 +493,13 @@ class Pool(Module):
 
 
 class MaxPool2d(Pool):
-    """max_pool2d; `options`: dilation."""
+    """max_pool2d; `options`: dilation, ceil_mode."""
 
     function = staticmethod(max_pool2d)
 
 
 class AvgPool2d(Pool):
-    """avg_pool2d; `options`: count_include_pad."""
+    """avg_pool2d; `options`: ceil_mode, count_include_pad."""
 
     function = staticmethod(avg_pool2d)
 

@@ -1,4 +1,4 @@
-# Tangled from cuda, kernels, gpu, launches, vocabulary: edit there, `make tangle`. sha256:577e219683f2  # noqa: E501
+# Tangled from cuda, kernels, gpu, launches, vocabulary: edit there, `make tangle`. sha256:b1df3c51ddff  # noqa: E501
 from __future__ import annotations
 
 import ctypes
@@ -19,13 +19,7 @@ import numpy as np
 from companion.device import named
 from companion.dtype import DType, bfloat16, float16, float32, float64
 from companion.native import (
-    CELLS,
-    CompileError,
-    build,
-    compile_cell,
-    compiler,
-    complaint,
-)
+    CELLS, CompileError, build, compile_cell, compiler, complaint)
 from companion.sharing import once
 from companion.view import View
 

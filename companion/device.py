@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches, vocabulary: edit there, `make tangle`. sha256:953c342674a6  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches, vocabulary: edit there, `make tangle`. sha256:d2a387c4b539  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -11,70 +11,25 @@ import operator
 import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
-from itertools import chain, product
+from itertools import accumulate, chain, groupby, product
 from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
 from companion.blas import (
-    FLAVOURS,
-    MR,
-    WIDE,
-    WORTH_SHARING,
-    cast_copy,
-    ceil,
-    matmul,
-)
+    FLAVOURS, MR, WIDE, WORTH_SHARING, cast_copy, ceil, matmul)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, from_dlpack
 from companion.dtype import DType, float32, float64, int64
 from companion.native import POOL, kernel_or_tell
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    CAST,
-    CONST,
-    CONV,
-    DIV,
-    DTYPE,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RANDOM,
-    RESHAPE,
-    SCATTER,
-    SHAPE,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    WRITE,
-    Op,
-    Window,
-    known,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, CAST, CONST, CONV, DIV, DTYPE,
+    EQUAL, ERF, EXP, EXPAND, FLIP, GATHER, IDIV, IOTA, LESS, LOG, MATMUL, MAX,
+    MAXIMUM, MOD, MUL, PAD, PERMUTE, POW, RANDOM, RESHAPE, SCATTER, SHAPE,
+    SHRINK, SIN, SQRT, SUB, SUM, WHERE, WRITE, Op, Window, known)
 from companion.sharing import forkable
 from companion.view import Shape, View, coalesce
 
@@ -463,7 +418,7 @@ def named(device: Device | str) -> Device:
     return DEVICES[device]
 
 
-WALK = struct.Struct("9qP")
+WALK = struct.Struct("11qP")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -474,10 +429,10 @@ def elementwise_params(threads: int, *views: View) -> bytes | None:
     axes = axes if size else [(0, *none)]
     (m, *row), (n, *step) = [(1, *none)] * (2 - len(axes)) + axes[-2:]
     # Along a row C takes steps of 1, and 0 in one of two operands.
-    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:]
-                                   or min(step) < 0):
+    if len(axes) > 2 or n > 1 and (max(step) > 1 or 1 not in step[1:3]
+                                   or min(step) < 0 or 0 in step[3:]):
         return None
-    rest = [0] * (3 - len(views))  # without a second operand
+    rest = [0] * (4 - len(views))  # without a second operand, a mask
     # Measured: of two threads 16,384 sums are done no sooner than of one,
     # 32,768 are. In a smaller array, asking costs what the threads save.
     return WALK.pack(m, n, *row, *rest, *step, *rest,
@@ -497,7 +452,7 @@ def compiled(file: str, dtype: DType, *flags: str) -> ctypes.CDLL | None:
 def loop(name: str, dtype: DType) -> Callable[..., None] | None:
     """An elementwise loop in C; None where `dtype` has none."""
     library = compiled("kernels/loops.c", dtype) if dtype in FLOATS else None
-    return unchecked(library, name, 3) if library else None
+    return unchecked(library, name, 4) if library else None
 
 
 FLOATS = (float32, float64)  # what C computes in
@@ -523,7 +478,7 @@ def two(name: str, otherwise: Kernel) -> Kernel:
         job = each and elementwise_params(
             POOL.threads, out.view, x.view, y.view)
         if each and job:
-            each(job, out.address, x.address, y.address)
+            each(job, out.address, x.address, y.address, None)
         else:
             otherwise(out, x, y, _)
     return kernel
@@ -545,7 +500,25 @@ def one(name: str, otherwise: Kernel) -> Kernel:
         elif job is None:
             kernel(out, x.copy(), None)
         else:
-            each(job, out.address, x.address, x.address)
+            each(job, out.address, x.address, x.address, None)
+    return kernel
+
+
+def choice(otherwise: Kernel) -> Kernel:
+    """The kernel of WHERE: a loop of C, or `otherwise`."""
+    # Only bits are moved: of what number they are does not matter.
+    alike = {dtype.itemsize: dtype for dtype in FLOATS}
+
+    def kernel(out: Buffer, mask: Buffer, x: Buffer, y: Buffer,
+               _: None) -> None:
+        dtype = alike.get(out.dtype.itemsize)
+        each = dtype and out.array.size > 4000 and loop("choose", dtype)
+        job = each and elementwise_params(
+            POOL.threads, out.view, x.view, y.view, mask.view)
+        if each and job:
+            each(job, out.address, x.address, y.address, mask.address)
+        else:
+            otherwise(out, mask, x, y, _)
     return kernel
 
 
@@ -554,7 +527,9 @@ KERNELS |= {
     SUB: two("subtract", KERNELS[SUB]),
     MUL: two("multiply", KERNELS[MUL]),
     DIV: two("divide", KERNELS[DIV]),
+    MAXIMUM: two("maximum", KERNELS[MAXIMUM]),
     EXP: one("exponentiate", KERNELS[EXP]),
+    WHERE: choice(KERNELS[WHERE]),
 }
 
 FOLD = struct.Struct("7qP")
@@ -660,43 +635,69 @@ class Meeting(NamedTuple):
     step: int  # pixels from place to place
     apart: int  # pixels from tap to tap
 
+    def within(self, n: int) -> Iterator[Meeting]:
+        """Cut where its taps leave a picture of n pixels."""
+        def met(i: int) -> tuple[int, int]:
+            at = self.first + i * self.step
+            return (max(ceil(-at, self.apart), 0),
+                    max(min(ceil(n - at, self.apart), len(self.taps)), 0))
 
-def meetings(window: Window, places: int, taps: int) -> list[Meeting]:
+        for (low, high), alike in groupby(range(len(self.places)), met):
+            all_of = [*alike]
+            first, last = all_of[0], all_of[-1]
+            yield Meeting(
+                self.places[first:last + 1], self.taps[low:high],
+                self.first + first * self.step + low * self.apart,
+                self.step, self.apart)
+
+
+def meetings(window: Window, n: int, places: int, taps: int,
+             ) -> list[Meeting]:
     """All places of an axis, in sets that meet pixels with the same taps.
 
-    Where nothing is spread there is one set. Other taps see zeros, whose
-    products nobody needs. `window.before` is not positive.
+    Where nothing is spread and no margin met there is one set. Other taps
+    see zeros, whose products nobody needs.
     """
     stride, dilation, spread, before, _ = window
     turn = spread // math.gcd(stride, spread)
     skip = spread // math.gcd(dilation, spread)
     met = {(before - i * dilation) % spread: i
            for i in range(min(skip, taps))}
-    found = []
+    found = list[Meeting]()
     for r in range(min(turn, places)):
         first = met.get(r * stride % spread, taps)
-        found.append(Meeting(
+        found += Meeting(
             range(r, places, turn), range(first, taps, skip),
             (r * stride + first * dilation - before) // spread,
-            turn * stride // spread, skip * dilation // spread))
-    return found
+            turn * stride // spread, skip * dilation // spread).within(n)
+    return [each for each in found if each.taps]
 
 
 MOST_PLACES = 1020  # MC in kernels/conv.c
-CONVOLUTION = struct.Struct("33qP")
+Sets = list[tuple[Meeting, ...]]
 
 
-def shares(places: int, taps: int, groups: int) -> tuple[int, int, int, int]:
-    """Places in a chunk, chunks, taps in a piece, pieces."""
+def sets_of(windows: Sequence[Window], x: Shape, w: Shape, y: Shape) -> Sets:
+    """Places that meet the same taps, along the height and the width."""
+    return [*product(*map(meetings, windows, x[3:], y[3:], w[3:]))]
+
+
+def counted(n: int, sets: Sets) -> list[int]:
+    """How many places each set has in n pictures."""
+    return [n * math.prod([len(a.places) for a in each]) for each in sets]
+
+
+def shares(places: list[int], taps: int, groups: int, channels: int,
+           ) -> tuple[list[int], int]:
+    """Places in a chunk, for each set, and pieces of the taps."""
     # By the shape, not by the threads: the bits stay the same. Sixteen
-    # tasks are enough for all, and 120 places to pack kernels for.
-    wanted = max(ceil(places, MOST_PLACES),
-                 min(ceil(16, max(groups, 1)), ceil(places, 120)), 1)
-    rows = max(ceil(ceil(places, MR), wanted), 1) * MR
-    chunks = ceil(places, rows)
-    pieces = max(min(16 // max(chunks * groups, 1), taps >> 10), 1)
-    depth = max(ceil(taps, pieces), 1)
-    return rows, chunks, depth, max(ceil(taps, depth), 1)
+    # tasks are enough for all, and sums of a million numbers in pieces.
+    total = sum(places) * groups
+    least = max(ceil(total, 16), 120)
+    wanted = [max(ceil(n, min(least, MOST_PLACES)), 1) for n in places]
+    rows = [max(ceil(ceil(n, m), MR), 1) * MR for n, m in zip(places, wanted)]
+    most = (1 << 20) // max(total * channels, 1)
+    return rows, max(min(16, taps >> 10, most), 1)
 
 
 def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
@@ -714,43 +715,92 @@ def framed(windows: Sequence[Window], x: Shape, w: Shape, y: Shape,
     return tuple(margins), tuple(found)
 
 
-def convolution_part(x: View, w: View, y: View, meet: Sequence[Meeting],
-                     threads: int) -> bytes:
-    """A `struct conv` for the places that meet the same taps."""
-    (n, groups, c, *_), o = x.shape, w.shape[1]
-    (xn, xg, xc, *xs), (wg, wo, wc, *ws) = x.strides, w.strides
-    yn, yg, yo, *ys = y.strides
-    places = [(n, xn, yn), *[
+Axes = list[tuple[int, int, int]]
+SET = struct.Struct("25q")
+
+
+def nearest_last(axes: Axes) -> list[int]:
+    """The order in which neighbours share a line of the cache."""
+    # A lone one has no next, however far away that would be.
+    return sorted(range(len(axes)), key=lambda i: -abs(axes[i][1])
+                  if axes[i][0] > 1 else 0)
+
+
+def ordered(axes: Axes, order: Sequence[int]) -> Iterator[int]:
+    return chain(*[axes[i] if axes[i][0] > 1 else (axes[i][0], 0, 0)
+                   for i in order])
+
+
+def set_part(x: View, y: View, taps: Axes, order: Sequence[int],
+             each: tuple[Meeting, ...], cuts: Sequence[int]) -> bytes:
+    """A `struct set`; `taps` are told with their steps among the packed."""
+    (xn, _, xc, *xs), (yn, _, _, *ys) = x.strides, y.strides
+    places = [(x.shape[0], xn, yn), *[
         (len(a.places), a.step * i, a.places.step * j)
-        for a, i, j in zip(meet, xs, ys)]]
-    taps = [(c, xc, wc), *[(len(a.taps), a.apart * i, a.taps.step * j)
-                           for a, i, j in zip(meet, xs, ws)]]
+        for a, i, j in zip(each, xs, ys)]]
+    met = [(taps[0][0], xc, taps[0][2]), *[
+        (len(a.taps), a.apart * i, a.taps.step * step)
+        for a, i, (*_, step) in zip(each, xs, taps[1:])]]
     starts = [sum(map(operator.mul, ats, steps)) for ats, steps in (
-        ([a.first for a in meet], xs), ([a.taps.start for a in meet], ws),
-        ([a.places.start for a in meet], ys))]
-    m, k = [math.prod([n for n, *_ in axes]) for axes in (places, taps)]
-    # The nearest innermost: neighbours share a line of the cache. A lone
-    # one has no next, however far away that would be.
-    for axes in (places, taps):
-        axes[:] = [axis if axis[0] > 1 else (axis[0], 0, 0) for axis in axes]
-        axes.sort(key=lambda axis: -abs(axis[1]))
-    return CONVOLUTION.pack(
-        groups, xg, wg, yg, *starts, *chain(*places, *taps), o, wo, yo,
-        *shares(m, k, groups),
-        threads if m * k * groups * o > WORTH_SHARING else 1, POOL.address)
+        ([a.first for a in each], xs),
+        ([a.taps.start for a in each], [step for *_, step in taps[1:]]),
+        ([a.places.start for a in each], ys))]
+    return SET.pack(*starts, *ordered(places, nearest_last(places)),
+                    *ordered(met, order), *cuts)
 
 
-FRAME = struct.Struct("16qP")
+CONVOLUTION = struct.Struct("21qP")
+
+
+def packed_taps(x: View, w: View, windows: Sequence[Window],
+                ) -> tuple[Axes, list[int]]:
+    """Lengths, steps in w and steps among the packed; and their order."""
+    steps = [x.strides[2], *[a.dilation * step for a, step in zip(
+        windows, x.strides[3:])]]
+    order = nearest_last([*zip(w.shape[2:], steps, steps)])
+    packed = dict(zip(order, View.dense(
+        tuple([w.shape[2 + i] for i in order])).strides))
+    return [(n, step, packed[i]) for i, (n, step) in enumerate(
+        zip(w.shape[2:], w.strides[2:]))], order
+
+
+def parts(x: View, w: View, y: View, windows: Sequence[Window], sets: Sets,
+          threads: int) -> bytes:
+    """A `struct conv`, and its sets."""
+    places, (groups, o) = counted(x.shape[0], sets), w.shape[:2]
+    (taps, order), k = packed_taps(x, w, windows), math.prod(w.shape[2:])
+    rows, pieces = shares(places, k, groups, o)
+    chunks = [ceil(n, m) for n, m in zip(places, rows)]
+    last = [*accumulate(chunks)]
+    met = [w.shape[2] * math.prod([len(a.taps) for a in each])
+           for each in sets]
+    cuts = zip(rows, [max(ceil(n, pieces), 1) for n in met],
+               map(operator.sub, last, chunks), last)
+    blank = 0 if sum(places) * groups * o == y.size else y.size
+    head = CONVOLUTION.pack(
+        blank, groups, x.strides[1], w.strides[0], y.strides[1],
+        *ordered(taps, order), o, w.strides[1], y.strides[2],
+        max(rows, default=0), pieces, sum(chunks),
+        threads if y.size * k > WORTH_SHARING else 1, POOL.address)
+    return head + b"".join([
+        set_part(x, y, taps, order, *both) for both in zip(sets, cuts)])
+
+
+FRAME = struct.Struct("14qP")
 
 
 def frame_part(x: View, margins: Sequence[tuple[int, int, int]],
-               threads: int) -> tuple[int, ...]:
-    """A `struct frame` from `n` on, for pictures that get `margins`."""
+               threads: int) -> bytes:
+    """A `struct frame`, for pictures that get `margins`."""
     (top, bottom, _), (left, behind, _) = margins[3:]
     (h, w), wide = x.shape[3:], left + x.shape[4] + behind
-    return (*x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
-            (top + h + bottom) * wide, wide, top * wide + left,
-            threads if x.size > 1 << 14 else 1, POOL.address)
+    return FRAME.pack(
+        *x.shape[:3], *x.strides[:3], h, w, *x.strides[3:],
+        (top + h + bottom) * wide, wide, top * wide + left,
+        threads if x.size > 1 << 14 else 1, POOL.address)
+
+
+FEW_PLACES = 16
 
 
 @functools.lru_cache(maxsize=4096)
@@ -758,23 +808,18 @@ def convolution_job(x: View, w: View, windows: tuple[Window, ...],
                     threads: int) -> bytes:
     """What `convolve` in C is told."""
     y = View.dense(SHAPE[CONV](x, w, windows))
-    margins, windows = framed(windows, x.shape, w.shape, y.shape)
-    frame: tuple[int, ...] = (0,) * 15
-    if any(edge[:2] != (0, 0) for edge in margins):
+    frame = bytes(FRAME.size)
+    sets = sets_of(windows, x.shape, w.shape, y.shape)
+    if min(counted(x.shape[0], sets), default=FEW_PLACES) < FEW_PLACES:
+        margins, inside = framed(windows, x.shape, w.shape, y.shape)
         wide = View.dense(SHAPE[PAD](x, margins))
-        if wide.size > sys.maxsize >> 3:  # C would count on from zero
-            raise MemoryError(f"CONV: expected pictures that fit into "
-                              f"memory, got {wide.shape} with their "
-                              f"margins; pad less")
-        frame, x = frame_part(x, margins, threads), wide
-    found = [meetings(*each) for each in zip(
-        windows, y.shape[3:], w.shape[3:])]
-    # A stride longer than its kernel leaves most pixels without a message.
-    sets = [*product(*[[meet for meet in axis if meet.taps]
-                       for axis in found])]
-    blank = y.size if len(sets) < math.prod(map(len, found)) else 0
-    return FRAME.pack(len(sets), blank, *frame) + b"".join([
-        convolution_part(x, w, y, meet, threads) for meet in sets])
+        # A margin of zeros without end is better met by small sets.
+        if x.shape != wide.shape and wide.size < min(
+                4 * x.size, sys.maxsize >> 6):
+            frame, x = frame_part(x, margins, threads), wide
+            windows, sets = inside, sets_of(
+                inside, x.shape, w.shape, y.shape)
+    return frame + parts(x, w, y, windows, sets, threads)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:cc04c475cabd
+# Tangled from scaling: edit there, `make tangle`. sha256:da5a661451a6
 from __future__ import annotations
 
 import os
@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache, partial
@@ -34,13 +35,7 @@ from companion.tensor import Tensor
 from companion.tensor.creation import zeros_like
 from companion.timing import FORK
 from companion.training import (
-    Gradients,
-    Journal,
-    Observer,
-    Trainer,
-    clip_grad_norm_,
-    journal_of,
-)
+    Gradients, Journal, Observer, Trainer, clip_grad_norm_, journal_of)
 
 
 class Lost(RuntimeError):
@@ -53,10 +48,11 @@ class Group:
     `send(x, to)` starts to send a row of numbers, and gives a function
     that returns when its memory may be written to. `recv(x, source)`
     fills a row of the same length. Neither waits longer than `patience`
-    seconds: then it raises Lost.
+    seconds: then it raises Lost. `aside` says whether both may be called
+    in another thread than the first, as long as it is one at a time.
     """
 
-    rank, size, patience = 0, 1, 60.0
+    rank, size, patience, aside = 0, 1, 60.0, False
 
     def send(self, x: Any, to: int) -> Callable[[], Any]:
         raise Lost(f"there is no worker {to} in a group of one")
@@ -70,6 +66,8 @@ ALONE = Group()
 
 class Sockets(Group):
     """Workers with a pair of sockets between any two: `lines`, by rank."""
+
+    aside = True
 
     def __init__(self, rank: int, lines: dict[int, socket.socket],
                  patience: float = 60.0):
@@ -324,10 +322,10 @@ class Mpi(Group):
     def __init__(self, comm: Any, patience: float = 60.0):
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
         self.patience, self.mpi = patience, import_module("mpi4py.MPI")
+        self.aside = self.mpi.Query_thread() >= self.mpi.THREAD_SERIALIZED
 
     def send(self, x: np.ndarray, to: int) -> Callable[[], Any]:
-        request = self.comm.Isend(x.view(np.uint8), to)
-        return partial(self.finish, request, to)
+        return partial(self.finish, self.comm.Isend(x.view(np.uint8), to), to)
 
     def recv(self, x: np.ndarray, source: int) -> None:
         request = self.comm.Irecv(x.view(np.uint8), source)
@@ -478,20 +476,30 @@ def buckets(parameters: Iterable[Tensor],
     return found
 
 
-def sum_gradients(group: Group, parameters: Sequence[Tensor],
-                  most: int = 1 << 20) -> None:
+def sum_gradients(group: Group, parameters: Iterable[Tensor],
+                  most: int = 1 << 17) -> None:
     """Each gradient becomes the sum of all workers'.
 
     Where a worker has none, it counts as zeros; where all have none, it
     stays so. Halves are added in float32.
     """
-    count = np.array([p.grad is not None for p in parameters], np.float32)
-    all_reduce(group, count)
-    for bucket in buckets([p for p, n in zip(parameters, count) if n], most):
-        x = row_of([zeros_like(p) if p.grad is None else p.grad
-                    for p in bucket])
-        all_reduce(group, x)
-        for p, g in zip(bucket, pieces(x, bucket)):
+    with Sums(group, parameters, most):
+        pass  # all are there
+
+
+def packed(bucket: Sequence[Tensor]) -> np.ndarray:
+    """Their gradients in a row; behind them, for each, whether there is
+    one."""
+    there = Tensor(np.array([p.grad is not None for p in bucket], np.float32))
+    return row_of([zeros_like(p) if p.grad is None else p.grad
+                   for p in bucket] + [there])
+
+
+def unpack(x: np.ndarray, bucket: Sequence[Tensor]) -> None:
+    """Give each its gradient from a row; none, where nobody had one."""
+    gradients = pieces(x[:-len(bucket)], bucket)
+    for p, g, count in zip(bucket, gradients, x[-len(bucket):]):
+        if count:
             p.grad = Tensor(g, device=p.device).cast(p.dtype)
 
 
@@ -527,7 +535,8 @@ class DataParallel(Trainer):
                 broadcast(self.group, x)
                 p.detach().assign(Tensor(x.reshape(p.shape)).to(p.device))
 
-    def backward(self, *batch: Any) -> Tensor:
+    def backward(self, *batch: Any,
+                 finished: Callable[[Tensor], Any] | None = None) -> Tensor:
         """Add this worker's share of the gradient; of the loss, too."""
         n, group = len(batch[0]), self.group
         if n < group.size:
@@ -536,17 +545,18 @@ class DataParallel(Trainer):
         mine = part(n, group.rank, group.size)
         loss = self.loss_of(self.model, *[t[mine] for t in batch])
         share = (mine.stop - mine.start) / n / self.accumulate
-        (loss * share).backward()
+        (loss * share).backward(finished=finished)
         return loss.detach() * share
 
     def sweep(self, batches: list[tuple[Any, ...]],
               ) -> tuple[Tensor, Tensor, Gradients]:
         self.optimizer.zero_grad()
-        parts = [self.backward(*batch).item() for batch in batches]
+        parameters, (*first, last) = list(self.model.parameters()), batches
+        parts = [self.backward(*batch).item() for batch in first]
+        with Sums(self.group, parameters) as sums:
+            parts.append(self.backward(*last, finished=sums.done).item())
         loss = np.array([sum(parts)])
         all_reduce(self.group, loss)
-        parameters = list(self.model.parameters())
-        sum_gradients(self.group, parameters)
         norm = clip_grad_norm_(parameters, self.clip)
         return Tensor(loss[0]), norm, [p.grad for p in parameters]
 
@@ -783,3 +793,54 @@ def all_reduces(group: Group, sizes: Sequence[int],
             clocked(group, partial(all_reduce, group, x), calls)
             for _ in range(rounds))))
     return found
+
+
+class Sums:
+    """Adds up gradients over all workers, beside a backward that goes on.
+
+    Inside the block say `done(p)` when p's gradient is complete, and do
+    not talk to the group. Behind it they are sums, as of sum_gradients.
+    """
+
+    def __init__(self, group: Group, parameters: Iterable[Tensor],
+                 most: int = 1 << 17):
+        wanted = [p for p in parameters if p.requires_grad]
+        self.group, self.open = group, set(map(id, wanted))
+        self.waiting = deque(buckets(wanted[::-1], most))
+        self.sent: list[tuple[list[Tensor], np.ndarray, Future[None]]] = []
+
+    def done(self, p: Tensor) -> None:
+        self.open.discard(id(p))
+        while self.waiting and self.open.isdisjoint(map(id, self.waiting[0])):
+            self.start()
+
+    def start(self) -> None:
+        """Send the next bucket."""
+        bucket = self.waiting.popleft()
+        x = packed(bucket)
+        self.sent.append((bucket, x, self.hand.submit(
+            all_reduce, self.group, x)))
+
+    def __enter__(self) -> Sums:
+        self.hand = ThreadPoolExecutor(1) if self.group.aside else AtOnce()
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            while self.waiting and kind is None:
+                self.start()
+            for bucket, x, added in self.sent if kind is None else ():
+                added.result()
+                unpack(x, bucket)
+        finally:  # what has not begun does not; what has, comes to its end
+            self.hand.shutdown(cancel_futures=True)
+
+
+class AtOnce(Executor):
+    """Does what it is given before it answers, in the same thread."""
+
+    def submit(self, work: Callable[..., Any], /, *args: Any,
+               **options: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(work(*args, **options))
+        return future

@@ -1,4 +1,4 @@
-# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:36fcd807d7ab  # noqa: E501
+# Tangled from gpu, convolution, attention, launches: edit there, `make tangle`. sha256:7896484432ed  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -14,72 +14,18 @@ import numpy as np
 from companion.blas import ceil
 from companion.buffer import Buffer, Storage, adopt, strides_of
 from companion.cuda import (
-    CUBLAS,
-    Card,
-    Emulator,
-    Memory,
-    Operand,
-    Program,
-    kernel_text,
-    spoken,
-)
+    CUBLAS, Card, Emulator, Memory, Operand, Program, kernel_text, spoken)
 from companion.data import ahead
 from companion.device import (
-    CPU,
-    READERS,
-    Device,
-    attention_layout,
-    convolve_by_columns,
-    least_index,
-    named,
-)
+    CPU, READERS, Device, attention_layout, convolve_by_columns, least_index,
+    named)
 from companion.dtype import (
-    DType,
-    as_dtype,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-    uint8,
-)
+    DType, as_dtype, bfloat16, bool_, float16, float32, float64, int8, int32,
+    int64, uint8)
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    CAST,
-    CONST,
-    CONV,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    GATHER,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    POW,
-    RANDOM,
-    SCATTER,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    WRITE,
-    Op,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, CAST, CONST, CONV, DIV, EQUAL,
+    ERF, EXP, GATHER, IDIV, IOTA, LESS, LOG, MATMUL, MAX, MAXIMUM, MOD, MUL,
+    PAD, POW, RANDOM, SCATTER, SIN, SQRT, SUB, SUM, WHERE, WRITE, Op)
 from companion.sharing import once
 from companion.tensor import Tensor, wrap
 from companion.tensor.operands import where

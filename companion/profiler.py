@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:106e75ac37e9
+# Tangled from profiling: edit there, `make tangle`. sha256:0471a80899c7
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -31,20 +31,8 @@ from companion.device import CPU, named
 from companion.layers import Module
 from companion.milestones.gpt_bench import training_step
 from companion.ops import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CAST,
-    CONST,
-    CONV,
-    FAMILIES,
-    GATHER,
-    MATMUL,
-    SCATTER,
-    SHAPE,
-    WRITE,
-    Op,
-)
+    ATTENTION, ATTENTION_GRADIENT, BUFFER, CAST, CONST, CONV, FAMILIES, GATHER,
+    MATMUL, SCATTER, SHAPE, WRITE, Op)
 from companion.optim import Optimizer
 from companion.tensor import Tensor
 from companion.timing import MISSING, Timed, best, bytes_moved, stamp

@@ -1,4 +1,4 @@
-# Tangled from quantization, serving: edit there, `make tangle`. sha256:07ec9e1b990c  # noqa: E501
+# Tangled from quantization, serving: edit there, `make tangle`. sha256:7df97d0ea768  # noqa: E501
 from __future__ import annotations
 
 import copy
@@ -16,14 +16,7 @@ from companion.autograd import RECORDING
 from companion.blas import WORTH_SHARING
 from companion.buffer import Buffer
 from companion.convolution import (
-    Conv2d,
-    Sweep,
-    check_pictures,
-    margins_of,
-    padded_size,
-    pair,
-    taps_along,
-)
+    Conv2d, Sweep, check_pictures, margins_of, padded_size, pair, taps_along)
 from companion.device import CPU, Device
 from companion.dtype import DType, bfloat16, float32, int8, int32, uint8
 from companion.embedding import Embedding, look_up
@@ -261,11 +254,12 @@ class Turned:
     __array_ufunc__ = None  # so that NumPy's arrays ask it as well
 
     def __init__(self, weight: QuantizedWeight):
-        self.shape = weight.shape[::-1]
-        self.times = weight.product
+        self.shape, self.weight = weight.shape[::-1], weight
 
-    def __rmatmul__(self, x: Tensor) -> Tensor:
-        return self.times(x)
+    def times(self, x: Tensor) -> Tensor:
+        return self.weight.product(x)
+
+    __rmatmul__ = times
 
 
 def check_product(weight: QuantizedWeight, x: Any) -> None:

@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:d7b390ac5b38
+# Tangled from serving: edit there, `make tangle`. sha256:bf633577cb75
 from __future__ import annotations
 
 import argparse
@@ -18,12 +18,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from socketserver import TCPServer
 from threading import (
-    BoundedSemaphore,
-    Condition,
-    Event,
-    Thread,
-    current_thread,
-)
+    BoundedSemaphore, Condition, Event, Thread, current_thread)
 from typing import Any, NamedTuple
 
 import numpy as np

@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:18494370a210
+# Tangled from benchmarking: edit there, `make tangle`. sha256:5d307cb50bdc
 """How do we know? Verdicts on times, and results that can be checked."""
 
 from __future__ import annotations
@@ -26,24 +26,14 @@ from safetensors.numpy import load as load_arrays, save as save_arrays
 from companion.activations import relu
 from companion.convolution import Conv2d, Flatten
 from companion.data import (
-    Arrays,
-    DataLoader,
-    cifar10,
-    drawn_digits,
-    mnist,
-    names,
-)
+    Arrays, DataLoader, cifar10, drawn_digits, mnist, names)
 from companion.dtype import float32
 from companion.embedding import Embedding
 from companion.layers import Linear, Module, Sequential
 from companion.losses import cross_entropy
 from companion.milestones.language import plays
 from companion.milestones.pictures import (
-    genuine,
-    residual_net,
-    seen_as,
-    standard,
-)
+    genuine, residual_net, seen_as, standard)
 from companion.milestones.report import Unmeasured
 from companion.native import POOL
 from companion.optim import AdamW
@@ -52,12 +42,7 @@ from companion.tensor import Tensor
 from companion.tensor.random import manual_seed
 from companion.timing import machine, versions
 from companion.training import (
-    NotFinite,
-    Trainer,
-    evaluating,
-    one_cycle,
-    write_atomically,
-)
+    NotFinite, Trainer, evaluating, one_cycle, write_atomically)
 from companion.transformer import GPT, GPTConfig, windows
 
 Clock = Callable[[], float]

@@ -1,4 +1,4 @@
-# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression, scaling, vocabulary: edit there, `make tangle`. sha256:dbd91f442db2  # noqa: E501
+# Tangled from native, blas, activations, mnist, gpu, convolution, pictures, attention, transformers, capture, profiling, memoization, quantization, compression, scaling, serving, vocabulary: edit there, `make tangle`. sha256:e17bf54c3114  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -392,5 +392,6 @@ BENCHES = {
     "quantize": "companion.milestones.quantize_bench",
     "sparse": "companion.milestones.sparse_bench",
     "scale": "companion.milestones.scale_bench",
+    "serve": "companion.milestones.serve_bench",
     "vocabulary": "companion.milestones.vocabulary_bench",
 }

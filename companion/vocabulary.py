@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:12a8ce8086ea
+# Tangled from vocabulary: edit there, `make tangle`. sha256:42b532dd97af
 """What users of PyTorch and NumPy type, beside the methods."""
 
 from __future__ import annotations
@@ -16,11 +16,7 @@ import safetensors.numpy
 
 from companion.tensor import Tensor
 from companion.training import (
-    packed,
-    read_safetensors,
-    unpacked,
-    write_atomically,
-)
+    packed, read_safetensors, unpacked, write_atomically)
 
 
 def function(name: str) -> Callable[..., Any]:

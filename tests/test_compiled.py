@@ -28,6 +28,7 @@ from companion import (
     MultiHeadAttention,
     Sequential,
     Tensor,
+    arange,
     cat,
     clip_grad_norm_,
     cross_entropy,
@@ -1214,6 +1215,109 @@ def test_nothing_is_overwritten_before_a_call_that_may_fail():
     early, product = w - w / 10, x @ x
     assert in_place(0, early) and not in_place(0, early, product)
     assert in_place(1, product, w - w / 5)
+
+
+def row(i, n=6):
+    """A mask of one row, whose number is a tensor."""
+    return arange(n, device=i.device).unsqueeze(1) == i
+
+
+def write_rows(w, v, x, i):
+    w.assign(where(row(i), x[0], w))
+    v.assign(where(row(i + 1), x[1], v))
+    return x @ x.T
+
+
+def write_slices(w, v, x, i):
+    w[1:3].assign(x[1:3] * 2)
+    v[:, 2].assign(x[:, 0])
+    return w.sum(1)
+
+
+def exchange(w, v, x, i):
+    mask = row(i) == (x < 0)
+    new, other = where(mask, v, w), where(mask, w, v)
+    w.assign(new), v.assign(other)
+    return (x @ x.T).softmax(1)
+
+
+def read_behind(w, v, x, i):
+    w.assign(where(row(i), x, w))
+    v.assign(where(row(i), w * 2, v))
+    return w @ v.T
+
+
+def move_up(w, v, x, i):
+    w.assign(where(x > 0, w.flip(0), w))
+    v.assign(where(row(i), v.sum(0), v))
+    return w[i.reshape(1)]
+
+
+def both_the_same(w, v, x, i):
+    new = where(row(i), x + 1, w)
+    w.assign(new), v.assign(new)
+    return x.exp()
+
+
+def one_in_the_other(w, v, x, i):
+    w.assign(where(row(i), x, w))
+    w.assign(where(row(i + 1), x + 1, w))
+    v.assign(where(row(i), v, x))  # the other way round
+    return x[i.reshape(1) * 1]
+
+
+def of_one_row(w, v, x, i):
+    w.assign(where(row(i), where(x > 0, x, w), w))
+    v.assign(where(row(i).broadcast((6, 4)) & (x < 1), 0.0, v))
+    return (w * 1).sum()
+
+
+PATCHES = [write_rows, write_slices, exchange, read_behind, move_up,
+           both_the_same, one_in_the_other, of_one_row]
+
+
+def patched(step, place, wrap, dtype=float32):
+    """All that four calls return and leave behind."""
+    draw = np.random.default_rng(0)
+    w, v = [Tensor(draw.normal(size=(6, 4)), dtype).to(place) for _ in "wv"]
+    run, found = wrap(lambda x, i: step(w, v, x, i)), []
+    for n in range(5):
+        x = Tensor(draw.normal(size=(6, 4)), dtype).to(place)
+        y = run(x, Tensor(n, int64, place))
+        found += [np.array(t.float().numpy()) for t in (y, w, v)]
+    return found
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16])
+@pytest.mark.parametrize("device", ["lazy", "lazy emulated"])
+@pytest.mark.parametrize("step", PATCHES)
+def test_patches_leave_all_else_as_it_was(step, device, dtype):
+    want = patched(step, CPU, lambda f: f, dtype)
+    found = patched(step, device, lambda f: jit(f, device), dtype)
+    tolerance = 1e-5 if dtype is float32 else 2e-2
+    for one, other in zip(found, want):
+        np.testing.assert_allclose(one, other, tolerance, tolerance)
+
+
+@pytest.mark.parametrize("device", ["lazy", "lazy emulated"])
+def test_a_patch_is_in_place_behind_all_calls(device):
+    w = some(6, 4, device=device)
+
+    def step(x, i):
+        w.assign(where(row(i), x[0], w))
+        return x @ x.T, x[i.reshape(1)]
+    step = jit(step, device)
+    for n in range(4):
+        step(some(6, 4, seed=n), Tensor(n))
+    (capture,) = step.programs
+    plan = capture.program.plan
+    assert plan.patched and not plan.copies
+    before = np.array(w.numpy())
+    with pytest.raises(IndexError, match="the index 6 is out of range"):
+        step(some(6, 4, seed=5), Tensor(6))
+    np.testing.assert_array_equal(w.numpy(), before)
+    step(some(6, 4, seed=5), Tensor(5))
+    np.testing.assert_array_equal(w.numpy()[5], some(6, 4, seed=5).numpy()[0])
 
 
 def test_row_buffers_fit_on_the_stack_of_a_thread(monkeypatch):

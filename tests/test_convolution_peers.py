@@ -129,8 +129,8 @@ def test_conv_transpose2d(size, channels, kernel, stride, padding, more,
 
 @many
 @given(SIZES, pairs(1, 3), st.one_of(st.none(), pairs(1, 3)), pairs(0, 1),
-       st.booleans(), SEEDS, DTYPES)
-def test_pools(size, kernel, stride, padding, inside, seed, dtype):
+       st.booleans(), st.booleans(), SEEDS, DTYPES)
+def test_pools(size, kernel, stride, padding, inside, ceil, seed, dtype):
     """Rounded numbers, so that windows have ties."""
     import torch
 
@@ -139,11 +139,10 @@ def test_pools(size, kernel, stride, padding, inside, seed, dtype):
     assume(all(2 * p <= k <= m + 2 * p for k, p, m in edges))
     rng = np.random.default_rng(seed)
     values = rng.integers(-2, 3, (n, 2, h, w)).astype(dtype.numpy)
-    pools = [(MaxPool2d(kernel, stride, padding),
-              torch.nn.MaxPool2d(kernel, stride, padding)),
-             (AvgPool2d(kernel, stride, padding, count_include_pad=inside),
-              torch.nn.AvgPool2d(kernel, stride, padding,
-                                 count_include_pad=inside))]
+    how, rest = (kernel, stride, padding), (ceil, inside)
+    pools = [(MaxPool2d(*how, ceil_mode=ceil),
+              torch.nn.MaxPool2d(*how, ceil_mode=ceil)),
+             (AvgPool2d(*how, *rest), torch.nn.AvgPool2d(*how, *rest))]
     for ours, theirs in pools:
         both_ways(ours, theirs, [Tensor(values).requires_grad_()],
                   [torch.tensor(values, requires_grad=True)], rng, dtype)

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from importlib.metadata import distribution
@@ -35,12 +36,15 @@ from companion import (
     spawn,
     timing,
 )
+from companion.autograd import sweep
 from companion.compiler.capture import compiled
 from companion.data import Arrays
 from companion.distributed import (
     ALONE,
     Lost,
+    Mpi,
     Nccl,
+    Sums,
     all_gather,
     all_reduce,
     barrier,
@@ -52,6 +56,7 @@ from companion.distributed import (
     parallel,
     part,
     reduce_scatter,
+    sum_gradients,
     world,
 )
 from companion.milestones import language, scale_bench, train
@@ -731,3 +736,150 @@ def test_both_all_reduces_of_the_bench_have_the_same_sum(tmp_path):
         scale_bench.gloo(group, str(tmp_path / "store"))(found[1])
         return [x.tolist() for x in found]
     assert spawn(2, both) == [[[0.0, 3.0, 6.0, 9.0, 12.0]] * 2] * 2
+
+
+# ------------------------------------------------- while backward goes on
+
+
+def told(y, **options):
+    """Leaves in the order in which they are told, with their gradients."""
+    found = []
+    y.backward(finished=lambda x: found.append((x, x.grad.tolist())),
+               **options)
+    return found
+
+
+def weights(*shapes):
+    manual_seed(0)
+    return [parameter(randn(*shape)) for shape in shapes]
+
+
+def test_a_leaf_is_told_once_with_its_whole_gradient():
+    a, b = weights((3,), (3,))
+    x = a * b
+    y = (x * a + (b * b).exp() + x.tanh()).sum()
+    found = told(y, retain_graph=True)
+    assert sorted(id(x) for x, _ in found) == sorted([id(a), id(b)])
+    assert all(g == x.grad.tolist() for x, g in found)
+    # A second walk adds to what is there, and tells the sum.
+    again = told(y)
+    assert [(x, [2 * n for n in g]) for x, g in found] == again
+
+
+def test_leaves_of_no_use_and_a_leaf_as_its_own_root():
+    a, b = weights((), ())
+    assert told(a) == [(a, 1.0)]
+    assert told(a.detach() * b + 0) == [(b, a.item())]
+    assert [x for x, _ in sweep(b * b, Tensor(1.0), keep=False)][-1] is b
+
+
+def test_a_deep_net_is_told_from_its_end():
+    """A weight may come first or second in its product, or turned."""
+    layers = weights(*[(4, 4)] * 9)
+    x = randn(4, 4)
+    for i, w in enumerate(layers):
+        x = (x @ w if i % 3 == 0 else w @ x if i % 3 == 1 else x @ w.T).tanh()
+    assert [id(w) for w, _ in told(x.sum())] == [
+        id(w) for w in layers[::-1]]
+
+
+def test_two_leaves_told_apart_have_memory_of_their_own():
+    """ADD gives both the same gradient, and one is told much earlier."""
+    a, b = weights((3,), (3,))
+    y = a + b.tanh().exp()
+    found = told(y.sum())
+    assert [id(x) for x, _ in found] == [id(a), id(b)]
+    a.grad.assign(0)
+    assert b.grad.tolist() == found[1][1]
+
+
+def crossed(group, during):
+    """Workers use the same weights in another order, and not all."""
+    a, b, c, d = weights((5,), (5,), (3,), (2,))
+    frozen = randn(4)
+    one, other = [(a, b), (b, a)][group.rank % 2]
+    y = ((one * 2).tanh() * 3 + other).square().sum()
+    if group.rank == 0:
+        y = y + c.sum()
+    wanted = [frozen, a, b, c, d]
+    with Sums(group, wanted, most=4) as sums:
+        y.backward(finished=sums.done if during else None)
+    assert frozen.grad is None and d.grad is None
+    return [p.grad.tolist() for p in (a, b, c)]
+
+
+def test_buckets_leave_in_one_order_whoever_has_them_first():
+    for size in (2, 3):
+        plain = spawn(size, crossed, False)
+        assert spawn(size, crossed, True) == plain == [plain[0]] * size
+        assert plain[0][2] == [1.0] * 3
+
+
+@mpi
+def test_sums_beside_backward_over_mpi():
+    during, after = answer(by_mpi(2, "both_orders"))
+    assert during == after
+
+
+def both_orders(group):
+    assert group.aside  # mpi4py asks for threads, and Open MPI has them
+    return [crossed(group, during) for during in (True, False)]
+
+
+def names():
+    return {thread.name for thread in threading.enumerate()}
+
+
+def broken_off(group, error):
+    """Worker 1 ends in the middle of its backward; the others are told."""
+    all_reduce(group, np.zeros(1))  # the group has a thread that sends
+    (a, b), before = weights((2,), (2,)), names()
+    try:
+        with Sums(group, [b, a], most=1) as sums:
+            sums.done(a)
+            if group.rank == 1:
+                raise error
+            sums.done(b)
+    except (Lost, KeyboardInterrupt, ArithmeticError) as found:
+        return type(found).__name__, sorted(names() - before)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ArithmeticError])
+def test_a_worker_that_breaks_off_leaves_no_thread(error):
+    found = spawn(2, broken_off, error)
+    assert found == [("Lost", []), (error.__name__, [])]
+
+
+def where_it_runs(group, aside):
+    """Names of the threads that add up."""
+    seen, group.aside = [], aside
+    send = group.send
+    group.send = lambda *x: (seen.append(threading.current_thread()),
+                             send(*x))[1]
+    (a,) = weights((6,))
+    a.square().sum().backward()
+    sum_gradients(group, [a])
+    return {x is threading.main_thread() for x in seen}
+
+
+def test_a_group_without_threads_adds_up_in_the_first():
+    assert spawn(2, where_it_runs, True) == [{False}] * 2
+    assert spawn(2, where_it_runs, False) == [{True}] * 2
+    assert not ALONE.aside
+
+
+@pytest.mark.parametrize("level, aside", [(1, False), (2, True), (3, True)])
+def test_mpi_says_whether_another_thread_may_call(level, aside, monkeypatch):
+    mpi4py = SimpleNamespace(Query_thread=lambda: level, THREAD_SERIALIZED=2)
+    monkeypatch.setattr(distributed, "import_module", lambda name: mpi4py)
+    assert Mpi(SimpleNamespace(rank=0, size=1)).aside is aside
+
+
+def test_what_goes_wrong_beside_backward_is_told():
+    """Another length on another worker, found by the thread."""
+    def unlike(group):
+        (a,) = weights((6 + group.rank,))
+        a.sum().backward()
+        sum_gradients(group, [a])
+    with pytest.raises(RuntimeError, match="the same on all"):
+        spawn(2, unlike)

@@ -6,12 +6,14 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from companion import CharTokenizer, Generator, manual_seed, serve
-from companion.milestones import report, serving
+from companion import CharTokenizer, Generator, manual_seed, serve, timing
+from companion.milestones import report, serve_bench, serving
 from companion.milestones.language import Recipe, split
 from companion.serve import Engine, Handler, Host, Refused, Stream, ask
 from companion.timing import Limits
@@ -596,3 +598,91 @@ def test_one_client_computes_one_slot():
     assert sizes[:5] == [1, 4, 4, 5, 5] and sizes[-1] == 1
     assert [LETTERS.decode(s) for s in streams] == [
         alone("b", 9 - i, i, 1.0) for i in range(7)]
+
+
+# ---------------------------------------------------------------- the bench
+
+
+QUESTION = {"prompt": "abc", "tokens": 9, "seed": 1}
+
+
+def test_clients_hear_every_letter_of_every_answer():
+    with host(slots=2) as server:
+        seconds, times = serving.heard(server.url, 3, [QUESTION] * 5)
+        assert server.health()["tokens"] == 5 * 9
+    assert times.shape == (5, 9) and (np.diff(times) >= 0).all()
+    assert times.min() > 0 and times.max() <= seconds
+
+
+def test_an_answer_that_is_too_short_is_no_measurement():
+    with host() as server, pytest.raises(RuntimeError, match="9 letters"):
+        serving.heard(server.url, 1, [QUESTION | {"stop": "abcdefghijk"}])
+
+
+def test_waits_of_letters_at_known_times():
+    times = np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.6]])
+    found = serve_bench.waits([(0.6, times), (0.9, times)])
+    assert found == pytest.approx({
+        "tokens": 1.5 / 12, "first p50": 0.2, "first p99": 0.3,
+        "next p50": 0.15, "next p99": 0.2})
+
+
+def planted(monkeypatch, seconds):
+    """Services that take a known time, call by call; who was asked."""
+    asked = []
+
+    def heard(url, clients, questions):
+        asked.append(url)
+        took = seconds[url][asked.count(url) - 1]
+        return took, took * np.array([[0.1, 0.2, 0.4], [0.3, 0.5, 0.6]])
+    monkeypatch.setattr(serve_bench, "heard", heard)
+    return asked
+
+
+def test_two_services_are_asked_in_turn(monkeypatch):
+    asked = planted(monkeypatch, {"a": [9, 1, 1, 1], "b": [8, 3, 3, 3]})
+    found = serve_bench.race("ab", 2, [], 3)
+    assert asked == ["a", "b"] * 4
+    for name, line in found.items():
+        assert line.ratio == pytest.approx(3), name
+        assert line.spread == pytest.approx(0, abs=1e-9), name
+        assert timing.judged(line.line(float) | {"peer_name": "x"})["ratio"]
+    assert found["tokens"].ours == pytest.approx(3 / 18)
+
+
+def test_what_varies_more_than_it_differs_is_refused(monkeypatch):
+    planted(monkeypatch, {"a": [1, 1, 3, 1, 2], "b": [1, 2, 2, 3, 1]})
+    for line in serve_bench.race("ab", 2, [], 4).values():
+        found = timing.judged(line.line(float) | {"peer_name": "x"})
+        assert found["ratio"] is None and "spread" in found["refused"]
+
+
+def test_a_bench_has_a_line_for_each_wait_of_each_crowd(monkeypatch):
+    served, rounds = [], 3
+
+    @contextmanager
+    def services(text, config, slots):
+        net = GPT(config).eval()
+        with Host(Engine(net, slots), text.tokenizer) as one:
+            served.append(one)
+            yield one.url, one.url
+    monkeypatch.setattr(serve_bench, "services", services)
+    monkeypatch.setattr(serve_bench, "CONFIGS", {"cpu": CONFIG})
+    monkeypatch.setattr(serve_bench, "limits", lambda _: Limits(1.0, 10.0))
+    monkeypatch.setattr(serve_bench, "shakespeare", lambda: "abcdefghijk\n")
+    lines = list(serve_bench.bench(1, quick=True))
+    assert [x["case"] for x in lines] == [
+        f"{who}{what}" for who in ("1 client", "8 clients") for what in (
+            ", tokens", ", first p50", ", first p99", ", next p50",
+            ", next p99", ": the bound")]
+    assert all(x["ours"] > 0 for x in lines)
+    # Of each crowd: two services, one round to warm up, 16 letters each.
+    assert served[0].health()["tokens"] == (1 + 8) * 2 * (rounds + 1) * 16
+
+
+@pytest.mark.slow
+def test_the_bench_is_a_command(capsys):
+    timing.main(["serve", "--quick", "--threads", "1", "--json"])
+    lines = [json.loads(x) for x in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 12 and {x["bench"] for x in lines} == {"serve"}
+    assert {x["peer_name"] for x in lines} == {"eager float32", None}

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:fc53f61aaab0
+# Tangled from capture: edit there, `make tangle`. sha256:2326121ac976
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from companion.optim import Optimizer
 from companion.sharing import forkable, once
 from companion.tensor import Tensor, wrap
 from companion.training import Trainer
+from companion.view import View
 
 
 def settle(device: Lazy) -> WeakKeyDictionary[Promise, OpNode]:
@@ -190,9 +191,8 @@ class Capture:
 
     def begin(self) -> Any:
         """Make a program of it, and run that for the first time."""
-        self.new = self.fresh
-        given = {x.buffer.storage for x, new in zip(
-            tensors_in(self.result), self.new) if new}
+        self.given = [*zip(tensors_in(self.result), self.fresh)]
+        given = {x.buffer.storage for x, new in self.given if new}
         self.apart = {i: p for i, (p, _) in enumerate(self.kept)
                       if p in given}
         try:
@@ -246,6 +246,8 @@ class Capture:
     def brought(self, args: Any,
                 named: Mapping[str, Any]) -> dict[OpNode, Buffer]:
         """New arguments, and new numbers of those that are fed."""
+        if not self.inputs and not self.fed:
+            return {}
         given = tensors_in((args, named) if named else args)
         lent = {leaf: self.lent(x) for leaf, x in zip(self.inputs, given)}
         put = self.device.device.put
@@ -286,18 +288,21 @@ class Capture:
 
     def answer(self) -> Any:
         """The result, in memory that the next call leaves alone."""
-        found = [self.named(x) if fresh else x for x, fresh in zip(
-            tensors_in(self.result), self.new)]
+        found = [self.named(x) if new else x for x, new in self.given]
         self.age = next(AGES)
         return replaced_in(self.result, iter(found))
 
     def named(self, tensor: Any) -> Tensor:
         """A tensor of the same values, which nobody else can change."""
-        value = memory_of(tensor).arg.moved(tensor.buffer.view)
-        if memory_of(tensor) in self.inputs:
-            value = self.device.device.twin(value)
-        name = Promise(self.device, made(BUFFER, (), value))
-        return wrap(Promised(name, value.view, value.dtype), self.device)
+        node, device = memory_of(tensor), self.device
+        value = node.arg
+        if tensor.buffer.view != value.view or node in self.inputs:
+            value = value.moved(tensor.buffer.view)
+            if node in self.inputs:
+                value = device.device.twin(value)
+            node = made(BUFFER, (), value)
+        name = Promise(device, node)
+        return wrap(Promised(name, value.view, value.dtype), device)
 
 
 BROUGHT = ("numbers of shape {} were brought to the device inside the "
@@ -314,7 +319,9 @@ def hung_in(new: Collection[Storage]) -> list[tuple[Any, Tensor]]:
 
 def dense(buffer: Buffer, device: Device) -> Buffer:
     """Itself where its memory is one run in order, else a copy."""
-    return buffer if buffer.view.is_dense else device.twin(buffer)
+    view = buffer.view  # nearly always the usual one, which is soon seen
+    return buffer if view == View.dense(view.shape) or view.is_dense else (
+        device.twin(buffer))
 
 
 def kind_of(value: Any) -> Any:
@@ -345,10 +352,13 @@ def surroundings(function: Any) -> Callable[[], list[Any]]:
     it calls, read without being given it."""
     own = getattr(function, "__self__", None)
     start = getattr(function, "__func__", function)
+    plain = isinstance(start, FunctionType)  # and so always the same
 
     def look() -> list[Any]:
-        found = [start, own, *getattr(own, "__dict__", {}).values()]
-        functions = [start] if isinstance(start, FunctionType) else []
+        found = [] if plain else [start]
+        if own is not None:
+            found += [own, *getattr(own, "__dict__", {}).values()]
+        functions = [start] if plain else []
         for one in functions:  # which grow on the way
             space = one.__globals__
             values = [*contents(one.__closure__ or ()),
@@ -428,13 +438,13 @@ def seen(values: Iterable[Any]) -> tuple[Any, ...]:
     for value in waiting:  # which grows on the way
         kind: Any = type(value)
         say, further = look_at(kind)
-        if further is None:
-            found.append(say(value))
-        elif met.setdefault(id(value), len(found)) < len(found):
-            found.append(met[id(value)])  # the same object again
-        else:
-            found.append(say(value))
+        if further is not None:
+            first = met.setdefault(id(value), len(found))
+            if first < len(found):  # the same object again
+                found.append(first)
+                continue
             waiting += further(value)
+        found.append(say(value))
     return tuple(found)
 
 
@@ -457,10 +467,10 @@ class Jit:
                 return self.function(*args, **named)
             if named:  # in whatever order
                 named = dict(sorted(named.items()))
-            key = (kind_of(args), kind_of(named) if named else (),
-                   seen(self.look()))
-            if key in self.made:
-                return self.made[key](args, named)
+            key = (kind_of(args) if args else (),
+                   kind_of(named) if named else (), seen(self.look()))
+            if known := self.made.get(key):
+                return known(args, named)
             call = Capture(self.device, self.function, args, named)
             if not can_compile(self.kind) or not self.repeats(key, call):
                 return call.keep()

@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:b1ccb6b807a2
+# Tangled from launches: edit there, `make tangle`. sha256:79ed99fd2d97
 """Kernels as CUDA."""
 
 from __future__ import annotations
@@ -9,34 +9,13 @@ from collections.abc import Iterator
 
 from companion.compiler.loops import Line, Loops, Nest
 from companion.compiler.render import (
-    C_CODE,
-    C_TYPES,
-    WRITTEN,
-    Writer,
-    indented,
-    least,
-)
+    C_CODE, C_TYPES, WRITTEN, Writer, indented, least)
 from companion.cuda import kernel_text
 from companion.dtype import DType, int32, int64
 from companion.gpu import CUDA_CODE, TYPES
 from companion.ops import (
-    ADD,
-    BUFFER,
-    ERF,
-    EXP,
-    IDIV,
-    LOG,
-    MAX,
-    MOD,
-    MUL,
-    POW,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WRITE,
-    Op,
-)
+    ADD, BUFFER, ERF, EXP, IDIV, LOG, MAX, MOD, MUL, POW, SIN, SQRT, SUB, SUM,
+    WRITE, Op)
 from companion.view import row_major
 
 BLOCK = 256  # threads

@@ -1,4 +1,4 @@
-# Tangled from launches: edit there, `make tangle`. sha256:6da43f1c177a
+# Tangled from launches: edit there, `make tangle`. sha256:e24d7ec1ab19
 """Programs as lists of launches."""
 
 from __future__ import annotations
@@ -13,14 +13,7 @@ from companion.compiler.cuda import BLOCK, CudaWriter, divisions
 from companion.compiler.graph import OpNode
 from companion.compiler.lazy import Lazy
 from companion.compiler.program import (
-    CHECKED,
-    PROGRAMS,
-    Code,
-    Place,
-    Plan,
-    Program,
-    align,
-)
+    CHECKED, PROGRAMS, Code, Place, Plan, Program, align)
 from companion.compiler.schedule import Call, Operand, own, size_of
 from companion.cuda import Part, kernel_text
 from companion.device import DEVICES, DRIVERS, QUIET

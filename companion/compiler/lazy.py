@@ -1,4 +1,4 @@
-# Tangled from graphs, capture: edit there, `make tangle`. sha256:116ea2d42ca8
+# Tangled from graphs, capture: edit there, `make tangle`. sha256:beb756091d1e
 """A device that remembers what it is asked, until values are read."""
 
 from __future__ import annotations
@@ -12,35 +12,15 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from companion.autograd import (
-    expanded_axes,
-    inverse_permutation,
-    shrink_to_pad,
-)
+    expanded_axes, inverse_permutation, shrink_to_pad)
 from companion.buffer import Buffer, Storage
 from companion.compiler.graph import (
-    AGES,
-    OpNode,
-    constant,
-    interpret,
-    toposort,
-)
+    AGES, OpNode, constant, interpret, toposort)
 from companion.device import CPU, MOVE, Device, moved, outcome
 from companion.dtype import DType, bool_
 from companion.ops import (
-    BUFFER,
-    CAST,
-    CONST,
-    EXPAND,
-    FLIP,
-    IOTA,
-    PAD,
-    PERMUTE,
-    RESHAPE,
-    SHRINK,
-    WHERE,
-    WRITE,
-    Op,
-)
+    BUFFER, CAST, CONST, EXPAND, FLIP, IOTA, PAD, PERMUTE, RESHAPE, SHRINK,
+    WHERE, WRITE, Op)
 from companion.tensor import Tensor
 from companion.view import Shape, View
 
@@ -134,7 +114,8 @@ class Promised(Buffer):
     @property
     def node(self) -> OpNode:
         """What this stands for, until the next write."""
-        return along(self.storage.node, self.moves)[-1]
+        whole = self.storage.node
+        return along(whole, self.moves)[-1] if self.moves else whole
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.storage, self.view, self.dtype, self.moves)
@@ -191,7 +172,7 @@ class Lazy(Device):
     def adopt(self, array: np.ndarray) -> Promised:
         """A copy, which nobody else can write to."""
         return self.promise(OpNode(
-            BUFFER, (), self.device.adopt(np.array(array, order="C"))))
+            BUFFER, (), self.device.adopt(in_lines(array))))
 
     def realize(self, *promises: Promise) -> None:
         """Compute what they stand for, and keep what others need of it."""
@@ -219,7 +200,9 @@ class Lazy(Device):
     def host(self, buffer: Any) -> Buffer:
         """The values, computed now, in memory of their own."""
         self.realize(buffer.storage)
-        (value,) = interpret([buffer.node], self.device, self.known)
+        node = buffer.node
+        value = node.arg if node.op is BUFFER else (
+            interpret([node], self.device, self.known)[0])
         found = self.device.host(value)
         return found.copy() if found is value else found
 
@@ -245,6 +228,19 @@ class Lazy(Device):
         to know that names may mean something else now."""
         next(AGES)
         return super().target(buffer)
+
+
+def in_lines(array: np.ndarray) -> np.ndarray:
+    """A copy, dense, that begins where a line of the cache begins."""
+    room = np.empty(array.nbytes + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    copy = room[start:start + array.nbytes].view(array.dtype)
+    copy = copy.reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+LINE = 64  # bytes
 
 
 def realize(*tensors: Tensor) -> None:

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f1b01bdddd35
+# Tangled from codegen: edit there, `make tangle`. sha256:6ae0b6050fd0
 """The loops of a kernel: which line stands where."""
 
 from __future__ import annotations
@@ -8,14 +8,7 @@ from typing import Any, NamedTuple
 
 from companion.compiler.graph import OpNode
 from companion.compiler.lower import (
-    Guard,
-    Index,
-    Load,
-    Lowered,
-    Scalar,
-    address_of,
-    depth,
-)
+    Guard, Index, Load, Lowered, Scalar, address_of, depth)
 from companion.compiler.schedule import Kernel
 from companion.dtype import DType, bool_, int64
 from companion.ops import BUFFER, IDIV, IOTA, PAD, WRITE, Op
@@ -24,8 +17,9 @@ from companion.ops import BUFFER, IDIV, IOTA, PAD, WRITE, Op
 class Line(NamedTuple):
     """name = op of arguments; `arg` as in a Scalar.
 
-    WRITE stores its argument at an address of a node, SUM and MAX fold
-    it into the accumulator `name`. IDIV is a variable made of an index.
+    WRITE stores its last argument at an address of a node, if the one
+    before it, where there is one, holds. SUM and MAX fold theirs into
+    the accumulator `name`. IDIV is a variable made of an index.
     """
 
     op: Op
@@ -53,10 +47,15 @@ class Phase:
 
 
 class Loops:
-    """A kernel as phases of lines; `kept` are nodes that others read."""
+    """A kernel as phases of lines; `kept` are nodes that others read.
 
-    def __init__(self, kernel: Kernel, kept: Container[OpNode]):
-        self.kernel, self.kept = kernel, kept
+    A node that is `patched` is a WHERE in memory that holds its last
+    operand: where that is chosen, nothing has to be written.
+    """
+
+    def __init__(self, kernel: Kernel, kept: Container[OpNode],
+                 patched: Container[OpNode] = ()):
+        self.kernel, self.kept, self.patched = kernel, kept, patched
         self.phases: list[Phase] = []
         self.columns: list[tuple[Lowered, str]] = []
         self.nodes: dict[OpNode, None] = {}  # memory, of others or kept
@@ -176,8 +175,10 @@ class Loops:
             self.nodes[node] = None
         address = address_of(made.item, inner)
         self.prepare(address, i, inner)
+        stored = (name,) if node not in self.patched else tuple(
+            [self.name(x, i, inner) for x in made.scalar.src[:2]])
         self.lines(i, inner, len(inner)).append(
-            Line(WRITE, "", (name,), Load(node, address), node.dtype))
+            Line(WRITE, "", stored, Load(node, address), node.dtype))
 
     def row(self, made: Lowered) -> None:
         """A sum, or a maximum, for each row."""

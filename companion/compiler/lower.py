@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:9b6fe693d7de
+# Tangled from fusion: edit there, `make tangle`. sha256:9a896f4a6298
 """What one element is made of: movements become arithmetic of indices."""
 
 from __future__ import annotations
@@ -11,19 +11,8 @@ from companion.autograd import inverse_permutation
 from companion.compiler.graph import OpNode
 from companion.dtype import DType
 from companion.ops import (
-    BUFFER,
-    CAST,
-    CONST,
-    EXPAND,
-    FAMILIES,
-    FLIP,
-    IOTA,
-    PAD,
-    PERMUTE,
-    RESHAPE,
-    SHRINK,
-    Op,
-)
+    BUFFER, CAST, CONST, EXPAND, FAMILIES, FLIP, IOTA, PAD, PERMUTE, RESHAPE,
+    SHRINK, Op)
 from companion.view import Shape, View, row_major
 
 

@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:8d7871755b2e
+# Tangled from codegen: edit there, `make tangle`. sha256:92739ffa0455
 """Steps as one compiled object."""
 
 from __future__ import annotations
@@ -17,50 +17,18 @@ from companion.buffer import Buffer, Storage
 from companion.compiler.graph import OpNode
 from companion.compiler.loops import Loops
 from companion.compiler.lower import (
-    Index,
-    address_of,
-    combined,
-    loads,
-    stripped,
-)
+    Index, address_of, combined, loads, stripped)
 from companion.compiler.render import C_TYPES, Writer
 from companion.compiler.schedule import (
-    Call,
-    Kernel,
-    Operand,
-    Step,
-    prepared,
-    schedule,
-    size_of,
-)
+    Call, Kernel, Operand, Step, prepared, schedule, size_of)
 from companion.device import (
-    CPU,
-    CREW,
-    SUMS,
-    WIDEST,
-    Device,
-    attender,
-    attention_layout,
-    check_index,
-    convolution_job,
-    convolver_of,
-    least_index,
-    scatterer,
-)
+    CPU, CREW, SUMS, WIDEST, Device, attender, attention_layout, check_index,
+    convolution_job, convolver_of, least_index, scatterer)
 from companion.dtype import uint8
 from companion.native import CELLS, POOL, build, compiler
 from companion.ops import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CAST,
-    CONV,
-    GATHER,
-    MATMUL,
-    RANDOM,
-    SCATTER,
-    Op,
-)
+    ATTENTION, ATTENTION_GRADIENT, BUFFER, CAST, CONV, GATHER, MATMUL, RANDOM,
+    SCATTER, WHERE, Op)
 from companion.view import Shape, View
 
 
@@ -273,20 +241,23 @@ class Plan:
         self.copies: list[tuple[Place, OpNode]] = []
         self.live()
         self.kept = {*self.made} & {*self.last} | {*map(stripped, roots)}
+        self.patched: dict[OpNode, None] = {}
         self.loops = {i: self.near(step) for i, step in enumerate(steps)
                       if isinstance(step, Kernel)}
         for i, root in enumerate(roots):
             self.put(i, stripped(root), targets.get(i))
+        for i in dict.fromkeys([self.maker[x] for x in self.patched]):
+            self.loops[i] = self.near(self.loops[i].kernel)
         self.room = self.arrange()
 
     def near(self, kernel: Kernel) -> Loops:
         """A kernel's loops; row buffers that are too large get memory."""
-        loops = Loops(kernel, self.kept)
+        loops = Loops(kernel, self.kept, self.patched)
         writer = self.writer(loops)
         if writer.near() <= writer.room:
             return loops
         self.kept |= set(loops.buffers)
-        return Loops(kernel, self.kept)
+        return Loops(kernel, self.kept, self.patched)
 
     def live(self) -> None:
         """In which turn each value is made, and read for the last time."""
@@ -321,6 +292,8 @@ class Plan:
             self.last[node] = len(self.steps)  # until after all turns
         else:
             self.places[node] = slot
+            if leaf and is_patch(node, leaf):
+                self.patched[node] = None
 
     def overwrites(self, node: OpNode, leaf: OpNode) -> bool:
         """Whether `node` may be made in the memory of `leaf`: all has
@@ -349,6 +322,21 @@ class Plan:
             load.address == mine and x.inner == made.inner
             for x in readers for load in loads(x.scalar)
             if load.node is leaf)
+
+
+def is_patch(node: OpNode, leaf: OpNode) -> bool:
+    """Whether it is the leaf, with other elements in some places."""
+    return node.op is WHERE and stripped(node.src[2]) is leaf
+
+
+def patches(order: Sequence[OpNode], roots: Sequence[OpNode],
+            targets: Mapping[int, OpNode]) -> dict[OpNode, None]:
+    """The roots that patch their targets, and that nobody reads."""
+    read = {stripped(x) for node in order for x in node.src
+            if stripped(node) is not stripped(x)}
+    found = [stripped(roots[i]) for i, leaf in targets.items()
+             if is_patch(stripped(roots[i]), leaf)]
+    return dict.fromkeys([node for node in found if node not in read])
 
 
 class Code:
@@ -453,7 +441,8 @@ class Program:
                  else r for r in roots]
         order = list(dict.fromkeys([*order, *roots]))
         check_targets(targets.values())
-        self.steps, self.targets = schedule(order, roots), targets
+        last = patches(order, roots, targets)
+        self.steps, self.targets = schedule(order, roots, last), targets
         self.plan = Plan(self.steps, roots, targets, self.writer)
         self.device = device
         self.results = [targets[i].arg if i in targets
@@ -486,6 +475,7 @@ class Program:
         found = [start, *[x.arg.storage.address for x in self.plan.leaves],
                  *[x.address for x in self.results]]
         self.memory = (ctypes.c_void_p * len(found))(*found)
+        self.usual = bytes(self.memory)
 
     def tell(self) -> None:
         """What the library is told depends on the threads."""
@@ -501,23 +491,23 @@ class Program:
         """The results, some of them in memory that is not used again."""
         if self.threads != POOL.threads:
             self.tell()
-        new = {i: Buffer.empty(x.shape, x.dtype)
-               for i, x in enumerate(self.results) if i in apart}
+        found, memory = [*self.results], self.memory
         places, first = self.plan.places, 1 + len(self.plan.leaves)
-        there = [(places[leaf].slot, buffer, leaf.arg.storage)
-                 for leaf, buffer in lent.items() if leaf in places]
-        there += [(first + i, x, self.results[i]) for i, x in new.items()]
-        for slot, buffer, _ in there:
-            self.memory[slot] = buffer.address
-        failed = self.run(self.memory, self.jobs, self.functions,
-                          self.threads, POOL.address)
-        for slot, _, usual in there:
-            self.memory[slot] = usual.address
+        for i in apart:
+            found[i] = Buffer.empty(found[i].shape, found[i].dtype)
+            memory[first + i] = found[i].address
+        for leaf, buffer in lent.items():
+            if leaf in places:
+                memory[places[leaf].slot] = buffer.address
+        failed = self.run(memory, self.jobs, self.functions, self.threads,
+                          POOL.address)
+        if lent or apart:
+            ctypes.memmove(memory, self.usual, len(self.usual))
         if failed:
-            for i, x in new.items():
-                np.copyto(self.results[i].array, x.array)
+            for i in apart:
+                np.copyto(self.results[i].array, found[i].array)
             self.fail(self.steps[failed - 1], lent)
-        return [new.get(i, x) for i, x in enumerate(self.results)]
+        return found
 
     def fail(self, step: Any, lent: Mapping[OpNode, Buffer]) -> NoReturn:
         """Say what the library has refused, as it would have said it."""

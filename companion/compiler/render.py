@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:f975521fc980
+# Tangled from codegen: edit there, `make tangle`. sha256:e97ad9386adc
 """Kernels as C."""
 
 from __future__ import annotations
@@ -14,45 +14,11 @@ from companion.compiler.lower import Guard, Index, Load, Lowered, Var
 from companion.compiler.rules import HALVES
 from companion.compiler.schedule import Kernel
 from companion.dtype import (
-    DType,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-    uint8,
-)
+    DType, bfloat16, bool_, float16, float32, float64, int8, int32, int64,
+    uint8)
 from companion.ops import (
-    ADD,
-    AND,
-    BUFFER,
-    CAST,
-    CONST,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    IDIV,
-    IOTA,
-    LESS,
-    LOG,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    POW,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    WRITE,
-    Op,
-)
+    ADD, AND, BUFFER, CAST, CONST, DIV, EQUAL, ERF, EXP, IDIV, IOTA, LESS, LOG,
+    MAX, MAXIMUM, MOD, MUL, PAD, POW, SIN, SQRT, SUB, SUM, WHERE, WRITE, Op)
 
 C_TYPES = {float32: "float", float64: "double", int32: "int", int64: "long",
            int8: "signed char", uint8: "unsigned char", bool_: "_Bool",
@@ -152,7 +118,9 @@ class Writer:
         node = line.arg.node
         if node not in self.slots and node not in self.rows:
             return ""
-        return f"{self.place(line.arg)} = {line.args[0]};"
+        *where, value = line.args
+        return (f"if ({where[0]}) " if where else "") + (
+            f"{self.place(line.arg)} = {value};")
 
     def folded(self, line: Line) -> str:
         (x,) = line.args

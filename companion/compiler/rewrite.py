@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:f31e466b18e8
+# Tangled from rewriting: edit there, `make tangle`. sha256:58e17388d371
 """Rules that replace a part of a graph by one that means the same."""
 
 from __future__ import annotations
@@ -12,21 +12,8 @@ from companion.compiler.graph import OpNode, constant, toposort
 from companion.device import MOVE
 from companion.dtype import bool_
 from companion.ops import (
-    ADD,
-    AND,
-    CONST,
-    DIV,
-    EQUAL,
-    FAMILIES,
-    IDIV,
-    LESS,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    SUB,
-    Op,
-)
+    ADD, AND, CONST, DIV, EQUAL, FAMILIES, IDIV, LESS, MAXIMUM, MOD, MUL, PAD,
+    SUB, Op)
 
 
 def word(op: Op) -> Callable[..., Pattern]:

@@ -1,4 +1,4 @@
-# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:d507a71599be  # noqa: E501
+# Tangled from rewriting, fusion: edit there, `make tangle`. sha256:37274731d3e2  # noqa: E501
 """The rules: which programs are the same, in every bit."""
 
 from __future__ import annotations
@@ -11,58 +11,15 @@ import numpy as np
 from companion.blas import WIDE
 from companion.compiler.graph import OpNode, constant, interpret, toposort
 from companion.compiler.rewrite import (
-    Hole,
-    Rule,
-    as_node,
-    later,
-    rule,
-    value,
-    word,
-)
+    Hole, Rule, as_node, later, rule, value, word)
 from companion.device import CPU, WIDEST
 from companion.dtype import (
-    DType,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int64,
-)
+    DType, bfloat16, bool_, float16, float32, float64, int64)
 from companion.ops import (
-    ADD,
-    AND,
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CONV,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FAMILIES,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PERMUTE,
-    POW,
-    RANDOM,
-    SCATTER,
-    SHAPE,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    WHERE,
-    Op,
-)
+    ADD, AND, ATTENTION, ATTENTION_GRADIENT, BUFFER, CONV, DIV, EQUAL, ERF,
+    EXP, EXPAND, FAMILIES, GATHER, IDIV, LESS, LOG, MATMUL, MAX, MAXIMUM, MOD,
+    MUL, PERMUTE, POW, RANDOM, SCATTER, SHAPE, SHRINK, SIN, SQRT, SUB, WHERE,
+    Op)
 from companion.view import Shape
 
 x, y = Hole("x"), Hole("y")

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:cc1c904fcfdd
+# Tangled from capture: edit there, `make tangle`. sha256:b92b3e7b16fc
 """Captured calls in files."""
 
 from __future__ import annotations
@@ -14,15 +14,7 @@ from safetensors.numpy import save
 
 from companion import ops
 from companion.compiler.capture import (
-    LOCK,
-    NESTS,
-    Capture,
-    Jit,
-    memory_of,
-    name_of,
-    replaced_in,
-    tensors_in,
-)
+    LOCK, NESTS, Capture, Jit, memory_of, name_of, replaced_in, tensors_in)
 from companion.compiler.graph import OpNode, toposort
 from companion.compiler.lazy import along
 from companion.compiler.program import compile_graph
@@ -31,11 +23,7 @@ from companion.dtype import DTYPES, DType
 from companion.ops import BUFFER, Window
 from companion.tensor import Tensor, wrap
 from companion.training import (
-    packed,
-    read_safetensors,
-    unpacked,
-    write_atomically,
-)
+    packed, read_safetensors, unpacked, write_atomically)
 
 
 def outline(value: Any) -> str:

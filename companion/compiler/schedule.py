@@ -1,53 +1,24 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:0ed08b6600cb
+# Tangled from fusion: edit there, `make tangle`. sha256:77ca95fd8fe1
 """What reaches memory, and which of it is made by one kernel."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Container, Iterable, KeysView, Mapping, Sequence
+from collections.abc import (
+    Collection, Container, Iterable, KeysView, Mapping, Sequence)
 from typing import NamedTuple, cast
 
 from companion.compiler.graph import OpNode, toposort
 from companion.compiler.lower import (
-    NEAREST,
-    Index,
-    Item,
-    Load,
-    Lowered,
-    Lowering,
-    Scalar,
-    Var,
-    as_item,
-    bounds,
-    loads,
-    lower,
-    scalars,
-    stripped,
-)
+    NEAREST, Index, Item, Load, Lowered, Lowering, Scalar, Var, as_item,
+    bounds, loads, lower, scalars, stripped)
 from companion.compiler.rewrite import rewrite
 from companion.compiler.rules import FUSED, LOWERING, RULES
 from companion.device import MOVE, moved
 from companion.ops import (
-    ATTENTION,
-    ATTENTION_GRADIENT,
-    BUFFER,
-    CONV,
-    ERF,
-    EXP,
-    FAMILIES,
-    GATHER,
-    IDIV,
-    LOG,
-    MATMUL,
-    MOD,
-    POW,
-    RANDOM,
-    RESHAPE,
-    SCATTER,
-    SIN,
-    Op,
-)
+    ATTENTION, ATTENTION_GRADIENT, BUFFER, CONV, ERF, EXP, FAMILIES, GATHER,
+    IDIV, LOG, MATMUL, MOD, POW, RANDOM, RESHAPE, SCATTER, SIN, Op)
 from companion.view import View
 
 LIBRARY = {MATMUL, CONV, GATHER, SCATTER, RANDOM, ATTENTION,
@@ -298,14 +269,15 @@ def best_place(item: Item, lowering: Lowering, at: Mapping[OpNode, int],
     return len(steps), alone
 
 
-def grouped(order: Sequence[OpNode],
-            memory: Container[OpNode]) -> list[Step]:
-    """The steps that make all of `memory`, in program order."""
+def grouped(order: Sequence[OpNode], memory: Container[OpNode],
+            made: Container[OpNode] = ()) -> list[Step]:
+    """The steps that make all of `memory` that is not `made`, in program
+    order."""
     lowering = Lowering({
         node for node in order if node in memory or node.op is BUFFER})
     steps, at = list[Step](), dict[OpNode, int]()
     for node in order:
-        if node.op is BUFFER or node not in memory:
+        if node.op is BUFFER or node not in memory or node in made:
             continue
         if node.op in LIBRARY:
             steps.append(Call(node, tuple(operands(node))))
@@ -319,10 +291,13 @@ def grouped(order: Sequence[OpNode],
     return steps
 
 
-def schedule(order: Sequence[OpNode],
-             roots: Iterable[OpNode]) -> list[Step]:
-    """The steps that make `roots`, of nodes in program order."""
-    return grouped(order, in_memory(order, roots))
+def schedule(order: Sequence[OpNode], roots: Iterable[OpNode],
+             last: Collection[OpNode] = ()) -> list[Step]:
+    """The steps that make `roots`, of nodes in program order; those of
+    the `last`, which nobody reads, come after all others."""
+    memory = in_memory(order, roots)
+    early = [node for node in order if node not in last]
+    return [*grouped(early, memory), *grouped(order, memory, {*early})]
 
 
 def captured(whole: Sequence[OpNode],

@@ -1,4 +1,4 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:b16ec6e5722e */
+/* Tangled from convolution: edit there, `make tangle`. sha256:583ba56a6a5a */
 #line 623 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
@@ -21,43 +21,55 @@ typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
-/* a length; steps in x, and in y for places or in w for taps */
+
+#line 649 "chapters/gradients/convolution.md"
+/* a length; steps in x, and in y for places or among packed taps */
 struct axis { long n, x, other; };
+/* places that meet the same taps: where they begin, and how they are cut */
+struct set {
+  long x, tap, y;
+  struct axis place[3], taps[3];
+  long rows, depth, first, last;
+};
 struct conv {
-  long groups, xg, wg, yg, x, w, y;
-  struct axis place[3], tap[3];
-  long o, wo, yo, rows, chunks, depth, pieces, threads;
+  long blank, groups, xg, wg, yg;
+  struct axis taps[3];
+  long o, wo, yo, most, pieces, chunks, threads;
   pool *parallel;
 };
 
-#line 657 "chapters/gradients/convolution.md"
+#line 668 "chapters/gradients/convolution.md"
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define AT(i) const REAL *a##i = x + place[i < m ? i : 0];
 #define LOAD(i, j) V c##i##j = {0}; \
   if (i < m && j < v && more) c##i##j = ((V *)c)[i * v + j];
-#define STEP(i, j) if (i < m && j < v) c##i##j += a##i[t] * ((V *)b)[j];
+#define STEP(i, j) if (i < m && j < v) c##i##j += a##i[t] * b[j];
 #define STORE(i, j) if (i < m && j < v) ((V *)c)[i * v + j] = c##i##j;
 
 /* C[m, v L] = A[m, k] B[k, v L], added to what is there if `more`;
-   A[i, p] is x[place[i] + tap[p]] */
+   A[i, p] is x[place[i] + tap[p]], and B[p] is packed as from[p] */
 static INLINE void micro(const int m, const int v, int more, long k,
                          const REAL *x, const long *place, const long *tap,
-                         const REAL *b, REAL *c) {
+                         const REAL *packed, const long *from, REAL *c) {
   AT(0) AT(1) AT(2) AT(3) AT(4) AT(5)
   EACH(LOAD)
 #pragma GCC unroll 4
-  for (long p = 0; p < k; p++, b += v * L) { long t = tap[p]; EACH(STEP) }
+  for (long p = 0; p < k; p++) {
+    long t = tap[p];
+    const V *b = (const V *)packed + from[p] * v;
+    EACH(STEP)
+  }
   EACH(STORE)
 }
 
-#line 683 "chapters/gradients/convolution.md"
+#line 698 "chapters/gradients/convolution.md"
 #define ON(m, v) case 8 * m + v: \
-  micro(m, v, more, k, x, place, tap, b, c); break;
+  micro(m, v, more, k, x, place, tap, b, from, c); break;
 #define CASES(v) ON(1, v) ON(2, v) ON(3, v) ON(4, v) ON(5, v) ON(6, v)
 /* micro, for every number of rows and of vectors */
 void strip(int m, int v, int more, long k, const REAL *x, const long *place,
-           const long *tap, const REAL *b, REAL *c) {
+           const long *tap, const REAL *b, const long *from, REAL *c) {
   switch (8 * m + v) { CASES(1) CASES(2) CASES(3) CASES(4) }
 }
 
@@ -65,20 +77,29 @@ static long min(long x, long y) { return x < y ? x : y; }
 
 static long size(const struct axis *a) { return a[0].n * a[1].n * a[2].n; }
 
+#line 715 "chapters/gradients/convolution.md"
+/* 4 numbers, and 4 more behind the end of a run: the next one's place */
+typedef long A __attribute__((vector_size(32), aligned(8), may_alias));
+
+static INLINE void run(long n, long at, long step, long *out) {
+  A next = {at, at + step, at + 2 * step, at + 3 * step};
+  for (long i = 0; i < n; i += 4, next += 4 * step) *(A *)(out + i) = next;
+}
+
 /* n addresses along three axes, from the i-th on, in x and in the other */
 void addresses(const struct axis *a, long i, long n, long *x, long *other) {
   if (n < 1) return;
-  long at[3] = {i / a[2].n / a[1].n, i / a[2].n % a[1].n, i % a[2].n};
-  for (; n-- > 0; x++, other++) {
-    *x = at[0] * a[0].x + at[1] * a[1].x + at[2] * a[2].x;
-    *other = at[0] * a[0].other + at[1] * a[1].other + at[2] * a[2].other;
-    if (++at[2] < a[2].n) continue;
-    at[2] = 0;
-    if (++at[1] == a[1].n) at[1] = 0, at[0]++;
+  long r = i % a[2].n, q = i / a[2].n % a[1].n, p = i / a[2].n / a[1].n;
+  for (long m; n > 0; n -= m, x += m, other += m, r = 0) {
+    m = min(a[2].n - r, n);
+    run(m, p * a[0].x + q * a[1].x + r * a[2].x, a[2].x, x);
+    run(m, p * a[0].other + q * a[1].other + r * a[2].other, a[2].other,
+        other);
+    if (++q == a[1].n) q = 0, p++;
   }
 }
 
-#line 713 "chapters/gradients/convolution.md"
+#line 740 "chapters/gradients/convolution.md"
 typedef __typeof__(_Generic((REAL)0, float: 0, int: 0, default: 0L)) INT;
 typedef INT I4 __attribute__((vector_size(4 * sizeof(REAL))));
 typedef REAL V4 __attribute__((vector_size(4 * sizeof(REAL)), aligned(4),
@@ -106,7 +127,7 @@ static INLINE int abreast(const long *at) {
   return at[1] == at[0] + 1 && at[2] == at[0] + 2 && at[3] == at[0] + 3;
 }
 
-#line 744 "chapters/gradients/convolution.md"
+#line 771 "chapters/gradients/convolution.md"
 /* out[k, w] = the weights of n kernels under k taps, and zeros */
 void pack(const REAL *x, const long *at, long step, long k, long n, long w,
           REAL *out) {
@@ -123,7 +144,7 @@ void pack(const REAL *x, const long *at, long step, long k, long n, long w,
       }
 }
 
-#line 764 "chapters/gradients/convolution.md"
+#line 791 "chapters/gradients/convolution.md"
 /* n channels of so many places, from rows to where each place is in y */
 void unpack(const REAL *x, long w, long n, long places, const long *at,
             REAL *y, long step) {
@@ -139,76 +160,113 @@ void unpack(const REAL *x, long w, long n, long places, const long *at,
       }
 }
 
-#line 785 "chapters/gradients/convolution.md"
-struct job { struct conv p; const REAL *x, *w; REAL *y, *parts; long slot; };
+#line 812 "chapters/gradients/convolution.md"
+struct job {
+  const struct conv *p;
+  const struct set *set;
+  const REAL *x, *w;
+  REAL *y, *packed, *parts;
+  long k, wide, slot;
+};
 
 static _Thread_local struct room {
-  REAL panel[KC * NR], sums[MC * NR];
-  long place[MC], to[MC], tap[KC], from[KC];
+  REAL sums[MC * NR];
+  long place[MC + 4], to[MC + 4], tap[KC + 4], from[KC + 4];
 } room __attribute__((aligned(64)));
 
-/* go to a group and a chunk of its places; how many places are they? */
-static long locate(struct job *g, long group, long chunk, struct room *r) {
-  long i = chunk * g->p.rows, n = min(g->p.rows, size(g->p.place) - i);
-  g->x += g->p.x + group * g->p.xg, g->w += g->p.w + group * g->p.wg;
-  g->y += g->p.y + group * g->p.yg;
-  addresses(g->p.place, i, n, r->place, r->to);
-  return n;
+static long whole(long n) { return (n + L - 1) / L * L; }
+
+/* pack some taps of a panel of kernels, once for all places */
+static void lay(void *job, long t) {
+  const struct job *g = job;
+  const struct conv *p = g->p;
+  long slices = (g->k + KC - 1) / KC, panels = (p->o + NR - 1) / NR;
+  long first = t % slices * KC, o = t / slices % panels * NR;
+  long group = t / slices / panels, k = min(KC, g->k - first);
+  long n = min(NR, p->o - o), w = whole(n);
+  addresses(p->taps, first, k, room.from, room.tap);
+  pack(g->w + group * p->wg + o * p->wo, room.from, p->wo, k, n, w,
+       g->packed + (group * g->wide + o) * g->k + first * w);
 }
 
-/* sums[rows, w], for a panel of n kernels and the taps of [p, end) */
-static void panel(const struct job *g, struct room *r, long rows, long p,
-                  long end, long n, long w, REAL *sums) {
+#line 844 "chapters/gradients/convolution.md"
+/* what a task is about: a group, some places of a set, and their sums */
+struct part { const struct set *set; long group, rows; REAL *sums; };
+
+/* go to a group and a chunk of its places */
+static struct part locate(const struct job *g, long t) {
+  const struct set *s = g->set;
+  long chunk = t % g->p->chunks, group = t / g->p->chunks % g->p->groups;
+  while (chunk >= s->last) s++;
+  long i = (chunk - s->first) * s->rows;
+  long rows = min(s->rows, size(s->place) - i);
+  addresses(s->place, i, rows, room.place, room.to);
+  return (struct part){s, group, rows, g->parts + t * g->slot};
+}
+
+/* sums[rows, w], for a packed panel and the taps of [p, end) of a set */
+static void panel(const struct set *s, long rows, long p, long end, long w,
+                  const REAL *x, const REAL *packed, REAL *sums) {
   for (long k, more = 0; p < end || !more; p += KC, more = 1) {
     k = min(KC, end - p);
-    addresses(g->p.tap, p, k, r->tap, r->from);
-    pack(g->w, r->from, g->p.wo, k, n, w, r->panel);
+    addresses(s->taps, p, k, room.tap, room.from);
     for (long i = 0, h, left = (rows + MR - 1) / MR; left; left--, i += h)
       h = (rows - i) / left,
-      strip(h, w / L, more, k, g->x, r->place + i, r->tap, r->panel,
-            sums + i * w);
+      strip(h, w / L, more, k, x, room.place + i, room.tap, packed,
+            room.from, sums + i * w);
   }
 }
 
-#line 819 "chapters/gradients/convolution.md"
+#line 875 "chapters/gradients/convolution.md"
+/* all channels of a part, from rows to where they are in y */
+static void deliver(const struct job *g, const struct part *t, long o,
+                    long end, const REAL *sums) {
+  const struct conv *p = g->p;
+  REAL *y = g->y + t->set->y + t->group * p->yg;
+  for (long n; o < end; o += NR, sums += whole(n) * t->rows)
+    n = min(NR, end - o),
+    unpack(sums, whole(n), n, t->rows, room.to, y + o * p->yo, p->yo);
+}
+
 /* a chunk of places, and a piece of the taps, for all kernels of a group */
-static void block(void *job, long t) {
-  struct job g = *(struct job *)job;
-  struct room *r = &room;
-  long piece = t / g.p.chunks % g.p.pieces, first = piece * g.p.depth;
-  long rows = locate(&g, t / g.p.chunks / g.p.pieces, t % g.p.chunks, r);
-  for (long o = 0; o < g.p.o; o += NR, g.w += NR * g.p.wo) {
-    long n = min(NR, g.p.o - o), w = (n + L - 1) / L * L;
-    REAL *sums = g.parts ? g.parts + t * g.slot + o * g.p.rows : r->sums;
-    panel(&g, r, rows, first, min(size(g.p.tap), first + g.p.depth), n, w,
-          sums);
-    if (!g.parts) unpack(sums, w, n, rows, r->to, g.y + o * g.p.yo, g.p.yo);
+static void block(void *job, long i) {
+  const struct job *g = job;
+  const struct conv *p = g->p;
+  struct part t = locate(g, i);
+  long first = i / p->chunks / p->groups * t.set->depth;
+  long end = min(size(t.set->taps), first + t.set->depth);
+  for (long o = 0; o < p->o; o += NR) {
+    long n = min(NR, p->o - o), w = whole(n);
+    REAL *sums = g->parts ? t.sums + o * t.rows : room.sums;
+    panel(t.set, t.rows, first, end, w, g->x + t.set->x + t.group * p->xg,
+          g->packed + (t.group * g->wide + o) * g->k + t.set->tap * w, sums);
+    if (!g->parts) deliver(g, &t, o, o + n, sums);
   }
 }
 
-#line 838 "chapters/gradients/convolution.md"
+#line 905 "chapters/gradients/convolution.md"
 /* the pieces of a chunk, added up in their order */
-static void join(void *job, long t) {
-  struct job g = *(struct job *)job;
-  struct room *r = &room;
-  long group = t / g.p.chunks, chunk = t % g.p.chunks;
-  long rows = locate(&g, group, chunk, r), apart = g.p.chunks * g.slot;
-  REAL *sums = g.parts + group * g.p.pieces * apart + chunk * g.slot;
-  for (long q = 1; q < g.p.pieces; q++)
-    for (long i = 0; i < g.slot; i++) sums[i] += sums[q * apart + i];
-  for (long o = 0; o < g.p.o; o += NR) {
-    long n = min(NR, g.p.o - o), w = (n + L - 1) / L * L;
-    unpack(sums + o * g.p.rows, w, n, rows, r->to, g.y + o * g.p.yo,
-           g.p.yo);
-  }
+static void join(void *job, long i) {
+  const struct job *g = job;
+  struct part t = locate(g, i);
+  long apart = g->p->groups * g->p->chunks * g->slot;
+  for (long q = 1; q < g->p->pieces; q++)
+    for (long j = 0; j < t.rows * g->wide; j++)
+      t.sums[j] += t.sums[q * apart + j];
+  deliver(g, &t, 0, g->p->o, t.sums);
 }
 
-#line 858 "chapters/gradients/convolution.md"
-/* how many sets of places follow, and elements of y to clear before them;
-   pictures along three axes; `size` elements make one with its margin,
+#line 920 "chapters/gradients/convolution.md"
+/* n elements at a line of the cache, behind what is to be freed */
+static REAL *space(long n, void **got) {
+  *got = malloc(n * sizeof(REAL) + 64);
+  return *got ? (REAL *)(((size_t)*got + 63) / 64 * 64) : 0;
+}
+
+/* pictures along three axes; `size` elements make one with its margin,
    in which it begins at `first`; no size: no margin */
 struct frame {
-  long sets, blank, n[3], step[3], h, w, down, right;
+  long n[3], step[3], h, w, down, right;
   long size, wide, first, threads;
   pool *parallel;
 };
@@ -225,36 +283,28 @@ static void picture(void *job, long t) {
     else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
 }
 
-#line 883 "chapters/gradients/convolution.md"
-/* all places that meet the same taps; 0 without memory */
-static int meet(const struct conv *p, const REAL *x, const REAL *w,
-                REAL *y) {
-  struct job g = {*p, x, w, y};
-  long tasks = p->groups * p->pieces * p->chunks;
-  g.slot = p->rows * ((p->o + L - 1) / L * L);
-  if (p->pieces > 1 && tasks) {
-    g.parts = calloc(tasks * g.slot, sizeof *y);
-    if (!g.parts) return 0;
-  }
-  p->parallel(block, &g, tasks, p->threads);
-  if (g.parts) p->parallel(join, &g, p->groups * p->chunks, p->threads);
-  free(g.parts);
-  return 1;
-}
-
-#line 903 "chapters/gradients/convolution.md"
-/* a frame, and behind it a `struct conv` for each set of places */
+#line 950 "chapters/gradients/convolution.md"
+/* a frame, a `struct conv`, and its sets of places; 0 without memory */
 int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
   const struct conv *p = (const struct conv *)(f + 1);
-  struct canvas g = {*f, x};
-  long fine = 1, n = f->n[0] * f->n[1] * f->n[2];
-  if (f->size && n) {
-    x = g.y = malloc(n * f->size * sizeof *y);
-    if (!x) return 0;
-    f->parallel(picture, &g, n, f->threads);
+  struct job g = {p, (const struct set *)(p + 1), x, w, y};
+  g.k = size(p->taps), g.wide = whole(p->o), g.slot = p->most * g.wide;
+  long n = f->n[0] * f->n[1] * f->n[2], ends = p->groups * p->chunks;
+  long kernels = p->groups * g.k * g.wide, tasks = p->pieces * ends;
+  long sums = p->pieces > 1 ? tasks * g.slot : 0;
+  void *got;
+  g.packed = space(kernels + sums + n * f->size, &got);
+  if (!g.packed) return 0;
+  if (sums) g.parts = g.packed + kernels;
+  if (f->size) {
+    g.x = g.packed + kernels + sums;
+    f->parallel(picture, &(struct canvas){*f, x, (REAL *)g.x}, n, f->threads);
   }
-  memset(y, 0, f->blank * sizeof *y);
-  for (long i = 0; fine && i < f->sets; i++) fine = meet(p + i, x, w, y);
-  free(g.y);
-  return fine;
+  memset(y, 0, p->blank * sizeof *y);
+  p->parallel(lay, &g, p->groups * ((p->o + NR - 1) / NR) * (
+    (g.k + KC - 1) / KC), p->threads);
+  p->parallel(block, &g, tasks, p->threads);
+  if (sums) p->parallel(join, &g, ends, p->threads);
+  free(got);
+  return 1;
 }

@@ -1,4 +1,4 @@
-/* Tangled from cuda: edit there, `make tangle`. sha256:e6d52a623e92 */
+/* Tangled from cuda: edit there, `make tangle`. sha256:2f0314d43e09 */
 #line 478 "chapters/gradients/cuda.md"
 #define _GLIBCXX_INCLUDE_NEXT_C_HEADERS /* C alone reads faster */
 #include <math.h>
@@ -24,7 +24,7 @@ struct alignas(16) float4 { float x, y, z, w; };
 struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
 
-#line 510 "chapters/gradients/cuda.md"
+#line 506 "chapters/gradients/cuda.md"
 #ifdef __APPLE__
 #define __shared__ static __attribute__((used, \
     section("__DATA,cuda_shared")))
@@ -37,7 +37,7 @@ extern LINKED char shared_begin[] __asm("__start_cuda_shared");
 extern LINKED char shared_end[] __asm("__stop_cuda_shared");
 #endif
 
-#line 558 "chapters/gradients/cuda.md"
+#line 556 "chapters/gradients/cuda.md"
 static struct Emulator {
   enum { THREADS = 1024, STACK = 1 << 16 };
   enum State { NEW, READY, RUNNING, AT_BLOCK, AT_WARP, DONE };
@@ -68,7 +68,7 @@ static struct Emulator {
       const unsigned *, unsigned, const unsigned *, long);
 } emulator;
 
-#line 594 "chapters/gradients/cuda.md"
+#line 590 "chapters/gradients/cuda.md"
 #define threadIdx emulator.index
 #define blockIdx emulator.block
 #define blockDim emulator.threads
@@ -90,7 +90,7 @@ void Emulator::begin(Thread *t) {
   t->state = RUNNING;
 }
 
-#line 621 "chapters/gradients/cuda.md"
+#line 617 "chapters/gradients/cuda.md"
 /* what happens on every stack: new threads, one after the other */
 void Emulator::runner() {
   for (;;) {
@@ -109,7 +109,7 @@ void Emulator::runner() {
   }
 }
 
-#line 643 "chapters/gradients/cuda.md"
+#line 639 "chapters/gradients/cuda.md"
 /* continue on a stack that nobody needs; does not return */
 void Emulator::run_others() {
   if (spares) _longjmp(spare[--spares], 1);
@@ -134,7 +134,7 @@ void Emulator::pause() {
   }
 }
 
-#line 677 "chapters/gradients/cuda.md"
+#line 673 "chapters/gradients/cuda.md"
 /* open the block's barrier if every thread that lives has come */
 void Emulator::check_block() {
   Thread *first = 0;
@@ -159,7 +159,7 @@ void Emulator::barrier(const char *place) {
 #define LINE(x) AS_TEXT(x)
 #define __syncthreads() emulator.barrier(__FILE__ ", line " LINE(__LINE__))
 
-#line 705 "chapters/gradients/cuda.md"
+#line 701 "chapters/gradients/cuda.md"
 void Emulator::fail(const Thread *a, const Thread *b) {
   snprintf(error, sizeof error, "block (%u, %u, %u): thread %u waits at %s,"
            " thread %u at %s; a GPU would hang or compute nonsense",
@@ -178,7 +178,7 @@ void Emulator::stuck() {
   fail(found[0], found[1]);
 }
 
-#line 737 "chapters/gradients/cuda.md"
+#line 735 "chapters/gradients/cuda.md"
 /* all lanes of a mask have come: give each the value it wants to read */
 void Emulator::deliver(unsigned mask, Thread *lanes) {
   unsigned ballot = 0, latest = 0;
@@ -209,7 +209,7 @@ void Emulator::check_warp(Warp &w, Thread *lanes) {
   }
 }
 
-#line 771 "chapters/gradients/cuda.md"
+#line 769 "chapters/gradients/cuda.md"
 /* wait for the lanes of a mask, and read the value of one of them */
 uint64_t Emulator::exchange(unsigned mask, uint64_t value, unsigned from) {
   unsigned lane = rank(now) % 32;
@@ -232,7 +232,7 @@ template <class T> T shuffle(unsigned mask, T value, unsigned from) {
   return value;
 }
 
-#line 799 "chapters/gradients/cuda.md"
+#line 795 "chapters/gradients/cuda.md"
 #define LANE (emulator.rank(emulator.now) % 32)
 #define __shfl_sync(mask, x, lane) shuffle(mask, x, (lane) & 31)
 #define __shfl_xor_sync(mask, x, bits) shuffle(mask, x, LANE ^ (bits))
@@ -249,7 +249,7 @@ unsigned __ballot_sync(unsigned mask, bool x) {
 bool __any_sync(unsigned mask, bool x) { return __ballot_sync(mask, x); }
 bool __all_sync(unsigned mask, bool x) { return !__ballot_sync(mask, !x); }
 
-#line 823 "chapters/gradients/cuda.md"
+#line 821 "chapters/gradients/cuda.md"
 /* a thread has ended: others may have waited only for it */
 void Emulator::finish() {
   unsigned lane = rank(now) % 32;
@@ -276,7 +276,7 @@ void Emulator::run_block() {
   now = 0, atomic = false;
 }
 
-#line 853 "chapters/gradients/cuda.md"
+#line 851 "chapters/gradients/cuda.md"
 /* a walk through n places that comes to each of them once */
 struct Emulator::Walk {
   uint64_t n, step, first;
@@ -293,7 +293,7 @@ struct Emulator::Walk {
   }
 };
 
-#line 873 "chapters/gradients/cuda.md"
+#line 871 "chapters/gradients/cuda.md"
 
 const char *Emulator::run(const unsigned *shape, long how) {
   blocks = {shape[0], shape[1], shape[2]};
@@ -311,7 +311,7 @@ const char *Emulator::run(const unsigned *shape, long how) {
   return error[0] ? error : 0;
 }
 
-#line 896 "chapters/gradients/cuda.md"
+#line 892 "chapters/gradients/cuda.md"
 #define UNSEEN __attribute__((no_sanitize("thread"))) /* not in traces */
 
 template <class... P> struct Call {
@@ -326,7 +326,7 @@ template <class... P> struct Call {
   }
 };
 
-#line 914 "chapters/gradients/cuda.md"
+#line 910 "chapters/gradients/cuda.md"
 template <class... P>
 const char *Emulator::launch(void (*f)(P...), void **list,
                              const unsigned *sizes, unsigned given,
@@ -345,7 +345,7 @@ const char *Emulator::launch(void (*f)(P...), void **list,
   return run(shape, order);
 }
 
-#line 1038 "chapters/gradients/cuda.md"
+#line 1034 "chapters/gradients/cuda.md"
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 float min(float a, float b) { return fminf(a, b); }
@@ -369,7 +369,7 @@ float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
 
-#line 1065 "chapters/gradients/cuda.md"
+#line 1061 "chapters/gradients/cuda.md"
 template <class To, class From> To same_bits(From x) {
   To y;
   memcpy(&y, &x, sizeof y);
@@ -380,7 +380,7 @@ unsigned __float_as_uint(float x) { return same_bits<unsigned>(x); }
 float __int_as_float(int x) { return same_bits<float>(x); }
 float __uint_as_float(unsigned x) { return same_bits<float>(x); }
 
-#line 1079 "chapters/gradients/cuda.md"
+#line 1075 "chapters/gradients/cuda.md"
 struct Emulator::Atomic {  /* no access moves in or out of its life */
   Atomic() { emulator.atomic = true; __asm__ volatile("" ::: "memory"); }
   ~Atomic() { __asm__ volatile("" ::: "memory"); emulator.atomic = false; }
@@ -407,7 +407,7 @@ template <class T> T atomicCAS(T *p, T expected, T value) {
   return old;
 }
 
-#line 1111 "chapters/gradients/cuda.md"
+#line 1105 "chapters/gradients/cuda.md"
 uint16_t half_bits(float x) {
   uint32_t u = same_bits<uint32_t>(x), sign = u >> 16 & 0x8000;
   u &= 0x7fffffff;
@@ -433,7 +433,7 @@ uint16_t bfloat_bits(float x) {
 
 float bfloat_value(uint16_t b) { return same_bits<float>(b << 16); }
 
-#line 1140 "chapters/gradients/cuda.md"
+#line 1134 "chapters/gradients/cuda.md"
 #define SHORT_FLOAT(NAME, KIND) \
   struct NAME { \
     uint16_t bits; \
@@ -449,7 +449,7 @@ float __half2float(__half x) { return x; }
 __nv_bfloat16 __float2bfloat16(float x) { return x; }
 float __bfloat162float(__nv_bfloat16 x) { return x; }
 
-#line 1181 "chapters/gradients/cuda.md"
+#line 1177 "chapters/gradients/cuda.md"
 namespace nvcuda {
 namespace wmma {
 enum layout_t { mem_row_major, mem_col_major };
@@ -478,7 +478,7 @@ float __float_to_tf32(float x) {
 }
 }
 
-#line 1213 "chapters/gradients/cuda.md"
+#line 1209 "chapters/gradients/cuda.md"
 /* how a fragment lies in a warp no program knows: lane 0 has it all */
 bool first_lane() {
   __syncwarp();
@@ -508,7 +508,7 @@ void mma_sync(D &d, const A &a, const B &b, const D &c) {
 }
 }
 
-#line 1277 "chapters/gradients/cuda.md"
+#line 1279 "chapters/gradients/cuda.md"
 struct Access {
   uint64_t address, code;
   uint32_t block, thread, barriers, exchanges;

@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:d6ffe0934f6f */
-#line 837 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:3ba93ac41244 */
+#line 854 "chapters/tensors/activations.md"
 #include <string.h>
 
 #ifndef REAL
@@ -27,7 +27,7 @@ struct fold {
   pool *parallel;
 };
 
-#line 868 "chapters/tensors/activations.md"
+#line 885 "chapters/tensors/activations.md"
 /* s[w] = n rows of w elements, `step` apart, folded */
 static INLINE void columns(long n, long w, const REAL *x, long step,
                            total *restrict s) {
@@ -39,7 +39,7 @@ static INLINE void columns(long n, long w, const REAL *x, long step,
     }
 }
 
-#line 887 "chapters/tensors/activations.md"
+#line 900 "chapters/tensors/activations.md"
 static INLINE void halve(long n, total *lane) {
   for (long j = 0; j < n; j++) lane[j] = JOIN(lane[j], lane[j + n]);
 }
@@ -64,7 +64,7 @@ static INLINE void dense(long n, long w, long many, const REAL *x,
   memcpy(s, lane, w * sizeof *s);
 }
 
-#line 915 "chapters/tensors/activations.md"
+#line 928 "chapters/tensors/activations.md"
 struct job {
   struct fold f;
   const REAL *x;
@@ -73,7 +73,7 @@ struct job {
   long rows, panels;
 };
 
-#line 927 "chapters/tensors/activations.md"
+#line 940 "chapters/tensors/activations.md"
 /* up to LANES neighbouring results of the rows o to `end`, one piece each */
 static void fold_rows(const struct job *g, long o, long end, long j,
                       long piece) {
@@ -98,7 +98,7 @@ static void fold_rows(const struct job *g, long o, long end, long j,
   }
 }
 
-#line 955 "chapters/tensors/activations.md"
+#line 968 "chapters/tensors/activations.md"
 static void part(void *job, long t) {
   const struct job *g = job;
   long piece = t % g->f.pieces, panel = t / g->f.pieces % g->panels;

@@ -1,5 +1,5 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:690b2580733e */
-#line 1065 "chapters/gradients/kernels.md"
+/* Tangled from kernels: edit there, `make tangle`. sha256:1a4cd28b2705 */
+#line 1067 "chapters/gradients/kernels.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <mma.h>
@@ -86,7 +86,7 @@ extern "C" __global__ TWO_BLOCKS void gemm(
                over + e % 2 * 64 + tx * 4);
 }
 
-#line 1220 "chapters/gradients/kernels.md"
+#line 1222 "chapters/gradients/kernels.md"
 #if (defined TF32 || defined BF16) && __CUDA_ARCH__ < 800
 #error "tf32 and bfloat16 need the tensor cores of sm_80 or later"
 #endif

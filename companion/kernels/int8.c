@@ -1,5 +1,5 @@
-/* Tangled from quantization: edit there, `make tangle`. sha256:92625f2b8a05 */
-#line 861 "chapters/systems/quantization.md"
+/* Tangled from quantization: edit there, `make tangle`. sha256:3e866289a551 */
+#line 859 "chapters/systems/quantization.md"
 #ifdef __x86_64__
 #include <immintrin.h>
 #endif
@@ -26,7 +26,7 @@ enum { UNIT = 1, BYTES = 16, NV = 2 };
 #define DOT(c, a, b) c += a * b
 #endif
 
-#line 893 "chapters/systems/quantization.md"
+#line 891 "chapters/systems/quantization.md"
 enum { LANES = BYTES / 4, MR = NV * LANES, NR = 6 };
 typedef int V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
@@ -50,7 +50,7 @@ micro(const int v, const int *a, const int *b, long k, int *c) {
   EACH(STORE)
 }
 
-#line 920 "chapters/systems/quantization.md"
+#line 926 "chapters/systems/quantization.md"
 static void tile(int v, const int *a, const int *b, long k, int *c) {
   switch (v) {
     case 1: micro(1, a, b, k, c); break;
@@ -60,7 +60,7 @@ static void tile(int v, const int *a, const int *b, long k, int *c) {
   }
 }
 
-#line 935 "chapters/systems/quantization.md"
+#line 939 "chapters/systems/quantization.md"
 #include <string.h>
 typedef unsigned char u8;
 typedef signed char s8;
@@ -84,7 +84,7 @@ static void lay(const void *from, int sign, long k, int *to, long step) {
   if (k) memcpy(last, x, k), *to = word(last, sign);
 }
 
-#line 962 "chapters/systems/quantization.md"
+#line 966 "chapters/systems/quantization.md"
 #include <stdlib.h>
 typedef unsigned short u16;
 typedef void task(void *job, long i);
@@ -108,7 +108,7 @@ static void copy(void *job, long i) {
     lay(g->b + i * g->k, 1, g->k, g->right + i * g->words, 1);
 }
 
-#line 991 "chapters/systems/quantization.md"
+#line 993 "chapters/systems/quantization.md"
 static float wide(u16 x) {
   unsigned bits = (unsigned)x << 16;
   float y;
@@ -138,7 +138,7 @@ static void columns(void *job, long t) {
   }
 }
 
-#line 1024 "chapters/systems/quantization.md"
+#line 1026 "chapters/systems/quantization.md"
 /* c[m, n] = a[m, k] b[n, k]^T, exactly; or, into y, the floats that
    they stand for. 0 if there is no memory for copies */
 int product8(long m, long n, long k, const u8 *a, const s8 *b, int *c,
@@ -157,7 +157,7 @@ int product8(long m, long n, long k, const u8 *a, const s8 *b, int *c,
   return 1;
 }
 
-#line 1054 "chapters/systems/quantization.md"
+#line 1048 "chapters/systems/quantization.md"
 #include <math.h>
 struct rows { long m, k; const float *x; u8 *q; float *step; int *zero;
               int fixed; };
@@ -184,7 +184,7 @@ static void span(void *job, long i) {
   }
 }
 
-#line 1084 "chapters/systems/quantization.md"
+#line 1078 "chapters/systems/quantization.md"
 /* row i as bytes */
 static void encode(void *job, long i) {
   const struct rows *g = job;

@@ -1,4 +1,4 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:b01f384ca54c */
+/* Tangled from kernels: edit there, `make tangle`. sha256:15deb6d8b1c1 */
 #line 714 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
@@ -43,7 +43,7 @@ extern "C" __global__ void layernorm(int n, float eps, const REAL *x,
   if (threadIdx.x == 0) mean[blockIdx.x] = m, rstd[blockIdx.x] = r;
 }
 
-#line 785 "chapters/gradients/kernels.md"
+#line 787 "chapters/gradients/kernels.md"
 /* dx, from x, w, the gradient g of y, and what layernorm has kept */
 extern "C" __global__ void layernorm_backward(
     int n, const REAL *x, const REAL *w, const REAL *g, const float *mean,

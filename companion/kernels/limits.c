@@ -1,5 +1,5 @@
-/* Tangled from native: edit there, `make tangle`. sha256:f2c1393c63bd */
-#line 590 "chapters/tensors/native.md"
+/* Tangled from native: edit there, `make tangle`. sha256:c62592333551 */
+#line 584 "chapters/tensors/native.md"
 #if defined(__AVX512F__)
 enum { BYTES = 64 };
 #elif defined(__AVX__)
@@ -26,7 +26,7 @@ double multiply_add(long n, float x, float y, float *out) {
   return 24.0 * L * n;
 }
 
-#line 622 "chapters/tensors/native.md"
+#line 616 "chapters/tensors/native.md"
 /* a += s b */
 void update(long n, float s, const float *b, float *a) {
   for (long i = 0; i < n; i += L)

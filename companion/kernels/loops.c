@@ -1,5 +1,5 @@
-/* Tangled from activations: edit there, `make tangle`. sha256:e26f5d13002d */
-#line 556 "chapters/tensors/activations.md"
+/* Tangled from activations: edit there, `make tangle`. sha256:3f99aba2e146 */
+#line 549 "chapters/tensors/activations.md"
 #include <math.h>
 #include <string.h>
 
@@ -11,10 +11,17 @@
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 typedef void loop(long n, REAL *out, const REAL *x, const REAL *y,
-                  long dx, long dy);
-/* m rows of n elements; steps of out, x and y from row to row, in a row */
-struct walk { long m, n, row[3], step[3], parts; pool *parallel; };
-struct job { struct walk w; loop *f; REAL *out; const REAL *x, *y; };
+                  const char *mask, const long *step);
+/* m rows of n elements; steps of out, x, y and a mask from row to row, and
+   in a row */
+struct walk { long m, n, row[4], step[4], parts; pool *parallel; };
+struct job {
+  struct walk w;
+  loop *f;
+  REAL *out;
+  const REAL *x, *y;
+  const char *mask;
+};
 
 #line 576 "chapters/tensors/activations.md"
 /* some of the rows; of a lone row, some of its elements */
@@ -25,36 +32,41 @@ static void part(void *job, long p) {
   long *to = lone ? g.w.step : g.w.row;
   for (; i < end; i += lone ? end - i : 1)
     g.f(lone ? end - i : g.w.n, g.out + i * to[0], g.x + i * to[1],
-        g.y + i * to[2], g.w.step[1], g.w.step[2]);
+        g.y + i * to[2], g.mask + i * to[3], g.w.step);
 }
 
 static void run(loop *f, const struct walk *w, REAL *out, const REAL *x,
-                const REAL *y) {
-  struct job g = {*w, f, out, x, y};
+                const REAL *y, const char *mask) {
+  struct job g = {*w, f, out, x, y, mask};
   w->parallel(part, &g, w->parts, w->parts);
 }
 
 #line 597 "chapters/tensors/activations.md"
 /* three loops, since only one that knows its steps is compiled to vectors;
-   dx and dy are 0 or 1, and both 0 only where n is 1 */
+   those of x and y are 0 or 1, and both 0 only where n is 1 */
 #define EACH for (long i = 0; i < n; i++)
 #define LOOP(name, code)                                              \
   static void name##_row(long n, REAL *out, const REAL *x,            \
-                         const REAL *y, long dx, long dy) {           \
+                         const REAL *y, const char *mask,             \
+                         const long *step) {                          \
     REAL a = *x, b = *y;                                              \
-    if (!dx) EACH b = y[i], out[i] = code;                            \
-    else if (!dy) EACH a = x[i], out[i] = code;                       \
+    if (!step[1]) EACH b = y[i], out[i] = code;                       \
+    else if (!step[2]) EACH a = x[i], out[i] = code;                  \
     else EACH a = x[i], b = y[i], out[i] = code;                      \
   }                                                                   \
   void name(const struct walk *w, REAL *out, const REAL *x,           \
-            const REAL *y) { run(name##_row, w, out, x, y); }
+            const REAL *y, const char *mask) {                        \
+    run(name##_row, w, out, x, y, mask);                              \
+  }
 
 LOOP(add, a + b)
 LOOP(subtract, a - b)
 LOOP(multiply, a * b)
 LOOP(divide, a / b)
+LOOP(maximum, (b > a) | (b != b) ? b : a)
+LOOP(choose, mask[i] ? a : b)
 
-#line 634 "chapters/tensors/activations.md"
+#line 635 "chapters/tensors/activations.md"
 enum { WIDE = sizeof(REAL) == 8, DIGITS = WIDE ? 52 : 23,
        BIAS = WIDE ? 1023 : 127, TERMS = WIDE ? 13 : 7 };
 /* an integer as wide as REAL */
@@ -83,7 +95,7 @@ static INLINE REAL fused(REAL a, REAL b, REAL c) {
 #endif
 }
 
-#line 666 "chapters/tensors/activations.md"
+#line 667 "chapters/tensors/activations.md"
 /* e^x = 2^k e^r, k whole and r small; the series of e^r, last term first */
 static INLINE REAL exponential(REAL x) {
   const double ln2 = 0x1.62e42fefa39efp-1, tail = 0x1.abc9e3b39803fp-56;
@@ -108,7 +120,7 @@ static INLINE REAL exponential(REAL x) {
 }
 LOOP(exponentiate, exponential(a))
 
-#line 1083 "chapters/tensors/activations.md"
+#line 1098 "chapters/tensors/activations.md"
 /* near 0 by a fit to erf(x) / x - 1, else 1 - (the eighth root)^8 */
 static INLINE REAL error(REAL x) {
   static const REAL near[] = {

@@ -1,5 +1,5 @@
-/* Tangled from quantization: edit there, `make tangle`. sha256:932f2bb638fc */
-#line 532 "chapters/systems/quantization.md"
+/* Tangled from quantization: edit there, `make tangle`. sha256:a986f44e3f30 */
+#line 534 "chapters/systems/quantization.md"
 #include <string.h>
 #ifdef __x86_64__
 #include <immintrin.h>
@@ -26,7 +26,7 @@ enum { L = 4 };
 #define PLAIN SIGNED
 #endif
 
-#line 562 "chapters/systems/quantization.md"
+#line 564 "chapters/systems/quantization.md"
 typedef float F __attribute__((vector_size(4 * L), aligned(4), may_alias));
 typedef int I __attribute__((vector_size(4 * L)));
 #define FLOATS(v) __builtin_convertvector(v, F)
@@ -49,7 +49,7 @@ static F bytes(const s8 *w, const float *x, long k, F s) {
   return s + t + (u + v);
 }
 
-#line 590 "chapters/systems/quantization.md"
+#line 594 "chapters/systems/quantization.md"
 /* likewise two codes from each of k bytes, for even and odd floats */
 static F pairs(const u8 *w, const float *even, const float *odd, long k,
                F s) {
@@ -64,7 +64,7 @@ static F pairs(const u8 *w, const float *even, const float *odd, long k,
   return s;
 }
 
-#line 610 "chapters/systems/quantization.md"
+#line 612 "chapters/systems/quantization.md"
 typedef unsigned W __attribute__((vector_size(4 * L)));
 typedef u16 H __attribute__((vector_size(2 * L), aligned(2), may_alias));
 #define WIDE(p) (F)(__builtin_convertvector(*(H *)(p), W) << 16)

@@ -1,5 +1,5 @@
-/* Tangled from native: edit there, `make tangle`. sha256:0f65d1c33e65 */
-#line 822 "chapters/tensors/native.md"
+/* Tangled from native: edit there, `make tangle`. sha256:3c213114ecf5 */
+#line 820 "chapters/tensors/native.md"
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -25,7 +25,7 @@ static struct pool {
           .lock = PTHREAD_MUTEX_INITIALIZER,
           .wake = PTHREAD_COND_INITIALIZER}, fresh;
 
-#line 855 "chapters/tensors/native.md"
+#line 849 "chapters/tensors/native.md"
 static void drain(void) {
   for (long i; (i = pool.next++) < pool.n;) pool.f(pool.job, i);
 }
@@ -49,7 +49,7 @@ static long here(void) {
   return 0;
 }
 
-#line 888 "chapters/tensors/native.md"
+#line 882 "chapters/tensors/native.md"
 static void *worker(void *seen) {
   for (long turn = (long)seen, cpu = -1, seat;;) {
     /* about 0.1 ms: in a network the next kernel is rarely further away */
@@ -78,7 +78,7 @@ static void offer(long seats) {
   pthread_mutex_unlock(&pool.lock);
 }
 
-#line 922 "chapters/tensors/native.md"
+#line 916 "chapters/tensors/native.md"
 /* f(job, i) for every i < n, on so many threads */
 void parallel(task *f, void *job, long n, long threads) {
   /* nobody waits for a busy pool: the task of a job may start a job */

@@ -1,4 +1,4 @@
-/* Tangled from codegen: edit there, `make tangle`. sha256:fe3534508706 */
+/* Tangled from codegen: edit there, `make tangle`. sha256:1b8121860be3 */
 #line 306 "chapters/compiler/codegen.md"
 #include <math.h>
 #include <stdint.h>
@@ -101,7 +101,7 @@ WHOLE(unsigned char, unsigned_char)
 FLOATS(float, f)
 FLOATS(double, )
 
-#line 1360 "chapters/compiler/codegen.md"
+#line 1376 "chapters/compiler/codegen.md"
 /* kernels that start together, and in how many parts each */
 struct piece { task *f; void *p; long parts; };
 static void some(void *job, long i) {
@@ -110,7 +110,7 @@ static void some(void *job, long i) {
   g->f(g->p, i);
 }
 
-#line 1503 "chapters/compiler/codegen.md"
+#line 1519 "chapters/compiler/codegen.md"
 /* out[r] = x[at[r]]: rows of `bytes` out of each of `outer` tables of n;
    0 if a place does not exist, which may be counted from `least` */
 static int gather(const char *x, const long *at, char *out, long outer,
@@ -123,7 +123,7 @@ static int gather(const char *x, const long *at, char *out, long outer,
   return 1;
 }
 
-#line 1519 "chapters/compiler/codegen.md"
+#line 1535 "chapters/compiler/codegen.md"
 typedef void sum_rows(const void *job, const void *x, const long *at,
                       long *links, void *out);
 
@@ -143,7 +143,7 @@ static int scatter(sum_rows *add, const void *job, const void *x,
   return to != 0;
 }
 
-#line 1542 "chapters/compiler/codegen.md"
+#line 1558 "chapters/compiler/codegen.md"
 /* the same for whole numbers, in which no digit is lost on the way */
 #define SCATTER(T, name)                                              \
   static int scatter_##name(const void *from, const long *at,         \
@@ -166,7 +166,7 @@ SCATTER(signed char, signed_char)
 SCATTER(unsigned char, unsigned_char)
 SCATTER(_Bool, _Bool)
 
-#line 1568 "chapters/compiler/codegen.md"
+#line 1584 "chapters/compiler/codegen.md"
 #define MIX(r) x0 += x1, x1 = x0 ^ (x1 << r | x1 >> (32 - r));
 #define FOUR(a, b, c, d) MIX(a) MIX(b) MIX(c) MIX(d)
 

@@ -1,4 +1,4 @@
-/* Tangled from kernels: edit there, `make tangle`. sha256:12383d896a9f */
+/* Tangled from kernels: edit there, `make tangle`. sha256:a1237dcd1833 */
 #line 314 "chapters/gradients/kernels.md"
 #ifndef REAL
 #define REAL float
@@ -21,7 +21,7 @@ struct Max {
   }
 };
 
-#line 341 "chapters/gradients/kernels.md"
+#line 343 "chapters/gradients/kernels.md"
 __device__ WIDE join_warp(WIDE mine) {
   for (int by = 16; by; by /= 2)
     mine = OP::join(mine, __shfl_xor_sync(~0u, mine, by));

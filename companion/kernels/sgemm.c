@@ -1,4 +1,4 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:d421a610ba37 */
+/* Tangled from blas: edit there, `make tangle`. sha256:4a29c037d528 */
 #line 422 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -75,7 +75,7 @@ static void turn(const REAL *x, long rx, REAL *out, long w) {
   *(V4 *)(out + 3 * w) = MIX(u, v, 2, 3, 6, 7);
 }
 
-#line 563 "chapters/tensors/blas.md"
+#line 561 "chapters/tensors/blas.md"
 #define ROWS(n) for (; k--; x += rx, out += w) { \
   __builtin_prefetch(x + 32); \
   __builtin_memcpy(out, x, (n) * sizeof(REAL)); }
@@ -98,28 +98,41 @@ void pack(const REAL *x, long rx, long cx, long k, long n, long w,
       for (long j = 0; j < n; j++) out[p * w + j] = x[p * rx + j * cx];
 }
 
-#line 599 "chapters/tensors/blas.md"
+#line 595 "chapters/tensors/blas.md"
+/* a[k] b[k], as four numbers that are still to be added */
+static inline V4 dot(long k, const REAL *a, const REAL *b) {
+  V s = {0}, t = {0}, u = {0}, v = {0};
+  V4 sum = {0};
+  long p = 0;
+  for (; p + 4 * L <= k; p += 4 * L) {
+    V *x = (V *)(a + p), *y = (V *)(b + p);
+    s += x[0] * y[0], t += x[1] * y[1];
+    u += x[2] * y[2], v += x[3] * y[3];
+  }
+  for (; p + L <= k; p += L) s += *(V *)(a + p) * *(V *)(b + p);
+  for (; p < k; p++) sum[0] += a[p] * b[p];
+  s = (s + t) + (u + v);
+  if (L < 4) for (int j = 0; j < L; j++) sum[j] += s[j];
+  else
+    for (int j = 0; j < L; j += 4) sum += *(V4 *)((REAL *)&s + j);
+  return sum;
+}
+
+#line 619 "chapters/tensors/blas.md"
 /* one column: C[m] = alpha A[m, k] b[k] + beta C */
 void column(long m, long k, REAL alpha, const REAL *a, long ra,
             const REAL *b, REAL beta, REAL *c, long rc) {
-  for (; m--; a += ra, c += rc) {
-    V s = {0}, t = {0}, u = {0}, v = {0};
-    REAL sum = 0;
-    long p = 0;
-    for (; p + 4 * L <= k; p += 4 * L) {
-      V *x = (V *)(a + p), *y = (V *)(b + p);
-      s += x[0] * y[0], t += x[1] * y[1];
-      u += x[2] * y[2], v += x[3] * y[3];
-    }
-    for (s += t + u + v; p + L <= k; p += L)
-      s += *(V *)(a + p) * *(V *)(b + p);
-    for (; p < k; p++) sum += a[p] * b[p];
-    for (int j = 0; j < L; j++) sum += s[j];
-    *c = beta != 0 ? alpha * sum + beta * *c : alpha * sum;
+  V4 x[4] = {0}, y[4];
+  for (; m > 0; m -= 4) {
+    for (long i = 0; i < min(m, 4); i++, a += ra) x[i] = dot(k, a, b);
+    turn((REAL *)x, 4, (REAL *)y, 4);
+    V4 sum = (y[0] + y[1]) + (y[2] + y[3]);
+    for (long i = 0; i < min(m, 4); i++, c += rc)
+      *c = beta != 0 ? alpha * sum[i] + beta * *c : alpha * sum[i];
   }
 }
 
-#line 665 "chapters/tensors/blas.md"
+#line 680 "chapters/tensors/blas.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct product {
@@ -136,7 +149,7 @@ struct job {
   long k, first;
 };
 
-#line 687 "chapters/tensors/blas.md"
+#line 700 "chapters/tensors/blas.md"
 /* C[m, n] from m rows of A and one panel of B, tile by tile */
 static void panel(const struct job *g, long m, long n, const REAL *a,
                   long step, const REAL *b, long rb, REAL *c) {
@@ -162,7 +175,7 @@ static void row(struct job g, long n) {
            g.p.beta, g.c + j, 0);
 }
 
-#line 718 "chapters/tensors/blas.md"
+#line 729 "chapters/tensors/blas.md"
 static long slices(long cx, long k, long n, long w) {
   return cx == 1 ? (k + 15) / 16 : (n + w - 1) / w;
 }
@@ -177,7 +190,7 @@ static void lay(const REAL *x, long rx, long cx, long k, long n, long w,
          out + j * k + p * w);
 }
 
-#line 736 "chapters/tensors/blas.md"
+#line 747 "chapters/tensors/blas.md"
 /* go to slab s of the stack; how many columns does it have? */
 static long locate(struct job *g, long s) {
   long j = s % g->p.slabs * g->p.width, batch = s / g->p.slabs;
@@ -196,7 +209,7 @@ static void fill(void *job, long t) {
       g.packed + s * g.p.width * g.k);
 }
 
-#line 762 "chapters/tensors/blas.md"
+#line 769 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
   static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
@@ -210,8 +223,9 @@ static void block(void *job, long t) {
     g.a = chunk, step = g.k, g.p.ra = 1, g.p.ca = MR;
   }
   for (; r && g.p.ca == 1 && (r < 4 || g.p.m == 1); r--) {
-    pack(g.b + --n * g.p.cb, g.p.rb, g.p.cb, g.k, 1, 1, edge);
-    column(m, g.k, g.p.alpha, g.a, step, edge, g.p.beta,
+    const REAL *b = g.b + --n * g.p.cb;
+    if (g.p.rb != 1) pack(b, g.p.rb, 0, g.k, 1, 1, edge), b = edge;
+    column(m, g.k, g.p.alpha, g.a, step, b, g.p.beta,
            g.c + n * g.p.cc, g.p.rc);
   }
   if (g.packed)
@@ -221,13 +235,12 @@ static void block(void *job, long t) {
             g.c + j * g.p.cc);
   else if (g.p.width > NR || !n) row(g, n);
   else if (!r) panel(&g, m, n, g.a, step, g.b, g.p.rb, g.c);
-  else {
-    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge);
+  else
+    pack(g.b, g.p.rb, g.p.cb, g.k, n, NR, edge),
     panel(&g, m, n, g.a, step, edge, NR, g.c);
-  }
 }
 
-#line 798 "chapters/tensors/blas.md"
+#line 803 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
   long room = p->pack ? p->span * p->width * p->depth : 0;

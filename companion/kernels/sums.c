@@ -1,4 +1,4 @@
-/* Tangled from embeddings: edit there, `make tangle`. sha256:e052c8076c1d */
+/* Tangled from embeddings: edit there, `make tangle`. sha256:68c9ed5c1482 */
 #line 329 "chapters/gradients/embeddings.md"
 #include <string.h>
 
@@ -23,7 +23,7 @@ static void add_up(const struct job *g, long row, long j, long m) {
   for (long c = 0; c < m; c++) g->out[row * g->p.width + j + c] = sum[c];
 }
 
-#line 356 "chapters/gradients/embeddings.md"
+#line 358 "chapters/gradients/embeddings.md"
 static void part(void *job, long i) {
   const struct job *g = job;
   long row = g->p.rows * i / g->p.parts, width = g->p.width;
@@ -35,7 +35,7 @@ static void part(void *job, long i) {
       add_up(g, row, j, width - j < PIECE ? width - j : PIECE);
 }
 
-#line 371 "chapters/gradients/embeddings.md"
+#line 373 "chapters/gradients/embeddings.md"
 /* out[rows, width] = the sums of x[n, width] by their rows, at[n];
    `links` has room for rows + n numbers */
 void sum_rows(const struct sums *p, const REAL *x, const long *at,

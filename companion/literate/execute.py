@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:f95b8a44e525
+# Tangled from record: edit there, `make tangle`. sha256:618b65149417
 """Run a chapter's cells on its stage: the one source of outputs."""
 
 import datetime
@@ -10,19 +10,12 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import (
-    FIRST_COMPLETED,
-    Future,
-    ProcessPoolExecutor,
-    wait,
-)
+    FIRST_COMPLETED, Future, ProcessPoolExecutor, wait)
 from contextlib import contextmanager, suppress
 from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
 from functools import cache, cached_property
 from importlib.metadata import (
-    PackageNotFoundError,
-    distribution,
-    packages_distributions,
-)
+    PackageNotFoundError, distribution, packages_distributions)
 from importlib.util import find_spec
 from itertools import islice
 from multiprocessing import parent_process
@@ -34,33 +27,15 @@ from time import perf_counter
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import (
-    CellExecutionError,
-    CellTimeoutError,
-    DeadKernelError,
-)
+    CellExecutionError, CellTimeoutError, DeadKernelError)
 from nbformat.v4 import (
-    new_code_cell,
-    new_markdown_cell,
-    new_notebook,
-    new_output,
-)
+    new_code_cell, new_markdown_cell, new_notebook, new_output)
 
 from companion.literate.runtime import PREFIX
 from companion.literate.source import (
-    CONTENT_TAGS,
-    Book,
-    Cell,
-    Chapter,
-    SourceError,
-    compared,
-)
+    CONTENT_TAGS, Book, Cell, Chapter, SourceError, compared)
 from companion.literate.stage import (
-    chapter_parser,
-    chosen,
-    lent,
-    reported,
-    stage,
-)
+    chapter_parser, chosen, lent, reported, stage)
 from companion.literate.tangle import tangle, tangled
 from companion.literate.write import replace_file
 

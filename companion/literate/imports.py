@@ -1,9 +1,10 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:db9869a67739
+# Tangled from tangle: edit there, `make tangle`. sha256:b85d2ae231a0
 """Import statements: taken apart, merged, sorted, written."""
 
 import ast
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 
 
@@ -68,7 +69,10 @@ def statement(start: str, names: list[str]) -> list[str]:
     line = start + ", ".join(names)
     if len(line) <= 79:
         return [line]
-    return [f"{start}(", *[f"    {name}," for name in names], ")"]
+    indent = " " * 4
+    return [f"{start}(", *textwrap.wrap(
+        ", ".join(names) + ")", 79, initial_indent=indent,
+        subsequent_indent=indent)]
 
 
 def order(found: Import):

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2bf45b50e81b
+# Tangled from record: edit there, `make tangle`. sha256:ce7b84a915fc
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -18,15 +18,7 @@ from companion.literate.execute import EXECUTED, cached, code_cells
 from companion.literate.markdown import LINKS, link_parts, spans
 from companion.literate.names import names_in
 from companion.literate.source import (
-    Block,
-    Book,
-    Cell,
-    Chapter,
-    SourceError,
-    compared,
-    line_with,
-    read_book,
-)
+    Block, Book, Cell, Chapter, SourceError, compared, line_with, read_book)
 from companion.literate.stage import reported
 from companion.literate.tangle import Library, readable, tangle
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:89aa936871ae
+# Tangled from record: edit there, `make tangle`. sha256:fe5b9a73dabe
 """MyST as plain Markdown, for readers that know no directives."""
 
 import posixpath
@@ -14,13 +14,7 @@ from markdown_it.token import Token
 from pybtex.database import parse_file
 
 from companion.literate.source import (
-    MYST,
-    NO_FRONT,
-    Block,
-    Book,
-    Chapter,
-    blocks,
-)
+    MYST, NO_FRONT, Block, Book, Chapter, blocks)
 
 LINKS = ("link_open", "image")
 

@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:2a4103680af7
+# Tangled from record: edit there, `make tangle`. sha256:86b204de2bea
 """The record: each chapter as a notebook that Colab opens, nbval checks."""
 
 import re
@@ -7,23 +7,11 @@ from pathlib import Path
 
 import nbformat
 from nbformat.v4 import (
-    new_code_cell,
-    new_markdown_cell,
-    new_notebook,
-    new_output,
-)
+    new_code_cell, new_markdown_cell, new_notebook, new_output)
 
 from companion.literate.execute import (
-    RECORD,
-    Run,
-    as_notebook,
-    code_cells,
-    execute,
-    needs_gpu,
-    read_record,
-    tagged,
-    tags,
-)
+    RECORD, Run, as_notebook, code_cells, execute, needs_gpu, read_record,
+    tagged, tags)
 from companion.literate.markdown import Addresses, Page, addresses, page_of
 from companion.literate.runtime import PREFIX
 from companion.literate.source import Book, Chapter, compared, read_book

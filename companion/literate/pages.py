@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:419fe4643c60
+# Tangled from weave: edit there, `make tangle`. sha256:0f8d3d56d997
 """The pages no chapter writes: the library's sources, and its indexes."""
 
 import ast
@@ -14,19 +14,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from companion.literate.floors import FLOORS
 from companion.literate.loom import (
-    LOOM,
-    anchor_of,
-    cell_id,
-    cell_link,
-    code,
-    grouped,
-    hash_of,
-    link,
-    page_of,
-    paragraph,
-    uri,
-    where,
-)
+    LOOM, anchor_of, cell_id, cell_link, code, grouped, hash_of, link, page_of,
+    paragraph, uri, where)
 
 
 def ways_back(page, standing):

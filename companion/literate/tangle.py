@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:83a3f7f9de22
+# Tangled from tangle: edit there, `make tangle`. sha256:f07f84717ec1
 """Tangle: from the chapters' cells to the library's files."""
 
 import argparse
@@ -20,40 +20,16 @@ from typing import NamedTuple
 
 from companion.literate.csource import CARD, c_piece, check_source
 from companion.literate.floors import (
-    Link,
-    beside,
-    check_cycles,
-    check_floors,
-    floors,
-)
+    Link, beside, check_cycles, check_floors, floors)
 from companion.literate.imports import Import, import_block, imports_of
 from companion.literate.names import KNOWN, Use, line_of, names_in
 from companion.literate.origin import ORIGINS
 from companion.literate.pieces import (
-    Layout,
-    Piece,
-    alone,
-    as_entry,
-    check_python,
-    decorated,
-    is_entry,
-    open_table,
-    parse,
-    pieces,
-    table_entries,
-    tables_of,
-    without_decorator,
-)
+    Layout, Piece, alone, as_entry, check_python, decorated, is_entry,
+    open_table, parse, pieces, table_entries, tables_of, without_decorator)
 from companion.literate.source import (
-    Book,
-    Cell,
-    Chapter,
-    SourceError,
-    clash,
-    files_below,
-    read_book,
-    read_chapter,
-)
+    Book, Cell, Chapter, SourceError, clash, files_below, read_book,
+    read_chapter)
 from companion.literate.write import check, replace_file, with_header, write
 
 

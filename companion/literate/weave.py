@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:6c9017358990
+# Tangled from weave: edit there, `make tangle`. sha256:fd3d93cb0fed
 """Weave: a Sphinx extension that shows each cell's place in the library."""
 
 import ast
@@ -14,10 +14,7 @@ from textwrap import shorten
 
 from docutils import nodes
 from myst_nb.sphinx_ import (
-    HideCodeCellNode,
-    depart_HideCellInput,
-    visit_HideCellInput,
-)
+    HideCodeCellNode, depart_HideCellInput, visit_HideCellInput)
 from pygments.lexer import RegexLexer
 from pygments.lexers import CLexer, CudaLexer
 from pygments.token import Comment
@@ -25,16 +22,7 @@ from sphinx.errors import SphinxError
 
 from companion.literate.execute import RECORD, execute
 from companion.literate.loom import (
-    LOOM,
-    cell_id,
-    code,
-    link,
-    page_of,
-    paragraph,
-    record_of,
-    uri,
-    where,
-)
+    LOOM, cell_id, code, link, page_of, paragraph, record_of, uri, where)
 from companion.literate.pages import Identifiers, Modules, source_pages
 from companion.literate.source import SourceError
 

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:66eea35c6e45
+# Tangled from capture: edit there, `make tangle`. sha256:1c5900f05a95
 """Captured steps beside PyTorch's."""
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from companion.compiler.capture import jit
 from companion.layers import LayerNorm, Linear, Sequential
 from companion.losses import cross_entropy
 from companion.milestones.conv_bench import (
-    photograph_step,
-    torch_photograph_step,
-)
+    photograph_step, torch_photograph_step)
 from companion.milestones.gpt_bench import torch_step
 from companion.native import set_threads
 from companion.optim import SGD, AdamW

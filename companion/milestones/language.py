@@ -1,4 +1,4 @@
-# Tangled from language, capture: edit there, `make tangle`. sha256:5726c4dcd9db  # noqa: E501
+# Tangled from language, capture: edit there, `make tangle`. sha256:7d3c229850da  # noqa: E501
 from __future__ import annotations
 
 import time
@@ -21,20 +21,9 @@ from companion.tensor.indexing import cat
 from companion.tensor.random import Generator, manual_seed, randint
 from companion.tokenizer import CharTokenizer
 from companion.training import (
-    Observer,
-    ProgressBar,
-    Trainer,
-    evaluate,
-    warmup_cosine,
-)
+    Observer, ProgressBar, Trainer, evaluate, warmup_cosine)
 from companion.transformer import (
-    CONFIGS,
-    GPT,
-    Block,
-    GPTConfig,
-    next_token_loss,
-    windows,
-)
+    CONFIGS, GPT, Block, GPTConfig, next_token_loss, windows)
 
 LENGTH, MARK = 8, 10  # digits in a row; the token behind them
 

@@ -1,4 +1,4 @@
-# Tangled from mnist: edit there, `make tangle`. sha256:3b3bc35586e3
+# Tangled from mnist: edit there, `make tangle`. sha256:7d08837a5068
 from __future__ import annotations
 
 import time
@@ -17,13 +17,7 @@ from companion.optim import SGD
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed
 from companion.training import (
-    Observer,
-    ProgressBar,
-    Trainer,
-    accuracy,
-    evaluate,
-    one_cycle,
-)
+    Observer, ProgressBar, Trainer, accuracy, evaluate, one_cycle)
 
 
 def pixels(data: Arrays) -> Arrays:

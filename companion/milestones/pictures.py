@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:b5a6a20b3528
+# Tangled from pictures: edit there, `make tangle`. sha256:b7cd0b3ccfd4
 from __future__ import annotations
 
 import time
@@ -8,26 +8,10 @@ from typing import Any
 
 from companion.activations import relu
 from companion.convolution import (
-    AdaptiveAvgPool2d,
-    BatchNorm2d,
-    Conv2d,
-    Flatten,
-    avg_pool2d,
-    conv2d,
-)
+    AdaptiveAvgPool2d, BatchNorm2d, Conv2d, Flatten, avg_pool2d, conv2d)
 from companion.data import (
-    Arrays,
-    Batch,
-    Compose,
-    DataError,
-    DataLoader,
-    Normalize,
-    RandomFlip,
-    RandomShift,
-    Transform,
-    cifar10,
-    mnist,
-)
+    Arrays, Batch, Compose, DataError, DataLoader, Normalize, RandomFlip,
+    RandomShift, Transform, cifar10, mnist)
 from companion.dtype import float32
 from companion.layers import Linear, Module, Sequential, parameter, xavier
 from companion.losses import cross_entropy

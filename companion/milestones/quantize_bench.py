@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:4c148d0f2d0f
+# Tangled from quantization: edit there, `make tangle`. sha256:51bf0ed701f6
 """Products of few bits, beside floats and beside PyTorch's int8."""
 
 from __future__ import annotations
@@ -14,11 +14,7 @@ import numpy as np
 
 from companion.native import set_threads
 from companion.quantize import (
-    HalfWeight,
-    IntegerWeight,
-    QuantizedWeight,
-    Scheme,
-)
+    HalfWeight, IntegerWeight, QuantizedWeight, Scheme)
 from companion.tensor import Tensor, from_numpy
 from companion.timing import MISSING, compare, stamp
 

@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:14e503825e4f
+# Tangled from scaling: edit there, `make tangle`. sha256:c1912ecd7636
 """All-reduces beside gloo's, and training steps, on two processes."""
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ import numpy as np
 
 from companion.data import DataLoader
 from companion.distributed import (
-    DataParallel,
-    Group,
-    all_reduce,
-    clocked,
-    launch,
-    no_mpi,
-    spawn,
-)
+    DataParallel, Group, all_reduce, clocked, launch, no_mpi, spawn)
 from companion.optim import AdamW
 from companion.tensor.random import manual_seed, randint
 from companion.timing import MISSING, stamp, turns

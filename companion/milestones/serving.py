@@ -1,4 +1,4 @@
-# Tangled from serving: edit there, `make tangle`. sha256:29b02c94e6a7
+# Tangled from serving: edit there, `make tangle`. sha256:f26c3d723aa7
 from __future__ import annotations
 
 import inspect
@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -23,12 +24,7 @@ from companion.cache import Ahead, CachedGPT
 from companion.milestones.decode_bench import most_tokens
 from companion.milestones.generate import loaded
 from companion.milestones.language import (
-    Recipe,
-    Text,
-    learner,
-    letters_loss,
-    plays,
-)
+    Recipe, Text, learner, letters_loss, plays)
 from companion.milestones.report import Report, judged
 from companion.native import POOL
 from companion.quantize import lightened
@@ -51,27 +47,34 @@ def questions(text: Text, size: int, count: int) -> list[dict[str, Any]]:
             for seed, i in enumerate(starts)]
 
 
-def answer_times(url: str, question: dict[str, Any]) -> np.ndarray:
-    """Seconds to the first line of an answer, and to its last."""
-    start, times, letters = time.perf_counter(), [], 0
+def letter_times(url: str, question: dict[str, Any]) -> np.ndarray:
+    """Seconds until each letter of an answer is there, (tokens,)."""
+    start, times = time.perf_counter(), list[float]()
     for line in ask(url, **question):
-        times.append(time.perf_counter() - start)
-        letters += len(line.get("text", ""))
-    if letters != question["tokens"]:
+        letters = len(line.get("text", ""))
+        times += [time.perf_counter() - start] * letters
+    if len(times) != question["tokens"]:
         raise RuntimeError(f"{url}: expected {question['tokens']} letters, "
-                           f"got {letters}")
-    return np.array([times[0], times[-1]])
+                           f"got {len(times)}")
+    return np.array(times)
+
+
+def heard(url: str, clients: int,
+          asked: list[dict[str, Any]]) -> tuple[float, np.ndarray]:
+    """Seconds until all have their answers, and of each answer until its
+    letters are there, (answers, tokens)."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(clients) as people:
+        found = list(people.map(partial(letter_times, url), asked))
+    return time.perf_counter() - start, np.array(found)
 
 
 def load(url: str, clients: int, asked: list[dict[str, Any]],
          ) -> dict[str, float]:
     """Tokens a second of all clients together; milliseconds of one."""
-    start = time.perf_counter()
-    with ThreadPoolExecutor(clients) as people:
-        found = list(people.map(lambda one: answer_times(url, one), asked))
-    seconds = time.perf_counter() - start
-    first, last = 1e3 * np.array(found).T
-    return {"tok/s": sum(one["tokens"] for one in asked) / seconds,
+    seconds, times = heard(url, clients, asked)
+    first, last = 1e3 * times[:, 0], 1e3 * times[:, -1]
+    return {"tok/s": times.size / seconds,
             "first ms": float(np.median(first)),
             "p50 ms": float(np.percentile(last, 50)),
             "p99 ms": float(np.percentile(last, 99))}

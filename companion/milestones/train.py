@@ -1,4 +1,4 @@
-# Tangled from language, scaling: edit there, `make tangle`. sha256:973253bb8f22  # noqa: E501
+# Tangled from language, scaling: edit there, `make tangle`. sha256:06e6db94758e  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -20,24 +20,13 @@ from typing import Any, NamedTuple
 from companion.device import DEVICES, DRIVERS
 from companion.distributed import Group, barrier, parallel, world
 from companion.milestones.language import (
-    RECIPES,
-    Recipe,
-    Text,
-    held_loss,
-    learner,
-    plays,
-)
+    RECIPES, Recipe, Text, held_loss, learner, plays)
 from companion.native import POOL
 from companion.tensor.random import Generator
 from companion.timing import machine
 from companion.training import (
-    EarlyStopping,
-    Observer,
-    ProgressBar,
-    Trainer,
-    plot_history,
-    write_atomically,
-)
+    EarlyStopping, Observer, ProgressBar, Trainer, plot_history,
+    write_atomically)
 from companion.transformer import GPT, spoken
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:c420bb135fa1
+# Tangled from vocabulary: edit there, `make tangle`. sha256:4f24c3644a9f
 """PyTorch's nn.functional: what is not a method, under its name."""
 
 from __future__ import annotations
@@ -13,14 +13,7 @@ from companion.dtype import float64, int64
 from companion.layers import Dropout
 from companion.losses import apply_reduction, matched
 from companion.tensor import (
-    Scalar,
-    Tensor,
-    as_int,
-    axis_of,
-    smooth,
-    torch_names,
-    unpack_ints,
-)
+    Scalar, Tensor, as_int, axis_of, smooth, torch_names, unpack_ints)
 from companion.tensor.along import pick
 from companion.tensor.arithmetic import maximum_of, minimum_of
 from companion.tensor.creation import arange, zeros_like

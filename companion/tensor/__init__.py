@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, vocabulary: edit there, `make tangle`. sha256:868fc8d88c53  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:db32a381a7de  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -17,60 +17,16 @@ from typing import Any, NoReturn, TypeVar
 import numpy as np
 
 from companion.autograd import (
-    RECORDING,
-    Record,
-    check_rule,
-    no_grad,
-    recording,
-    remember,
-    sweep,
-    version,
-)
+    RECORDING, Record, check_rule, no_grad, recording, remember, sweep,
+    version)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
 from companion.dtype import (
-    DType,
-    as_dtype,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int32,
-    int64,
-)
+    DType, as_dtype, bfloat16, bool_, float16, float32, float64, int32, int64)
 from companion.ops import (
-    ADD,
-    CAST,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FLIP,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WRITE,
-    Op,
-    check_kind,
-    known,
-    reduced,
-)
+    ADD, CAST, EQUAL, ERF, EXP, EXPAND, FLIP, GATHER, IDIV, LESS, LOG, MATMUL,
+    MAX, MOD, MUL, PAD, PERMUTE, POW, RESHAPE, SCATTER, SHRINK, SIN, SQRT, SUB,
+    SUM, WRITE, Op, check_kind, known, reduced)
 from companion.view import Shape
 
 Scalar = bool | int | float
@@ -374,7 +330,7 @@ class Tensor:
 
     def broadcast(self, shape: Shape) -> Tensor:
         """The elements repeated to fill `shape`: an EXPAND, or nothing."""
-        if shape == self.shape:
+        if shape == self.buffer.view.shape:
             return self
         return Tensor.apply(EXPAND, self, arg=shape)
 
@@ -929,15 +885,17 @@ class Tensor:
     def tanh(self) -> Tensor:
         """Through exp(-2|x|); near 0, Cephes' rational (Moshier, 1989)."""
         x = as_float(self)
-        e = (x.abs() * -2).exp()
-        far = (1 - e) / (1 + e) * x.sign()
+        size = x.abs()
+        e = (size * -2).exp()
+        far = (1 - e) / (1 + e)
+        far = where(x < 0, -far, far)
         # Clamped, or the branch not chosen would overflow far from 0, and
         # its gradient be 0 * infinity.
         near = x.clamp(-0.625, 0.625)
         square = near * near
         bend = (polynomial(square, TANH_NUMERATOR)
                 / polynomial(square, TANH_DENOMINATOR))
-        return where(x.abs() < 0.625, near * (1 + square * bend), far)
+        return where(size < 0.625, near * (1 + square * bend), far)
 
     @torch_names
     def softmax(self, axis: int, dtype: DType | None = None) -> Tensor:
@@ -993,15 +951,21 @@ class Tensor:
         return self.record is None
 
     def backward(self, gradient: Tensor | None = None,
-                 retain_graph: bool = False,
-                 create_graph: bool = False) -> None:
-        """Add to the .grad of every leaf this was computed from."""
+                 retain_graph: bool = False, create_graph: bool = False,
+                 finished: Callable[[Tensor], Any] | None = None) -> None:
+        """Add to the .grad of every leaf this was computed from.
+
+        `finished(leaf)` is called when the .grad of a leaf is complete.
+        It may read that, and write to nothing: the walk goes on.
+        """
         seed, taken = initial_gradient(self, gradient), set[int]()
         with recording(create_graph):
             for x, g in sweep(self, seed, retain_graph or create_graph):
                 if x.is_leaf:
                     g = g if x.grad is None else x.grad + g
                     x.grad = writable_gradient(g, taken)
+                    if finished:
+                        finished(x)
 
     def detach(self) -> Tensor:
         """The same memory, with no past and no wish for a gradient."""
@@ -1854,86 +1818,22 @@ sys.modules[Tensor.__module__].__class__ = Package
 
 # The rooms import what stands above: they are read last.
 from companion.tensor.along import (
-    Sorted,
-    check_vector,
-    chosen,
-    fitted,
-    grown,
-    last_largest,
-    last_writer,
-    order,
-    order_keys,
-    pick,
-    put,
-    running_sums,
-    scan,
-    source,
-)
+    Sorted, check_vector, chosen, fitted, grown, last_largest, last_writer,
+    order, order_keys, pick, put, running_sums, scan, source)
 from companion.tensor.arithmetic import (
-    BEYOND,
-    PRODUCTS,
-    TANH_DENOMINATOR,
-    TANH_NUMERATOR,
-    angle,
-    arctan,
-    arsinh,
-    artanh,
-    bitwise_and,
-    bitwise_op,
-    bitwise_or,
-    bitwise_xor,
-    divided,
-    has_minus,
-    integer_power,
-    largest_number,
-    maximum_of,
-    minimum_of,
-    odd,
-    order_reversed,
-    polynomial,
-    quotient,
-    shifted_left,
-    shifted_right,
-)
+    BEYOND, PRODUCTS, TANH_DENOMINATOR, TANH_NUMERATOR, angle, arctan, arsinh,
+    artanh, bitwise_and, bitwise_op, bitwise_or, bitwise_xor, divided,
+    has_minus, integer_power, largest_number, maximum_of, minimum_of, odd,
+    order_reversed, polynomial, quotient, shifted_left, shifted_right)
 from companion.tensor.creation import arange, diagonal_offsets, ones_like
 from companion.tensor.gradients import (
-    check_leaving,
-    check_overwrite,
-    initial_gradient,
-    writable_gradient,
-)
+    check_leaving, check_overwrite, initial_gradient, writable_gradient)
 from companion.tensor.indexing import (
-    advanced_index,
-    as_index_entry,
-    as_source,
-    basic_index,
-    cat,
-    check_no_repeats,
-    coincide,
-    complete_index,
-    masks_to_indices,
-    where_mask,
-)
+    advanced_index, as_index_entry, as_source, basic_index, cat,
+    check_no_repeats, coincide, complete_index, masks_to_indices, where_mask)
 from companion.tensor.operands import (
-    align,
-    as_float,
-    as_operand,
-    as_tensor,
-    binary,
-    broadcast_shape,
-    common_dtype,
-    narrowed,
-    required_operand,
-    same_dtype,
-    where,
-    widened,
-)
+    align, as_float, as_operand, as_tensor, binary, broadcast_shape,
+    common_dtype, narrowed, required_operand, same_dtype, where, widened)
 from companion.tensor.random import multinomial
 from companion.tensor.reductions import (
-    constant_max,
-    detached,
-    merge_axes_last,
-    reduce,
-    reduced_size,
-    variance,
-)
+    constant_max, detached, merge_axes_last, reduce, reduced_size, variance)

@@ -1,4 +1,4 @@
-# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:2dfadead2b24  # noqa: E501
+# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:3150c2fa8cf0  # noqa: E501
 """What the operators say in primitives: /, **, &, where, maximum."""
 
 from __future__ import annotations
@@ -13,31 +13,24 @@ from companion.dtype import DType, bool_, float32, promote
 from companion.ops import AND, DIV, MAXIMUM, check_kind
 from companion.tensor import Tensor
 from companion.tensor.operands import (
-    align,
-    as_operand,
-    as_tensor,
-    common_dtype_and_shape,
-    dtype_and_shape,
-    first_device,
-    ready,
-    where,
-)
+    align, as_float, as_operand, as_tensor, common_dtype_and_shape,
+    dtype_and_shape, first_device, same_dtype, where)
 
 
 def quotient(x: Any, y: Any) -> Tensor:
     """x / y, in the float dtype where both meet."""
-    if ready(x, y) and x.dtype.is_float:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        x, y = as_operand(x, y), as_operand(y, x)
+        if x is None or y is None:
+            return NotImplemented
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        x, y = map(as_float, align(x, y))
         return Tensor.apply(DIV, x, y)
-    x, y = as_operand(x, y), as_operand(y, x)
-    if x is None or y is None:
-        return NotImplemented
     dtype, shape = common_dtype_and_shape(*map(dtype_and_shape, (x, y)))
     dtype = dtype if dtype.is_float else float32
     # Beside a number halves become float32: x / 1e7 has an answer in
     # float16, though 1e7 does not fit.
-    numbers = not (isinstance(x, Tensor) and isinstance(y, Tensor))
-    wide = promote(dtype, float32) if numbers else dtype
-    device = first_device(x, y)
+    wide, device = promote(dtype, float32), first_device(x, y)
     x, y = [as_tensor(t, wide, device, shape) for t in (x, y)]
     return Tensor.apply(DIV, x, y).cast(dtype)
 
@@ -67,7 +60,7 @@ def bitwise_op(rule: Callable[..., Tensor], x: Any, y: Any,
     x, y = as_operand(x, y), as_operand(y, x)
     if x is None or y is None:
         return NotImplemented
-    x, y = (x, y) if ready(x, y) else align(x, y)
+    x, y = align(x, y)
     check_kind("& | ^ << >>", x.dtype, kinds)
     return rule(x, y)
 
@@ -79,7 +72,8 @@ def maximum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
 
 def minimum_of(a: Any, b: Any, tie: int | None = None) -> Tensor:
     """min(a, b), by way of the reversed order."""
-    a, b = [order_reversed(x) for x in align(a, b)]
+    # Before they are stretched: a number is reversed once.
+    a, b = align(*map(order_reversed, same_dtype(a, b)))
     return order_reversed(Tensor.apply(MAXIMUM, a, b, arg=tie))
 
 

@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:c824f72b49b4
+# Tangled from indexing: edit there, `make tangle`. sha256:3b1b5338e1eb
 """x[i], x[1:5:2], x[rows], x[mask]: read, written, joined."""
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from companion.dtype import bool_, int64
 from companion.ops import FLIP, GATHER, RESHAPE, SHRINK
 from companion.tensor import Tensor, axis_of, torch_names
 from companion.tensor.operands import (
-    as_operand,
-    as_tensor,
-    required_operand,
-    same_dtype,
-    where,
-)
+    as_operand, as_tensor, required_operand, same_dtype, where)
 from companion.view import Shape
 
 Range = tuple[int, int, int]

@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:10f0de0cd392
+# Tangled from tensors: edit there, `make tangle`. sha256:0e7dc8dd5f16
 """How operands meet: in one shape, one dtype, on one device."""
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ import numpy as np
 
 from companion.device import CPU, Device
 from companion.dtype import (
-    DType,
-    bool_,
-    float32,
-    float64,
-    promote,
-    scalar_dtype,
-)
+    DType, bool_, float32, float64, promote, scalar_dtype)
 from companion.ops import CONST, EXPAND, WHERE, Op
 from companion.tensor import Scalar, Tensor, leaf
 from companion.view import Shape
@@ -103,6 +97,13 @@ def common_dtype_and_shape(*outlines: tuple[Any, Shape],
 
 def align(x: Tensor | Scalar, y: Tensor | Scalar) -> tuple[Tensor, Tensor]:
     """Both with one dtype and one shape, ready for a primitive."""
+    if (isinstance(x, Tensor) and isinstance(y, Tensor)
+            and x.buffer.dtype is y.buffer.dtype):
+        m, n = x.buffer.view.shape, y.buffer.view.shape
+        if m == n:
+            return x, y
+        shape = broadcast_shape(m, n)
+        return x.broadcast(shape), y.broadcast(shape)
     dtype, shape = common_dtype_and_shape(
         dtype_and_shape(x), dtype_and_shape(y))
     device = first_device(x, y)
@@ -125,21 +126,12 @@ def as_operand(value: Any, *beside: Any) -> Any:
     return None
 
 
-def ready(x: Any, y: Any) -> bool:
-    """Whether two operands are ready for a primitive as they are."""
-    return (isinstance(x, Tensor) and isinstance(y, Tensor)
-            and x.buffer.dtype is y.buffer.dtype
-            and x.buffer.view.shape == y.buffer.view.shape
-            and x.device is y.device)
-
-
 def binary(op: Op, x: Any, y: Any) -> Tensor:
     """`op` on two operands of any shapes and dtypes that meet."""
-    if ready(x, y):
-        return Tensor.apply(op, x, y)
-    x, y = as_operand(x, y), as_operand(y, x)
-    if x is None or y is None:
-        return NotImplemented
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        x, y = as_operand(x, y), as_operand(y, x)
+        if x is None or y is None:
+            return NotImplemented
     return Tensor.apply(op, *align(x, y))
 
 

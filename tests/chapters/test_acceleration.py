@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:6e7b11950eb3
+# Tangled from acceleration: edit there, `make tangle`. sha256:913e3d69334d
 from __future__ import annotations
 
 import math
@@ -12,21 +12,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from companion.accelerate import (
-    CHOICES,
-    GradScaler,
-    Product,
-    accumulate,
-    checkpoint,
-    computing_in,
-    fastest,
-    keep_winners,
-    products_of,
-    read_winners,
-    tune,
-    unforeseen,
-    winner,
-    winners_file,
-)
+    CHOICES, GradScaler, Product, accumulate, checkpoint, computing_in,
+    fastest, keep_winners, products_of, read_winners, tune, unforeseen, winner,
+    winners_file)
 from companion.activations import gelu
 from companion.autograd import RECORDING, no_grad
 from companion.blas import product
@@ -35,13 +23,7 @@ from companion.cache import Ahead
 from companion.compiler.capture import jit
 from companion.dtype import bfloat16, float32, float64, int64
 from companion.layers import (
-    Dropout,
-    LayerNorm,
-    Linear,
-    Module,
-    Sequential,
-    parameter,
-)
+    Dropout, LayerNorm, Linear, Module, Sequential, parameter)
 from companion.literate import message
 from companion.losses import cross_entropy
 from companion.optim import SGD
@@ -49,14 +31,7 @@ from companion.tensor import Tensor
 from companion.tensor.creation import ones
 from companion.tensor.gradients import grad, gradcheck
 from companion.tensor.random import (
-    KEYS,
-    Generator,
-    manual_seed,
-    own_key,
-    rand,
-    randint,
-    randn,
-)
+    KEYS, Generator, manual_seed, own_key, rand, randint, randn)
 from companion.timing import FORK
 from companion.transformer import GPT, GPTConfig
 from companion.view import View

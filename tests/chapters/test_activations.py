@@ -1,4 +1,4 @@
-# Tangled from activations: edit there, `make tangle`. sha256:07cb3820ccea
+# Tangled from activations: edit there, `make tangle`. sha256:504a19f342a4
 from __future__ import annotations
 
 import math
@@ -11,7 +11,7 @@ from companion.device import CPU, erf
 from companion.dtype import DTYPES, bfloat16, float16, float32, float64
 from companion.native import POOL, set_threads
 from companion.ops import FAMILIES, GATHER, WRITE
-from companion.tensor import Tensor
+from companion.tensor import Tensor, from_numpy
 from companion.tensor.creation import zeros
 from companion.tensor.operands import where
 from companion.tensor.random import manual_seed, randn
@@ -185,14 +185,44 @@ def test_loops_in_c_agree_with_numpy_on_every_view():
     for dtype in (np.float32, np.float64, np.int32):
         a = draw.integers(1, 9, (8, 40, 32)).astype(dtype)
         for left in arranged(a):
-            x = Tensor(left)
+            x = from_numpy(left)
             if dtype is not np.int32:
                 assert np.allclose(x.exp().numpy(), np.exp(left), 1e-6)
             for right in (v for v in arranged(a) if v.shape == left.shape):
-                y = Tensor(right)
+                y = from_numpy(right)
                 assert ((x + y).numpy() == left + right).all()
                 assert ((x - y).numpy() == left - right).all()
                 assert ((x * y).numpy() == left * right).all()
+                most = np.maximum(left, right)
+                assert (x.maximum(y).numpy() == most).all()
+
+
+def test_where_agrees_with_numpy_on_every_view_and_moves_bits():
+    draw = np.random.default_rng(5)
+    for dtype in (np.float32, np.float64, np.int32, np.int64, np.float16):
+        a = draw.integers(1, 9, (8, 40, 32)).astype(dtype)
+        bits = f"u{a.itemsize}"
+        a.view(bits)[0] |= ~np.array(0, bits) << 3  # NaNs with payloads
+        mask = draw.random(a.shape) < 0.5
+        for left, chosen in zip(arranged(a), arranged(mask)):
+            for right in (v for v in arranged(a) if v.shape == left.shape):
+                whole = mask if mask.shape == left.shape else chosen
+                for m in whole, chosen:
+                    found = where(from_numpy(m), from_numpy(left),
+                                  from_numpy(right)).numpy()
+                    expected = np.where(m, left, right)
+                    assert found.tobytes() == expected.tobytes()
+
+
+def test_the_larger_of_two_is_nan_where_either_is():
+    x = np.linspace(-3, 3, 5000, dtype=np.float32)
+    bad = x.copy()
+    bad[::7] = math.nan
+    for a, b in ((x, bad), (bad, x), (bad, bad), (-x, x)):
+        found = from_numpy(a).maximum(from_numpy(b)).numpy()
+        np.testing.assert_array_equal(found, np.maximum(a, b))
+    clamped = from_numpy(bad).clamp(-1, 1).numpy()
+    np.testing.assert_array_equal(clamped, np.clip(bad, -1, 1))
 
 
 def test_folds_agree_with_numpy_on_every_view():
@@ -218,7 +248,8 @@ def test_loops_give_the_same_bits_on_any_number_of_threads():
     x, before, found = randn(3, 70_001), POOL.threads, set()
     for threads in (1, 2, 5):
         set_threads(threads)
-        parts = x.sum(), x.sum(0), x.max(1), x.exp(), x - x[:, :1], x.erf()
+        parts = (x.sum(), x.sum(0), x.max(1), x.exp(), x - x[:, :1], x.erf(),
+                 x.maximum(0.5), where(x > 0, x, 1.0))
         found.add(b"".join(y.numpy().tobytes() for y in parts))
     set_threads(before)
     assert len(found) == 1

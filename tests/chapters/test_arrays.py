@@ -1,4 +1,4 @@
-# Tangled from arrays: edit there, `make tangle`. sha256:ff8e043b2e76
+# Tangled from arrays: edit there, `make tangle`. sha256:3641817a3f11
 from __future__ import annotations
 
 import ast
@@ -11,14 +11,7 @@ from hypothesis import given, settings, strategies as st
 
 from companion.buffer import Buffer, adopt, format_array, from_dlpack
 from companion.dtype import (
-    DTYPES,
-    bfloat16,
-    bool_,
-    float64,
-    int8,
-    int32,
-    promote,
-)
+    DTYPES, bfloat16, bool_, float64, int8, int32, promote)
 from companion.literate import message
 from companion.view import View
 

@@ -1,4 +1,4 @@
-# Tangled from attention: edit there, `make tangle`. sha256:c1ae5e135024
+# Tangled from attention: edit there, `make tangle`. sha256:56493b3568a8
 from __future__ import annotations
 
 import importlib.util
@@ -10,13 +10,8 @@ from importlib import import_module
 import numpy as np
 
 from companion.attention import (
-    MultiHeadAttention,
-    attention_weights,
-    causal_mask,
-    kept_weights,
-    scaled_dot_product_attention,
-    stacked,
-)
+    MultiHeadAttention, attention_weights, causal_mask, kept_weights,
+    scaled_dot_product_attention, stacked)
 from companion.autograd import seen_by
 from companion.buffer import Buffer
 from companion.device import CPU, numpy_attention, numpy_attention_back

@@ -1,4 +1,4 @@
-# Tangled from autograd: edit there, `make tangle`. sha256:8d0296135afc
+# Tangled from autograd: edit there, `make tangle`. sha256:5cdd6ce131b7
 from __future__ import annotations
 
 import math
@@ -16,45 +16,12 @@ from companion.dtype import bool_, float16, float32, float64, int64
 from companion.layers import Linear
 from companion.literate import message
 from companion.ops import (
-    ADD,
-    AND,
-    CAST,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    EXPAND,
-    FAMILIES,
-    FLIP,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-)
+    ADD, AND, CAST, DIV, EQUAL, ERF, EXP, EXPAND, FAMILIES, FLIP, GATHER, IDIV,
+    LESS, LOG, MATMUL, MAX, MAXIMUM, MOD, MUL, PAD, PERMUTE, POW, RESHAPE,
+    SCATTER, SHRINK, SIN, SQRT, SUB, SUM, WHERE)
 from companion.tensor import Tensor
 from companion.tensor.creation import (
-    arange,
-    ones,
-    ones_like,
-    zeros,
-    zeros_like,
-)
+    arange, ones, ones_like, zeros, zeros_like)
 from companion.tensor.gradients import grad, gradcheck, hessian_product
 from companion.tensor.random import rand
 

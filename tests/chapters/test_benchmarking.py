@@ -1,4 +1,4 @@
-# Tangled from benchmarking: edit there, `make tangle`. sha256:07eb3e3aa9b0
+# Tangled from benchmarking: edit there, `make tangle`. sha256:ba3a187573ec
 from __future__ import annotations
 
 import math
@@ -9,17 +9,8 @@ import numpy as np
 
 from companion.literate import message
 from companion.suite import (
-    TASKS,
-    Refused,
-    attempt,
-    check_run,
-    coins,
-    in_turn,
-    interval,
-    rehearsal,
-    times,
-    verdict,
-)
+    TASKS, Refused, attempt, check_run, coins, in_turn, interval, rehearsal,
+    times, verdict)
 
 
 def test_the_interval_covers():

@@ -1,4 +1,4 @@
-# Tangled from blas: edit there, `make tangle`. sha256:3c711dc341e5
+# Tangled from blas: edit there, `make tangle`. sha256:2c0dd0776247
 from __future__ import annotations
 
 import contextlib
@@ -12,16 +12,9 @@ from hypothesis import given, settings, strategies as st
 
 from companion.benchmark import EAGER, calls
 from companion.blas import (
-    LAYOUT,
-    MR,
-    POLICIES,
-    Blocking,
-    blocking,
-    gemm,
-    plan,
-    product,
-)
+    FLAVOURS, LAYOUT, MR, POLICIES, Blocking, blocking, gemm, plan, product)
 from companion.buffer import adopt
+from companion.dtype import float32, float64
 from companion.native import POOL, TOLD, compiler, cpu, kernel
 from companion.tensor import Tensor
 from companion.tensor.random import rand
@@ -86,13 +79,16 @@ def levels_of_x86():
 
 
 def test_every_width_of_vector():
-    a = np.random.default_rng(0).integers(-9, 10, (70, 90)).astype("f4")
-    for level in levels_of_x86():
-        library = kernel("kernels/sgemm.c", f"-march={level}")
+    whole = np.random.default_rng(0).integers(-9, 10, (70, 90))
+    for level, dtype in [(level, dtype) for level in levels_of_x86()
+                         for dtype in (float32, float64)]:
+        library = kernel("kernels/sgemm.c", f"-march={level}",
+                         *FLAVOURS[dtype])
+        a = whole.astype(dtype.numpy)
         for n in (1, 17, 65, 70):
-            c = np.full((70, n), np.nan, np.float32)
+            c = np.full((70, n), np.nan, dtype.numpy)
             views = [adopt(x).view for x in (a, a.T[:, :n], c)]
-            job = plan(*views, 1.0, 0.0, blocking(library, 4), 2)
+            job = plan(*views, 1.0, 0.0, blocking(library, dtype.itemsize), 2)
             library.sgemm.argtypes = [ctypes.c_void_p] * 4
             library.sgemm(job, *[adopt(x).address
                                  for x in (a, a.T[:, :n], c)])

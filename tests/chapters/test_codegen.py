@@ -1,4 +1,4 @@
-# Tangled from codegen: edit there, `make tangle`. sha256:c93ff4a411e5
+# Tangled from codegen: edit there, `make tangle`. sha256:4354f3f6e513
 from __future__ import annotations
 
 import math
@@ -10,13 +10,40 @@ from companion.compiler.lazy import Lazy
 from companion.compiler.loops import Loops
 from companion.compiler.program import arena, compile_graph
 from companion.compiler.render import C_CODE, Writer
-from companion.compiler.schedule import prepared, schedule
+from companion.compiler.schedule import Call, prepared, schedule
 from companion.device import CPU
 from companion.dtype import float32
 from companion.literate import message
 from companion.native import POOL, CompileError, set_threads
 from companion.ops import EXP
 from companion.tensor import Tensor
+from companion.tensor.operands import where
+
+
+def test_a_patch_writes_where_its_mask_holds():
+    draw, lazy = np.random.default_rng(0), Lazy(CPU)
+    w, v = [Tensor(draw.random((6, 4)), device=lazy) for _ in "wv"]
+    mask = Tensor(np.arange(6) % 2 == 0, device=lazy).unsqueeze(1)
+    asked = [where(mask, v, w), where(mask, w, v), w @ v.T]
+    roots = [t.buffer.node for t in asked]
+    want = [np.array(t.numpy()) for t in asked]
+    program = compile_graph(roots, {0: w.buffer.node, 1: v.buffer.node})
+    assert isinstance(program.steps[0], Call)  # the product goes first
+    assert len(program.plan.patched) == 2 and not program.plan.copies
+    for found, wanted in zip(program(), want):
+        assert np.allclose(found.array, wanted)
+
+
+def test_what_reads_a_patch_comes_behind_it():
+    w = Tensor(np.random.default_rng(0).random((6, 4)), device=Lazy(CPU))
+    new = where(w < 0.5, w + 1, w)
+    asked = [new, new @ new.T, new.exp()]
+    roots = [t.buffer.node for t in asked]
+    want = [np.array(t.numpy()) for t in asked]
+    program = compile_graph(roots, {0: w.buffer.node})
+    assert program.plan.copies and not program.plan.patched
+    for found, wanted in zip(program(), want):
+        assert np.allclose(found.array, wanted)
 
 
 def results(*tensors: Tensor) -> list[np.ndarray]:

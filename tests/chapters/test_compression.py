@@ -1,4 +1,4 @@
-# Tangled from compression: edit there, `make tangle`. sha256:048a44cc9764
+# Tangled from compression: edit there, `make tangle`. sha256:d2554d40f9dc
 from __future__ import annotations
 
 import math
@@ -11,31 +11,11 @@ from companion.activations import relu
 from companion.autograd import no_grad
 from companion.compiler.capture import jit
 from companion.compress import (
-    CSR,
-    Masks,
-    SparseLinear,
-    distilled,
-    layerwise,
-    low_rank,
-    magnitude,
-    pareto_front,
-    prunable,
-    saved_bytes,
-    shrunk,
-    strongest,
-    svd,
-    two_of_four,
-    unit_masks,
-)
+    CSR, Masks, SparseLinear, distilled, layerwise, low_rank, magnitude,
+    pareto_front, prunable, saved_bytes, shrunk, strongest, svd, two_of_four,
+    unit_masks)
 from companion.convolution import (
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    Flatten,
-    MaxPool2d,
-)
+    AvgPool2d, BatchNorm1d, BatchNorm2d, Conv1d, Conv2d, Flatten, MaxPool2d)
 from companion.data import Arrays, DataLoader
 from companion.dtype import bool_
 from companion.layers import Dropout, LayerNorm, Linear, Sequential

@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:5641d3849f37
+# Tangled from convolution: edit there, `make tangle`. sha256:fc49e11ccd7c
 from __future__ import annotations
 
 import math
@@ -6,23 +6,9 @@ import math
 import numpy as np
 
 from companion.convolution import (
-    AdaptiveAvgPool2d,
-    AvgPool2d,
-    BatchNorm1d,
-    BatchNorm2d,
-    Conv1d,
-    Conv2d,
-    ConvTranspose2d,
-    Dropout2d,
-    Flatten,
-    MaxPool2d,
-    adaptive_avg_pool2d,
-    avg_pool2d,
-    conv1d,
-    conv2d,
-    conv_transpose2d,
-    max_pool2d,
-)
+    AdaptiveAvgPool2d, AvgPool2d, BatchNorm1d, BatchNorm2d, Conv1d, Conv2d,
+    ConvTranspose2d, Dropout2d, Flatten, MaxPool2d, adaptive_avg_pool2d,
+    avg_pool2d, conv1d, conv2d, conv_transpose2d, max_pool2d)
 from companion.device import CPU, convolve_by_columns
 from companion.dtype import float16, float32, float64
 from companion.literate import message
@@ -260,7 +246,8 @@ def test_pools_have_the_values_of_their_windows():
         low = np.pad(x, edges, constant_values=-np.inf)
         zero, inside = np.pad(x, edges), np.pad(np.ones_like(x), edges)
         y = [f(Tensor(x), k, s, p).numpy() for f in (max_pool2d, avg_pool2d)]
-        bare = avg_pool2d(Tensor(x), k, s, p, False).numpy()
+        bare = avg_pool2d(Tensor(x), k, s, p,
+                          count_include_pad=False).numpy()
         for i, j in np.ndindex(*y[0].shape[2:]):
             at = (..., slice(i * s, i * s + k), slice(j * s, j * s + k))
             assert (y[0][..., i, j] == low[at].max((2, 3))).all()
@@ -272,6 +259,25 @@ def test_pools_have_the_values_of_their_windows():
         window = x[..., i * 7 // 3:-(-(i + 1) * 7 // 3),
                    j * 8 // 5:-(-(j + 1) * 8 // 5)]
         assert np.allclose(y[..., i, j], window.mean((2, 3)))
+
+
+def test_one_more_window_may_hang_over():
+    """It begins on a pixel, or it is none; it counts what is there."""
+    x = Tensor([1.0, 2.0, 3.0, 4.0, 5.0]).reshape(1, 1, 1, 5)
+    for kernel, stride, padding, largest, means in (
+            (2, 2, 0, [2, 4, 5], [1.5, 3.5, 5]),
+            (3, 3, 0, [3, 5], [2, 4.5]),
+            (3, 3, 1, [2, 5], [1, 4]), (2, 3, 1, [1, 4], [0.5, 3.5]),
+            (1, 3, 0, [1, 4], [1, 4]), (6, 2, 0, [5], [3])):
+        how = (1, kernel), (1, stride), (0, padding)
+        found = [f(x, *how, ceil_mode=True).flatten().tolist()
+                 for f in (max_pool2d, avg_pool2d)]
+        assert found == [largest, means], (how, found)
+    x = rand(1, 2, 5, 6, dtype=float64).requires_grad_()
+    for f in (MaxPool2d(2, ceil_mode=True), AvgPool2d(
+            (2, 4), padding=(1, 2), ceil_mode=True, count_include_pad=False),
+            AvgPool2d(2, 3, 1, ceil_mode=True)):
+        gradcheck(f, x)
 
 
 def test_what_is_not_finite_stays_in_its_windows():

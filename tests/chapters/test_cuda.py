@@ -1,21 +1,11 @@
-# Tangled from cuda: edit there, `make tangle`. sha256:6532ac16964f
+# Tangled from cuda: edit there, `make tangle`. sha256:09fdb8a53f17
 from __future__ import annotations
 
 import numpy as np
 
 from companion.cuda import (
-    Emulator,
-    Traffic,
-    Usage,
-    check_marks,
-    cuda_cell,
-    numbered,
-    on_card,
-    races,
-    read_usage,
-    trace,
-    traffic,
-)
+    Emulator, Traffic, Usage, check_marks, cuda_cell, numbered, on_card, races,
+    read_usage, trace, traffic)
 from companion.dtype import bfloat16
 from companion.native import complaint
 

@@ -1,4 +1,4 @@
-# Tangled from data: edit there, `make tangle`. sha256:c5b4dca4e8ea
+# Tangled from data: edit there, `make tangle`. sha256:f5da3174d162
 from __future__ import annotations
 
 import contextlib
@@ -17,10 +17,7 @@ import threading
 import time
 import traceback
 from concurrent.futures import (
-    BrokenExecutor,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-)
+    BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor)
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from unittest import mock
@@ -29,28 +26,9 @@ from urllib.error import HTTPError
 import numpy as np
 
 from companion.data import (
-    CHECKSUMS,
-    DRAWN,
-    MIRRORS,
-    RECORD,
-    Arrays,
-    Chance,
-    Compose,
-    DataError,
-    DataLoader,
-    Normalize,
-    RandomFlip,
-    RandomShift,
-    Unreachable,
-    cifar10,
-    collate,
-    drawn_digits,
-    mnist,
-    names,
-    obtain,
-    read_idx,
-    shakespeare,
-)
+    CHECKSUMS, DRAWN, MIRRORS, RECORD, Arrays, Chance, Compose, DataError,
+    DataLoader, Normalize, RandomFlip, RandomShift, Unreachable, cifar10,
+    collate, drawn_digits, mnist, names, obtain, read_idx, shakespeare)
 from companion.device import CPU, try_copy_rows
 from companion.dtype import float32, int32, int64, uint8
 from companion.layers import Linear, Sequential

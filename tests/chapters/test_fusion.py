@@ -1,4 +1,4 @@
-# Tangled from fusion: edit there, `make tangle`. sha256:bbbb78c8747a
+# Tangled from fusion: edit there, `make tangle`. sha256:8ef74d266cd3
 from __future__ import annotations
 
 import math
@@ -12,45 +12,15 @@ from companion.attention import attention_weights
 from companion.compiler.graph import OpNode, interpret
 from companion.compiler.lazy import Lazy, realize
 from companion.compiler.lower import (
-    Guard,
-    Index,
-    Lowering,
-    Scalar,
-    Var,
-    address_of,
-    as_item,
-    lower,
-    stripped,
-)
+    Guard, Index, Lowering, Scalar, Var, address_of, as_item, lower, stripped)
 from companion.compiler.schedule import (
-    Call,
-    Kernel,
-    Step,
-    prepared,
-    schedule,
-    traffic,
-)
+    Call, Kernel, Step, prepared, schedule, traffic)
 from companion.device import CPU
 from companion.dtype import float32
 from companion.layers import LayerNorm
 from companion.ops import (
-    ADD,
-    BUFFER,
-    CONST,
-    EXPAND,
-    FLIP,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MUL,
-    PAD,
-    PERMUTE,
-    RESHAPE,
-    SHRINK,
-    SIN,
-    SUM,
-    Op,
-)
+    ADD, BUFFER, CONST, EXPAND, FLIP, MATMUL, MAX, MAXIMUM, MUL, PAD, PERMUTE,
+    RESHAPE, SHRINK, SIN, SUM, Op)
 from companion.optim import AdamW, decay_groups
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed

@@ -1,4 +1,4 @@
-# Tangled from gpu: edit there, `make tangle`. sha256:08eca689d19c
+# Tangled from gpu: edit there, `make tangle`. sha256:53dab6685437
 from __future__ import annotations
 
 import copy
@@ -12,33 +12,9 @@ from companion.dtype import int32
 from companion.gpu import GPU, prefetch
 from companion.literate import message
 from companion.ops import (
-    ADD,
-    CAST,
-    DIV,
-    EQUAL,
-    ERF,
-    EXP,
-    FLIP,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PAD,
-    PERMUTE,
-    SCATTER,
-    SIN,
-    SQRT,
-    SUB,
-    SUM,
-    WHERE,
-    WRITE,
-    Op,
-)
+    ADD, CAST, DIV, EQUAL, ERF, EXP, FLIP, GATHER, IDIV, LESS, LOG, MATMUL,
+    MAX, MAXIMUM, MOD, MUL, PAD, PERMUTE, SCATTER, SIN, SQRT, SUB, SUM, WHERE,
+    WRITE, Op)
 from companion.tensor import Tensor
 from companion.tensor.random import Generator
 

@@ -1,4 +1,4 @@
-# Tangled from graphs: edit there, `make tangle`. sha256:62b53ff35e48
+# Tangled from graphs: edit there, `make tangle`. sha256:e6773627c415
 from __future__ import annotations
 
 import math
@@ -12,13 +12,7 @@ import numpy as np
 
 from companion.compiler.draw import columns, draw, rows, steps
 from companion.compiler.graph import (
-    INTERNING,
-    NODES,
-    OpNode,
-    constant,
-    interpret,
-    toposort,
-)
+    INTERNING, NODES, OpNode, constant, interpret, toposort)
 from companion.compiler.lazy import Lazy
 from companion.device import CPU, DEVICES, Device
 from companion.dtype import DTYPES, bool_, float32, float64, int64, uint8
@@ -117,6 +111,15 @@ def test_the_library_runs_as_on_the_cpu():
         assert found.device is device and found.dtype is expected.dtype
         assert np.array_equal(found.numpy(), expected.numpy())
         assert str(found) == str(expected)
+
+
+def test_what_is_brought_begins_at_a_line():
+    for shape in ((), (0, 3), (3,), (5, 7)):
+        x = np.ones(shape, np.float32).T
+        held = Tensor(x, device=Lazy(CPU)).buffer.node.arg
+        assert held.view.is_dense
+        assert held.address % 64 == 0 or x.size == 0
+        assert np.array_equal(held.array, x)
 
 
 def test_a_write_is_a_new_value():

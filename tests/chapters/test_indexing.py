@@ -1,4 +1,4 @@
-# Tangled from indexing: edit there, `make tangle`. sha256:0c65bd236564
+# Tangled from indexing: edit there, `make tangle`. sha256:5631c6b6b7a6
 from __future__ import annotations
 
 import math
@@ -14,15 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from companion.device import Device
 from companion.dtype import (
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int64,
-    uint8,
-)
+    bfloat16, bool_, float16, float32, float64, int8, int64, uint8)
 from companion.literate import message
 from companion.ops import RANDOM, SCATTER
 from companion.tensor import Tensor, from_numpy

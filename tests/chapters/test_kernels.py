@@ -1,18 +1,11 @@
-# Tangled from kernels: edit there, `make tangle`. sha256:a858309f2156
+# Tangled from kernels: edit there, `make tangle`. sha256:347630b72416
 from __future__ import annotations
 
 import ml_dtypes
 import numpy as np
 
 from companion.cuda import (
-    Emulator,
-    Usage,
-    kernel_text,
-    occupancy,
-    races,
-    trace,
-    traffic,
-)
+    Emulator, Usage, kernel_text, occupancy, races, trace, traffic)
 
 ORDERS = (1, -1, 1234)
 

@@ -1,4 +1,4 @@
-# Tangled from language: edit there, `make tangle`. sha256:23f5cc97b3fb
+# Tangled from language: edit there, `make tangle`. sha256:9a14ea33dc7d
 from __future__ import annotations
 
 import signal
@@ -8,17 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from companion.milestones.language import (
-    MARK,
-    RECIPES,
-    Alone,
-    Recipe,
-    held_loss,
-    letters_loss,
-    reversal,
-    reverser,
-    split,
-    turned_right,
-)
+    MARK, RECIPES, Alone, Recipe, held_loss, letters_loss, reversal, reverser,
+    split, turned_right)
 from companion.milestones.train import CHECKPOINT, Job, duration, prepared
 from companion.tensor import Tensor
 from companion.training import Observer

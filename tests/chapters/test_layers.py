@@ -1,4 +1,4 @@
-# Tangled from layers: edit there, `make tangle`. sha256:eae0a0aeb288
+# Tangled from layers: edit there, `make tangle`. sha256:58d5db63b191
 from __future__ import annotations
 
 import math
@@ -11,15 +11,7 @@ import numpy as np
 from companion.device import CPU
 from companion.dtype import float16, float32, float64, int32
 from companion.layers import (
-    Dropout,
-    LayerNorm,
-    Linear,
-    Module,
-    RMSNorm,
-    Sequential,
-    he,
-    xavier,
-)
+    Dropout, LayerNorm, Linear, Module, RMSNorm, Sequential, he, xavier)
 from companion.literate import message
 from companion.tensor import Tensor
 from companion.tensor.creation import ones, zeros

@@ -1,4 +1,4 @@
-# Tangled from memoization: edit there, `make tangle`. sha256:24f2a89326d7
+# Tangled from memoization: edit there, `make tangle`. sha256:17e27a8c6262
 from __future__ import annotations
 
 import math
@@ -8,14 +8,7 @@ import numpy as np
 from companion.attention import MultiHeadAttention
 from companion.autograd import no_grad
 from companion.cache import (
-    Ahead,
-    CachedGPT,
-    KVCache,
-    PagedCache,
-    Request,
-    Server,
-    cache_bytes,
-)
+    Ahead, CachedGPT, KVCache, PagedCache, Request, Server, cache_bytes)
 from companion.literate import message
 from companion.tensor import Tensor
 from companion.tensor.random import Generator, manual_seed, rand

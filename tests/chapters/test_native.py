@@ -1,4 +1,4 @@
-# Tangled from native: edit there, `make tangle`. sha256:0960acc15bcb
+# Tangled from native: edit there, `make tangle`. sha256:01eded3c5e68
 from __future__ import annotations
 
 import contextlib
@@ -15,17 +15,8 @@ import numpy as np
 from companion.buffer import Storage, adopt
 from companion.dtype import bfloat16
 from companion.native import (
-    POOL,
-    TOLD,
-    CompileError,
-    available,
-    build,
-    compiler,
-    instruction_sets,
-    kernel_or_tell,
-    key,
-    load,
-)
+    POOL, TOLD, CompileError, available, build, compiler, instruction_sets,
+    kernel_or_tell, key, load)
 
 
 def test_pointers_take_what_fits():

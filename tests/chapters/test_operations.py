@@ -1,4 +1,4 @@
-# Tangled from operations: edit there, `make tangle`. sha256:927b435f640a
+# Tangled from operations: edit there, `make tangle`. sha256:1ca1859d9793
 from __future__ import annotations
 
 import functools
@@ -11,35 +11,9 @@ from companion.buffer import adopt
 from companion.device import CPU, Device, threefry
 from companion.literate import message
 from companion.ops import (
-    ADD,
-    BUFFER,
-    DIV,
-    DTYPE,
-    EQUAL,
-    EXP,
-    EXPAND,
-    FAMILIES,
-    FLIP,
-    GATHER,
-    IDIV,
-    LESS,
-    LOG,
-    MATMUL,
-    MAX,
-    MAXIMUM,
-    MOD,
-    MUL,
-    PERMUTE,
-    POW,
-    RESHAPE,
-    SCATTER,
-    SHAPE,
-    SHRINK,
-    SIN,
-    SQRT,
-    SUB,
-    WRITE,
-)
+    ADD, BUFFER, DIV, DTYPE, EQUAL, EXP, EXPAND, FAMILIES, FLIP, GATHER, IDIV,
+    LESS, LOG, MATMUL, MAX, MAXIMUM, MOD, MUL, PERMUTE, POW, RESHAPE, SCATTER,
+    SHAPE, SHRINK, SIN, SQRT, SUB, WRITE)
 
 
 def test_threefry_known_answers():

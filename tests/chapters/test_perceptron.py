@@ -1,13 +1,8 @@
-# Tangled from perceptron: edit there, `make tangle`. sha256:7739842e8275
+# Tangled from perceptron: edit there, `make tangle`. sha256:475f2212012d
 from __future__ import annotations
 
 from companion.milestones.perceptron import (
-    Perceptron,
-    fifty_cards,
-    milestone,
-    separable,
-    until_right,
-)
+    Perceptron, fifty_cards, milestone, separable, until_right)
 from companion.milestones.report import Report
 from companion.tensor import Tensor
 from companion.tensor.random import Generator, randn

@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:3161695d03ea
+# Tangled from pictures: edit there, `make tangle`. sha256:6ec9be0dd41d
 from __future__ import annotations
 
 import tempfile
@@ -6,32 +6,13 @@ import tempfile
 import numpy as np
 
 from companion.data import (
-    Arrays,
-    Chance,
-    Compose,
-    Cutout,
-    RandomFlip,
-    RandomShift,
-    taken,
-)
+    Arrays, Chance, Compose, Cutout, RandomFlip, RandomShift, taken)
 from companion.dtype import float32
 from companion.literate import message
 from companion.milestones.mnist import taught
 from companion.milestones.pictures import (
-    Recipe,
-    Residual,
-    Subsampling,
-    TableConv2d,
-    beginning,
-    bent,
-    framed,
-    genuine,
-    lenet5,
-    namer,
-    residual_net,
-    squash,
-    standard,
-)
+    Recipe, Residual, Subsampling, TableConv2d, beginning, bent, framed,
+    genuine, lenet5, namer, residual_net, squash, standard)
 from companion.milestones.report import Unmeasured, judged, tasks_done
 from companion.tensor import Tensor, from_numpy
 from companion.tensor.creation import arange, zeros

@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:7989a1f23dfc
+# Tangled from profiling: edit there, `make tangle`. sha256:a51104f23a70
 from __future__ import annotations
 
 import json
@@ -21,19 +21,8 @@ from companion.native import POOL
 from companion.ops import MATMUL, WRITE
 from companion.optim import SGD
 from companion.profiler import (
-    PRODUCTS,
-    Latency,
-    Traced,
-    amdahl,
-    chrome_trace,
-    clocked,
-    flame,
-    layer,
-    leaks,
-    place,
-    timeline,
-    totals,
-)
+    PRODUCTS, Latency, Traced, amdahl, chrome_trace, clocked, flame, layer,
+    leaks, place, timeline, totals)
 from companion.tensor import Tensor
 from companion.tensor.random import randn
 from companion.timing import Timed

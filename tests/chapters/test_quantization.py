@@ -1,4 +1,4 @@
-# Tangled from quantization: edit there, `make tangle`. sha256:10943f8f18e3
+# Tangled from quantization: edit there, `make tangle`. sha256:b3bd0eea4623
 from __future__ import annotations
 
 import copy
@@ -19,21 +19,9 @@ from companion.layers import Linear, Sequential, he, parameter
 from companion.literate import message
 from companion.milestones.mnist import learner, read_right
 from companion.quantize import (
-    FEW,
-    MOST,
-    HalfWeight,
-    IntegerWeight,
-    QuantizedWeight,
-    RoundedWeight,
-    Scheme,
-    covering,
-    encoded,
-    encoded_plainly,
-    integer_product,
-    load_quantized,
-    minmax,
-    quantized,
-)
+    FEW, MOST, HalfWeight, IntegerWeight, QuantizedWeight, RoundedWeight,
+    Scheme, covering, encoded, encoded_plainly, integer_product,
+    load_quantized, minmax, quantized)
 from companion.tensor import Tensor, from_numpy
 from companion.tensor.random import Generator, manual_seed, randn
 from companion.transformer import GPT, GPTConfig

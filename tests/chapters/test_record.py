@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:4436d3ab399c
+# Tangled from record: edit there, `make tangle`. sha256:2b8d0599c13b
 import os
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
@@ -9,14 +9,7 @@ import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
 from companion.literate.execute import (
-    Room,
-    cached,
-    check_claims,
-    code_cells,
-    execute,
-    paired,
-    sign_recording,
-)
+    Room, cached, check_claims, code_cells, execute, paired, sign_recording)
 from companion.literate.lint import problems
 from companion.literate.markdown import Addresses, Page, addresses
 from companion.literate.notebook import notebook_path, stale, write_notebook

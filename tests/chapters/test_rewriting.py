@@ -1,4 +1,4 @@
-# Tangled from rewriting: edit there, `make tangle`. sha256:3fdd03b38e45
+# Tangled from rewriting: edit there, `make tangle`. sha256:4b360cfb5958
 from __future__ import annotations
 
 import math
@@ -13,71 +13,18 @@ from companion.buffer import Buffer
 from companion.compiler.graph import OpNode, constant, interpret
 from companion.compiler.index import INDEX, bounds
 from companion.compiler.rewrite import (
-    Hole,
-    Holes,
-    Pattern,
-    Rule,
-    as_node,
-    filled,
-    fits,
-    is_number,
-    later,
-    replacement,
-    rewrite,
-    rule,
-    value,
-    weight,
-    word,
-)
+    Hole, Holes, Pattern, Rule, as_node, filled, fits, is_number, later,
+    replacement, rewrite, rule, value, weight, word)
 from companion.compiler.rules import (
-    RULES,
-    alike,
-    b,
-    c,
-    d,
-    i,
-    inverse,
-    j,
-    p,
-    q,
-    s,
-    t,
-    x,
-    y,
-)
+    RULES, alike, b, c, d, i, inverse, j, p, q, s, t, x, y)
 from companion.device import CPU, Device
 from companion.dtype import (
-    DTYPES,
-    DType,
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-)
+    DTYPES, DType, bfloat16, bool_, float16, float32, float64, int8, int32,
+    int64)
 from companion.literate import message
 from companion.ops import (
-    ADD,
-    BUFFER,
-    CAST,
-    EXPAND,
-    FAMILIES,
-    FLIP,
-    GATHER,
-    IOTA,
-    MAX,
-    PAD,
-    PERMUTE,
-    RESHAPE,
-    SHRINK,
-    SUB,
-    SUM,
-    WHERE,
-    Op,
-)
+    ADD, BUFFER, CAST, EXPAND, FAMILIES, FLIP, GATHER, IOTA, MAX, PAD, PERMUTE,
+    RESHAPE, SHRINK, SUB, SUM, WHERE, Op)
 from companion.view import Shape
 
 

@@ -1,45 +1,32 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:c9fed1dc3c5c
+# Tangled from scaling: edit there, `make tangle`. sha256:5ced989fc66d
 from __future__ import annotations
 
 import math
 import os
 import signal
 import tempfile
+import threading
 import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from companion.autograd import GRADIENT, remember
 from companion.data import DataLoader
 from companion.distributed import (
-    ALONE,
-    ColumnParallel,
-    Cost,
-    DataParallel,
-    Group,
-    Lost,
-    RowParallel,
-    Sharded,
-    all_reduce,
-    fitted,
-    spawn,
-    sum_gradients,
-)
+    ALONE, ColumnParallel, Cost, DataParallel, Group, Lost, RowParallel,
+    Sharded, Sums, all_reduce, fitted, spawn, sum_gradients)
 from companion.dtype import bfloat16, float32
 from companion.layers import Linear, parameter
 from companion.literate import message
+from companion.ops import Op
 from companion.optim import AdamW, decay_groups
 from companion.tensor import Tensor
 from companion.tensor.random import manual_seed, randn
 from companion.training import NotFinite, Observer
 from companion.transformer import (
-    CONFIGS,
-    GPT,
-    GPTConfig,
-    next_token_loss,
-    windows,
-)
+    CONFIGS, GPT, GPTConfig, next_token_loss, windows)
 
 
 class Counted(Group):
@@ -190,22 +177,98 @@ def test_a_pair_of_layers_is_the_plain_one():
             assert all(np.allclose(x, wanted, atol=1e-5) for x in ours)
 
 
-def where_it_goes(group, steps=6):
-    """Seconds of backward and of adding up, in the quickest step."""
+def small_step():
+    """The CPU configuration, and what gives the loss of a batch."""
     config = CONFIGS["cpu"]
     manual_seed(0)
-    model, times = GPT(config), []
+    model = GPT(config)
     x, y = [Tensor(np.resize(IDS, (12, config.block_size))) for _ in "xy"]
+
+    def loss():
+        model.zero_grad()
+        return next_token_loss(model, x, y)
+    return model.parameters(), loss
+
+
+def where_it_goes(group, steps=6):
+    """Seconds of backward and of adding up, in the quickest step."""
+    (parameters, new_loss), times = small_step(), []
     for _ in range(steps):
-        for p in model.parameters():
-            p.grad = None
-        loss = next_token_loss(model, x, y)
+        loss = new_loss()
         start = time.perf_counter()
         loss.backward()
         middle = time.perf_counter()
-        sum_gradients(group, model.parameters())
+        sum_gradients(group, parameters)
         times.append((middle - start, time.perf_counter() - middle))
     return min(times, key=sum)
+
+
+def three_layers():
+    """Three weights, and what is computed from them; the first is used
+    once more, at the end."""
+    manual_seed(0)
+    a, b, c = [parameter(randn(4, 4)) for _ in "abc"]
+    x = randn(2, 4)
+    return (a, b, c), ((x @ a).tanh() @ b).tanh() @ c + x @ a
+
+
+def test_a_leaf_is_told_after_its_last_use():
+    (a, b, c), y = three_layers()
+    seen = []
+    y.sum().backward(finished=lambda leaf: seen.append(
+        (leaf, leaf.grad.numpy().copy())))
+    assert [leaf for leaf, _ in seen] == [c, b, a]
+    assert all((g == leaf.grad.numpy()).all() for leaf, g in seen)
+
+
+def summed(group, during):
+    """Gradients of a worker's rows, added up during backward or after
+    it; and how many buckets had left when the last one was complete."""
+    manual_seed(0)
+    model, early = GPT(GPTConfig(16, 32, 2, 2, 16, bias=False)), [0]
+    x, y = windows(IDS, 16)[group.rank:group.rank + 2]
+    with Sums(group, model.parameters(), 1 << 11) as sums:
+        def finished(p):
+            early.append(len(sums.sent))
+            sums.done(p)
+        next_token_loss(model, x, y).backward(
+            finished=finished if during else None)
+    return early[-1], [p.grad.numpy().tobytes() for p in model.parameters()]
+
+
+def test_added_up_during_backward_is_the_same_to_the_last_bit():
+    for size in (1, 2, 3):
+        (none, after), *_ = spawn(size, summed, False)
+        for early, found in spawn(size, summed, True):
+            assert none == 0 and early > 2 and found == after
+
+
+FAILS = Op("FAILS", 1)
+
+
+def no_gradient(*_):
+    raise ArithmeticError("in the middle of it")
+
+
+def fails(group):
+    """Backward ends early on all: names of threads before and behind."""
+    all_reduce(group, np.zeros(1))
+    before = {thread.name for thread in threading.enumerate()}
+    a, b = parameter(randn(2, 2)), parameter(randn(2, 2))
+    GRADIENT[FAILS] = (no_gradient,)
+    x = a.detach() * 2
+    remember(x, FAILS, (a,), None)
+    loss = (x @ b).sum()
+    try:
+        with Sums(group, [a, b], most=1) as sums:
+            loss.backward(finished=sums.done)
+    except ArithmeticError as error:
+        return (str(error), len(sums.sent) > 0, before == {
+            thread.name for thread in threading.enumerate()})
+
+
+def test_an_error_in_the_middle_leaves_no_thread():
+    assert spawn(2, fails) == [("in the middle of it", True, True)] * 2
 
 
 def ends(group, how):

@@ -1,4 +1,4 @@
-# Tangled from sequences: edit there, `make tangle`. sha256:747c870e5734
+# Tangled from sequences: edit there, `make tangle`. sha256:cadc2ac39458
 from __future__ import annotations
 
 import math
@@ -14,16 +14,8 @@ from companion.literate import message
 from companion.losses import cross_entropy
 from companion.ops import SCATTER
 from companion.sequence import (
-    GRU,
-    RNN,
-    GRUCell,
-    RNNCell,
-    next_letters,
-    sample,
-    split_names,
-    unbind,
-    unroll,
-)
+    GRU, RNN, GRUCell, RNNCell, next_letters, sample, split_names, unbind,
+    unroll)
 from companion.tensor import Tensor
 from companion.tensor.creation import ones, zeros
 from companion.tensor.gradients import grad, gradcheck

@@ -1,4 +1,4 @@
-# Tangled from tensors: edit there, `make tangle`. sha256:39a21ef93ce2
+# Tangled from tensors: edit there, `make tangle`. sha256:264ebf79eb5d
 from __future__ import annotations
 
 import math
@@ -10,16 +10,7 @@ from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
 from companion.dtype import (
-    bfloat16,
-    bool_,
-    float16,
-    float32,
-    float64,
-    int8,
-    int32,
-    int64,
-    uint8,
-)
+    bfloat16, bool_, float16, float32, float64, int8, int32, int64, uint8)
 from companion.literate import message
 from companion.tensor import Tensor
 from companion.tensor.operands import where

@@ -1,4 +1,4 @@
-# Tangled from tokenization: edit there, `make tangle`. sha256:6b7beed07798
+# Tangled from tokenization: edit there, `make tangle`. sha256:813113d2f6dd
 from __future__ import annotations
 
 import json
@@ -14,14 +14,7 @@ from hypothesis import given, settings, strategies as st
 
 from companion.literate import message
 from companion.tokenizer import (
-    GPT2,
-    STAND_INS,
-    CharTokenizer,
-    Tokenizer,
-    compiled,
-    learned,
-    replaced,
-)
+    GPT2, STAND_INS, CharTokenizer, Tokenizer, compiled, learned, replaced)
 
 
 def naive(ids, n):

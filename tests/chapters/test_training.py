@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:4879e3389053
+# Tangled from training: edit there, `make tangle`. sha256:ca08d435969b
 from __future__ import annotations
 
 import functools
@@ -31,31 +31,11 @@ from companion.tensor.creation import ones, zeros
 from companion.tensor.gradients import grad
 from companion.tensor.operands import where
 from companion.tensor.random import (
-    GENERATOR,
-    Generator,
-    manual_seed,
-    rand,
-    randn,
-)
+    GENERATOR, Generator, manual_seed, rand, randn)
 from companion.training import (
-    Batches,
-    EarlyStopping,
-    LossPlot,
-    NotFinite,
-    Observer,
-    ProgressBar,
-    Trainer,
-    accuracy,
-    clip_grad_norm_,
-    draw_nothing,
-    evaluate,
-    journal_of,
-    one_cycle,
-    read_checkpoint,
-    warmup_cosine,
-    write_atomically,
-    write_history,
-)
+    Batches, EarlyStopping, LossPlot, NotFinite, Observer, ProgressBar,
+    Trainer, accuracy, clip_grad_norm_, draw_nothing, evaluate, journal_of,
+    one_cycle, read_checkpoint, warmup_cosine, write_atomically, write_history)
 
 
 def spirals(n, seed=0):

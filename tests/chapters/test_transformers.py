@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:683c72df2cd0
+# Tangled from transformers: edit there, `make tangle`. sha256:c99602bf80a2
 from __future__ import annotations
 
 import contextlib
@@ -19,27 +19,14 @@ from companion.device import CPU
 from companion.dtype import float64, int64
 from companion.literate import message
 from companion.milestones.gpt_bench import (
-    FAMILIES,
-    shares,
-    torch_logits,
-    torch_step,
-    training_step,
-)
+    FAMILIES, shares, torch_logits, torch_step, training_step)
 from companion.native import POOL
 from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
 from companion.tensor import Tensor
 from companion.tensor.random import Generator, manual_seed, randint, randn
 from companion.timing import Timed
 from companion.transformer import (
-    CONFIGS,
-    GPT,
-    GPTConfig,
-    choices,
-    drawn,
-    next_token_loss,
-    spoken,
-    windows,
-)
+    CONFIGS, GPT, GPTConfig, choices, drawn, next_token_loss, spoken, windows)
 
 
 def products(out, *src):

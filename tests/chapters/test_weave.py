@@ -1,4 +1,4 @@
-# Tangled from weave: edit there, `make tangle`. sha256:21204095933a
+# Tangled from weave: edit there, `make tangle`. sha256:bd09e196f57d
 import copy
 import tempfile
 from pathlib import Path
@@ -13,13 +13,7 @@ from sphinx.util.docutils import docutils_namespace, patch_docutils
 from companion.literate.loom import LOOM, page_of, record_of
 from companion.literate.pages import Identifiers
 from companion.literate.weave import (
-    caption,
-    changes,
-    outdated,
-    read,
-    section_of,
-    setup,
-)
+    caption, changes, outdated, read, section_of, setup)
 
 
 def cell(source, *options):

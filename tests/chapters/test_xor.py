@@ -1,4 +1,4 @@
-# Tangled from xor: edit there, `make tangle`. sha256:79628a87038e
+# Tangled from xor: edit there, `make tangle`. sha256:f4a666095b44
 from __future__ import annotations
 
 import json
@@ -14,14 +14,7 @@ from companion.layers import Linear, Module, Sequential, parameter
 from companion.losses import bce_with_logits
 from companion.milestones.report import run
 from companion.milestones.xor import (
-    bits,
-    loss_of,
-    milestone,
-    network,
-    parity,
-    right,
-    taught,
-)
+    bits, loss_of, milestone, network, parity, right, taught)
 from companion.tensor import Tensor
 from companion.tensor.creation import ones, zeros
 from companion.tensor.random import manual_seed, rand
