@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:926451feb54f  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:343ea35b93b0  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ def __getattr__(name: str):
         near = difflib.get_close_matches(name, EXPORTS, 3) or ["Tensor"]
         raise AttributeError(f"companion has no {name}; its nearest words: "
                              f"{', '.join(near)}")
-    value = getattr(import_module(EXPORTS[name]), name)
+    value = module = import_module(EXPORTS[name])
+    if module.__name__ != f"companion.{name}":  # a name in it, not itself
+        value = getattr(module, name)
     globals()[name] = value
     return value
 
@@ -139,7 +141,7 @@ EXPORTS |= dict.fromkeys((
     "multinomial", "rand_like", "randn_like", "bernoulli"),
     "companion.tensor.random")
 EXPORTS |= dict.fromkeys(("empty", "meshgrid"), "companion.tensor.creation")
-EXPORTS["TensorDataset"] = "companion.data"
+EXPORTS |= {"TensorDataset": "companion.data", "nn": "companion.nn"}
 EXPORTS |= dict.fromkeys(("Subset", "random_split"), "companion.data")
 EXPORTS |= dict.fromkeys((
     "enable_grad", "inference_mode", "is_grad_enabled", "set_grad_enabled"),

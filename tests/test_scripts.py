@@ -6,6 +6,8 @@ its error what to type, and runs with that.
 """
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,11 @@ def test_a_script_runs_here_by_its_imports_alone(name):
 
 def test_there_are_ten():
     assert len(NAMES) == 10 and {*TYPED} < {*NAMES}
+
+
+def test_nn_is_there_before_anybody_imports_it():
+    """In a process of its own: here others have imported it."""
+    text = "import companion as torch; print(torch.nn.functional.relu)"
+    found = subprocess.run([sys.executable, "-c", text], text=True,
+                           capture_output=True, cwd=SCRIPTS.parents[1])
+    assert "function relu" in found.stdout, found.stderr
