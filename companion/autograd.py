@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:ae88c9e2ece2  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:ded4af6809db  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -288,21 +288,22 @@ def flow(y: Tensor, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
-def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
-    """Every value behind `root`, as soon as its gradient is complete.
+def sweep(root: Tensor, seed: Tensor,
+          keep: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every value behind `root` with its complete gradient, leaves last.
 
     Lets go of each record as soon as it has served, unless `keep`.
     """
-    uses = uses_behind(root)
+    order = lineage(root)
+    check_unspent(order)
     partial = {id(root.record or root): (root, seed)}
-    ready = [(root, root.record)] if root.record else []
-    while ready:
-        y, record = ready.pop()
-        operands = wanting(record)
+    while order:
+        y, record = order.pop()
         if id(record) in partial:
             _, g = partial.pop(id(record))
             if y.record is record:
                 yield y, g
+            # A leaf has no record, so it is found by its own identity.
             for x, past, share in flow(y, record, g):
                 place = id(past or x)
                 if place in partial:
@@ -310,13 +311,7 @@ def sweep(root: Any, seed: Any, keep: bool) -> Iterator[tuple[Any, Any]]:
                 partial[place] = x, share
         if not keep:
             record.release()
-        for x, past in operands:
-            uses[place := id(past or x)] -= 1
-            if past and not uses[place]:
-                ready.append((x, past))
-            elif not uses[place] and place in partial:
-                yield partial.pop(place)
-    yield from partial.values()  # a root that is a leaf
+    yield from partial.values()
 
 
 SPENT = Op("SPENT", 0)
@@ -470,7 +465,36 @@ GRADIENT |= {ATTENTION_GRADIENT: Jointly(second_attention_gradients, 5)}
 NEEDS |= {ATTENTION_GRADIENT: ((0, 1, 2, 3, 4, 5, 6),) * 5}
 
 
-def uses_behind(root: Any) -> Counter[int]:
+def sweep_to_leaves(root: Tensor, seed: Tensor,
+                    keep: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """As `sweep`, but each leaf as soon as its gradient is complete."""
+    uses = uses_behind(root)
+    partial = {id(root.record or root): (root, seed)}
+    ready = [(root, root.record)] if root.record else []
+    while ready:
+        y, record = ready.pop()
+        operands = wanting(record)
+        if id(record) in partial:
+            _, g = partial.pop(id(record))
+            if y.record is record:
+                yield y, g
+            for x, past, share in flow(y, record, g):
+                place = id(past or x)
+                if place in partial:
+                    share = partial[place][1] + share
+                partial[place] = x, share
+        if not keep:
+            record.release()
+        for x, past in operands:
+            uses[place := id(past or x)] -= 1
+            if past and not uses[place]:
+                ready.append((x, past))
+            elif not uses[place] and place in partial:
+                yield partial.pop(place)
+    yield from partial.values()  # a root that is a leaf
+
+
+def uses_behind(root: Tensor) -> Counter[int]:
     """How often the walk will meet each value: a record's identity, or a
     leaf's own."""
     order = lineage(root)
@@ -479,7 +503,7 @@ def uses_behind(root: Any) -> Counter[int]:
                    for x, past in wanting(record))
 
 
-def wanting(record: Record) -> list[tuple[Any, Record | None]]:
+def wanting(record: Record) -> list[tuple[Tensor, Record | None]]:
     """The operands that want a gradient, and their pasts."""
     return [(x, past) for x, past in zip(record.src, record.pasts)
             if x.requires_grad]

@@ -1,4 +1,4 @@
-# Tangled from compression, vocabulary: edit there, `make tangle`. sha256:bb1acfe801a2  # noqa: E501
+# Tangled from compression: edit there, `make tangle`. sha256:bb1acfe801a2
 from __future__ import annotations
 
 import functools

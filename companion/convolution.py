@@ -1,4 +1,4 @@
-# Tangled from convolution: edit there, `make tangle`. sha256:6e6a342472d6
+# Tangled from convolution: edit there, `make tangle`. sha256:33ba351a8b06
 from __future__ import annotations
 
 import functools
@@ -483,13 +483,13 @@ class Pool(Module):
     function: Callable[..., Tensor]
 
     def __init__(self, kernel_size: Any, stride: Any = None,
-                 padding: Any = 0, **options: Any):
+                 padding: Any = 0, *rest: Any, **options: Any):
         self.kernel_size, self.stride = kernel_size, stride
-        self.padding, self.options = padding, options
+        self.padding, self.rest, self.options = padding, rest, options
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(x, self.kernel_size, self.stride, self.padding,
-                             **self.options)
+                             *self.rest, **self.options)
 
 
 class MaxPool2d(Pool):

@@ -398,8 +398,9 @@ def test_the_results_of_the_book_hold(root):
     assert paths
     for path in paths:
         assert verify(path)["task"] in TASKS
-        size = path.with_suffix(".safetensors").stat().st_size
-        assert size < 200_000, path
+    # The largest is of 142,000 numbers: whoever clones the book gets them.
+    models = (root / "site/results").glob("*.safetensors")
+    assert sum(path.stat().st_size for path in models) < 1_200_000
     assert all("not listed" not in line for line in board(paths))
 
 

@@ -1,5 +1,5 @@
-/* Tangled from compression: edit there, `make tangle`. sha256:9d08962bf4eb */
-#line 742 "chapters/systems/compression.md"
+/* Tangled from compression: edit there, `make tangle`. sha256:52231243b755 */
+#line 743 "chapters/systems/compression.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct job {
@@ -28,7 +28,7 @@ static float dot(const struct job *g, long r) {
   return sum[0] + sum[1] + (sum[2] + sum[3]);
 }
 
-#line 774 "chapters/systems/compression.md"
+#line 775 "chapters/systems/compression.md"
 static void part(void *job, long i) {
   const struct job *g = job;
   for (long r = g->m * i / g->parts; r < g->m * (i + 1) / g->parts; r++)

@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:c1912ecd7636
+# Tangled from scaling: edit there, `make tangle`. sha256:9ab965c00af4
 """All-reduces beside gloo's, and training steps, on two processes."""
 
 from __future__ import annotations
@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -43,29 +44,40 @@ ROWS = {"4 KB": 1 << 10, "256 KB": 1 << 16, "4 MB": 1 << 20,
         "32 MB": 1 << 23}
 
 
-def gloo(group: Group, store: str) -> Callable[[np.ndarray], Any]:
+@contextmanager
+def gloo(group: Group, store: str) -> Iterator[Callable[..., Any] | None]:
     """PyTorch's all-reduce among the same workers; `store`: a new file."""
+    if not find_spec("torch"):
+        yield None
+        return
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     torch: Any = import_module("torch")
     talk = import_module("torch.distributed")
     torch.set_num_threads(1)
     talk.init_process_group("gloo", init_method=f"file://{store}",
                             rank=group.rank, world_size=group.size)
-    return lambda x: talk.all_reduce(torch.from_numpy(x))
+    yield lambda x: talk.all_reduce(torch.from_numpy(x))
+    talk.destroy_process_group()  # its thread would outlive Python, and fall
 
 
 def races(group: Group, store: str, quick: bool) -> list[dict]:
     """Our all-reduce beside gloo's: lines of a bench, in GB/s."""
-    peer = gloo(group, store) if find_spec("torch") else None
-    found = []
-    for name, n in list(ROWS.items())[:3 if quick else 4]:
-        x, calls = np.zeros(n, np.float32), max(2, min(400, (1 << 23) // n))
-        ours = partial(clocked, group, partial(all_reduce, group, x), calls)
-        line = turns(ours, partial(clocked, group, partial(peer, x), calls),
-                     7 if quick else 15).line(
-            lambda s: x.nbytes / s / 1e9) if peer else MISSING  # noqa: B023
-        found.append({"case": f"all-reduce of {name}", **line})
-    return found
+    with gloo(group, store) as peer:
+        rows = list(ROWS.items())[:3 if quick else 4]
+        return [{"case": f"all-reduce of {name}",
+                 **race(group, n, peer, quick)} for name, n in rows]
+
+
+def race(group: Group, n: int, peer: Callable[..., Any] | None,
+         quick: bool) -> Mapping[str, Any]:
+    """Both on n numbers; what there is without a peer."""
+    if not peer:
+        return MISSING
+    x, calls = np.zeros(n, np.float32), max(2, min(400, (1 << 23) // n))
+    ours, theirs = [partial(clocked, group, add, calls) for add in (
+        partial(all_reduce, group, x), partial(peer, x))]
+    return turns(ours, theirs, 7 if quick else 15).line(
+        lambda s: x.nbytes / s / 1e9)
 
 
 def by_mpi(work: str, *args: Any) -> Any:

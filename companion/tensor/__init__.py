@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:db32a381a7de  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:45f5168392ea  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from companion.autograd import (
     RECORDING, Record, check_rule, no_grad, recording, remember, sweep,
-    version)
+    sweep_to_leaves, version)
 from companion.buffer import CPU_MEMORY, Buffer, adopt, format_array
 from companion.device import CPU, READERS, Device, moved, named
 from companion.dtype import (
@@ -959,8 +959,9 @@ class Tensor:
         It may read that, and write to nothing: the walk goes on.
         """
         seed, taken = initial_gradient(self, gradient), set[int]()
+        walk = sweep_to_leaves if finished else sweep
         with recording(create_graph):
-            for x, g in sweep(self, seed, retain_graph or create_graph):
+            for x, g in walk(self, seed, retain_graph or create_graph):
                 if x.is_leaf:
                     g = g if x.grad is None else x.grad + g
                     x.grad = writable_gradient(g, taken)
