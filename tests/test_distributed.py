@@ -733,7 +733,8 @@ def test_both_all_reduces_of_the_bench_have_the_same_sum(tmp_path):
         found = [np.arange(5, dtype=np.float32) * (group.rank + 1)
                  for _ in range(2)]
         all_reduce(group, found[0])
-        scale_bench.gloo(group, str(tmp_path / "store"))(found[1])
+        with scale_bench.gloo(group, str(tmp_path / "store")) as reduce:
+            reduce(found[1])
         return [x.tolist() for x in found]
     assert spawn(2, both) == [[[0.0, 3.0, 6.0, 9.0, 12.0]] * 2] * 2
 
