@@ -1,4 +1,4 @@
-# Tangled from pictures: edit there, `make tangle`. sha256:b7cd0b3ccfd4
+# Tangled from pictures: edit there, `make tangle`. sha256:13f3b2e91985
 from __future__ import annotations
 
 import time
@@ -86,7 +86,7 @@ class Recipe:
 
 RECIPES = {
     "digits, short": Recipe(12_800, 1, 0.88),
-    "digits": Recipe(60_000, 7, 0.99),
+    "digits": Recipe(60_000, 9, 0.99),
     "photographs, short": Recipe(12_800, 2, 0.4),
     "photographs": Recipe(50_000, 8, 0.75)}
 
