@@ -12,8 +12,9 @@ import pytest
 
 from companion.literate.execute import code_cells, execute
 from companion.literate.source import read_book
-from companion.milestones import mlp_bench, mnist, report
+from companion.milestones import gpt_bench, mlp_bench, mnist, report
 from companion.timing import BENCHES
+from companion.transformer import CONFIGS
 
 YEARS = list(report.MILESTONES)
 KEYS = {"name", "metric", "value", "target", "rows", "seconds", "passed",
@@ -246,3 +247,27 @@ def test_the_command_knows_every_bench_of_the_chapters(root):
         check=True,
     )
     assert {"capture", "conv"} <= named <= set(run.stdout.split())
+
+
+@pytest.mark.needs("torch")
+def test_a_gpt_that_does_not_compile_is_said(monkeypatch):
+    def nothing(*_, **__):
+        raise RuntimeError("no compiler")
+    monkeypatch.setattr(gpt_bench, "compare", nothing)
+    found = gpt_bench.race(CONFIGS["cpu"], 1, True, True)
+    assert found["ratio"] is None and "no compiler" in found["refused"]
+    with pytest.raises(RuntimeError):
+        gpt_bench.race(CONFIGS["cpu"], 1, True, False)
+
+
+def test_a_race_without_a_peer_is_no_race(monkeypatch):
+    monkeypatch.setattr(gpt_bench.importlib.util, "find_spec", lambda _: None)
+    assert gpt_bench.race(CONFIGS["cpu"], 1, True, False)["ratio"] is None
+
+
+def test_the_time_of_a_step_goes_to_four_kinds_and_python():
+    small = gpt_bench.GPTConfig(8, 11, 1, 2, 8)
+    spent = gpt_bench.shares(small, rounds=1)
+    assert [*spent] == ["matrix products", "attention", "elementwise",
+                        "all other operations", "Python"]
+    assert min(spent.values()) > 0

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:1af4c83bd73b
+# Tangled from transformers: edit there, `make tangle`. sha256:dbbe68a28c5a
 from __future__ import annotations
 
 import importlib.util
@@ -11,14 +11,16 @@ import numpy as np
 
 from companion.device import CPU
 from companion.native import set_threads
-from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
+from companion.ops import ATTENTION, ATTENTION_GRADIENT, FAMILIES, MATMUL
 from companion.optim import AdamW
 from companion.tensor.random import manual_seed, randint
 from companion.timing import MISSING, Timed, best, compare, stamp
 from companion.transformer import CONFIGS, GPT, GPTConfig, next_token_loss
 
-FAMILIES = {MATMUL: "matrix products", ATTENTION: "attention",
-            ATTENTION_GRADIENT: "attention"}
+SPENT_ON = dict.fromkeys(FAMILIES["elementwise"], "elementwise") | {
+    MATMUL: "matrix products", ATTENTION: "attention",
+    ATTENTION_GRADIENT: "attention"}
+REST = "all other operations"
 
 
 def training_step(config: GPTConfig, batch: int = 12, threads: int = 1,
@@ -52,9 +54,9 @@ def shares(config: GPTConfig, threads: int = 1,
         device.calls.clear()
         total = best(step, 1)
         spent = dict.fromkeys(
-            ("matrix products", "attention", "all other operations"), 0.0)
+            ("matrix products", "attention", "elementwise", REST), 0.0)
         for op, seconds, _ in device.calls:
-            spent[FAMILIES.get(op, "all other operations")] += seconds
+            spent[SPENT_ON.get(op, REST)] += seconds
         found.append(spent | {"Python": total - sum(spent.values())})
     return min(found, key=lambda spent: sum(spent.values()))
 

@@ -1,4 +1,4 @@
-# Tangled from transformers: edit there, `make tangle`. sha256:c99602bf80a2
+# Tangled from transformers: edit there, `make tangle`. sha256:fd3854f4d78a
 from __future__ import annotations
 
 import contextlib
@@ -19,9 +19,9 @@ from companion.device import CPU
 from companion.dtype import float64, int64
 from companion.literate import message
 from companion.milestones.gpt_bench import (
-    FAMILIES, shares, torch_logits, torch_step, training_step)
+    shares, torch_logits, torch_step, training_step)
 from companion.native import POOL
-from companion.ops import ATTENTION, ATTENTION_GRADIENT, MATMUL
+from companion.ops import ATTENTION, ATTENTION_GRADIENT, FAMILIES, MATMUL
 from companion.tensor import Tensor
 from companion.tensor.random import Generator, manual_seed, randint, randn
 from companion.timing import Timed
