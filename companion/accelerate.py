@@ -1,4 +1,4 @@
-# Tangled from acceleration: edit there, `make tangle`. sha256:43cea401e1f3
+# Tangled from acceleration: edit there, `make tangle`. sha256:0c6f36f86627
 from __future__ import annotations
 
 import gc
@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 from statistics import quantiles
 from typing import Any, NamedTuple
-from weakref import ref
+from weakref import proxy, ref
 
 import numpy as np
 
@@ -224,7 +224,7 @@ def tunable(step: Jit) -> list[Program]:
 
 
 def noting(kept: list[Tensor]) -> Callable[[Key], Tensor]:
-    """Who keeps a list of the keys that the one before him gives."""
+    """A giver of keys that lists those that the one before it gives."""
     outer = KEYS.get()
 
     def answer(draw: Key) -> Tensor:
@@ -466,7 +466,8 @@ class GradScaler:
     def scale(self, loss: Tensor) -> Tensor:
         """The loss in float32, times the factor of this moment."""
         # Fed, so that a captured step asks for it again.
-        fed = feed(lambda: {"scale": np.array(self.value, np.float32)},
+        mine = proxy(self)
+        fed = feed(lambda: {"scale": np.array(mine.value, np.float32)},
                    loss.device)
         return loss.cast(float32) * fed["scale"]
 

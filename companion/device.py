@@ -1,4 +1,4 @@
-# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches, vocabulary: edit there, `make tangle`. sha256:d2a387c4b539  # noqa: E501
+# Tangled from operations, blas, activations, autograd, data, gpu, convolution, embeddings, attention, graphs, capture, launches, vocabulary: edit there, `make tangle`. sha256:90d60f4705c5  # noqa: E501
 """A device runs primitives on buffers.  This one is the CPU."""
 
 from __future__ import annotations
@@ -361,7 +361,9 @@ class Device:
         """What `numbers` returns now, on this device.
 
         A device that captures a program calls `numbers` again before
-        each replay, and writes what it returns over these buffers.
+        each replay, and writes what it returns over these buffers. So
+        `numbers` holds the object that it counts for by a `weakref.proxy`:
+        one that was made inside the program is gone at the replay.
         """
         return {name: self.adopt(n) for name, n in numbers().items()}
 
@@ -404,10 +406,18 @@ READERS: dict[int, tuple[Device, Callable[[Any], Buffer]]] = {
     CPU_MEMORY: (CPU, from_dlpack)}  # by DLPack's kind of memory
 
 
+def as_device(value: Any) -> Any:
+    """`value`, if it runs primitives; a number, say, is refused."""
+    if not hasattr(value, "run"):
+        raise TypeError(f"device: expected a device or its name, such as "
+                        f"'cpu'; got {value!r:.60}")
+    return value
+
+
 def named(device: Device | str) -> Device:
     """The device of that name, made when it is first asked for."""
     if not isinstance(device, str):
-        return device
+        return as_device(device)
     if device not in DEVICES and device not in DRIVERS:
         raise ValueError(f"device: expected one of "
                          f"{', '.join(DEVICES | DRIVERS)}; got {device!r}")

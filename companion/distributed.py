@@ -1,4 +1,4 @@
-# Tangled from scaling: edit there, `make tangle`. sha256:da5a661451a6
+# Tangled from scaling: edit there, `make tangle`. sha256:c20c615daebb
 from __future__ import annotations
 
 import os
@@ -552,10 +552,10 @@ class DataParallel(Trainer):
               ) -> tuple[Tensor, Tensor, Gradients]:
         self.optimizer.zero_grad()
         parameters, (*first, last) = list(self.model.parameters()), batches
-        parts = [self.backward(*batch).item() for batch in first]
+        parts = [self.backward(*batch) for batch in first]
         with Sums(self.group, parameters) as sums:
-            parts.append(self.backward(*last, finished=sums.done).item())
-        loss = np.array([sum(parts)])
+            parts.append(self.backward(*last, finished=sums.done))
+        loss = np.array([sum([part.item() for part in parts])])
         all_reduce(self.group, loss)
         norm = clip_grad_norm_(parameters, self.clip)
         return Tensor(loss[0]), norm, [p.grad for p in parameters]

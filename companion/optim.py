@@ -1,4 +1,4 @@
-# Tangled from optimizers, vocabulary: edit there, `make tangle`. sha256:150a4e7c3e16  # noqa: E501
+# Tangled from optimizers, vocabulary: edit there, `make tangle`. sha256:8864c4d721ce  # noqa: E501
 from __future__ import annotations
 
 import math
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from itertools import chain
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 
@@ -55,11 +56,13 @@ class Optimizer:
 
     def fed(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """Count the step, and bring its numbers to where p is."""
+        mine = proxy(self)
+
         # Counted inside what is fed: a replayed step counts as well.
         def count() -> dict[str, np.ndarray]:
-            self.state[p]["step"] += 1
+            mine.state[p]["step"] += 1
             return {name: np.asarray(n, p.dtype.numpy)
-                    for name, n in self.numbers(p, group).items()}
+                    for name, n in mine.numbers(p, group).items()}
         return feed(count, p.device)
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:0471a80899c7
+# Tangled from profiling: edit there, `make tangle`. sha256:530b52887b71
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def local(frame: FrameType, name: str) -> Any:
 
 def asked(frame: FrameType | None, homes: Homes,
           named: dict[int, Names]) -> Where:
-    """Who is on the stack; `homes`: who asked for each buffer."""
+    """What is on the stack; `homes`: what asked for each buffer."""
     frames = list(callers(frame))
     line = next(((f.f_code.co_filename, f.f_lineno) for f in frames
                  if not in_library(f)), None)

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:c1709fa58d72
+# Tangled from training: edit there, `make tangle`. sha256:e921948b680c
 from __future__ import annotations
 
 import csv
@@ -678,7 +678,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], list[int]]:
 
 
 class Observer:
-    """Looks on while a run trains; override what you need.
+    """Watches a run while it trains; override what you need.
 
     `look` may add numbers and texts to the row, and may set
     `run.stopped`. What an observer remembers between steps belongs into

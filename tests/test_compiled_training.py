@@ -8,6 +8,7 @@ import pytest
 
 from companion import (
     SGD,
+    Adam,
     AdamW,
     Dropout,
     Linear,
@@ -15,6 +16,8 @@ from companion import (
     Tensor,
     cross_entropy,
     manual_seed,
+    parameter,
+    rand,
     randint,
     randn,
 )
@@ -136,3 +139,36 @@ def test_an_array_is_no_argument():
     run = jit(lambda x: Tensor(x).sum())
     with pytest.raises(TypeError, match="expected tensors: Tensor"):
         run(np.zeros(10_000))
+
+
+@pytest.mark.parametrize("make", [SGD, Adam])
+def test_an_optimizer_made_inside_a_function_is_refused(make):
+    w = parameter(Tensor([1.0, 2.0]).to("lazy"))
+
+    @jit
+    def step(x):
+        w.grad = None
+        optimizer = make([w], lr=0.1)
+        (w * x).sum().backward()
+        optimizer.step()
+        return (w * x).sum()
+
+    x = Tensor([1.0, 3.0]).to("lazy")
+    with pytest.raises(ValueError, match="made inside the function"):
+        for _ in range(5):
+            before = w.numpy().copy()
+            step(x)
+    assert np.array_equal(before, w.numpy())
+
+
+def test_a_generator_made_inside_a_function_is_refused():
+    @jit
+    def drawn(x):
+        return x + rand(4, device="lazy", generator=Generator(3))
+
+    x = Tensor([0.0] * 4).to("lazy")
+    expected = drawn(x).tolist()
+    assert drawn(x).tolist() == expected
+    with pytest.raises(ValueError, match="made inside the function"):
+        for _ in range(3):
+            drawn(x)

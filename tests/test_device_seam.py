@@ -28,6 +28,7 @@ from companion import (
     randn,
     stack,
     where,
+    zeros,
 )
 from companion.buffer import Storage
 from companion.device import CPU, DEVICES, KERNELS, READERS, Device
@@ -309,3 +310,19 @@ def test_a_row_of_a_table_hears_of_every_use():
     table = Tensor([[1.0], [2.0]]).requires_grad_()
     table[Tensor([1]).expand(ROWS)].sum().backward()
     assert table.grad.tolist() == [[0], [ROWS]]
+
+
+@pytest.mark.parametrize("place", [0, True, 1.5, None.__class__])
+def test_a_device_is_no_number(place):
+    with pytest.raises(TypeError, match="expected a device or its name"):
+        Tensor([1.0]).to(place)
+    with pytest.raises(TypeError, match="expected a device or its name"):
+        zeros(2, device=place)
+
+
+def test_an_axis_is_no_bool():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    for f in (x.std, x.var, x.sum, x.max, x.argmax):
+        with pytest.raises(TypeError, match="unbiased=False"):
+            f(False)
+    assert x.std(unbiased=False).shape == ()

@@ -257,6 +257,18 @@ def test_a_picture_drawn_by_a_cell_needs_a_text_and_a_caption(tmp_path):
     assert moved == [f"{first}15: {no_caption}"]
 
 
+def test_a_page_that_is_too_long(tmp_path):
+    many = [cell(f"{i}") for i in range(46)]
+    tall = [cell("\n".join(["1"] * 29)) for _ in range(45)]
+    tall.append("word " * 600)
+    (cells,) = [x for x in lint(tmp_path / "a", *many) if "the most" in x]
+    assert "46 cells" in cells
+    (screens,) = [x for x in lint(tmp_path / "b", *tall) if "the most" in x]
+    assert "28 screens" in screens and "hide-input" in screens
+    folded = [cell("1", "hide-input") for _ in range(46)]
+    assert not [x for x in lint(tmp_path / "c", *folded) if "the most" in x]
+
+
 def test_a_long_function(tmp_path):
     body = "\n".join(["    x = 1"] * 20)
     long = cell(f"class A:\n    x = 1\n\n\ndef f():\n{body}", "tangle")

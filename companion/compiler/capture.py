@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:2326121ac976
+# Tangled from capture: edit there, `make tangle`. sha256:d102fb00fcfc
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -254,7 +254,10 @@ class Capture:
         for leaf in self.held:
             put(leaf.arg, lent.pop(leaf))
         for numbers, places in self.fed:
-            found = numbers()
+            try:
+                found = numbers()
+            except ReferenceError:
+                raise ValueError(f"jit: {GONE}") from None
             for name, buffer in places:
                 put(buffer, found[name])
         return lent
@@ -305,6 +308,8 @@ class Capture:
         return wrap(Promised(name, value.view, value.dtype), device)
 
 
+GONE = ("an optimizer or a generator was made inside the function, which "
+        "would be another one at every call; make it before")
 BROUGHT = ("numbers of shape {} were brought to the device inside the "
            "function, and would be the same at every call; pass them as an "
            "argument")

@@ -1,5 +1,5 @@
-/* Tangled from convolution: edit there, `make tangle`. sha256:583ba56a6a5a */
-#line 623 "chapters/gradients/convolution.md"
+/* Tangled from convolution: edit there, `make tangle`. sha256:60cae240a88a */
+#line 624 "chapters/gradients/convolution.md"
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,7 +22,7 @@ typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 
-#line 649 "chapters/gradients/convolution.md"
+#line 650 "chapters/gradients/convolution.md"
 /* a length; steps in x, and in y for places or among packed taps */
 struct axis { long n, x, other; };
 /* places that meet the same taps: where they begin, and how they are cut */
@@ -38,7 +38,7 @@ struct conv {
   pool *parallel;
 };
 
-#line 668 "chapters/gradients/convolution.md"
+#line 669 "chapters/gradients/convolution.md"
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define AT(i) const REAL *a##i = x + place[i < m ? i : 0];
@@ -63,7 +63,7 @@ static INLINE void micro(const int m, const int v, int more, long k,
   EACH(STORE)
 }
 
-#line 698 "chapters/gradients/convolution.md"
+#line 699 "chapters/gradients/convolution.md"
 #define ON(m, v) case 8 * m + v: \
   micro(m, v, more, k, x, place, tap, b, from, c); break;
 #define CASES(v) ON(1, v) ON(2, v) ON(3, v) ON(4, v) ON(5, v) ON(6, v)
@@ -77,7 +77,7 @@ static long min(long x, long y) { return x < y ? x : y; }
 
 static long size(const struct axis *a) { return a[0].n * a[1].n * a[2].n; }
 
-#line 715 "chapters/gradients/convolution.md"
+#line 716 "chapters/gradients/convolution.md"
 /* 4 numbers, and 4 more behind the end of a run: the next one's place */
 typedef long A __attribute__((vector_size(32), aligned(8), may_alias));
 
@@ -99,7 +99,7 @@ void addresses(const struct axis *a, long i, long n, long *x, long *other) {
   }
 }
 
-#line 740 "chapters/gradients/convolution.md"
+#line 741 "chapters/gradients/convolution.md"
 typedef __typeof__(_Generic((REAL)0, float: 0, int: 0, default: 0L)) INT;
 typedef INT I4 __attribute__((vector_size(4 * sizeof(REAL))));
 typedef REAL V4 __attribute__((vector_size(4 * sizeof(REAL)), aligned(4),
@@ -127,7 +127,7 @@ static INLINE int abreast(const long *at) {
   return at[1] == at[0] + 1 && at[2] == at[0] + 2 && at[3] == at[0] + 3;
 }
 
-#line 771 "chapters/gradients/convolution.md"
+#line 772 "chapters/gradients/convolution.md"
 /* out[k, w] = the weights of n kernels under k taps, and zeros */
 void pack(const REAL *x, const long *at, long step, long k, long n, long w,
           REAL *out) {
@@ -144,7 +144,7 @@ void pack(const REAL *x, const long *at, long step, long k, long n, long w,
       }
 }
 
-#line 791 "chapters/gradients/convolution.md"
+#line 792 "chapters/gradients/convolution.md"
 /* n channels of so many places, from rows to where each place is in y */
 void unpack(const REAL *x, long w, long n, long places, const long *at,
             REAL *y, long step) {
@@ -160,7 +160,7 @@ void unpack(const REAL *x, long w, long n, long places, const long *at,
       }
 }
 
-#line 812 "chapters/gradients/convolution.md"
+#line 813 "chapters/gradients/convolution.md"
 struct job {
   const struct conv *p;
   const struct set *set;
@@ -189,7 +189,7 @@ static void lay(void *job, long t) {
        g->packed + (group * g->wide + o) * g->k + first * w);
 }
 
-#line 844 "chapters/gradients/convolution.md"
+#line 845 "chapters/gradients/convolution.md"
 /* what a task is about: a group, some places of a set, and their sums */
 struct part { const struct set *set; long group, rows; REAL *sums; };
 
@@ -217,7 +217,7 @@ static void panel(const struct set *s, long rows, long p, long end, long w,
   }
 }
 
-#line 875 "chapters/gradients/convolution.md"
+#line 876 "chapters/gradients/convolution.md"
 /* all channels of a part, from rows to where they are in y */
 static void deliver(const struct job *g, const struct part *t, long o,
                     long end, const REAL *sums) {
@@ -244,7 +244,7 @@ static void block(void *job, long i) {
   }
 }
 
-#line 905 "chapters/gradients/convolution.md"
+#line 906 "chapters/gradients/convolution.md"
 /* the pieces of a chunk, added up in their order */
 static void join(void *job, long i) {
   const struct job *g = job;
@@ -256,7 +256,7 @@ static void join(void *job, long i) {
   deliver(g, &t, 0, g->p->o, t.sums);
 }
 
-#line 920 "chapters/gradients/convolution.md"
+#line 921 "chapters/gradients/convolution.md"
 /* n elements at a line of the cache, behind what is to be freed */
 static REAL *space(long n, void **got) {
   *got = malloc(n * sizeof(REAL) + 64);
@@ -283,7 +283,7 @@ static void picture(void *job, long t) {
     else for (long j = 0; j < g.p.w; j++) y[j] = g.x[j * g.p.right];
 }
 
-#line 950 "chapters/gradients/convolution.md"
+#line 951 "chapters/gradients/convolution.md"
 /* a frame, a `struct conv`, and its sets of places; 0 without memory */
 int convolve(const struct frame *f, const REAL *x, const REAL *w, REAL *y) {
   const struct conv *p = (const struct conv *)(f + 1);

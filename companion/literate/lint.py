@@ -1,4 +1,4 @@
-# Tangled from record: edit there, `make tangle`. sha256:ce7b84a915fc
+# Tangled from record: edit there, `make tangle`. sha256:27ccd6197766
 """Count what can be counted about the chapters; fail on the limits."""
 
 import argparse
@@ -333,6 +333,21 @@ def function_problems(library: Library) -> Iterator[SourceError]:
             yield SourceError(path, line, message)
 
 
+LONGEST = {"cells": 45, "screens": 27}  # in sight, on one page
+
+
+def length_problems(found: Measures,
+                    chapter: Chapter) -> Iterator[SourceError]:
+    """A page that is too long; those on the tools may be longer."""
+    has = {"cells": len(found.cells), "screens": round(found.screens)}
+    for what, most in LONGEST.items():
+        if has[what] > most and not chapter.beside:
+            yield SourceError(
+                chapter.path, 1, f"the page shows {has[what]} {what}, and "
+                f"the most is {most}: fold cells that a reader can believe "
+                f"(`hide-input`), or make it two pages")
+
+
 def summary(library: Library) -> str:
     """One line about the lengths of the library's functions."""
     lengths = sorted(length for *_, length in functions(library)) or [0]
@@ -350,6 +365,7 @@ def problems(book: Book, library: Library) -> Iterator[SourceError]:
         yield from outcome_problems(chapter)
         yield from reference_problems(book, chapter)
         yield from image_problems(book, chapter)
+        yield from length_problems(measure(book, chapter), chapter)
     yield from function_problems(library)
 
 

@@ -1,4 +1,4 @@
-# Tangled from tangle: edit there, `make tangle`. sha256:99af9ee88d3b
+# Tangled from tangle: edit there, `make tangle`. sha256:06c48472edae
 """Chapters as data: front matter, code cells, the book in reading order."""
 
 import difflib
@@ -136,7 +136,7 @@ class Book:
         raise SourceError("_toc.yml", 1, f"no chapter called {name!r}")
 
     def before(self, name: str) -> "Book":
-        """The book a reader of `name` has behind him, and the tools."""
+        """The book as read before `name`, and the tools."""
         order = self.tangle_order
         at = order.index(self.chapter(name))
         kept = [c for n, c in enumerate(order) if c.beside or n < at]

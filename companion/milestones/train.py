@@ -1,4 +1,4 @@
-# Tangled from language, scaling: edit there, `make tangle`. sha256:06e6db94758e  # noqa: E501
+# Tangled from language, scaling: edit there, `make tangle`. sha256:7d543377f3f9  # noqa: E501
 from __future__ import annotations
 
 import argparse
@@ -73,7 +73,7 @@ class StopKey(Observer):
 
 
 class Session(NamedTuple):
-    """A job at work: on what, what it trains, and what looks on."""
+    """A job at work: on what, what it trains, and what watches."""
 
     job: Job
     recipe: Recipe

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:2189937537fb
+# Tangled from vocabulary: edit there, `make tangle`. sha256:01672dc09238
 """PyTorch's nn: layers, and functions as modules."""
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def __getattr__(name: str) -> Any:
 
 
 class Identity(Module):
-    """What comes in goes out; settings are for whoever had others."""
+    """What comes in goes out; settings that other layers take are ignored."""
 
     def __init__(self, *_: Any, **__: Any):
         pass

@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:45f5168392ea  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:cd1d795273ed  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -1709,6 +1709,9 @@ def as_int(value: Any) -> int:
 def axis_of(x: Tensor, axis: int, ndim: int | None = None) -> int:
     """`axis` counted from the front, checked."""
     ndim = x.ndim if ndim is None else ndim
+    if isinstance(axis, bool):
+        raise TypeError(f"expected the number of an axis, got {axis}; give "
+                        f"settings their names, as in unbiased={axis}")
     if not -ndim <= as_int(axis) < ndim:
         raise IndexError(
             f"axis {axis} does not exist: shape {x.shape} leaves room "

@@ -1,4 +1,4 @@
-# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:52598ebc46c9  # noqa: E501
+# Tangled from indexing, data, acceleration, vocabulary: edit there, `make tangle`. sha256:1f0f80fbb02c  # noqa: E501
 """Tensors drawn by chance, from a place in a stream."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 
@@ -73,9 +74,11 @@ class Generator:
         """float32 in [0, 1), multiples of 2**-24."""
         numbers = math.prod([max(n, 0) for n in shape])  # -2 is refused
 
+        mine = proxy(self)
+
         # Fed, so that a device that replays a program draws new numbers.
         def draw() -> Tensor:
-            return feed(lambda: {"key": np.array(self.advance(numbers))},
+            return feed(lambda: {"key": np.array(mine.advance(numbers))},
                         device)["key"]
         return Tensor.apply(RANDOM, KEYS.get()(draw), arg=shape)
 

@@ -1,4 +1,4 @@
-# Tangled from training: edit there, `make tangle`. sha256:ca08d435969b
+# Tangled from training: edit there, `make tangle`. sha256:8807f63a38ec
 from __future__ import annotations
 
 import functools
@@ -777,7 +777,7 @@ def test_early_stopping_asks_for_more_than_its_tolerance():
     assert len(run.fit(50)) == 3 and run.observers[0].best == 1.0
 
 
-def test_a_bar_looks_on_and_a_plot_outside_a_notebook_is_a_bar():
+def test_a_bar_watches_and_a_plot_outside_a_notebook_is_a_bar():
     run, kept = make_run(3), sys.modules.pop("IPython", None)
     run.observers = [LossPlot()]
     try:
