@@ -1,4 +1,4 @@
-# Tangled from sequences, vocabulary: edit there, `make tangle`. sha256:3751a03ab7c4  # noqa: E501
+# Tangled from sequences, vocabulary: edit there, `make tangle`. sha256:aedbaab87000  # noqa: E501
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -133,14 +133,19 @@ class RNN(Module):
 
     `rnn(x, h)` answers the last layer's states (…, T, hidden_size) and
     the last state of each layer (num_layers, …, hidden_size). Such an h
-    may be given to go on from; without one they begin at zero.
+    may be given to go on from; without one they begin at zero. The batch
+    comes first, as it does in all layers.
     """
 
     cell: type[RNNCell] = RNNCell
 
     def __init__(self, input_size: int, hidden_size: int,
                  num_layers: int = 1, bias: bool = True,
+                 batch_first: bool = True,
                  dtype: DType = float32, device: Device | str = CPU):
+        if not batch_first:
+            raise ValueError(f"{type(self).__name__}: expected "
+                             f"batch_first=True; type x.transpose(0, 1)")
         self.input_size, self.hidden_size = input_size, hidden_size
         self.num_layers = num_layers
         sizes = [input_size, *[hidden_size] * (num_layers - 1)]

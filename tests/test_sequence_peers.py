@@ -202,3 +202,10 @@ def test_a_speller_learns_as_in_pytorch():
         other.step()
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(p.numpy(), q.detach().numpy(), 1e-2, 1e-3)
+
+
+@pytest.mark.parametrize("kind", [RNN, GRU])
+def test_the_batch_comes_first(kind):
+    kind(3, 4, batch_first=True)
+    with pytest.raises(ValueError, match=r"x\.transpose\(0, 1\)"):
+        kind(3, 4, batch_first=False)
