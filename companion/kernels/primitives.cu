@@ -1,5 +1,5 @@
-/* Tangled from gpu: edit there, `make tangle`. sha256:de1327d06226 */
-#line 298 "chapters/gradients/gpu.md"
+/* Tangled from gpu: edit there, `make tangle`. sha256:44bbbb2bb0cd */
+#line 299 "chapters/gradients/gpu.md"
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -28,7 +28,7 @@ template <int N> __device__ Spot<N> spot(const Walk &w, i64 i)
     return s;
 }
 
-#line 332 "chapters/gradients/gpu.md"
+#line 333 "chapters/gradients/gpu.md"
 template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
 {
     Spot<N> s;
@@ -37,7 +37,7 @@ template <int N> __device__ Spot<N> line(const Walk &w, i64 i)
     return s;
 }
 
-#line 361 "chapters/gradients/gpu.md"
+#line 362 "chapters/gradients/gpu.md"
 #define FIRST (blockIdx.x * (i64)blockDim.x + threadIdx.x)
 #define APART (gridDim.x * (i64)blockDim.x)
 
@@ -56,7 +56,7 @@ in_fours(i64 i, i64 step, i64 n, Load load, Use use)
     }
 }
 
-#line 385 "chapters/gradients/gpu.md"
+#line 386 "chapters/gradients/gpu.md"
 // Load and use what a walk visits; one axis needs no division.
 template <int N, class Load, class Use> __device__ void
 visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
@@ -69,7 +69,7 @@ visit(const Walk &w, i64 i, i64 step, i64 n, Load load, Use use)
         in_fours(i, step, n, at_spot, use);
 }
 
-#line 411 "chapters/gradients/gpu.md"
+#line 412 "chapters/gradients/gpu.md"
 struct Pair { i64 to; T a, b; };
 
 template <class R, class F> __device__ void
@@ -88,7 +88,7 @@ map(const Walk &w, R *out, const T *x, const T *y, F f)
     }, [&](Pair p) { out[p.to] = (R)f((W)p.a, (W)p.b); });
 }
 
-#line 463 "chapters/gradients/gpu.md"
+#line 464 "chapters/gradients/gpu.md"
 template <class N> __device__ N floor_remainder(N a, N b)
 {
     if constexpr ((N)0.5 == 0) { // whole numbers
@@ -117,7 +117,7 @@ template <class N> __device__ N floor_quotient(N a, N b)
     }
 }
 
-#line 495 "chapters/gradients/gpu.md"
+#line 496 "chapters/gradients/gpu.md"
 template <class N> __device__ N power(N a, N b)
 {
     if constexpr ((N)0.5 == 0) {
@@ -133,7 +133,7 @@ template <class N> __device__ N power(N a, N b)
     }
 }
 
-#line 514 "chapters/gradients/gpu.md"
+#line 515 "chapters/gradients/gpu.md"
 extern "C" __global__ void choose(Walk w, T *out, const bool *c,
                                   const T *x, const T *y)
 {
@@ -160,7 +160,7 @@ extern "C" __global__ void fill(Walk w, A value, T *out)
         out[spot<1>(w, i).at[0]] = (T)value;
 }
 
-#line 694 "chapters/gradients/gpu.md"
+#line 695 "chapters/gradients/gpu.md"
 struct Sum {
     static __device__ A none(A) { return 0; }
     static __device__ A join(A a, A b) { return a + b; }
@@ -171,7 +171,7 @@ struct Max { // of a and a is a, so any value that takes part is neutral
     static __device__ A join(A a, A b) { return a != a || a > b ? a : b; }
 };
 
-#line 708 "chapters/gradients/gpu.md"
+#line 709 "chapters/gradients/gpu.md"
 struct Room { A part[8][33]; };
 
 __device__ inline Room &room() // of the block
@@ -196,7 +196,7 @@ template <class F> __device__ A whole(A v)
     return v;
 }
 
-#line 738 "chapters/gradients/gpu.md"
+#line 739 "chapters/gradients/gpu.md"
 template <class F, class R, class S> __device__ void
 rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
 {
@@ -215,7 +215,7 @@ rows(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 762 "chapters/gradients/gpu.md"
+#line 763 "chapters/gradients/gpu.md"
 // 32 neighbouring results in a block, 8 threads on each.
 template <class F, class R, class S> __device__ void
 columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
@@ -242,7 +242,7 @@ columns(const Walk &kept, const Walk &along, i64 piece, R *out, const S *x)
     }
 }
 
-#line 982 "chapters/gradients/gpu.md"
+#line 983 "chapters/gradients/gpu.md"
 extern "C" __global__ void iota(i64 n, i64 *out)
 {
     for (EACH(i, n))
@@ -255,7 +255,7 @@ __device__ inline void mix(unsigned &x, unsigned &y, int r)
     y = x ^ (y << r | y >> (32 - r));
 }
 
-#line 998 "chapters/gradients/gpu.md"
+#line 999 "chapters/gradients/gpu.md"
 // Threefry-2x32, 20 rounds: two numbers in [0, 1) from one counter.
 extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
 {
@@ -278,7 +278,7 @@ extern "C" __global__ void uniform(i64 n, float *out, const i64 *key)
     }
 }
 
-#line 1086 "chapters/gradients/gpu.md"
+#line 1087 "chapters/gradients/gpu.md"
 // An indexed axis: its length, the step along it, the least index.
 struct Axis { i64 n, far, least; };
 
@@ -307,7 +307,7 @@ extern "C" __global__ void gather(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1120 "chapters/gradients/gpu.md"
+#line 1121 "chapters/gradients/gpu.md"
 template <class N> __device__ void add_to(N *place, N value)
 {
     atomicAdd(place, value);
@@ -329,7 +329,7 @@ extern "C" __global__ void scatter(Walk w, Axis axis, i64 *fault,
     }
 }
 
-#line 1503 "chapters/gradients/gpu.md"
+#line 1504 "chapters/gradients/gpu.md"
 extern "C" __global__ void product(Walk w, i64 k, i64 right, i64 down,
                                    T *out, const T *x, const T *y)
 {
