@@ -206,6 +206,6 @@ def test_ctrl_c_ends_a_milestone_in_one_line(tmp_path, monkeypatch, capsys):
 
 def test_what_the_milestone_asks_for():
     recipes = pictures.RECIPES
-    assert recipes["digits"] == pictures.Recipe(60_000, 7, 0.99)
+    assert recipes["digits"] == pictures.Recipe(60_000, 9, 0.99)
     assert recipes["photographs"].examples == 50_000
     assert recipes["photographs"].target == 0.75
