@@ -1,4 +1,4 @@
-# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:343ea35b93b0  # noqa: E501
+# Tangled from tangle, tensors, indexing, native, activations, layers, losses, autograd, optimizers, training, data, gpu, convolution, pictures, tokenization, embeddings, sequences, attention, transformers, graphs, capture, memoization, quantization, compression, acceleration, scaling, serving, vocabulary: edit there, `make tangle`. sha256:a54fbcab478b  # noqa: E501
 """Tensors, Tangled: a deep learning framework you can read."""
 
 from __future__ import annotations
@@ -149,3 +149,5 @@ EXPORTS |= dict.fromkeys((
 EXPORTS |= dict.fromkeys((
     "cuda", "device", "is_tensor", "load", "median", "optim", "save",
     "tensor"), "companion.vocabulary")
+
+EXPORTS["utils"] = "companion.utils"

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:0df5d5cb7a3d
+# Tangled from vocabulary: edit there, `make tangle`. sha256:21efc7ed58f9
 """The array API standard (2024.12): its names, for our functions."""
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def of_two(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 NAMES |= {name: of_one(name) for name in (
     "abs acos acosh asin asinh atan atanh ceil cos cosh exp expm1 floor "
-    "isinf isnan log log10 log1p log2 logical_not negative "
+    "isinf isnan log log10 log2 logical_not negative "
     "reciprocal round sign sin sinh sqrt square tan tanh trunc").split()}
 NAMES |= {"bitwise_invert": of_one("__invert__"),
           "positive": of_one("__pos__")}
@@ -134,6 +134,12 @@ NAMES |= {name: of_two(operation) for name, operation in {
 @standard
 def isfinite(x: Tensor, /) -> Tensor:
     return x.isfinite() if x.dtype.is_float else x == x
+
+
+@standard
+def log1p(x: Tensor, /) -> Tensor:
+    """Of -0 it is -0, which log(1 + x) has lost."""
+    return where(x == 0, x, x.log1p())
 
 
 @standard

@@ -235,3 +235,11 @@ def test_the_standard_holds_on_every_device(line, device):
         lambda a: Tensor(a, device=device))))
     for a, b in zip(here, there, strict=True):
         np.testing.assert_allclose(b.numpy(), a.numpy(), 1e-5, 1e-5)
+
+
+def test_log1p_keeps_the_sign_of_zero():
+    for dtype in (float32, float64):
+        y = array_api.log1p(Tensor([-0.0, 0.0, -1.0, math.nan], dtype))
+        assert y.dtype is dtype
+        assert np.signbit(y.numpy()[:3]).tolist() == [True, False, True]
+        assert y[2] == -math.inf and math.isnan(y[3])

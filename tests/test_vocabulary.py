@@ -79,6 +79,7 @@ n.div(n * 0 + 3, rounding_mode="trunc")
 n.div(n * 0 - 3, rounding_mode="floor")
 x.masked_select(b)                   masked_select
 b.nonzero(), n.nonzero()             nonzero
+b.nonzero(as_tuple=True), n[:0].nonzero(as_tuple=True)
 x.repeat_interleave(3, 1)            repeat_interleave
 x.repeat_interleave(2)
 x.repeat_interleave(n[:, 0].abs(), 0)
@@ -193,6 +194,8 @@ m.sum(x, 1, keepdim=True), m.transpose(x, 0, 1), m.squeeze(v), m.norm(x)
 m.topk(x, 2), m.sort(x), m.argmax(x, dim=1), m.unsqueeze(x, 0), m.std(x)
 m.where(x > 0, x, y), m.cat([x, y], dim=1), m.stack([x, y]), m.outer(w, w)
 m.meshgrid(w, w[:3], indexing="ij"), m.meshgrid(w, w[:2], indexing="xy")
+m.meshgrid([w, w[:3]], indexing="ij"), m.meshgrid((w,), indexing="ij")
+z.unfold(dimension=0, size=2, step=1)
 x.clone().add_(y), x.clone().mul_(2), x.clone().zero_(), x.clone().fill_(3)
 x.clone().copy_(y), (x * 1).clamp_(min=0), (x * 1).relu_(), (p * 1).sqrt_()
 (x * 1).sub_(y, alpha=2), (x * 1).div_(2), (x * 1).masked_fill_(b, 0.0)
@@ -1041,3 +1044,39 @@ def test_a_data_set_is_split():
     assert isinstance(parts[0], companion.Subset)
     with pytest.raises(ValueError, match="add up to 10"):
         companion.random_split(data, [5, 6])
+
+
+@pytest.mark.parametrize("name", ["softplus", "elu", "celu", "selu", "asinh",
+                                  "acosh", "log1p", "expm1", "silu", "mish"])
+def test_what_is_broken_breaks_its_gradient(name):
+    """A slope of 0 at NaN would make a broken run look frozen."""
+    x = Tensor([math.nan, 1.5, 40.0], float64).requires_grad_()
+    f = getattr(Tensor, name, None) or getattr(nn.functional, name)
+    f(x).sum().backward()
+    assert math.isnan(x.grad[0]) and not x.grad[1:].isnan().any()
+
+
+def test_below_its_domain_acosh_has_no_slope():
+    x = Tensor([-3.0, -1e8, 0.5], float64).requires_grad_()
+    y = x.acosh()
+    y.sum().backward()
+    assert y.isnan().all() and x.grad.isnan().all()
+
+
+def test_programs_begin_as_they_do_there():
+    from companion.utils.checkpoint import checkpoint
+    from companion.utils.data import (
+        DataLoader,
+        Dataset,
+        Subset,
+        TensorDataset,
+        random_split,
+    )
+
+    assert companion.utils.data.DataLoader is DataLoader
+    assert companion.utils.checkpoint.checkpoint is checkpoint
+    halves = random_split(TensorDataset(Tensor([[1.0], [2.0]])), [1, 1])
+    assert all(isinstance(half, Subset) for half in halves)
+    assert issubclass(TensorDataset, object) and Dataset
+    with pytest.raises(AttributeError, match="utils.data has no Sampler"):
+        _ = companion.utils.data.Sampler

@@ -1,4 +1,4 @@
-# Tangled from vocabulary: edit there, `make tangle`. sha256:4f24c3644a9f
+# Tangled from vocabulary: edit there, `make tangle`. sha256:5e643f81a4bd
 """PyTorch's nn.functional: what is not a method, under its name."""
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ def softplus(x: Tensor, beta: float = 1.0,
              threshold: float = 20.0) -> Tensor:
     """log(1 + exp(beta x)) / beta; x, where that is over `threshold`."""
     scaled = x * beta
-    small = scaled.clamp(max=threshold).exp().log1p() / beta
-    return where(scaled > threshold, x, small)
+    large = scaled > threshold
+    small = where(large, threshold, scaled).exp().log1p() / beta
+    return where(large, x, small)
 
 
 @smooth
@@ -71,7 +72,8 @@ def mish(x: Tensor) -> Tensor:
 @smooth
 def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha · (exp(x) - 1) (Clevert, 2015)."""
-    return where(x > 0, x, x.clamp(max=0).expm1() * alpha)
+    positive = x > 0
+    return where(positive, x, where(positive, 0, x).expm1() * alpha)
 
 
 @smooth

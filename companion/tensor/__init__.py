@@ -1,4 +1,4 @@
-# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:cd1d795273ed  # noqa: E501
+# Tangled from tensors, indexing, blas, activations, layers, autograd, quantization, scaling, vocabulary: edit there, `make tangle`. sha256:16c3aea5c85c  # noqa: E501
 """The tensor: a handle on a buffer, and every operation on it."""
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ RANK = {"b": 0, "u": 1, "i": 1, "f": 2}  # bools, integers, floats
 written = in_place(lambda _, result: result)
 
 OPTIONS = {"dim": "axis", "dims": "axis", "keepdims": "keepdim",
-           "shifts": "shift", "ddof": "correction"}
+           "shifts": "shift", "ddof": "correction", "dimension": "axis"}
 
 T = TypeVar("T")
 
@@ -1025,7 +1025,8 @@ class Tensor:
     @smooth
     def acosh(self) -> Tensor:
         """log(x + sqrt(x² - 1)), in terms of x - 1; NaN below 1."""
-        t = self.clamp(0, BEYOND) - 1
+        below = where(self < 0, self * 0, self)
+        t = where(self > BEYOND, 1, below) - 1
         near = (t + (t * 2 + t * t).sqrt()).log1p()
         far = self.clamp(min=1).log() + math.log(2)
         return where(self > BEYOND, far, near)
@@ -1264,10 +1265,12 @@ class Tensor:
         """The values that occur, each once, in order."""
         return Tensor(np.unique(self.numpy()), device=self.device)
 
-    def nonzero(self) -> Tensor:
-        """Where elements are not 0: a row of indices for each."""
-        found = np.argwhere(self.numpy() != 0)
-        return Tensor(found, int64, self.device)
+    def nonzero(self, as_tuple: bool = False,
+                ) -> Tensor | tuple[Tensor, ...]:
+        """Where elements are not 0: a row of indices for each; or, as a
+        tuple, the indices along each axis."""
+        found = Tensor(np.argwhere(self.numpy() != 0), int64, self.device)
+        return tuple(found.T) if as_tuple else found
 
     def masked_select(self, mask: Tensor) -> Tensor:
         """The elements where `mask` holds, in a row."""

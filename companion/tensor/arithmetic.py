@@ -1,4 +1,4 @@
-# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:3150c2fa8cf0  # noqa: E501
+# Tangled from tensors, activations, vocabulary: edit there, `make tangle`. sha256:99e9165de66c  # noqa: E501
 """What the operators say in primitives: /, **, &, where, maximum."""
 
 from __future__ import annotations
@@ -134,7 +134,8 @@ def odd(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def arsinh(a: Tensor) -> Tensor:
     """log(a + sqrt(a² + 1)) for a >= 0 (fdlibm, 1993)."""
-    small = a.clamp(max=BEYOND)
+    # Not clamp, whose slope at NaN is 0: a broken run has to show.
+    small = where(a > BEYOND, BEYOND, a)
     square = small * small
     near = (small + square / ((square + 1).sqrt() + 1)).log1p()
     return where(a > BEYOND, a.clamp(min=1).log() + math.log(2), near)

@@ -1,4 +1,4 @@
-# Tangled from indexing, vocabulary: edit there, `make tangle`. sha256:ca3c6f8854ea  # noqa: E501
+# Tangled from indexing, vocabulary: edit there, `make tangle`. sha256:ad12e67e8d21  # noqa: E501
 """Tensors made from a shape: full, arange, eye, one_hot."""
 
 from __future__ import annotations
@@ -115,11 +115,14 @@ def along_axis(x: Tensor, axis: int, shape: Shape) -> Tensor:
                      ).broadcast(shape)
 
 
-def meshgrid(*vectors: Tensor, indexing: str = "ij") -> list[Tensor]:
+def meshgrid(*vectors: Any, indexing: str = "ij") -> list[Tensor]:
     """The coordinates of a grid's points, one tensor for each axis.
 
-    "xy" has the first two axes exchanged, as pictures have.
+    Of vectors, or of one list of them. "xy" has the first two axes
+    exchanged, as pictures have.
     """
+    if len(vectors) == 1 and isinstance(vectors[0], list | tuple):
+        vectors = tuple(vectors[0])
     if indexing not in ("ij", "xy"):
         raise ValueError(f"meshgrid: expected indexing 'ij' or 'xy', got "
                          f"{indexing!r}")
