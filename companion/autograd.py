@@ -1,4 +1,4 @@
-# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:ded4af6809db  # noqa: E501
+# Tangled from autograd, convolution, attention, scaling, vocabulary: edit there, `make tangle`. sha256:71c97fbf919e  # noqa: E501
 from __future__ import annotations
 
 import functools
@@ -288,6 +288,24 @@ def flow(y: Tensor, record: Record,
             yield x, past, rule(g, y, *record.src, record.arg)
 
 
+def give_shares(y: Tensor, record: Record,
+                partial: dict[int, tuple[Tensor, Tensor]],
+                keep: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """y with its complete gradient; shares of it go to its operands."""
+    if id(record) in partial:
+        _, g = partial.pop(id(record))
+        if y.record is record:
+            yield y, g
+        # A leaf has no record, so it is found by its own identity.
+        for x, past, share in flow(y, record, g):
+            place = id(past or x)
+            if place in partial:
+                share = partial[place][1] + share
+            partial[place] = x, share
+    if not keep:
+        record.release()
+
+
 def sweep(root: Tensor, seed: Tensor,
           keep: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Every value behind `root` with its complete gradient, leaves last.
@@ -298,19 +316,7 @@ def sweep(root: Tensor, seed: Tensor,
     check_unspent(order)
     partial = {id(root.record or root): (root, seed)}
     while order:
-        y, record = order.pop()
-        if id(record) in partial:
-            _, g = partial.pop(id(record))
-            if y.record is record:
-                yield y, g
-            # A leaf has no record, so it is found by its own identity.
-            for x, past, share in flow(y, record, g):
-                place = id(past or x)
-                if place in partial:
-                    share = partial[place][1] + share
-                partial[place] = x, share
-        if not keep:
-            record.release()
+        yield from give_shares(*order.pop(), partial, keep)
     yield from partial.values()
 
 
@@ -474,17 +480,7 @@ def sweep_to_leaves(root: Tensor, seed: Tensor,
     while ready:
         y, record = ready.pop()
         operands = wanting(record)
-        if id(record) in partial:
-            _, g = partial.pop(id(record))
-            if y.record is record:
-                yield y, g
-            for x, past, share in flow(y, record, g):
-                place = id(past or x)
-                if place in partial:
-                    share = partial[place][1] + share
-                partial[place] = x, share
-        if not keep:
-            record.release()
+        yield from give_shares(y, record, partial, keep)
         for x, past in operands:
             uses[place := id(past or x)] -= 1
             if past and not uses[place]:

@@ -1,4 +1,4 @@
-# Tangled from profiling: edit there, `make tangle`. sha256:530b52887b71
+# Tangled from profiling: edit there, `make tangle`. sha256:00e773dd37aa
 """Where time, work and memory go: a device that remembers who asked."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary, finalize, ref
 
 import numpy as np
 
-from companion.autograd import sweep
+from companion.autograd import give_shares
 from companion.buffer import Buffer, Storage
 from companion.compiler.capture import Capture
 from companion.compiler.draw import svg
@@ -76,7 +76,7 @@ def asked(frame: FrameType | None, homes: Homes,
     line = next(((f.f_code.co_filename, f.f_lineno) for f in frames
                  if not in_library(f)), None)
     for f in frames:
-        if f.f_code is sweep.__code__:
+        if f.f_code is give_shares.__code__:
             made = local(f, "y").buffer
             near = homes.get(made.storage, {})
             return Where("backward", near.get(id(made), ()), line)

@@ -21,6 +21,7 @@ from companion import (
     randint,
     randn,
 )
+from companion.accelerate import GradScaler
 from companion.compiler.capture import compiled, jit
 from companion.device import named
 from companion.dtype import float32
@@ -172,3 +173,13 @@ def test_a_generator_made_inside_a_function_is_refused():
     with pytest.raises(ValueError, match="made inside the function"):
         for _ in range(3):
             drawn(x)
+
+
+def test_a_scale_of_the_loss_made_inside_a_function_is_refused():
+    @jit
+    def scaled(x):
+        return GradScaler(2.0).scale(x)
+
+    with pytest.raises(ValueError, match="made inside the function"):
+        for _ in range(5):
+            scaled(Tensor([1.0]).to("lazy"))

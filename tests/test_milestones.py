@@ -263,11 +263,3 @@ def test_a_gpt_that_does_not_compile_is_said(monkeypatch):
 def test_a_race_without_a_peer_is_no_race(monkeypatch):
     monkeypatch.setattr(gpt_bench.importlib.util, "find_spec", lambda _: None)
     assert gpt_bench.race(CONFIGS["cpu"], 1, True, False)["ratio"] is None
-
-
-def test_the_time_of_a_step_goes_to_four_kinds_and_python():
-    small = gpt_bench.GPTConfig(8, 11, 1, 2, 8)
-    spent = gpt_bench.shares(small, rounds=1)
-    assert [*spent] == ["matrix products", "attention", "elementwise",
-                        "all other operations", "Python"]
-    assert min(spent.values()) > 0

@@ -592,6 +592,17 @@ def test_the_second_derivative_has_owners():
         "layers.0", "layers.2"}
 
 
+def test_a_way_back_that_is_listened_to_has_owners():
+    """Also where the leaves are told one by one, as to other workers."""
+    trace = Traced(CPU)
+    net = Sequential(Linear(3, 4), Tensor.tanh, Linear(4, 2)).to(trace)
+    told = []
+    net(randn(5, 3).to(trace)).sum().backward(finished=told.append)
+    assert {id(x) for x in told} == {id(p) for p in net.parameters()}
+    back = [e for e in trace.events if e.where.phase == "backward"]
+    assert {layer(e) for e in back} >= {"layers.0", "layers.2"}
+
+
 def test_a_program_of_no_lines_has_no_parts():
     run, x = jit(lambda x: x.reshape(4)), randn(2, 2)
     for _ in range(3):

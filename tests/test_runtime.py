@@ -4,7 +4,13 @@ from functools import cached_property
 
 import pytest
 
-from companion.literate.runtime import extend, message, test as run_test
+from companion.literate import runtime
+from companion.literate.runtime import (
+    extend,
+    message,
+    read_records,
+    test as run_test,
+)
 
 
 class Base:
@@ -175,3 +181,23 @@ def test_message_is_what_an_error_of_the_kind_says():
         message(lambda: b"\xff".decode())
     with pytest.raises(AssertionError, match="nothing was raised"):
         message(lambda: 1)
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ('{"a": 1}\n{"a": 2}\n', [{"a": 1}, {"a": 2}]),
+        ('{\n "a": [\n  1\n ]\n}\n', [{"a": [1]}]),
+        ("", []),
+        (None, []),
+    ],
+)
+def test_records_are_read_line_by_line_or_whole(
+    tmp_path, monkeypatch, text, found
+):
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "a/b/c.py"))
+    if text is not None:
+        folder = tmp_path / "site/records"
+        folder.mkdir(parents=True)
+        (folder / "x.json").write_text(text)
+    assert read_records("x") == found

@@ -1046,14 +1046,15 @@ def test_a_data_set_is_split():
         companion.random_split(data, [5, 6])
 
 
-@pytest.mark.parametrize("name", ["softplus", "elu", "celu", "selu", "asinh",
-                                  "acosh", "log1p", "expm1", "silu", "mish"])
+@pytest.mark.parametrize("name", [*SMOOTH, "softplus", "elu", "celu", "selu",
+                                  "silu", "mish", "gelu", "logsigmoid"])
 def test_what_is_broken_breaks_its_gradient(name):
     """A slope of 0 at NaN would make a broken run look frozen."""
-    x = Tensor([math.nan, 1.5, 40.0], float64).requires_grad_()
+    x = Tensor([math.nan, 0.5], float64).requires_grad_()
     f = getattr(Tensor, name, None) or getattr(nn.functional, name)
     f(x).sum().backward()
-    assert math.isnan(x.grad[0]) and not x.grad[1:].isnan().any()
+    assert math.isnan(x.grad[0]) or name == "neg"  # -1 everywhere
+    assert math.isnan(x.grad[1]) == (name == "acosh")  # below its domain
 
 
 def test_below_its_domain_acosh_has_no_slope():

@@ -1,4 +1,4 @@
-# Tangled from capture: edit there, `make tangle`. sha256:d102fb00fcfc
+# Tangled from capture: edit there, `make tangle`. sha256:ba93a4e799d9
 """Steps that are remembered once, and run again as one program."""
 
 from __future__ import annotations
@@ -308,8 +308,8 @@ class Capture:
         return wrap(Promised(name, value.view, value.dtype), device)
 
 
-GONE = ("an optimizer or a generator was made inside the function, which "
-        "would be another one at every call; make it before")
+GONE = ("an optimizer, a generator or a scale of the loss was made inside "
+        "the function, and would be another one at every call; make it before")
 BROUGHT = ("numbers of shape {} were brought to the device inside the "
            "function, and would be the same at every call; pass them as an "
            "argument")

@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:e52e5789d9ba */
-#line 505 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:1a6b7a8ddf78 */
+#line 504 "chapters/gradients/attention.md"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +26,7 @@ typedef whole I __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 static long min(long x, long y) { return x < y ? x : y; }
 
-#line 535 "chapters/gradients/attention.md"
+#line 534 "chapters/gradients/attention.md"
 enum { DIGITS = WIDE ? 52 : 23, BIAS = WIDE ? 1023 : 127,
        TERMS = WIDE ? 13 : 7 };
 
@@ -53,7 +53,7 @@ static INLINE V larger(V a, V b) {
   return (V)(((I)a & more) | ((I)b & ~more));
 }
 
-#line 565 "chapters/gradients/attention.md"
+#line 564 "chapters/gradients/attention.md"
 #define ROW(X, i) X(i, 0) X(i, 1)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define LOAD(i, j) V c##i##j = {0}; \
@@ -82,7 +82,7 @@ static void product(int more, long m, long k, const REAL *a, long ra,
   }
 }
 
-#line 603 "chapters/gradients/attention.md"
+#line 602 "chapters/gradients/attention.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 /* heads of tq queries and tk keys, d wide; steps from row to row, of bools
@@ -108,7 +108,7 @@ struct job {
   int failed;
 };
 
-#line 632 "chapters/gradients/attention.md"
+#line 631 "chapters/gradients/attention.md"
 /* nq queries from the i-th on, nk keys from the j-th on, rows filled to w */
 struct tile {
   long i, nq, j, nk, w;
@@ -119,7 +119,7 @@ struct tile {
 };
 static _Thread_local struct tile room __attribute__((aligned(64)));
 
-#line 646 "chapters/gradients/attention.md"
+#line 645 "chapters/gradients/attention.md"
 /* x[n, d] with rows side by side, each filled up to w elements */
 static void lay(const REAL *x, long step, long n, long d, long w,
                 REAL *out) {
@@ -149,7 +149,7 @@ static void locate(struct job *g, long h) {
     g->mask += at * g->p.axis[a].mask, g->kept += at * g->p.axis[a].kept;
 }
 
-#line 679 "chapters/gradients/attention.md"
+#line 678 "chapters/gradients/attention.md"
 /* begin a tile of queries: q is scaled, for scores as powers of two */
 static void begin(const struct job *g, struct tile *t, long i) {
   t->i = i, t->nq = min(g->p.tq - i, BQ);
@@ -176,7 +176,7 @@ static long reach(const struct job *g, const struct tile *t, long a) {
   return !g->p.causal || n > t->nk ? t->nk : n < 0 ? 0 : n;
 }
 
-#line 709 "chapters/gradients/attention.md"
+#line 708 "chapters/gradients/attention.md"
 /* s[NR], but `other` where a bool at `is` is false; by masks, since a
    choice would become a branch */
 static INLINE void pick(const char *is, REAL other, REAL *s) {
@@ -203,7 +203,7 @@ static void choose(const struct tile *t, long a, long n, const char *is,
     }
 }
 
-#line 739 "chapters/gradients/attention.md"
+#line 738 "chapters/gradients/attention.md"
 /* scores of -inf where the panel's queries must not look */
 static void hide(const struct job *g, struct tile *t, long a, long n) {
   REAL *s = t->p + a;
@@ -221,7 +221,7 @@ static void score(const struct job *g, struct tile *t, long a, long n) {
   hide(g, t, a, n);
 }
 
-#line 760 "chapters/gradients/attention.md"
+#line 759 "chapters/gradients/attention.md"
 /* scores become weights, relative to the largest score so far */
 static void weigh(struct tile *t, long a, long n) {
   for (long c = a; c < a + NR; c += L) {
@@ -239,7 +239,7 @@ static void weigh(struct tile *t, long a, long n) {
   }
 }
 
-#line 783 "chapters/gradients/attention.md"
+#line 782 "chapters/gradients/attention.md"
 /* a tile of keys: fade what its queries have, add the weighted values */
 static void gather(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -270,7 +270,7 @@ static void finish(const struct job *g, const struct tile *t) {
   }
 }
 
-#line 817 "chapters/gradients/attention.md"
+#line 816 "chapters/gradients/attention.md"
 static void forward(void *job, long task) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -293,7 +293,7 @@ int attend(const struct attention *p, const REAL *q, const REAL *k,
   return 1;
 }
 
-#line 869 "chapters/gradients/attention.md"
+#line 868 "chapters/gradients/attention.md"
 /* begin a tile of queries for the way back: what y kept, and delta */
 static void begin_back(const struct job *g, struct tile *t, long i) {
   long d = g->p.d, step = d + 1;
@@ -313,7 +313,7 @@ static void begin_back(const struct job *g, struct tile *t, long i) {
   }
 }
 
-#line 892 "chapters/gradients/attention.md"
+#line 891 "chapters/gradients/attention.md"
 /* the weights again, the gradients of the scores, and of q */
 static void differ(const struct job *g, struct tile *t) {
   for (long a = 0, n; a < t->nq; a += NR) {
@@ -337,7 +337,7 @@ static void differ(const struct job *g, struct tile *t) {
   }
 }
 
-#line 919 "chapters/gradients/attention.md"
+#line 918 "chapters/gradients/attention.md"
 /* the tile's share of the gradients of its keys and values */
 static void scatter(const struct job *g, struct tile *t, REAL *dk,
                     REAL *dv) {
@@ -361,7 +361,7 @@ static void settle(const REAL *x, long w, long n, long d, REAL factor,
     for (long c = 0; c < d; c++) out[c] = factor * x[c];
 }
 
-#line 946 "chapters/gradients/attention.md"
+#line 945 "chapters/gradients/attention.md"
 static void backward(void *job, long h) {
   struct job g = *(struct job *)job;
   struct tile *t = &room;
@@ -383,7 +383,7 @@ static void backward(void *job, long h) {
   free(dk);
 }
 
-#line 971 "chapters/gradients/attention.md"
+#line 970 "chapters/gradients/attention.md"
 /* out[tq + 2 tk, d] of each head: the gradients of q, k and v; 0 without
    memory for those of a head */
 int attend_back(const struct attention *p, const REAL *dy, const REAL *y,

@@ -1,5 +1,5 @@
-/* Tangled from attention: edit there, `make tangle`. sha256:03365b10d625 */
-#line 1779 "chapters/gradients/attention.md"
+/* Tangled from attention: edit there, `make tangle`. sha256:239938ed7b7c */
+#line 1773 "chapters/gradients/attention.md"
 #ifndef REAL
 #define REAL float
 #endif
@@ -27,7 +27,7 @@ struct Heads {
 /* what a warp has for its rows: four of the block's 32 */
 struct Rows { REAL of[4][(WIDTH + 31) / 32]; };
 
-#line 1810 "chapters/gradients/attention.md"
+#line 1804 "chapters/gradients/attention.md"
 __device__ REAL sum_warp(REAL x) {
   for (int by = 16; by; by /= 2) x += __shfl_xor_sync(~0u, x, by);
   return x;
@@ -40,7 +40,7 @@ __device__ REAL max_warp(REAL x) {
   return x;
 }
 
-#line 1826 "chapters/gradients/attention.md"
+#line 1820 "chapters/gradients/attention.md"
 /* s[r] = row r of x times row `lane` of the 32 at y, by way of `room` */
 __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
                       const REAL *y, i64 step, i64 there,
@@ -59,7 +59,7 @@ __device__ void score(REAL *s, const REAL *x, i64 near, i64 rows,
   }
 }
 
-#line 1848 "chapters/gradients/attention.md"
+#line 1842 "chapters/gradients/attention.md"
 /* to a warp's rows add the rows at y, each as often as its lane says */
 __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
                        i64 step, i64 there) {
@@ -73,7 +73,7 @@ __device__ void gather(Rows *sum, const REAL *weight, const REAL *y,
   }
 }
 
-#line 1865 "chapters/gradients/attention.md"
+#line 1859 "chapters/gradients/attention.md"
 /* go to head blockIdx.x */
 __device__ void locate(const Heads &h, Reals &q, Reals &k, Reals &v,
                        Bools &mask, Bools &kept) {
@@ -97,7 +97,7 @@ __device__ REAL thin(const Heads &h, Bools kept, i64 query, i64 key,
          ? x / REAL(h.keep) : 0;
 }
 
-#line 1892 "chapters/gradients/attention.md"
+#line 1886 "chapters/gradients/attention.md"
 /* what is summed, divided, and the logarithm of the weights' sum */
 __device__ void finish(const Heads &h, REAL *y, i64 first, const Rows &sum,
                      const REAL *top, const REAL *total) {
@@ -110,7 +110,7 @@ __device__ void finish(const Heads &h, REAL *y, i64 first, const Rows &sum,
   }
 }
 
-#line 1908 "chapters/gradients/attention.md"
+#line 1902 "chapters/gradients/attention.md"
 /* y[heads, tq, WIDTH + 1]; grid (heads, tq / 32 rounded up), block (32, 8) */
 extern "C" __global__ void attend(Heads h, Reals q, Reals k, Reals v,
                                   Bools mask, Bools kept, REAL *y) {
@@ -140,7 +140,7 @@ extern "C" __global__ void attend(Heads h, Reals q, Reals k, Reals v,
   finish(h, y, mine, sum, top, total);
 }
 
-#line 1943 "chapters/gradients/attention.md"
+#line 1937 "chapters/gradients/attention.md"
 /* out[heads, rows, WIDTH], from `first` on and below `last`: what is
    summed, times a factor */
 __device__ void settle(REAL *out, i64 rows, i64 first, i64 last,
@@ -164,7 +164,7 @@ extern "C" __global__ void deltas(i64 tq, const REAL *dy, const REAL *y,
   if (threadIdx.x == 0) delta[row] = sum - dy[WIDTH];
 }
 
-#line 1970 "chapters/gradients/attention.md"
+#line 1964 "chapters/gradients/attention.md"
 /* the gradient of q, in out[heads, tq + 2 tk, WIDTH]; grid as attend's */
 extern "C" __global__ void attend_queries(
     Heads h, Reals dy, Reals y, Reals delta, Reals q, Reals k, Reals v,
@@ -191,7 +191,7 @@ extern "C" __global__ void attend_queries(
   settle(out, h.tq + 2 * h.tk, mine, h.tq, sum, h.scale);
 }
 
-#line 2000 "chapters/gradients/attention.md"
+#line 1994 "chapters/gradients/attention.md"
 /* those of k and v: rows are keys, lanes are queries */
 extern "C" __global__ void attend_keys(
     Heads h, Reals dy, Reals y, Reals delta, Reals q, Reals k, Reals v,

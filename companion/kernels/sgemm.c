@@ -1,5 +1,5 @@
-/* Tangled from blas: edit there, `make tangle`. sha256:4a29c037d528 */
-#line 422 "chapters/tensors/blas.md"
+/* Tangled from blas: edit there, `make tangle`. sha256:d936207865c3 */
+#line 421 "chapters/tensors/blas.md"
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -20,7 +20,7 @@ typedef REAL V __attribute__((vector_size(BYTES), aligned(4), may_alias));
 long columns(void) { return NR; }
 long bytes(void) { return BYTES; }
 
-#line 464 "chapters/tensors/blas.md"
+#line 463 "chapters/tensors/blas.md"
 #define ROW(X, i) X(i, 0) X(i, 1) X(i, 2) X(i, 3)
 #define EACH(X) ROW(X, 0) ROW(X, 1) ROW(X, 2) ROW(X, 3) ROW(X, 4) ROW(X, 5)
 #define ZERO(i, j) V c##i##j = {0};
@@ -40,7 +40,7 @@ micro(const int m, const int v, long k, REAL alpha, const REAL *a, long ra,
   EACH(STORE)
 }
 
-#line 491 "chapters/tensors/blas.md"
+#line 490 "chapters/tensors/blas.md"
 #define ON(m, v) case 8 * m + v: \
   micro(m, v, k, alpha, a, ra, ca, b, rb, beta, c, rc); break;
 #define CASES(v) ON(1, v) ON(2, v) ON(3, v) ON(4, v) ON(5, v) ON(6, v)
@@ -50,7 +50,7 @@ void tile(int m, int v, long k, REAL alpha, const REAL *a, long ra,
   switch (8 * m + v) { CASES(1) CASES(2) CASES(3) CASES(4) }
 }
 
-#line 533 "chapters/tensors/blas.md"
+#line 532 "chapters/tensors/blas.md"
 typedef __typeof__(_Generic((REAL)0, float: 0, int: 0, default: 0L)) INT;
 typedef INT I4 __attribute__((vector_size(4 * sizeof(REAL))));
 typedef REAL V4 __attribute__((vector_size(4 * sizeof(REAL)), aligned(4),
@@ -75,7 +75,7 @@ static void turn(const REAL *x, long rx, REAL *out, long w) {
   *(V4 *)(out + 3 * w) = MIX(u, v, 2, 3, 6, 7);
 }
 
-#line 561 "chapters/tensors/blas.md"
+#line 560 "chapters/tensors/blas.md"
 #define ROWS(n) for (; k--; x += rx, out += w) { \
   __builtin_prefetch(x + 32); \
   __builtin_memcpy(out, x, (n) * sizeof(REAL)); }
@@ -98,7 +98,7 @@ void pack(const REAL *x, long rx, long cx, long k, long n, long w,
       for (long j = 0; j < n; j++) out[p * w + j] = x[p * rx + j * cx];
 }
 
-#line 595 "chapters/tensors/blas.md"
+#line 594 "chapters/tensors/blas.md"
 /* a[k] b[k], as four numbers that are still to be added */
 static inline V4 dot(long k, const REAL *a, const REAL *b) {
   V s = {0}, t = {0}, u = {0}, v = {0};
@@ -118,7 +118,7 @@ static inline V4 dot(long k, const REAL *a, const REAL *b) {
   return sum;
 }
 
-#line 619 "chapters/tensors/blas.md"
+#line 618 "chapters/tensors/blas.md"
 /* one column: C[m] = alpha A[m, k] b[k] + beta C */
 void column(long m, long k, REAL alpha, const REAL *a, long ra,
             const REAL *b, REAL beta, REAL *c, long rc) {
@@ -132,7 +132,7 @@ void column(long m, long k, REAL alpha, const REAL *a, long ra,
   }
 }
 
-#line 680 "chapters/tensors/blas.md"
+#line 679 "chapters/tensors/blas.md"
 typedef void task(void *job, long i);
 typedef void pool(task *f, void *job, long n, long threads);
 struct product {
@@ -149,7 +149,7 @@ struct job {
   long k, first;
 };
 
-#line 700 "chapters/tensors/blas.md"
+#line 699 "chapters/tensors/blas.md"
 /* C[m, n] from m rows of A and one panel of B, tile by tile */
 static void panel(const struct job *g, long m, long n, const REAL *a,
                   long step, const REAL *b, long rb, REAL *c) {
@@ -175,7 +175,7 @@ static void row(struct job g, long n) {
            g.p.beta, g.c + j, 0);
 }
 
-#line 729 "chapters/tensors/blas.md"
+#line 728 "chapters/tensors/blas.md"
 static long slices(long cx, long k, long n, long w) {
   return cx == 1 ? (k + 15) / 16 : (n + w - 1) / w;
 }
@@ -190,7 +190,7 @@ static void lay(const REAL *x, long rx, long cx, long k, long n, long w,
          out + j * k + p * w);
 }
 
-#line 747 "chapters/tensors/blas.md"
+#line 746 "chapters/tensors/blas.md"
 /* go to slab s of the stack; how many columns does it have? */
 static long locate(struct job *g, long s) {
   long j = s % g->p.slabs * g->p.width, batch = s / g->p.slabs;
@@ -209,7 +209,7 @@ static void fill(void *job, long t) {
       g.packed + s * g.p.width * g.k);
 }
 
-#line 769 "chapters/tensors/blas.md"
+#line 768 "chapters/tensors/blas.md"
 static void block(void *job, long t) {
   static _Thread_local REAL edge[KC * NR] __attribute__((aligned(64)));
   static _Thread_local REAL chunk[MC * KC] __attribute__((aligned(64)));
@@ -240,7 +240,7 @@ static void block(void *job, long t) {
     panel(&g, m, n, g.a, step, edge, NR, g.c);
 }
 
-#line 803 "chapters/tensors/blas.md"
+#line 802 "chapters/tensors/blas.md"
 /* C = alpha A B + beta C, for each product of the stack, as planned */
 int sgemm(const struct product *p, const REAL *a, const REAL *b, REAL *c) {
   long room = p->pack ? p->span * p->width * p->depth : 0;
